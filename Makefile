@@ -1,0 +1,57 @@
+# squib: `make demo` boots a VM on a bare Debian machine, `make test` checks everything.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+PACKAGES := e2fsprogs mmdebstrap python3-venv qemu-system-x86 squashfs-tools
+SOURCES := src tests bench hatch_build.py
+AGENT_SOURCES := $(shell find agent -name '*.go' -o -name go.mod)
+
+.PHONY: help demo test lint fmt unit agent-test vm-test bench setup clean
+
+help:  ## Show the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
+
+demo: setup  ## Install what is missing, boot a VM and run Python in it
+	@$(BIN)/python -m squib doctor --fix
+	@$(BIN)/python bench/demo.py
+
+test: lint unit agent-test vm-test  ## Lint, unit tests, the agent's tests, tests on real VMs
+
+lint: setup  ## ruff, mypy, import-linter, go vet
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python tests/go.py vet ./...
+
+fmt: setup  ## Format the code
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+unit: setup  ## Unit tests: no root, no VM, under 15 s
+	$(BIN)/pytest tests/unit
+
+agent-test: setup  ## The agent's own tests
+	$(BIN)/python tests/go.py test ./...
+
+vm-test: setup  ## Tests on real VMs
+	$(BIN)/python -m squib doctor --fix
+	$(BIN)/pytest tests/vm
+
+bench: setup  ## The figures that the README quotes
+	$(BIN)/python -m bench
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml hatch_build.py $(AGENT_SOURCES)
+	@missing=$$(for package in $(PACKAGES); do dpkg-query -W -f='$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || echo $$package; done); \
+	  if [ -n "$$missing" ]; then $(SUDO) apt-get update -q && $(SUDO) apt-get install -q -y --no-install-recommends $$missing; fi
+	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable . --group dev
+	@touch $@
+
+clean:  ## Remove the virtual environment and what was built in the tree
+	rm -rf $(VENV) src/squib/guest/bin dist

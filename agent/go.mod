@@ -1,0 +1,3 @@
+module squib/agent
+
+go 1.24

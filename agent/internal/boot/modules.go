@@ -1,0 +1,42 @@
+package boot
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"unsafe"
+)
+
+// loadModules loads the modules that the list names, in its order, and removes their files: an initramfs is memory.
+// A kernel that has all built in needs no list.
+func loadModules(dir, list string) error {
+	names, err := os.ReadFile(list)
+	if os.IsNotExist(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, name := range strings.Fields(string(names)) {
+		path := filepath.Join(dir, name)
+		if err := loadModule(path); err != nil && err != syscall.EEXIST {
+			return &os.PathError{Op: "finit_module", Path: path, Err: err}
+		}
+		os.Remove(path)
+	}
+	return nil
+}
+
+func loadModule(path string) error {
+	fd, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer syscall.Close(fd)
+	var noParameters [1]byte
+	if _, _, errno := syscall.Syscall(sysFinitModule, uintptr(fd), uintptr(unsafe.Pointer(&noParameters)), 0); errno != 0 {
+		return errno
+	}
+	return nil
+}

@@ -1,0 +1,97 @@
+package boot
+
+import (
+	"errors"
+	"os"
+	"syscall"
+)
+
+// Places in the initramfs.
+const (
+	modulesDir  = "/squib/modules"
+	modulesList = "/squib/modules.list"
+	baseDir     = "/squib/base"
+	overlayDir  = "/squib/overlay"
+	upperDir    = overlayDir + "/upper"
+	workDir     = overlayDir + "/work"
+	newRoot     = "/squib/root"
+)
+
+// CgroupDir is where cgroup v2 is mounted, if the kernel has it.
+const CgroupDir = "/sys/fs/cgroup"
+
+const (
+	noExec   = syscall.MS_NOSUID | syscall.MS_NODEV | syscall.MS_NOEXEC
+	noDevice = syscall.MS_NOSUID | syscall.MS_NODEV
+)
+
+// mount makes the directory and mounts on it.
+func mount(source, target, kind string, flags uintptr, data string) error {
+	if err := os.MkdirAll(target, 0o755); err != nil {
+		return err
+	}
+	if err := syscall.Mount(source, target, kind, flags, data); err != nil {
+		return &os.PathError{Op: "mount " + kind + " " + source + " on", Path: target, Err: err}
+	}
+	return nil
+}
+
+func mountKernel() error {
+	return errors.Join(
+		mount("proc", "/proc", "proc", noExec, ""),
+		mount("sysfs", "/sys", "sysfs", noExec, ""),
+		mount("devtmpfs", "/dev", "devtmpfs", syscall.MS_NOSUID, "mode=0755"),
+	)
+}
+
+// enterRoot makes newRoot the root of this process and of all that it will start. The initramfs stays below it, all but empty,
+// since the kernel cannot unmount it.
+func enterRoot() error {
+	for _, dir := range []string{"/proc", "/sys", "/dev"} {
+		if err := os.MkdirAll(newRoot+dir, 0o755); err != nil {
+			return err
+		}
+		if err := syscall.Mount(dir, newRoot+dir, "", syscall.MS_MOVE, ""); err != nil {
+			return &os.PathError{Op: "move mount", Path: dir, Err: err}
+		}
+	}
+	if err := os.Chdir(newRoot); err != nil {
+		return err
+	}
+	if err := syscall.Mount(".", "/", "", syscall.MS_MOVE, ""); err != nil {
+		return &os.PathError{Op: "move mount", Path: newRoot, Err: err}
+	}
+	if err := syscall.Chroot("."); err != nil {
+		return os.NewSyscallError("chroot", err)
+	}
+	return os.Chdir("/")
+}
+
+// mountInRoot completes /dev and mounts what programs expect in a running system. /run does not outlive a boot, /tmp does: it is
+// on the disk, as large as that, and goes into snapshots.
+func mountInRoot() error {
+	err := errors.Join(
+		mount("devpts", "/dev/pts", "devpts", syscall.MS_NOSUID|syscall.MS_NOEXEC, "gid=5,mode=620,ptmxmode=666"),
+		mount("tmpfs", "/dev/shm", "tmpfs", noDevice, "mode=1777"),
+		mount("tmpfs", "/run", "tmpfs", noDevice, "mode=755"),
+		directory("/run/lock", 0o777|os.ModeSticky),
+		directory("/tmp", 0o777|os.ModeSticky),
+	)
+	for name, target := range map[string]string{"fd": "", "stdin": "/0", "stdout": "/1", "stderr": "/2"} {
+		os.Symlink("/proc/self/fd"+target, "/dev/"+name)
+	}
+	// Commands do without cgroups on a kernel that has no v2.
+	mount("cgroup2", CgroupDir, "cgroup2", noExec, "nsdelegate")
+	return err
+}
+
+// directory makes a directory, past the umask, where there is none.
+func directory(path string, mode os.FileMode) error {
+	if err := os.Mkdir(path, mode.Perm()); err != nil {
+		if os.IsExist(err) {
+			return nil
+		}
+		return err
+	}
+	return os.Chmod(path, mode)
+}

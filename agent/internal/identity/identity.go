@@ -1,0 +1,127 @@
+// Package identity makes a guest somebody: name, clock, entropy, machine id. Clones of one template differ by it, so
+// what cannot be set is an error and never skipped.
+package identity
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Guest is where the identity is written.
+type Guest struct {
+	// Root is the directory that etc is below; empty means /.
+	Root string
+}
+
+// hostsMark ends the line of /etc/hosts that is ours.
+const hostsMark = "# squib"
+
+// CheckHostname refuses what is not a host name, above all what would break out of its line in a file.
+func CheckHostname(name string) error {
+	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+	other := strings.TrimLeft(name, letters+"-.")
+	if name == "" || len(name) > 64 || other != "" || !strings.Contains(letters, name[:1]) {
+		return fmt.Errorf("hostname: %q is not 1 to 64 letters, digits, dots and hyphens, the first a letter or a digit", name)
+	}
+	return nil
+}
+
+// SetHostname sets the name in the kernel, in /etc/hostname and in /etc/hosts.
+func (g Guest) SetHostname(name string) error {
+	if err := CheckHostname(name); err != nil {
+		return err
+	}
+	if err := syscall.Sethostname([]byte(name)); err != nil {
+		return os.NewSyscallError("sethostname", err)
+	}
+	return g.WriteHostname(name)
+}
+
+// WriteHostname writes the name to /etc/hostname and /etc/hosts.
+func (g Guest) WriteHostname(name string) error {
+	if err := g.write("etc/hostname", name+"\n", 0o644); err != nil {
+		return err
+	}
+	old, err := os.ReadFile(g.path("etc/hosts"))
+	if err != nil && !os.IsNotExist(err) {
+		return err
+	}
+	return g.write("etc/hosts", hosts(string(old), name), 0o644)
+}
+
+// hosts returns the content of /etc/hosts with our line in place of an older one, and with localhost, which images leave to
+// the container runtime.
+func hosts(old, name string) string {
+	var b strings.Builder
+	localhost := false
+	for line := range strings.Lines(old) {
+		line = strings.TrimRight(line, "\r\n")
+		if strings.HasSuffix(line, hostsMark) {
+			continue
+		}
+		entry, _, _ := strings.Cut(line, "#")
+		for i, field := range strings.Fields(entry) {
+			localhost = localhost || i > 0 && field == "localhost"
+		}
+		b.WriteString(line + "\n")
+	}
+	if !localhost {
+		b.WriteString("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n")
+	}
+	// Debian's convention for a host without a permanent address; 127.0.0.1 keeps resolving to localhost first.
+	b.WriteString("127.0.1.1 " + name + " " + hostsMark + "\n")
+	return b.String()
+}
+
+// CheckMachineID refuses what is not a machine id in the form of machine-id(5).
+func CheckMachineID(id string) error {
+	if len(id) != 32 || strings.TrimLeft(id, "0123456789abcdef") != "" {
+		return fmt.Errorf("machine_id: %q is not 32 lower-case hex digits", id)
+	}
+	return nil
+}
+
+// SetMachineID writes /etc/machine-id.
+func (g Guest) SetMachineID(id string) error {
+	if err := CheckMachineID(id); err != nil {
+		return err
+	}
+	return g.write("etc/machine-id", id+"\n", 0o444)
+}
+
+// SetClock sets the real-time clock. Durations are not affected.
+func SetClock(t time.Time) error {
+	tv := syscall.NsecToTimeval(t.UnixNano())
+	return os.NewSyscallError("settimeofday", syscall.Settimeofday(&tv))
+}
+
+func (g Guest) path(name string) string { return filepath.Join("/", g.Root, name) }
+
+// write replaces a file by rename, so that a reader never sees half of it and a symbolic link that the image has in its place is not followed.
+func (g Guest) write(name, content string, mode os.FileMode) error {
+	path := g.path(name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	temporary := path + ".squib"
+	os.Remove(temporary)
+	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(content)
+	if closeErr := f.Close(); err == nil {
+		err = closeErr
+	}
+	if err == nil {
+		err = os.Rename(temporary, path)
+	}
+	if err != nil {
+		os.Remove(temporary)
+	}
+	return err
+}

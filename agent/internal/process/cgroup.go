@@ -1,0 +1,164 @@
+package process
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+	"unsafe"
+)
+
+// Cgroups makes one cgroup for each command below a directory of its own.
+//
+// It works on descriptors, not on paths, so that a guest that unmounts or covers /sys/fs/cgroup changes nothing.
+type Cgroups struct {
+	dir *os.File
+
+	mu   sync.Mutex
+	left []string // ended commands whose descendants live on
+}
+
+// OpenCgroups makes the directory name in the cgroup v2 hierarchy mounted at mount. It fails where that is not one.
+func OpenCgroups(mount, name string) (*Cgroups, error) {
+	if _, err := os.Stat(filepath.Join(mount, "cgroup.controllers")); err != nil {
+		return nil, fmt.Errorf("no cgroup v2 at %s: %w", mount, err)
+	}
+	path := filepath.Join(mount, name)
+	if err := os.Mkdir(path, 0o755); err != nil && !os.IsExist(err) {
+		return nil, err
+	}
+	dir, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	return &Cgroups{dir: dir}, nil
+}
+
+// Cgroup holds the processes of one command.
+type Cgroup struct {
+	all  *Cgroups
+	name string
+	dir  *os.File
+}
+
+// New makes an empty cgroup.
+func (c *Cgroups) New(name string) (*Cgroup, error) {
+	c.Sweep()
+	if err := syscall.Mkdirat(int(c.dir.Fd()), name, 0o755); err != nil {
+		return nil, &os.PathError{Op: "mkdirat", Path: name, Err: err}
+	}
+	fd, err := syscall.Openat(int(c.dir.Fd()), name, syscall.O_RDONLY|syscall.O_DIRECTORY|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		c.remove(name)
+		return nil, &os.PathError{Op: "openat", Path: name, Err: err}
+	}
+	return &Cgroup{c, name, os.NewFile(uintptr(fd), name)}, nil
+}
+
+// Sweep removes the cgroups of ended commands whose last descendant has ended since.
+func (c *Cgroups) Sweep() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	kept := c.left[:0]
+	for _, name := range c.left {
+		if c.remove(name) == syscall.EBUSY {
+			kept = append(kept, name)
+		}
+	}
+	c.left = kept
+}
+
+func (c *Cgroups) remove(name string) error {
+	const atRemoveDir = 0x200
+	path, err := syscall.BytePtrFromString(name)
+	if err != nil {
+		return err
+	}
+	_, _, errno := syscall.Syscall(syscall.SYS_UNLINKAT, c.dir.Fd(), uintptr(unsafe.Pointer(path)), atRemoveDir)
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// Release removes the cgroup, later if processes are left in it. It must not be used afterwards.
+func (g *Cgroup) Release() {
+	g.dir.Close()
+	g.all.mu.Lock()
+	defer g.all.mu.Unlock()
+	if g.all.remove(g.name) == syscall.EBUSY {
+		g.all.left = append(g.all.left, g.name)
+	}
+}
+
+// Kill sends SIGKILL to every process in the cgroup. It reports whether that was final: without cgroup.kill (before Linux 5.14)
+// a process can fork while the others are told, and Kill must be repeated until Empty.
+func (g *Cgroup) Kill() (final bool) {
+	if g.write("cgroup.kill", "1") == nil {
+		return true
+	}
+	procs, err := g.read("cgroup.procs")
+	if err != nil {
+		return false
+	}
+	for _, field := range strings.Fields(procs) {
+		if pid, err := strconv.Atoi(field); err == nil && pid > 1 {
+			syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+	return false
+}
+
+// Empty reports whether no process is left in the cgroup, zombies aside.
+func (g *Cgroup) Empty() bool {
+	events, err := g.read("cgroup.events")
+	return err != nil || strings.Contains(events, "populated 0")
+}
+
+// KillAll kills until the cgroup is empty or stop is closed.
+func (g *Cgroup) KillAll(stop <-chan struct{}) {
+	for wait := time.Millisecond; !g.Empty(); wait = min(2*wait, 20*time.Millisecond) {
+		g.Kill()
+		select {
+		case <-time.After(wait):
+		case <-stop:
+			return
+		}
+	}
+}
+
+func (g *Cgroup) open(name string, flags int) (*os.File, error) {
+	fd, err := syscall.Openat(int(g.dir.Fd()), name, flags|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "openat", Path: g.name + "/" + name, Err: err}
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+func (g *Cgroup) write(name, text string) error {
+	f, err := g.open(name, syscall.O_WRONLY)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = f.WriteString(text)
+	return err
+}
+
+func (g *Cgroup) read(name string) (string, error) {
+	f, err := g.open(name, syscall.O_RDONLY)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	b := make([]byte, 64<<10)
+	n, err := f.Read(b)
+	if n > 0 {
+		err = nil
+	}
+	return string(b[:n]), err
+}

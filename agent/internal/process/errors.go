@@ -1,0 +1,38 @@
+package process
+
+import "errors"
+
+// Code is an error code of protocol/agent.md.
+type Code string
+
+// The codes of what can keep a command from starting or from being used.
+const (
+	BadRequest      Code = "bad_request"
+	NoShell         Code = "no_shell"
+	CommandNotFound Code = "command_not_found"
+	NotExecutable   Code = "not_executable"
+	BadCwd          Code = "bad_cwd"
+	NoSuchUser      Code = "no_such_user"
+	NoSuchProcess   Code = "no_such_process"
+	StdinClosed     Code = "stdin_closed"
+	Internal        Code = "internal"
+)
+
+// Error is a failure that the host is told by its code.
+type Error struct {
+	Code    Code
+	Message string
+}
+
+func (e *Error) Error() string { return e.Message }
+
+func fail(code Code, message string) error { return &Error{code, message} }
+
+// CodeOf returns the code that the host is told about err: Internal for what is not an *Error.
+func CodeOf(err error) Code {
+	var e *Error
+	if errors.As(err, &e) {
+		return e.Code
+	}
+	return Internal
+}

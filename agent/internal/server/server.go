@@ -1,0 +1,73 @@
+// Package server answers the host: the HTTP endpoints of protocol/agent.md, section 3, over unencrypted HTTP/2.
+package server
+
+import (
+	"log"
+	"net"
+	"net/http"
+	"time"
+
+	"squib/agent/internal/identity"
+	"squib/agent/internal/process"
+	"squib/agent/internal/transport"
+)
+
+// Receive windows. All streams share the connection's, and a command that does not read its stdin holds its stream's for as
+// long as it likes: so the connection's is many times the stream's, or two such commands would shut out every other request body.
+const (
+	connectionWindow = 4<<20 - 1
+	streamWindow     = 256 << 10
+)
+
+// Config is what the server needs of the guest.
+type Config struct {
+	Version  string // of the agent
+	Guest    identity.Guest
+	PowerOff func(grace time.Duration) // called once in its own goroutine, after the host was answered
+	Log      *log.Logger
+}
+
+// Server serves one guest.
+type Server struct {
+	config    Config
+	processes *process.Manager
+	http      *http.Server
+}
+
+// New returns a server for the commands of processes.
+func New(processes *process.Manager, config Config) *Server {
+	s := &Server{config: config, processes: processes}
+	mux := http.NewServeMux()
+	for pattern, endpoint := range map[string]handler{
+		"GET /v1/hello":                  s.hello,
+		"POST /v1/setup":                 s.setup,
+		"POST /v1/exec":                  s.exec,
+		"GET /v1/processes":              s.list,
+		"POST /v1/processes/{id}/stdin":  s.stdin,
+		"POST /v1/processes/{id}/signal": s.signal,
+		"DELETE /v1/processes/{id}":      s.kill,
+		"POST /v1/poweroff":              s.powerOff,
+		"/": func(_ http.ResponseWriter, r *http.Request) error {
+			return badRequest("no such endpoint: " + r.Method + " " + r.URL.Path)
+		},
+	} {
+		mux.Handle(pattern, endpoint)
+	}
+	var protocols http.Protocols
+	protocols.SetUnencryptedHTTP2(true)
+	s.http = &http.Server{
+		Handler:   mux,
+		Protocols: &protocols,
+		ErrorLog:  config.Log,
+		HTTP2: &http.HTTP2Config{
+			MaxReadFrameSize:              transport.MaxFrame,
+			MaxConcurrentStreams:          1000,
+			MaxReceiveBufferPerConnection: connectionWindow,
+			MaxReceiveBufferPerStream:     streamWindow,
+		},
+	}
+	return s
+}
+
+// Serve answers on the listener's connections until it fails.
+func (s *Server) Serve(l net.Listener) error { return s.http.Serve(l) }

@@ -1,0 +1,124 @@
+package server
+
+import (
+	"encoding/base64"
+	"net/http"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"squib/agent/internal/identity"
+	"squib/agent/internal/process"
+	"squib/agent/internal/transport"
+)
+
+// defaultGrace is how long processes have to end before a power-off that names no time.
+const defaultGrace = 500 * time.Millisecond
+
+func (s *Server) hello(w http.ResponseWriter, r *http.Request) error {
+	return answer(w, map[string]any{
+		"protocol": transport.Version, "agent_version": s.config.Version, "boot_id": bootID(), "kernel": kernelRelease(),
+		"uptime_ms": uptime().Milliseconds(),
+	})
+}
+
+func (s *Server) setup(w http.ResponseWriter, r *http.Request) error {
+	var request struct {
+		Hostname   *text    `json:"hostname"`
+		TimeUnixMS *int64   `json:"time_unix_ms"`
+		Entropy    *string  `json:"entropy"`
+		MachineID  *text    `json:"machine_id"`
+		Env        *textMap `json:"env"`
+	}
+	if err := decode(w, r, &request); err != nil {
+		return err
+	}
+	// Everything is checked before anything is changed. Entropy comes first, since nothing may draw numbers before it.
+	var steps []func() error
+	if request.Entropy != nil {
+		seed, err := base64.StdEncoding.DecodeString(*request.Entropy)
+		if err != nil || len(seed) < identity.MinEntropy || len(seed) > identity.MaxEntropy {
+			return badRequest("entropy must be 32 to 512 bytes in base64")
+		}
+		steps = append(steps, func() error { return identity.AddEntropy(seed) })
+	}
+	if request.TimeUnixMS != nil {
+		steps = append(steps, func() error { return identity.SetClock(time.UnixMilli(*request.TimeUnixMS)) })
+	}
+	if request.Hostname != nil {
+		name := string(*request.Hostname)
+		if err := identity.CheckHostname(name); err != nil {
+			return badRequest(err.Error())
+		}
+		steps = append(steps, func() error { return s.config.Guest.SetHostname(name) })
+	}
+	if request.MachineID != nil {
+		id := string(*request.MachineID)
+		if err := identity.CheckMachineID(id); err != nil {
+			return badRequest(err.Error())
+		}
+		steps = append(steps, func() error { return s.config.Guest.SetMachineID(id) })
+	}
+	if request.Env != nil {
+		if err := process.CheckEnv(*request.Env); err != nil {
+			return err
+		}
+		steps = append(steps, func() error { s.processes.SetEnv(*request.Env); return nil })
+	}
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (s *Server) powerOff(w http.ResponseWriter, r *http.Request) error {
+	var request struct {
+		GraceMS *int64 `json:"grace_ms"`
+	}
+	if err := decode(w, r, &request); err != nil {
+		return err
+	}
+	grace := defaultGrace
+	if request.GraceMS != nil {
+		if *request.GraceMS < 0 || *request.GraceMS > int64(time.Hour/time.Millisecond) {
+			return badRequest("grace_ms must be 0 to 3600000")
+		}
+		grace = time.Duration(*request.GraceMS) * time.Millisecond
+	}
+	s.processes.Stop()
+	w.WriteHeader(http.StatusAccepted)
+	http.NewResponseController(w).Flush()
+	go s.config.PowerOff(grace)
+	return nil
+}
+
+func bootID() string {
+	id, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(id))
+}
+
+func kernelRelease() string {
+	var uts syscall.Utsname
+	syscall.Uname(&uts)
+	var b []byte
+	for _, c := range uts.Release {
+		if c == 0 {
+			break
+		}
+		b = append(b, byte(c))
+	}
+	return string(b)
+}
+
+// uptime is the time since the kernel's boot. It needs no /proc, which is the guest's to unmount.
+func uptime() time.Duration {
+	const clockBoottime = 7
+	var ts syscall.Timespec
+	syscall.Syscall(syscall.SYS_CLOCK_GETTIME, clockBoottime, uintptr(unsafe.Pointer(&ts)), 0)
+	return time.Duration(ts.Nano())
+}

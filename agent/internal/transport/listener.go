@@ -1,0 +1,135 @@
+// Package transport carries HTTP/2 sessions over one byte stream that outlives them: the handshake of
+// protocol/agent.md, section 2.
+package transport
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"time"
+)
+
+// okTimeout bounds the write of an OK line. A host that went away after its SYNC must not keep the agent from reading
+// the next one; a host that is there reads at once.
+const okTimeout = 250 * time.Millisecond
+
+// Port is the guest's end of the stream. *os.File in non-blocking mode and net.Conn have all but ReadWait.
+type Port interface {
+	// Read returns io.EOF while no host is connected.
+	io.ReadWriter
+	// ReadWait is Read, but waits, without using the processor, while no host is connected.
+	ReadWait(p []byte) (int, error)
+	SetReadDeadline(time.Time) error
+	SetWriteDeadline(time.Time) error
+}
+
+// Listener gives one net.Conn for each handshake on the port, one after the other.
+type Listener struct {
+	port    Port
+	current *Conn
+	closing chan struct{}
+	once    sync.Once
+
+	// Read from the port and not consumed. Owned by Accept between sessions and by the session's reader inside one.
+	pending []byte
+	buffer  []byte
+}
+
+// Listen serves the port, which nobody else may read or write from now on.
+func Listen(port Port) *Listener {
+	return &Listener{port: port, closing: make(chan struct{}), buffer: make([]byte, smallRead)}
+}
+
+// Accept waits for the end of the session before and for a handshake. It returns when the client preface is there.
+func (l *Listener) Accept() (net.Conn, error) {
+	if l.current != nil {
+		select {
+		case <-l.current.done:
+		case <-l.closing:
+			return nil, net.ErrClosed
+		}
+		// The deadlines that Close has set send a reader or a writer of the old session away; after that the port is ours.
+		l.current.rd.Lock()
+		l.current.wr.Lock()
+		l.current = nil
+	}
+	l.port.SetWriteDeadline(time.Time{})
+	l.port.SetReadDeadline(time.Time{})
+
+	var scan scanner
+	for {
+		if len(l.pending) == 0 {
+			n, err := l.port.ReadWait(l.buffer)
+			if err != nil {
+				select {
+				case <-l.closing:
+					err = net.ErrClosed
+				default:
+				}
+				return nil, err
+			}
+			l.pending = l.buffer[:n]
+		}
+		n, reply, started := scan.feed(l.pending)
+		l.pending = l.pending[n:]
+		if started {
+			l.current = &Conn{l: l, preface: clientPreface, done: make(chan struct{})}
+			return l.current, nil
+		}
+		if reply != nil {
+			if err := l.reply(reply); err != nil {
+				return nil, err
+			}
+		}
+	}
+}
+
+// reply writes an OK line; that the host is not there to read it is no error.
+func (l *Listener) reply(line []byte) error {
+	l.port.SetWriteDeadline(time.Now().Add(okTimeout))
+	_, err := l.port.Write(line)
+	l.port.SetWriteDeadline(time.Time{})
+	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, io.ErrClosedPipe) {
+		return nil
+	}
+	return err
+}
+
+// read gives a session what is pending, or else what the port has.
+func (l *Listener) read(p []byte) (int, error) {
+	if len(l.pending) == 0 {
+		if len(p) >= smallRead {
+			return l.port.Read(p)
+		}
+		n, err := l.port.Read(l.buffer)
+		if n == 0 {
+			return 0, err
+		}
+		l.pending = l.buffer[:n]
+	}
+	n := copy(p, l.pending)
+	l.pending = l.pending[n:]
+	return n, nil
+}
+
+// unread puts bytes that a session has read, and that are not its own, before what is pending.
+func (l *Listener) unread(a, b []byte) {
+	all := make([]byte, 0, len(a)+len(b)+len(l.pending))
+	all = append(all, a...)
+	all = append(all, b...)
+	l.pending = append(all, l.pending...)
+}
+
+// Close ends Accept with net.ErrClosed at the next event, and ends the current session. The port stays open.
+func (l *Listener) Close() error {
+	l.once.Do(func() {
+		close(l.closing)
+		l.port.SetReadDeadline(past)
+	})
+	return nil
+}
+
+// Addr implements net.Listener.
+func (l *Listener) Addr() net.Addr { return addr("guest") }

@@ -1,0 +1,80 @@
+// Command squib-agent is the first process of a squib guest. It boots the guest from the initramfs and then does what the host
+// asks over a virtio port; protocol/agent.md is its contract.
+package main
+
+import (
+	"fmt"
+	"log"
+	"os"
+	"os/signal"
+	"runtime"
+	"syscall"
+	"time"
+
+	"squib/agent/internal/boot"
+	"squib/agent/internal/identity"
+	"squib/agent/internal/process"
+	"squib/agent/internal/server"
+	"squib/agent/internal/transport"
+)
+
+// version is set by the linker.
+var version = "0.0.0"
+
+// portTimeout bounds the wait for the host's port to appear.
+const portTimeout = 10 * time.Second
+
+func init() {
+	// The main goroutine keeps the main thread to itself: what the kernel knows as the process (its owner in /proc, who may
+	// signal it) must not change when another goroutine gives its thread a user's identity.
+	runtime.LockOSThread()
+}
+
+func main() {
+	if os.Getpid() != 1 {
+		fmt.Println("squib-agent", version)
+		return
+	}
+	ignoreSignals()
+	// The agent waits in system calls, and a goroutine that waits there holds its processor for a while: one more than the
+	// guest has keeps the others going. Many would only wake each other.
+	runtime.GOMAXPROCS(min(max(runtime.NumCPU(), 2), 4))
+
+	guest, err := boot.Run()
+	if err != nil {
+		guest.Fatal(err)
+	}
+	guest.Fatal(serve(guest))
+}
+
+// serve answers the host for as long as the guest lives.
+func serve(guest *boot.Guest) error {
+	reaper := process.NewReaper()
+	go reaper.Run()
+	cgroups, err := process.OpenCgroups(boot.CgroupDir, "squib")
+	if err != nil {
+		guest.Console.Print("commands run without cgroups: " + err.Error())
+	}
+	processes := process.NewManager(reaper, cgroups, process.Accounts{})
+	port, err := transport.Open(transport.PortName, portTimeout)
+	if err != nil {
+		return &boot.StepError{Step: "open the port", Err: err}
+	}
+	s := server.New(processes, server.Config{
+		Version:  version,
+		Guest:    identity.Guest{},
+		PowerOff: func(grace time.Duration) { guest.PowerOff(grace, reaper.Childless) },
+		Log:      log.New(guest.Console, "", 0),
+	})
+	guest.Console.Print("ready")
+	return &boot.StepError{Step: "serve", Err: s.Serve(transport.Listen(port))}
+}
+
+// ignoreSignals takes and drops the signals that a process of the guest can send to PID 1 and that would end a Go program. The kernel
+// shields PID 1 only from signals that it has no handler for, and the Go runtime has one for each. They are not
+// set to be ignored, since commands would inherit that.
+func ignoreSignals() {
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTRAP, syscall.SIGABRT,
+		syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGPIPE, syscall.SIGALRM, syscall.SIGTERM, syscall.SIGSTKFLT, syscall.SIGXCPU,
+		syscall.SIGXFSZ, syscall.SIGVTALRM, syscall.SIGPROF, syscall.SIGIO, syscall.SIGPWR, syscall.SIGSYS)
+}

@@ -1,0 +1,121 @@
+"""squib: Linux microVMs from Python.
+
+from squib import VM
+
+with VM() as vm:
+    print(vm.run("uname -a").output)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from squib.errors import (
+        AgentError,
+        AgentUnreachable,
+        AgentVersionMismatch,
+        BadWorkingDirectory,
+        BodyTooLarge,
+        BootError,
+        BootFailed,
+        BootTimeout,
+        CommandFailed,
+        CommandNotFound,
+        CommandTimeout,
+        Conflict,
+        DependencyMissing,
+        DiskFull,
+        EngineError,
+        EngineStartFailed,
+        EngineUnavailable,
+        ExecError,
+        HostError,
+        HostNotAllowed,
+        ImageCorrupt,
+        InternalError,
+        InvalidArgument,
+        NameTaken,
+        NoShell,
+        NoSuchProcess,
+        NoSuchUser,
+        NotExecutable,
+        NotFound,
+        SquibError,
+        StdinClosed,
+        ToolFailed,
+        Unauthorized,
+        WrongState,
+    )
+    from squib.models import VMConfig, VMInfo, VMState
+    from squib.sdk.aio import AsyncVM
+    from squib.sdk.client import EngineClient
+    from squib.sdk.result import ExecResult
+    from squib.sdk.vm import VM
+    from squib.version import VERSION as __version__
+
+__all__ = [
+    "VM",
+    "AgentError",
+    "AgentUnreachable",
+    "AgentVersionMismatch",
+    "AsyncVM",
+    "BadWorkingDirectory",
+    "BodyTooLarge",
+    "BootError",
+    "BootFailed",
+    "BootTimeout",
+    "CommandFailed",
+    "CommandNotFound",
+    "CommandTimeout",
+    "Conflict",
+    "DependencyMissing",
+    "DiskFull",
+    "EngineClient",
+    "EngineError",
+    "EngineStartFailed",
+    "EngineUnavailable",
+    "ExecError",
+    "ExecResult",
+    "HostError",
+    "HostNotAllowed",
+    "ImageCorrupt",
+    "InternalError",
+    "InvalidArgument",
+    "NameTaken",
+    "NoShell",
+    "NoSuchProcess",
+    "NoSuchUser",
+    "NotExecutable",
+    "NotFound",
+    "SquibError",
+    "StdinClosed",
+    "ToolFailed",
+    "Unauthorized",
+    "VMConfig",
+    "VMInfo",
+    "VMState",
+    "WrongState",
+    "__version__",
+]
+
+_HOME = {
+    "VM": "squib.sdk.vm",
+    "AsyncVM": "squib.sdk.aio",
+    "EngineClient": "squib.sdk.client",
+    "ExecResult": "squib.sdk.result",
+    "VMConfig": "squib.models",
+    "VMInfo": "squib.models",
+    "VMState": "squib.models",
+}
+"""Where the public names that are no errors live. They are imported at first use: the command line and the engine
+start without what they do not need."""
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return import_module("squib.version").VERSION
+    if name not in __all__:
+        raise AttributeError(f"module 'squib' has no attribute {name!r}")
+    return getattr(import_module(_HOME.get(name, "squib.errors")), name)

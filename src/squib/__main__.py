@@ -1,0 +1,5 @@
+"""``python -m squib``."""
+
+from squib.cli.main import main
+
+main()

@@ -1,0 +1,91 @@
+"""What every request passes before a route sees it: Host header, token, size of the body. Plain ASGI."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Collection
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from squib.core.engine import Engine
+from squib.errors import BodyTooLarge, HostNotAllowed, SquibError, Unauthorized, to_wire
+
+MAX_BODY_BYTES = 1 << 20
+"""For every request but streams of bytes into a guest, which are passed on as they come."""
+_STREAMED = "/stdin"
+
+
+def error_response(error: SquibError) -> JSONResponse:
+    """The answer that reports an error."""
+    return JSONResponse({"error": to_wire(error)}, status_code=error.http_status)
+
+
+class Guards:
+    """Refuses requests with a foreign Host, without the token (if there is one), or with too large a body.
+
+    The Host check keeps a web page from reaching a local engine through DNS rebinding. Counts as activity of the
+    engine.
+    """
+
+    def __init__(self, app: ASGIApp, engine: Engine, *, allowed_hosts: Collection[str], token: str | None) -> None:
+        self._app = app
+        self._engine = engine
+        self._allowed_hosts = frozenset(allowed_hosts)
+        self._token = token.encode() if token else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        try:
+            self._check(headers)
+            body = receive if scope["path"].endswith(_STREAMED) else _limited(headers, receive)
+        except SquibError as error:
+            await error_response(error)(scope, receive, send)
+            return
+        with self._engine.activity():
+            await self._app(scope, body, send)
+
+    def _check(self, headers: Headers) -> None:
+        host = host_of(headers.get("host", ""))
+        if host not in self._allowed_hosts:
+            raise HostNotAllowed(
+                f"the engine does not answer to the host name {host[:100]!r}",
+                hint=f"squib serve --allow-host {host[:100]}",
+            )
+        if self._token is None:
+            return
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), self._token):
+            raise Unauthorized("the token is missing or wrong", hint="set SQUIB_TOKEN to what squib serve printed")
+
+
+def host_of(header: str) -> str:
+    """The host of a Host header, without its port: ``[::1]:80`` is ``[::1]``."""
+    if header.startswith("["):
+        return header.partition("]")[0].lower() + "]"
+    return header.partition(":")[0].lower()
+
+
+def _limited(headers: Headers, receive: Receive) -> Receive:
+    length = headers.get("content-length", "0")
+    if not length.isdecimal() or int(length) > MAX_BODY_BYTES:
+        raise _too_large()
+    received = 0
+
+    async def limited() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > MAX_BODY_BYTES:
+            raise _too_large()
+        return message
+
+    return limited
+
+
+def _too_large() -> BodyTooLarge:
+    return BodyTooLarge(f"the request's body is over {MAX_BODY_BYTES} bytes")

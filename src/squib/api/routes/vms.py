@@ -1,0 +1,55 @@
+"""``/v1/vms``: the life of VMs."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+
+from squib.api.context import EngineDep, Ref, while_connected
+from squib.api.schema import CreateRequest, StartRequest, StopRequest, VMList
+from squib.core.create import create_vm
+from squib.core.delete import delete_vm
+from squib.core.inspect import describe, get_vm, list_vms
+from squib.core.start import start_vm
+from squib.core.stop import stop_vm
+from squib.models import Name, VMInfo
+
+router = APIRouter(prefix="/vms", tags=["vms"])
+
+
+@router.get("")
+async def list_all(engine: EngineDep, project: Name | None = None) -> VMList:
+    """All VMs, oldest first."""
+    return VMList(vms=list_vms(engine, project=project))
+
+
+@router.post("", status_code=201)
+async def create(engine: EngineDep, request: Request, body: CreateRequest) -> VMInfo:
+    """Make a VM. If the client goes away before the answer, the VM is removed again."""
+    work = create_vm(
+        engine, body.config, start=body.start, on_progress=lambda _: None, boot_timeout_s=body.boot_timeout_s
+    )
+    return describe(engine, await while_connected(request, work))
+
+
+@router.get("/{ref}")
+async def get(engine: EngineDep, ref: Ref) -> VMInfo:
+    """One VM."""
+    return get_vm(engine, ref)
+
+
+@router.post("/{ref}/start")
+async def start(engine: EngineDep, ref: Ref, body: StartRequest) -> VMInfo:
+    """Start a VM and answer when it is ready. On a VM that runs: nothing."""
+    return describe(engine, await start_vm(engine, ref, boot_timeout_s=body.boot_timeout_s))
+
+
+@router.post("/{ref}/stop")
+async def stop(engine: EngineDep, ref: Ref, body: StopRequest) -> VMInfo:
+    """Stop a VM, by force after the timeout. On a VM that does not run: nothing."""
+    return describe(engine, await stop_vm(engine, ref, timeout_s=body.timeout_s))
+
+
+@router.delete("/{ref}", status_code=204)
+async def delete(engine: EngineDep, ref: Ref) -> None:
+    """Delete a VM and all that it has. The answer comes when it is gone."""
+    await delete_vm(engine, ref)

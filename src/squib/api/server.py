@@ -1,0 +1,132 @@
+"""The engine as a process: its API on the state directory's unix socket and, if asked for, on TCP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import logging.handlers
+import secrets
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from squib.api.app import create_app
+from squib.api.guards import host_of
+from squib.core.engine import open_engine
+from squib.drivers.select import select_driver
+from squib.errors import InvalidArgument
+from squib.host import sockets
+from squib.host.files import write_atomic
+from squib.paths import Home
+
+log = logging.getLogger("squib.server")
+
+_LOG_BYTES = 4 << 20
+_LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+
+
+@dataclass(frozen=True)
+class TcpOptions:
+    """Where to listen beside the unix socket. ``token`` is made, and kept in the state directory, if it is empty."""
+
+    host: str
+    port: int
+    token: str = ""
+    allowed_hosts: tuple[str, ...] = ()
+
+
+async def serve(
+    home: Home,
+    *,
+    idle_exit_s: float | None = None,
+    tcp: TcpOptions | None = None,
+    on_ready: Callable[[str | None, str | None], None],
+) -> None:
+    """Run the engine until SIGTERM or SIGINT, or until nobody has needed it for ``idle_exit_s``. VMs go on.
+
+    ``on_ready`` is called with the URL and the token of the TCP listener (or ``None``) when requests are answered.
+    Raises `EngineStartFailed`, `InvalidArgument` if the address cannot be bound.
+    """
+    tcp_socket = _bind(tcp) if tcp else None
+    async with open_engine(home, await select_driver()) as engine, contextlib.AsyncExitStack() as stack:
+        log.info("engine of %s: %s, %s", home.root, engine.driver.name, engine.driver.accelerator)
+        unix_socket = sockets.listen(home.engine_socket)
+        stack.callback(home.engine_socket.unlink, missing_ok=True)
+        servers = [_Server(create_app(engine), unix_socket)]
+        url = token = None
+        if tcp and tcp_socket:
+            token = tcp.token or _own_token(home)
+            hosts = {*_LOCAL_HOSTS, host_of(tcp.host), *map(str.lower, tcp.allowed_hosts)}
+            servers.append(_Server(create_app(engine, allowed_hosts=hosts, token=token), tcp_socket))
+            url = f"http://{tcp.host}:{tcp_socket.getsockname()[1]}"
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        async with asyncio.TaskGroup() as tasks:
+            for server in servers:
+                tasks.create_task(server.answer())
+            for server in servers:
+                await server.answering.wait()
+            on_ready(url, token)
+            while not stop.is_set() and (idle_exit_s is None or engine.idle_s < idle_exit_s):
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), 1.0)
+            log.info("engine ends: %s", "asked to" if stop.is_set() else "idle")
+            home.engine_socket.unlink(missing_ok=True)  # from here on, clients start another engine
+            for server in servers:
+                server.should_exit = True
+
+
+class _Server(uvicorn.Server):
+    """uvicorn on one listening socket; signals are the engine's."""
+
+    def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
+        super().__init__(
+            uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2)
+        )
+        self._listener = listener
+        self.answering = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.answering.set()
+
+    def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
+        return contextlib.nullcontext()
+
+    async def answer(self) -> None:
+        """Answer requests until ``should_exit``."""
+        await self.serve([self._listener])
+
+
+def _bind(tcp: TcpOptions) -> socket.socket:
+    try:
+        return socket.create_server((tcp.host, tcp.port))
+    except OSError as error:
+        raise InvalidArgument(
+            f"cannot listen on {tcp.host}:{tcp.port}: {error.strerror or error}",
+            hint="squib serve --listen 127.0.0.1:0",
+        ) from error
+
+
+def _own_token(home: Home) -> str:
+    """The token of this state directory; made once."""
+    if home.token.exists():
+        return home.token.read_text().strip()
+    token = secrets.token_urlsafe(32)
+    write_atomic(home.token, token.encode())
+    return token
+
+
+def log_to_file(home: Home) -> None:
+    """Send the log to the state directory, bounded to two files of 4 MiB."""
+    home.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handler = logging.handlers.RotatingFileHandler(home.engine_log, maxBytes=_LOG_BYTES, backupCount=1)
+    logging.basicConfig(
+        level=logging.INFO, handlers=[handler], format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )

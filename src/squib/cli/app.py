@@ -1,0 +1,120 @@
+"""The command line's frame: the app, the flags that every command has, and how a command is declared.
+
+Commands are functions in `squib.cli.commands`, one verb one file. They import what they need inside: ``squib --help`` reads
+all their flags, and is to be instant.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Annotated, Any, Concatenate, ParamSpec
+
+import typer
+
+from squib.cli.render import Output
+
+P = ParamSpec("P")
+Result = int | None | Coroutine[Any, Any, int | None]
+"""What a command's function returns: the exit status, ``None`` for 0, or a coroutine of it."""
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, and errors as JSON on standard error.")]
+VerboseFlag = Annotated[bool, typer.Option("--verbose", "-v", help="Tell more about what is done.")]
+
+HELP = """Linux microVMs: machines of their own for programs, people and agents.
+
+Commands take a VM by its ID or by its name. Flags stand before what they apply to; --json and --verbose may also stand before
+the command.
+"""
+
+app = typer.Typer(
+    name="squib",
+    help=HELP,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def make_group(name: str, help: str) -> typer.Typer:
+    """A command that only has subcommands, as ``squib image``."""
+    group = typer.Typer(name=name, help=help, no_args_is_help=True, rich_markup_mode=None)
+    group.callback()(_global_flags)
+    app.add_typer(group)
+    return group
+
+
+def _global_flags(context: typer.Context, json: JsonFlag = False, verbose: VerboseFlag = False) -> None:
+    context.obj = _merge(context.obj, json, verbose)
+
+
+app.callback()(_global_flags)
+
+
+def _merge(before: Output | None, json: bool, verbose: bool) -> Output:
+    before = before or Output()
+    return Output(json=before.json or json, verbose=before.verbose or verbose)
+
+
+def command(
+    name: str,
+    *,
+    aliases: Sequence[str] = (),
+    examples: Sequence[str] = (),
+    group: typer.Typer = app,
+    takes_command: bool = False,
+) -> Callable[[Callable[Concatenate[Output, P], Result]], Callable[Concatenate[Output, P], Result]]:
+    """Declare a function as the command ``name``. Its parameters after the first are the command's flags.
+
+    ``--json`` and ``--verbose`` are added to them. ``takes_command``: everything from the first argument on is an argument,
+    whatever it looks like.
+    """
+
+    def declare(function: Callable[Concatenate[Output, P], Result]) -> Callable[Concatenate[Output, P], Result]:
+        settings = {"allow_interspersed_args": not takes_command}
+        for spelling in (name, *aliases):
+            group.command(
+                spelling,
+                help=_help(function, aliases),
+                epilog=_epilog(examples),
+                hidden=spelling != name,
+                context_settings=settings,
+            )(_entry(function))
+        return function
+
+    return declare
+
+
+def _entry(function: Callable[..., Result]) -> Callable[..., None]:
+    """What typer calls: takes the context and the flags of all commands too, and ends with the function's status."""
+
+    def entry(context: typer.Context, *, json: bool, verbose: bool, **flags: object) -> None:
+        output = context.obj = _merge(context.obj, json, verbose)
+        result = function(output, **flags)
+        if inspect.iscoroutine(result):
+            from squib.cli.runner import run
+
+            result = run(result)
+        raise typer.Exit(result or 0)  # type: ignore[arg-type]
+
+    _, *own = inspect.signature(function, eval_str=True).parameters.values()
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspect.Parameter("context", keyword, annotation=typer.Context),
+        *(parameter.replace(kind=keyword) for parameter in own),
+        inspect.Parameter("json", keyword, annotation=JsonFlag, default=False),
+        inspect.Parameter("verbose", keyword, annotation=VerboseFlag, default=False),
+    ]
+    entry.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    entry.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return entry
+
+
+def _help(function: Callable[..., Result], aliases: Sequence[str]) -> str:
+    text = inspect.getdoc(function) or ""
+    return f"{text}\n\nAlias: {', '.join(aliases)}" if aliases else text
+
+
+def _epilog(examples: Sequence[str]) -> str | None:
+    return "\b\nExamples:\n" + "\n".join(f"  {example}" for example in examples) if examples else None

@@ -1,0 +1,65 @@
+"""Sizes and times as people type and read them."""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import datetime, timedelta
+
+from squib.errors import InvalidArgument
+
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(?:([kmgt])(?:i?b)?)?", re.IGNORECASE)
+_MIB_PER = {"k": 1 / 1024, "m": 1, "g": 1024, "t": 1024 * 1024}
+_DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
+_SECONDS_PER = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+_BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def parse_size_mib(text: str, *, flag: str) -> int:
+    """A size in MiB: ``512`` (MiB), ``512m``, ``512mb``, ``1g``, ``1.5GiB``. Units are powers of 1024.
+
+    Raises `InvalidArgument`, which names ``flag``, if it is no size or not a whole number of MiB.
+    """
+    found = _SIZE.fullmatch(text)
+    mib = float(found[1]) * _MIB_PER[(found[2] or "m").lower()] if found else math.nan
+    if not mib.is_integer():
+        raise InvalidArgument(f"{flag}: {text!r} is not a size in MiB", hint=f"write {flag} 512, 512m or 1g")
+    return int(mib)
+
+
+def parse_duration_s(text: str, *, flag: str) -> float:
+    """A time in seconds: ``30`` (seconds), ``30s``, ``500ms``, ``5m``, ``1h30m``.
+
+    Raises `InvalidArgument`, which names ``flag``.
+    """
+    if _NUMBER.fullmatch(text):
+        return float(text)
+    parts = _DURATION_PART.findall(text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise InvalidArgument(f"{flag}: {text!r} is not a time", hint=f"write {flag} 30, 30s, 5m or 1h")
+    return sum(float(number) * _SECONDS_PER[unit] for number, unit in parts)
+
+
+def show_mib(mib: int) -> str:
+    """``512 MiB``, ``10 GiB``."""
+    return show_bytes(mib << 20)
+
+
+def show_bytes(count: int) -> str:
+    """``831 B``, ``61.4 MiB``, ``10 GiB``: three digits that matter, at most."""
+    value = float(count)
+    for unit in _BYTE_UNITS:
+        if value < 1000 or unit == _BYTE_UNITS[-1]:
+            break
+        value /= 1024
+    return f"{value:.1f} {unit}" if value < 100 and not value.is_integer() else f"{value:.0f} {unit}"
+
+
+def show_age(since: datetime, now: datetime) -> str:
+    """How long ago, in its largest unit: ``40s``, ``12m``, ``5h``, ``3d``."""
+    seconds = max(0, int((now - since) / timedelta(seconds=1)))
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= length:
+            return f"{seconds // length}{unit}"
+    return f"{seconds}s"

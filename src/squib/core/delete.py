@@ -1,0 +1,37 @@
+"""``delete``: end a VM for good and release everything that it had."""
+
+from __future__ import annotations
+
+import asyncio
+
+from squib.core import lifecycle
+from squib.core.engine import Engine
+from squib.core.release import ALL, release
+from squib.core.start import cancel_start
+from squib.errors import NotFound
+from squib.models import VMState
+from squib.store.db import VMRecord
+
+
+async def delete_vm(engine: Engine, ref: str) -> None:
+    """Delete the VM ``ref`` in whatever state it is. When this returns its processes, cgroup, disk and directory are
+    gone.
+
+    If another call deletes it at the same time, both succeed. Raises `NotFound`.
+    """
+    vm_id = engine.store.get_vm(ref).vm_id
+    cancel_start(engine, vm_id)
+    async with engine.lock(vm_id):
+        try:
+            record = engine.store.get_vm(vm_id)
+        except NotFound:
+            return
+        await asyncio.shield(remove(engine, record))
+
+
+async def remove(engine: Engine, record: VMRecord) -> None:
+    """Delete a VM whose lock is held (or that nobody knows of yet)."""
+    lifecycle.move(engine.store, record, VMState.DELETING)
+    await release(engine, record.vm_id, ALL)
+    engine.store.remove_vm(record.vm_id)
+    engine.forget(record.vm_id)

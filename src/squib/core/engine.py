@@ -1,0 +1,178 @@
+"""The engine: the one owner of a state directory. It holds what the verbs (`squib.core.create` and so on) work with.
+
+The lock on the state directory is held for as long as this object is open. VMMs are not its children in spirit: they
+go on when it ends, and the next engine adopts them (`squib.core.reconcile`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import resource
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from squib.core.lifecycle import WITH_VMM
+from squib.drivers.base import Driver, Machine
+from squib.errors import EngineStartFailed
+from squib.guest.agent import AGENT_BINARY, AgentClient
+from squib.host import cgroup
+from squib.host.files import disk_errors
+from squib.host.locks import FileLock
+from squib.images.cache import ImageStore
+from squib.images.overlay import OverlayStore
+from squib.kernels.catalog import KernelStore
+from squib.kernels.initramfs import InitramfsStore
+from squib.models import EngineInfo
+from squib.paths import Home
+from squib.store.db import Store, now
+from squib.version import VERSION
+
+log = logging.getLogger("squib.engine")
+
+_LOCK_TIMEOUT_S = 10.0
+
+
+@dataclass
+class RunningVM:
+    """What the engine holds of a VM that runs: its VMM, the session with its agent, and the task that waits for its
+    end.
+    """
+
+    machine: Machine
+    agent: AgentClient
+    watcher: asyncio.Task[None] | None = None
+
+    async def close(self) -> None:
+        """Let go of it; the VMM goes on."""
+        if self.watcher and self.watcher is not asyncio.current_task():
+            self.watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.watcher
+        await self.agent.close()
+        await self.machine.detach()
+
+
+class Engine:
+    """Everything of one state directory. Made by `open_engine`."""
+
+    def __init__(self, home: Home, driver: Driver, agent_binary: Path = AGENT_BINARY) -> None:
+        self.home = home
+        self.driver = driver
+        self.agent_binary = agent_binary
+        self.store = Store(home.database)
+        self.images = ImageStore(home)
+        self.overlays = OverlayStore(home)
+        self.kernels = KernelStore(home)
+        self.initramfs = InitramfsStore(home)
+        self.cgroups = cgroup.find_layout()
+        self.running: dict[str, RunningVM] = {}
+        self.starts: dict[str, asyncio.Task[None]] = {}
+        self.started_at: datetime = now()
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._last_activity = time.monotonic()
+        self._requests = 0
+
+    @contextlib.asynccontextmanager
+    async def lock(self, vm_id: str) -> AsyncIterator[None]:
+        """Only one verb at a time changes a VM."""
+        lock = self._locks.setdefault(vm_id, asyncio.Lock())
+        async with lock:
+            yield
+
+    def forget(self, vm_id: str) -> None:
+        """Drop what is kept for a VM that is no more."""
+        self._locks.pop(vm_id, None)
+
+    def cgroup_name(self, vm_id: str) -> str:
+        """The cgroup of a VM: apart from those of other state directories on this host."""
+        return f"squib/{hashlib.sha256(os.fsencode(self.home.root)).hexdigest()[:8]}/{vm_id}"
+
+    @contextlib.contextmanager
+    def activity(self) -> Iterator[None]:
+        """Somebody uses the engine: it is not idle until the block has ended."""
+        self._requests += 1
+        try:
+            yield
+        finally:
+            self._requests -= 1
+            self._last_activity = time.monotonic()
+
+    @property
+    def idle_s(self) -> float:
+        """For how long nobody has needed the engine: no request under way, no VM that runs."""
+        if self._requests or any(record.state in WITH_VMM for record in self.store.list_vms()):
+            return 0.0
+        return time.monotonic() - self._last_activity
+
+    def info(self) -> EngineInfo:
+        """What this engine is."""
+        records = self.store.list_vms()
+        return EngineInfo(
+            version=VERSION,
+            pid=os.getpid(),
+            home=str(self.home.root),
+            driver=self.driver.name,
+            accelerator=self.driver.accelerator,
+            started_at=self.started_at,
+            vm_count=len(records),
+            running_count=len(self.running),
+        )
+
+
+@contextlib.asynccontextmanager
+async def open_engine(home: Home, driver: Driver, agent_binary: Path = AGENT_BINARY) -> AsyncIterator[Engine]:
+    """Take the state directory, settle what a former engine left, and serve until the block ends.
+
+    Raises `EngineStartFailed` if another engine has the directory, or it cannot be used; `DiskFull`.
+    """
+    from squib.core.reconcile import reconcile
+
+    _make_home(home)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a VMM's core dump would hold the guest's memory
+    with FileLock(home.engine_lock) as lock:
+        await _acquire(lock)
+        engine = Engine(home, driver, agent_binary)
+        try:
+            await reconcile(engine)
+            yield engine
+        finally:
+            for task in list(engine.starts.values()):
+                task.cancel()
+            await asyncio.gather(*engine.starts.values(), return_exceptions=True)
+            for vm in list(engine.running.values()):
+                await vm.close()
+            engine.store.close()
+
+
+def _make_home(home: Home) -> None:
+    folders = (home.vms, home.images, home.kernels, home.initramfs, home.overlays, home.building, home.locks)
+    try:
+        with disk_errors(home.root):
+            home.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            home.root.chmod(0o700)
+            for folder in folders:
+                folder.mkdir(parents=True, exist_ok=True)
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        raise EngineStartFailed(
+            f"the state directory {home.root} cannot be used: {error.strerror}",
+            hint="set SQUIB_HOME to a directory that this user may write",
+        ) from error
+
+
+async def _acquire(lock: FileLock) -> None:
+    """Take the engine's lock; an engine that is just ending gives it up in a moment."""
+    deadline = time.monotonic() + _LOCK_TIMEOUT_S
+    while not lock.try_acquire():
+        if time.monotonic() > deadline:
+            raise EngineStartFailed(
+                f"another engine uses {lock.path.parent}",
+                hint="squib version shows it; set SQUIB_HOME for a second one",
+            )
+        await asyncio.sleep(0.02)

@@ -1,0 +1,50 @@
+"""The one way out of every host resource: the leases of a VM, released newest first. Each step is idempotent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from squib.core.engine import Engine
+from squib.host import cgroup, proc
+from squib.host.files import remove_tree
+from squib.store.db import Lease, LeaseKind
+
+RUN = frozenset({LeaseKind.PROCESS, LeaseKind.CGROUP})
+"""What a VM holds while it runs."""
+
+ALL = frozenset(LeaseKind)
+
+
+async def release(engine: Engine, vm_id: str, kinds: frozenset[LeaseKind]) -> None:
+    """Release what a VM holds, of these kinds. A lease goes only after its resource is really gone."""
+    for lease in engine.store.leases(vm_id):
+        if lease.kind in kinds:
+            await _RELEASE[lease.kind](engine, lease)
+            engine.store.remove_lease(lease)
+
+
+async def _release_process(engine: Engine, lease: Lease) -> None:
+    vm = engine.running.pop(lease.key, None)
+    if vm:
+        await vm.agent.close()
+        await vm.machine.kill()
+    paths = engine.home.vm(lease.key)
+    await asyncio.to_thread(proc.kill_holders, paths.vmm_lock)
+    for socket in (paths.agent_socket, paths.qmp_socket, paths.console_socket):
+        socket.unlink(missing_ok=True)
+
+
+async def _release_cgroup(engine: Engine, lease: Lease) -> None:
+    await asyncio.to_thread(cgroup.remove, engine.cgroups, lease.key)
+
+
+async def _release_directory(engine: Engine, lease: Lease) -> None:
+    await asyncio.to_thread(remove_tree, engine.home.vm(lease.key).root)
+
+
+_RELEASE: dict[LeaseKind, Callable[[Engine, Lease], Awaitable[None]]] = {
+    LeaseKind.PROCESS: _release_process,
+    LeaseKind.CGROUP: _release_cgroup,
+    LeaseKind.DIRECTORY: _release_directory,
+}

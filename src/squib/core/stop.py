@@ -1,0 +1,62 @@
+"""``stop``: end a VM in order, or by force when it does not end in time. The disk is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from squib.core import lifecycle
+from squib.core.engine import Engine, RunningVM
+from squib.core.release import RUN, release
+from squib.core.start import cancel_start
+from squib.errors import AgentError
+from squib.models import VMState
+from squib.store.db import VMRecord, now
+
+log = logging.getLogger("squib.stop")
+
+DEFAULT_STOP_TIMEOUT_S = 3.0
+_GRACE_SHARE = 0.4
+"""The part of the timeout that processes in the guest have between SIGTERM and SIGKILL; the rest is for syncing."""
+
+
+async def stop_vm(engine: Engine, ref: str, *, timeout_s: float = DEFAULT_STOP_TIMEOUT_S) -> VMRecord:
+    """Stop the VM ``ref``: the guest syncs its disk, ends its processes and powers off; after ``timeout_s`` it is
+    killed.
+
+    A start that is under way is cancelled. A VM that does not run is left as it is. Raises `NotFound`.
+    """
+    vm_id = engine.store.get_vm(ref).vm_id
+    cancel_start(engine, vm_id)
+    async with engine.lock(vm_id):
+        record = engine.store.get_vm(vm_id)
+        if record.state is not VMState.RUNNING:
+            return record
+        lifecycle.move(engine.store, record, VMState.STOPPING)
+        vm = engine.running.get(vm_id)
+        reason = "killed: the stop was interrupted"
+        try:
+            reason = await _power_off(vm, timeout_s) if vm else "its VMM had ended"
+        finally:
+            # Whatever happens to the caller, a stop that has begun is carried through.
+            await asyncio.shield(_settle(engine, record, reason))
+        return engine.store.get_vm(vm_id)
+
+
+async def _power_off(vm: RunningVM, timeout_s: float) -> str:
+    """Ask the guest to power off and wait for its VMM's end, at most ``timeout_s``. Returns how that went."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await vm.agent.poweroff(grace_s=timeout_s * _GRACE_SHARE)
+            await vm.machine.wait()
+    except TimeoutError:
+        return f"killed: the guest did not power off within {timeout_s:g} s"
+    except AgentError as error:
+        log.warning("the agent does not power off: %s", error.message)
+        return f"killed: {error.message}"
+    return "stopped"
+
+
+async def _settle(engine: Engine, record: VMRecord, reason: str) -> None:
+    await release(engine, record.vm_id, RUN)
+    lifecycle.move(engine.store, record, VMState.STOPPED, reason=reason, pid=None, stopped_at=now())

@@ -1,0 +1,147 @@
+"""What a VMM driver is. Values in, a running machine out.
+
+A driver knows nothing of images, agents, databases or limits. `squib.core` composes: it makes the overlay, gives paths,
+puts the process into its cgroup, and talks to the agent at the endpoint that the machine names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from squib.host import proc
+from squib.models import Check
+from squib.paths import VMPaths
+
+
+@dataclass(frozen=True)
+class MachineSpec:
+    """A VM as a VMM sees it. All paths are read by the engine only; a VMM gets open files.
+
+    ``base`` is never written to, ``overlay`` is a raw ext4 image. ``boot_args`` is added to the driver's kernel command
+    line.
+    """
+
+    vm_id: str
+    vcpu_count: int
+    mem_size_mib: int
+    kernel: Path
+    initramfs: Path
+    base: Path
+    overlay: Path
+    boot_args: str = ""
+
+
+class ExitKind(StrEnum):
+    """Why a VMM ended."""
+
+    POWERED_OFF = "powered_off"
+    GUEST_REBOOTED = "guest_rebooted"
+    GUEST_PANICKED = "guest_panicked"
+    KILLED = "killed"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class ExitReason:
+    """Why a VMM ended, and one sentence about it; ``detail`` is the end of the log that shows it, or empty."""
+
+    kind: ExitKind
+    text: str
+    detail: str = ""
+
+
+class Capability(StrEnum):
+    """What not every VMM can do."""
+
+    SURVIVES_ENGINE = "survives_engine"
+    """Machines go on without the engine, and `Driver.adopt` finds them."""
+    ROOTLESS = "rootless"
+    """Machines can be launched by an engine that is not root."""
+
+
+class AgentEndpointKind(StrEnum):
+    STREAM = "stream"
+    """A connection to the socket is the agent's byte stream."""
+
+
+@dataclass(frozen=True)
+class AgentEndpoint:
+    """Where the agent's byte stream is: a unix socket, and what to do after connecting to it."""
+
+    path: Path
+    kind: AgentEndpointKind = AgentEndpointKind.STREAM
+
+
+class Machine(Protocol):
+    """A VMM process, and this engine's connections to it."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def agent(self) -> AgentEndpoint: ...
+
+    async def wait(self) -> ExitReason:
+        """Return when the VMM has ended, its sockets are removed and its last output is in the logs.
+
+        May be called often.
+        """
+
+    async def kill(self) -> None:
+        """End the VMM at once and return when `wait` would.
+
+        The guest is not asked: its page cache is lost. Idempotent.
+        """
+
+    async def detach(self) -> None:
+        """Close this engine's connections and stop watching; the VMM goes on. The object is of no more use."""
+
+    def console_tail(self, max_bytes: int = ..., *, lines: int | None = ...) -> bytes:
+        """The last bytes that the guest printed to its console."""
+
+
+class Driver(Protocol):
+    """A kind of VMM on this host."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def accelerator(self) -> str:
+        """What executes guest code: ``kvm``, or ``tcg`` for QEMU's translator."""
+
+    @property
+    def capabilities(self) -> frozenset[Capability]: ...
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Supplementary groups that the identity of a VM needs, such as that of ``/dev/kvm``."""
+
+    def memory_overhead_mib(self, spec: MachineSpec) -> int:
+        """What the VMM needs on top of the guest's memory, for a memory limit that holds both."""
+
+    async def checks(self) -> list[Check]:
+        """What `squib doctor` says about this driver."""
+
+    async def launch(
+        self,
+        spec: MachineSpec,
+        paths: VMPaths,
+        identity: proc.Identity | None,
+        on_spawned: Callable[[int], None],
+    ) -> Machine:
+        """Start a VMM; return when it runs the guest.
+
+        ``identity`` is the user it runs as; ``None``: that of the engine. ``on_spawned`` is called with its pid before
+        it has touched the guest's memory, for the cgroup and the record; what it raises ends the launch. After any
+        error, and after a cancellation, no process and no socket is left. Raises `WrongState` if a VMM of this VM still
+        runs, `DependencyMissing`, `BootFailed` with the end of the VMM's log if it ends at once or does not answer.
+        """
+
+    async def adopt(self, paths: VMPaths) -> Machine | None:
+        """The machine that a former engine launched with ``paths``; ``None`` if it has ended."""

@@ -1,0 +1,206 @@
+"""Launching QEMU, and finding the machines of a former engine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from squib.drivers.base import Capability, MachineSpec
+from squib.drivers.qemu import console
+from squib.drivers.qemu.command import Acceleration, Descriptors, command_line
+from squib.drivers.qemu.machine import QemuMachine, remove_sockets
+from squib.drivers.qemu.qmp import QMP
+from squib.errors import BootFailed, DependencyMissing, HostError, ToolFailed, WrongState
+from squib.host import logs, proc, sockets
+from squib.host.locks import FileLock
+from squib.host.logs import BoundedLog
+from squib.host.probe import KVMProbe
+from squib.models import Check, CheckStatus
+from squib.paths import VMPaths
+
+PROGRAM = "qemu-system-x86_64"
+MINIMUM_VERSION = (7, 2)
+_KVM = Path("/dev/kvm")
+_HEAP_MIB = 128  # QEMU itself: 95 MiB private after a boot, translations included
+_ADOPT_TIMEOUT_S = 5.0
+_END_TIMEOUT_S = 2.0
+_TOOL_TIMEOUT_S = 10.0
+_LOG_BYTES = 4096
+_INSTALL = "apt-get install --no-install-recommends qemu-system-x86"
+
+
+class QemuDriver:
+    """`squib.drivers.base.Driver` for QEMU. One per engine; ``probe`` decides between KVM and TCG."""
+
+    name = "qemu"
+    capabilities = frozenset({Capability.SURVIVES_ENGINE, Capability.ROOTLESS})
+
+    def __init__(self, probe: KVMProbe) -> None:
+        if probe.usable and not _open_to_vms(_KVM):
+            reason = f"{_KVM} is root's alone, and VMs do not run as root (chgrp kvm {_KVM} && chmod 660 {_KVM})"
+            probe = KVMProbe(usable=False, reason=reason, present=True)
+        self._probe = probe
+        self._acceleration = Acceleration(kvm=probe.usable)
+
+    @property
+    def accelerator(self) -> str:
+        return "kvm" if self._acceleration.kvm else "tcg"
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        return (_KVM.stat().st_gid,) if self._acceleration.kvm else ()
+
+    def memory_overhead_mib(self, spec: MachineSpec) -> int:
+        return _HEAP_MIB + (0 if self._acceleration.kvm else self._acceleration.tb_size_mib)
+
+    async def launch(
+        self,
+        spec: MachineSpec,
+        paths: VMPaths,
+        identity: proc.Identity | None,
+        on_spawned: Callable[[int], None],
+    ) -> QemuMachine:
+        async with contextlib.AsyncExitStack() as undo:
+            with contextlib.ExitStack() as opened:  # everything in it is QEMU's from here on
+                lock = opened.enter_context(FileLock(paths.vmm_lock))
+                if not lock.try_acquire():
+                    raise WrongState(f"a VMM of VM {spec.vm_id} is still running", hint=f"squib stop {spec.vm_id}")
+                undo.callback(remove_sockets, paths)
+                fds = _open(spec, paths, opened, private=identity is not None)
+                argv = command_line(spec, fds, self._acceleration, program=PROGRAM)
+                # The guest's first words come before QEMU listens: connect while they can still wait in the backlog.
+                connection = undo.enter_context(sockets.connect(paths.console_socket))
+                process = proc.spawn(argv, lock=lock, pass_fds=fds.all(), identity=identity, log_path=paths.vmm_log)
+                undo.push_async_callback(process.kill)
+                on_spawned(process.pid)
+            logs.remove(paths.console_log)
+            pump = await console.pump(connection, BoundedLog(paths.console_log))
+            undo.callback(pump.close)
+            try:
+                qmp = await QMP.connect(paths.qmp_socket)
+            except ToolFailed as error:
+                raise await _launch_failed(process, paths, error) from error
+            undo.pop_all()
+            return QemuMachine(process, paths, qmp, pump)
+
+    async def adopt(self, paths: VMPaths) -> QemuMachine | None:
+        process = proc.adopt(paths.vmm_lock)
+        if process is None:
+            remove_sockets(paths)
+            return None
+        qmp, pump = None, None
+        with contextlib.suppress(ToolFailed):  # a QEMU that hangs is still a process to wait for and to kill
+            qmp = await QMP.connect(paths.qmp_socket, timeout_s=_ADOPT_TIMEOUT_S)
+        with contextlib.suppress(OSError):
+            pump = await console.pump(sockets.connect(paths.console_socket), BoundedLog(paths.console_log))
+        return QemuMachine(process, paths, qmp, pump)
+
+    async def checks(self) -> list[Check]:
+        return [await _program_check(), self._acceleration_check()]
+
+    def _acceleration_check(self) -> Check:
+        if self._acceleration.kvm:
+            return Check(name="acceleration", status=CheckStatus.OK, detail=f"KVM: {self._probe.reason}")
+        fix = "usermod -aG kvm $USER" if self._probe.present and not os.access(_KVM, os.R_OK | os.W_OK) else ""
+        detail = f"TCG, QEMU's translator: VMs work and are several times slower. No KVM: {self._probe.reason}"
+        return Check(name="acceleration", status=CheckStatus.WARN, detail=detail, fix=fix)
+
+
+def _open_to_vms(device: Path) -> bool:
+    """Whether a VMM may open ``device`` as a user of its own, with the device's group."""
+    mode = device.stat().st_mode
+    return os.geteuid() != 0 or mode & 0o060 == 0o060 or mode & 0o006 == 0o006
+
+
+def _open(spec: MachineSpec, paths: VMPaths, opened: contextlib.ExitStack, *, private: bool) -> Descriptors:
+    """Open and create what QEMU inherits. ``private``: QEMU runs as another user than this one."""
+
+    def file(path: Path, flags: int) -> int:
+        try:
+            fd = os.open(path, flags | os.O_CLOEXEC)
+        except OSError as error:
+            raise HostError(f"{path} cannot be opened: {error.strerror}") from error
+        opened.callback(os.close, fd)
+        return fd
+
+    def listener(path: Path) -> int:
+        return opened.enter_context(sockets.listen(path)).fileno()
+
+    def reopenable(path: Path) -> int:
+        fd = file(path, os.O_RDONLY)
+        if not private or os.fstat(fd).st_mode & stat.S_IROTH:
+            return fd
+        return _memory_copy(fd, path.name, opened)
+
+    return Descriptors(
+        kernel=reopenable(spec.kernel),
+        initramfs=reopenable(spec.initramfs),
+        base=file(spec.base, os.O_RDONLY),
+        overlay=file(spec.overlay, os.O_RDWR),
+        memory=_guest_memory(spec, opened),
+        qmp=listener(paths.qmp_socket),
+        agent=listener(paths.agent_socket),
+        console=listener(paths.console_socket),
+    )
+
+
+def _guest_memory(spec: MachineSpec, opened: contextlib.ExitStack) -> int:
+    """The guest's memory as an anonymous file, of a size that nobody can change under a mapping of it."""
+    fd = os.memfd_create(f"squib-{spec.vm_id}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    opened.callback(os.close, fd)
+    os.ftruncate(fd, spec.mem_size_mib << 20)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    return fd
+
+
+def _memory_copy(source: int, name: str, opened: contextlib.ExitStack) -> int:
+    """A copy, in memory, of a file that only this user may open: QEMU opens it again and is another user."""
+    fd = os.memfd_create(name[:200], os.MFD_CLOEXEC)
+    opened.callback(os.close, fd)
+    with open(source, "rb", closefd=False) as src, open(fd, "wb", closefd=False) as dst:
+        shutil.copyfileobj(src, dst, 1 << 20)
+    return fd
+
+
+async def _launch_failed(process: proc.Process, paths: VMPaths, error: ToolFailed) -> BootFailed:
+    """The error for a QEMU that did not get as far as its monitor: with its own words, if it has ended."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_END_TIMEOUT_S):
+            await process.wait()
+    said = logs.tail(paths.vmm_log, _LOG_BYTES).decode(errors="replace").strip()
+    if process.running:
+        return BootFailed(error.message, detail=said)
+    return BootFailed(f"QEMU ended at once with status {process.returncode}", detail=said)
+
+
+async def _program_check() -> Check:
+    """QEMU is installed, new enough, and has the machine type that squib uses."""
+    name = "qemu"
+    try:
+        version = (await proc.run([PROGRAM, "--version"], timeout_s=_TOOL_TIMEOUT_S)).stdout.decode()
+        machines = (await proc.run([PROGRAM, "-M", "help"], timeout_s=_TOOL_TIMEOUT_S)).stdout.decode()
+    except DependencyMissing as error:
+        return Check(name=name, status=CheckStatus.FAIL, detail=error.message, fix=_INSTALL)
+    except ToolFailed as error:
+        return Check(name=name, status=CheckStatus.FAIL, detail=f"{error.message}: {error.detail}", fix=_INSTALL)
+    found = parse_version(version)
+    wanted = ".".join(map(str, MINIMUM_VERSION))
+    if found < MINIMUM_VERSION:
+        detail = f"{PROGRAM} is too old: {version.splitlines()[0]}, needed {wanted}"
+        return Check(name=name, status=CheckStatus.FAIL, detail=detail)
+    if not re.search(r"^q35 ", machines, re.MULTILINE):
+        return Check(name=name, status=CheckStatus.FAIL, detail=f"{PROGRAM} has no machine type q35", fix=_INSTALL)
+    return Check(name=name, status=CheckStatus.OK, detail=f"{proc.find_tool(PROGRAM)} {'.'.join(map(str, found))}")
+
+
+def parse_version(text: str) -> tuple[int, ...]:
+    """The numbers in what ``qemu --version`` prints; empty if there are none."""
+    found = re.search(r"version (\d+(?:\.\d+)*)", text)
+    return tuple(map(int, found[1].split("."))) if found else ()

@@ -1,0 +1,81 @@
+"""A running QEMU: waiting for its end, ending it, leaving it alone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from squib.drivers.base import AgentEndpoint, ExitReason
+from squib.drivers.qemu.console import ConsolePump
+from squib.drivers.qemu.exit import Evidence, exit_reason
+from squib.drivers.qemu.qmp import QMP
+from squib.host import logs, proc
+from squib.paths import VMPaths
+
+_EVIDENCE_BYTES = 16 * 1024
+
+
+class QemuMachine:
+    """`squib.drivers.base.Machine` for QEMU.
+
+    ``qmp`` and ``console`` may be missing for a machine that was adopted in bad shape.
+    """
+
+    def __init__(self, process: proc.Process, paths: VMPaths, qmp: QMP | None, console: ConsolePump | None) -> None:
+        self.pid = process.pid
+        self.agent = AgentEndpoint(paths.agent_socket)
+        self.qmp = qmp
+        self._process = process
+        self._paths = paths
+        self._console = console
+        self._killed = False
+        self._ended = asyncio.create_task(self._watch(), name=f"qemu-{self.pid}")
+
+    async def wait(self) -> ExitReason:
+        return await asyncio.shield(self._ended)
+
+    async def kill(self) -> None:
+        self._killed = self._killed or self._process.running
+        await self._process.kill()
+        await self.wait()
+
+    async def detach(self) -> None:
+        self._ended.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._ended
+        await self._disconnect()
+        self._process.forget()
+
+    def console_tail(self, max_bytes: int = 1 << 20, *, lines: int | None = None) -> bytes:
+        return logs.tail(self._paths.console_log, max_bytes, lines=lines)
+
+    async def _watch(self) -> ExitReason:
+        await self._process.wait()
+        # What QEMU said last may still be in the sockets.
+        if self.qmp is not None:
+            await self.qmp.drained()
+        if self._console is not None:
+            await self._console.drained()
+        await self._disconnect()
+        remove_sockets(self._paths)
+        return exit_reason(self._evidence())
+
+    async def _disconnect(self) -> None:
+        if self._console is not None:
+            self._console.close()
+        if self.qmp is not None:
+            await self.qmp.close()
+
+    def _evidence(self) -> Evidence:
+        return Evidence(
+            returncode=self._process.returncode,
+            killed=self._killed,
+            shutdown=self.qmp.shutdown_reason if self.qmp else None,
+            console=logs.tail(self._paths.console_log, _EVIDENCE_BYTES).decode(errors="replace"),
+            vmm_log=logs.tail(self._paths.vmm_log, _EVIDENCE_BYTES).decode(errors="replace").strip(),
+        )
+
+
+def remove_sockets(paths: VMPaths) -> None:
+    for path in (paths.agent_socket, paths.qmp_socket, paths.console_socket):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,157 @@
+"""The client of the agent in one guest: keeps the session, makes a new one when it breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from squib import errors
+from squib.errors import AgentUnreachable, AgentVersionMismatch, SquibError
+from squib.guest.channel import PROTOCOL_VERSION, open_channel
+from squib.guest.http2 import Body, Http2Connection, Response
+from squib.models import ExecRequest
+
+AGENT_BINARY = Path(__file__).parent / "bin" / "squib-agent"
+"""The agent, built when squib was installed (``hatch_build.py``)."""
+
+_RECONNECT_TIMEOUT_S = 5.0
+_ENTROPY_BYTES = 64
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What the agent says of itself and its guest."""
+
+    agent_version: str
+    boot_id: str
+    kernel: str
+
+
+class AgentClient:
+    """Requests to the agent behind ``socket_path``. One session, shared by all requests."""
+
+    def __init__(self, socket_path: Path) -> None:
+        self._socket_path = socket_path
+        self._connection: Http2Connection | None = None
+        self._connecting = asyncio.Lock()
+
+    async def connect(self, *, timeout_s: float, retry_s: float = 0.25) -> Hello:
+        """Wait until the agent answers, at most ``timeout_s``; for ``retry_s`` see `open_channel`.
+
+        Raises `AgentUnreachable`, `AgentVersionMismatch`.
+        """
+        await self._session(timeout_s, retry_s)
+        answer = await self._json("GET", "/v1/hello")
+        if answer.get("protocol") != PROTOCOL_VERSION:
+            raise AgentVersionMismatch(
+                f"the agent speaks protocol {answer.get('protocol')!r}, this squib speaks {PROTOCOL_VERSION}"
+            )
+        fields = (str(answer.get(name, ""))[:200] for name in ("agent_version", "boot_id", "kernel"))
+        return Hello(*fields)
+
+    async def close(self) -> None:
+        """End the session. Foreground commands in the guest end with it. Idempotent."""
+        if self._connection:
+            await self._connection.close()
+            self._connection = None
+
+    async def setup(self, *, hostname: str, machine_id: str, env: dict[str, str]) -> None:
+        """Give a booted guest its identity, the host's time and fresh entropy."""
+        await self._json(
+            "POST",
+            "/v1/setup",
+            {
+                "hostname": hostname,
+                "machine_id": machine_id,
+                "env": env,
+                "time_unix_ms": time.time_ns() // 1_000_000,
+                "entropy": base64.b64encode(os.urandom(_ENTROPY_BYTES)).decode(),
+            },
+        )
+
+    async def exec(self, request: ExecRequest) -> Response:
+        """Start a command; the response streams frames (`squib.frames`). Closing it early kills the command.
+
+        Raises the `ExecError` that the agent names if the command cannot be started.
+        """
+        spec: dict[str, Any] = {"env": request.env, "stdin": request.stdin}
+        for name in ("argv", "shell", "cwd", "user"):
+            if (value := getattr(request, name)) is not None:
+                spec[name] = value
+        if request.timeout_s is not None:
+            spec["timeout_ms"] = max(1, round(request.timeout_s * 1000))
+        return await self._send("POST", "/v1/exec", _encode(spec), content_type="application/json")
+
+    async def write_stdin(self, process_id: str, body: Body, *, close: bool) -> int:
+        """Feed a process's standard input, and close it then if ``close``. Returns the bytes written."""
+        query = "?close=1" if close else ""
+        path = f"/v1/processes/{process_id}/stdin{query}"
+        async with await self._send("POST", path, body, content_type="application/octet-stream") as response:
+            return int(_decode(await response.read()).get("written", 0))
+
+    async def signal(self, process_id: str, signal: int) -> None:
+        """Send a signal to a process's group."""
+        await self._json("POST", f"/v1/processes/{process_id}/signal", {"signal": signal})
+
+    async def poweroff(self, *, grace_s: float) -> None:
+        """Ask the guest to sync its disk and power off; returns when it has begun."""
+        await self._json("POST", "/v1/poweroff", {"grace_ms": round(grace_s * 1000)})
+
+    async def _session(self, timeout_s: float, retry_s: float = 0.25) -> Http2Connection:
+        async with self._connecting:
+            if self._connection is None or self._connection.closed:
+                streams = await open_channel(self._socket_path, timeout_s=timeout_s, retry_s=retry_s)
+                self._connection = Http2Connection(*streams)
+            return self._connection
+
+    async def _send(self, method: str, path: str, body: Body, *, content_type: str) -> Response:
+        session = await self._session(_RECONNECT_TIMEOUT_S)
+        response = await session.request(method, path, body, content_type=content_type)
+        if response.status >= 400:
+            async with response:
+                raise _agent_error(response.status, await response.read())
+        return response
+
+    async def _json(self, method: str, path: str, value: dict[str, Any] | None = None) -> dict[str, Any]:
+        body = b"" if value is None else _encode(value)
+        async with await self._send(method, path, body, content_type="application/json") as response:
+            answer = await response.read()
+            return _decode(answer) if answer else {}
+
+
+def _encode(value: dict[str, Any]) -> bytes:
+    """JSON in ASCII: bytes that are not UTF-8 travel as lone surrogates, which `json` escapes."""
+    return json.dumps(value).encode("ascii")
+
+
+def _decode(body: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(body)
+    except ValueError as error:
+        raise AgentUnreachable("the guest's answer is not JSON") from error
+    if not isinstance(value, dict):
+        raise AgentUnreachable("the guest's answer is not a JSON object")
+    return value
+
+
+_HINTS = {
+    "no_shell": 'give the program and its arguments as a list: run(["prog", "arg"]), or squib exec VM prog arg',
+    "command_not_found": "look for it with: squib exec VM ls /usr/bin",
+}
+
+
+def _agent_error(status: int, body: bytes) -> SquibError:
+    error = _decode(body).get("error")
+    if not isinstance(error, dict):
+        return AgentUnreachable(f"the guest answered with status {status} and no error")
+    code = str(error.get("code"))
+    wire = {"code": code, "message": str(error.get("message", ""))[:2000], "hint": _HINTS.get(code, "")}
+    if code == "bad_request":
+        wire["code"] = errors.InvalidArgument.code
+    return errors.from_wire(wire)

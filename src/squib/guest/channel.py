@@ -1,0 +1,86 @@
+"""The handshake that makes one HTTP/2 session out of the byte stream to a guest (``protocol/agent.md`` §2)."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from pathlib import Path
+
+from squib.errors import AgentUnreachable, AgentVersionMismatch
+from squib.host import sockets
+
+PROTOCOL_VERSION = 1
+MAX_FRAME_BYTES = 262_144
+_FLUSH = b"\xff" * (MAX_FRAME_BYTES + 9)
+_MAX_LINE_BYTES = 128
+_LAST_RETRY_S = 2.0
+_OK = re.compile(rb"SQUIB-OK (\d{1,9}) ([0-9a-f]{32})\n\Z")
+
+
+async def open_channel(
+    socket_path: Path, *, timeout_s: float, retry_s: float = 0.25
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect to the guest's port and shake hands: what follows on the stream is HTTP/2.
+
+    After ``retry_s`` of silence it ends whatever session the guest may still be in and tries again with a new nonce,
+    until ``timeout_s`` has passed. (A guest that boots is silent for long, and has no session to end.) Raises
+    `AgentUnreachable`, `AgentVersionMismatch`.
+    """
+    try:
+        connection = sockets.connect(socket_path)
+    except OSError as error:
+        raise AgentUnreachable(f"the guest's port {socket_path} cannot be opened: {error.strerror}") from error
+    reader, writer = await asyncio.open_unix_connection(sock=connection, limit=1 << 20)
+    try:
+        async with asyncio.timeout(timeout_s):
+            await _shake_hands(reader, writer, retry_s)
+    except BaseException as error:
+        writer.transport.abort()
+        if isinstance(error, TimeoutError):
+            raise AgentUnreachable(f"the guest did not answer on its port within {timeout_s:g} s") from None
+        if isinstance(error, ConnectionError | asyncio.IncompleteReadError):
+            raise AgentUnreachable("the guest's port was closed during the handshake") from error
+        raise
+    return reader, writer
+
+
+async def _shake_hands(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, wait_s: float) -> None:
+    flush = b""
+    while True:
+        nonce = secrets.token_hex(16).encode()
+        writer.write(flush + b"SQUIB-SYNC %d %s\n" % (PROTOCOL_VERSION, nonce))
+        try:
+            async with asyncio.timeout(wait_s):
+                await writer.drain()
+                await _read_ok(reader, nonce)
+        except TimeoutError:
+            # Once is enough to end an old session.
+            flush = _FLUSH if not flush else b"\n"
+            wait_s = min(wait_s * 2, max(wait_s, _LAST_RETRY_S))
+            continue
+        writer.write(b"SQUIB-GO %d %s\n" % (PROTOCOL_VERSION, nonce))
+        return
+
+
+async def _read_ok(reader: asyncio.StreamReader, nonce: bytes) -> None:
+    """Discard everything up to the OK that answers ``nonce``."""
+    line = b""
+    while True:
+        line += await _read_until_newline(reader)
+        found = _OK.search(line)
+        if found and found[2] == nonce:
+            if int(found[1]) != PROTOCOL_VERSION:
+                raise AgentVersionMismatch(
+                    f"the guest's agent speaks protocol {int(found[1])}, this squib speaks {PROTOCOL_VERSION}",
+                    hint="stop and start the VM: it then boots with this squib's agent",
+                )
+            return
+        line = b"" if line.endswith(b"\n") else line[-_MAX_LINE_BYTES:]
+
+
+async def _read_until_newline(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await reader.readuntil(b"\n")
+    except asyncio.LimitOverrunError as overrun:
+        return (await reader.readexactly(overrun.consumed))[-_MAX_LINE_BYTES:]

@@ -1,0 +1,200 @@
+"""Making things that take a while: under a lock, in a place of their own, and without a trace if it fails.
+
+A build has two locks. The *build lock* is held by the builder alone: whoever waits for it waits for a living builder.
+The *tools lock* is inherited by every tool that the build starts: when a builder has been killed and its tools live on,
+the next builder finds them by that lock and ends them before it clears away what they wrote.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from squib.errors import DiskFull, ToolFailed
+from squib.host import files, proc
+from squib.host.locks import FileLock, locked
+from squib.models import Progress
+from squib.paths import Home
+
+OnProgress = Callable[[Progress], None]
+
+_SCRATCH_LINK = "scratch"
+_SCRATCH_BYTES = 2 << 30
+_MEMORY = Path("/dev/shm")
+_PLENTY_OF_MEMORY_BYTES = 6 << 30
+_FULL_DISK_BYTES = 1 << 20
+_FULL_DISK_TEXTS = ("No space left on device", "Disk quota exceeded", "don't have enough free space")
+
+
+def no_progress(_: Progress) -> None:
+    """For a caller that does not show any."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """A build under way. Pass ``lock`` to every tool; ``folder`` and all that is in it goes away with the build."""
+
+    folder: Path
+    lock: FileLock
+    report: OnProgress
+
+    def scratch(self) -> Path:
+        """A directory outside the state directory, which is closed to other users, for tools that change their user.
+
+        It goes away with the build.
+        """
+        scratch = _scratch_place() / f"squib-build-{secrets.token_hex(8)}"
+        link = self.folder / _SCRATCH_LINK
+        link.symlink_to(scratch)  # first, so that there is no moment at which a kill would leave it unknown
+        scratch.mkdir(mode=0o711)
+        scratch.chmod(0o711)
+        return scratch
+
+
+@contextlib.asynccontextmanager
+async def building(home: Home, what: str, on_progress: OnProgress = no_progress) -> AsyncIterator[Build]:
+    """Be the only one, in all processes, who builds ``what`` (as ``image-base``), in a new empty directory.
+
+    What a killed builder left is removed first. At the end the directory is removed, and so is every tool that still
+    runs. A tool that failed for want of space is reported as `DiskFull`.
+    """
+    _make_folders(home)
+    async with _turn(home.build_lock(what), on_progress):
+        await _clear(home, what)
+        with FileLock(home.tools_lock(what)) as tools:
+            tools.acquire()
+            folder = home.building / f"{what}.{secrets.token_hex(8)}"
+            try:
+                with files.disk_errors(home.building):
+                    folder.mkdir()
+                    yield Build(folder, tools, on_progress)
+            except ToolFailed as error:
+                full = _full_place(folder, error)
+                if full is None:
+                    raise
+                raise _disk_full(full, error) from error
+            finally:
+                tools.close()
+                await asyncio.shield(_clear(home, what))
+
+
+async def build_file(home: Home, what: str, target: Path, make: Callable[[Build, Path], Awaitable[None]]) -> Path:
+    """``target``, made once by ``make`` (given the build and the path to write) if it is not there; then 0444.
+
+    For files that can be made again, so they are not flushed to the disk one by one.
+    """
+    if not target.exists():
+        async with building(home, what) as build:
+            if not target.exists():
+                partial = build.folder / target.name
+                await make(build, partial)
+                partial.chmod(0o444)
+                target.parent.mkdir(exist_ok=True)
+                partial.replace(target)
+    return target
+
+
+async def sweep(home: Home) -> None:
+    """Remove what builds that were killed left behind. Builds that are under way are not touched."""
+    if not home.building.exists():
+        return
+    _make_folders(home)
+    for what in {_what(entry) for entry in home.building.iterdir()}:
+        with FileLock(home.build_lock(what)) as lock:
+            if lock.try_acquire():
+                await _clear(home, what)
+
+
+def _make_folders(home: Home) -> None:
+    with files.disk_errors(home.root):
+        home.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (home.cache, home.building, home.locks):
+            folder.mkdir(exist_ok=True)
+
+
+@contextlib.asynccontextmanager
+async def _turn(lock_path: Path, on_progress: OnProgress) -> AsyncIterator[None]:
+    with FileLock(lock_path) as lock:
+        if lock.try_acquire():
+            yield
+            return
+    on_progress(Progress(step="waiting for another build"))
+    async with locked(lock_path):
+        yield
+
+
+def _scratch_place() -> Path:
+    """``$TMPDIR``, else memory if there is plenty (a build is then twice as fast), else ``/var/tmp``."""
+    if os.environ.get("TMPDIR"):
+        return Path(tempfile.gettempdir())
+    if _available_memory_bytes() >= _PLENTY_OF_MEMORY_BYTES and _is_roomy(_MEMORY):
+        return _MEMORY
+    return Path("/var/tmp")
+
+
+def _is_roomy(place: Path) -> bool:
+    try:
+        found = os.statvfs(place)
+    except FileNotFoundError:
+        return False
+    usable = os.access(place, os.W_OK) and not found.f_flag & os.ST_NOEXEC
+    return usable and found.f_bavail * found.f_frsize >= _SCRATCH_BYTES
+
+
+def _available_memory_bytes() -> int:
+    """What this process could use: the host's, or what the limit of a container leaves."""
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    available = int(found[1]) * 1024 if found else 0
+    for limit in Path("/sys/fs/cgroup").glob("memory.max"):  # as a container sees it; the host's root group has none
+        if (most := limit.read_text().strip()) != "max":
+            used = int(limit.with_name("memory.current").read_text())
+            available = min(available, int(most) - used)
+    return available
+
+
+def _what(folder: Path) -> str:
+    return folder.name.rpartition(".")[0]
+
+
+async def _clear(home: Home, what: str) -> None:
+    """End the tools of all builds of ``what`` and remove their directories. The caller holds the build lock."""
+    await asyncio.to_thread(proc.kill_holders, home.tools_lock(what))
+    for folder in [entry for entry in home.building.iterdir() if _what(entry) == what]:
+        link = folder / _SCRATCH_LINK
+        if link.is_symlink():
+            await _remove_scratch(link.readlink())
+        await asyncio.to_thread(files.remove_tree, folder)
+
+
+async def _remove_scratch(scratch: Path) -> None:
+    try:
+        await asyncio.to_thread(files.remove_tree, scratch)
+    except PermissionError:
+        # Without root, mmdebstrap works as the root of a user namespace, and what it leaves belongs to the users in it.
+        with contextlib.suppress(ToolFailed):
+            await proc.run(["mmdebstrap", "--unshare-helper", "find", scratch, "-mindepth", "1", "-delete"])
+        await asyncio.to_thread(files.remove_tree, scratch)
+
+
+def _full_place(folder: Path, error: ToolFailed) -> Path | None:
+    """The directory whose disk a tool found full; ``None`` if that is not why it failed."""
+    link = folder / _SCRATCH_LINK
+    places = [folder, *([link.readlink()] if link.is_symlink() else [])]
+    emptiest = min(places, key=lambda place: shutil.disk_usage(place).free)
+    said_so = any(text in error.detail for text in _FULL_DISK_TEXTS)
+    return emptiest if said_so or shutil.disk_usage(emptiest).free < _FULL_DISK_BYTES else None
+
+
+def _disk_full(place: Path, error: ToolFailed) -> DiskFull:
+    full = files.disk_full(place)
+    return DiskFull(
+        full.message, hint=full.hint, detail="\n".join(part for part in (error.message, error.detail) if part)
+    )

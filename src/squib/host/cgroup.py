@@ -1,0 +1,327 @@
+"""Limits of a VM on memory, CPU time and processes, by control groups of either version.
+
+Groups are made beneath the topmost group that this user may change: for root the root group, so next to systemd's
+slices and not in them (systemd owns what is in its slices, and would end VMs with the session that started the engine);
+for others the top of what was delegated to them. Version 1 has a hierarchy for each controller, version 2 one for all,
+and hybrid hosts have both; a controller is in one of them only. Where no controller can be had, a `Layout` is empty and
+VMs have no limits but their own size.
+
+Sources: the kernel's ``admin-guide/cgroup-v2`` and ``admin-guide/cgroup-v1``; ``proc_pid_mountinfo(5)``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from squib.errors import HostError
+from squib.models import Check, CheckStatus
+
+CONTROLLERS = ("memory", "cpu", "pids")
+_CPU_PERIOD_US = 100_000
+_MINIMUM_CPU_QUOTA_US = 1_000
+_POLL_S = 0.005
+_CREATE_ATTEMPTS = 4
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a VM may take: its guest and its VMM together. ``cpus`` is in processors, such as 1.5."""
+
+    memory_mib: int
+    cpus: float
+    pids: int
+
+
+@dataclass(frozen=True)
+class Hierarchy:
+    """A mounted hierarchy: groups are made beneath ``root`` for ``controllers``. ``version`` is 1 or 2."""
+
+    version: int
+    root: Path
+    controllers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What this user may limit on this host. ``missing`` says of the other controllers why not."""
+
+    hierarchies: tuple[Hierarchy, ...] = ()
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Write:
+    """A control file and what to write to it. ``optional``: not every kernel has it."""
+
+    path: Path
+    text: str
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a group is made: directories, from the top down, then writes, in order. Doing it twice is harmless."""
+
+    directories: tuple[Path, ...]
+    writes: tuple[Write, ...]
+
+
+def find_layout() -> Layout:
+    """What can be limited here, from ``/proc/self`` and the control files."""
+    return layout_from(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text())
+
+
+def layout_from(mountinfo: str, own_groups: str, writable: Callable[[Path], bool] | None = None) -> Layout:
+    """The layout for the text of ``/proc/self/mountinfo`` and ``/proc/self/cgroup``.
+
+    Reads the control files at the mount points. ``writable`` says whether this user may write to a path.
+    """
+    writable = writable or _is_writable
+    hierarchies: list[Hierarchy] = []
+    missing = dict.fromkeys(CONTROLLERS, "the kernel has no such controller, or it is not mounted")
+    for mount in _mounts(mountinfo):
+        own = _own_group(mount, own_groups)
+        offered = mount.options if mount.version == 1 else _words(own / "cgroup.controllers")
+        for name in offered & missing.keys():
+            missing[name] = f"{mount.path} cannot be written to, or nothing in it is delegated to this user"
+        for folder in _from_the_top(mount.path, own):
+            usable = offered if mount.version == 1 else _delegated(folder)
+            found = tuple(name for name in CONTROLLERS if name in missing and name in usable)
+            if found and all(writable(folder / name) for name in _CONTROL_FILES[mount.version]):
+                hierarchies.append(Hierarchy(mount.version, folder, found))
+                missing = {name: why for name, why in missing.items() if name not in found}
+                break
+    return Layout(tuple(hierarchies), missing)
+
+
+_CONTROL_FILES = {1: ("", "cgroup.procs"), 2: ("", "cgroup.procs", "cgroup.subtree_control")}
+"""What must be writable in a group, itself included, to make others beneath it and to move processes there."""
+
+
+@dataclass(frozen=True)
+class _Mount:
+    version: int
+    root: str
+    path: Path
+    options: frozenset[str]
+
+
+def _mounts(mountinfo: str) -> list[_Mount]:
+    """The mounted hierarchies.
+
+    A line is: ids, device, root, mount point, options, …, ``-``, type, source, super options. Those of version 1 are
+    the names of its controllers.
+    """
+    found = []
+    for line in mountinfo.splitlines():
+        head, _, tail = line.partition(" - ")
+        kind, _source, options = tail.split(" ", 2)
+        if kind in ("cgroup", "cgroup2"):
+            root, path = head.split()[3:5]
+            found.append(_Mount(2 if kind == "cgroup2" else 1, root, Path(path), frozenset(options.split(","))))
+    return found
+
+
+def _own_group(mount: _Mount, own_groups: str) -> Path:
+    """This process's group of version 2 as a directory; the mount point where it cannot be seen from there.
+
+    A container sees only a part of the hierarchy: ``mount.root``. For version 1 squib uses the mount point.
+    """
+    own = next((line[3:] for line in own_groups.splitlines() if line.startswith("0::")), "/")
+    if mount.version == 2 and ".." not in own:
+        with contextlib.suppress(ValueError):
+            return mount.path / PurePosixPath(own).relative_to(mount.root)
+    return mount.path
+
+
+def _from_the_top(top: Path, folder: Path) -> list[Path]:
+    """``top``, …, ``folder``."""
+    return [*(parent for parent in reversed(folder.parents) if parent.is_relative_to(top)), folder]
+
+
+def _delegated(folder: Path) -> set[str]:
+    """The controllers that groups beneath a group of version 2 can have.
+
+    A group with processes of its own cannot give controllers to groups beneath it, but for the root of all, which
+    alone has no ``cgroup.type``.
+    """
+    usable = _words(folder / "cgroup.subtree_control")
+    if not (folder / "cgroup.type").exists() or not _words(folder / "cgroup.procs"):
+        usable |= _words(folder / "cgroup.controllers")
+    return usable
+
+
+def _is_writable(path: Path) -> bool:
+    return os.access(path, os.W_OK)
+
+
+def _words(path: Path) -> set[str]:
+    try:
+        return set(path.read_text().split())
+    except FileNotFoundError:
+        return set()
+
+
+def plan(layout: Layout, name: str, limits: Limits) -> Plan:
+    """How to make the group ``name``, a relative path, with ``limits``."""
+    directories: list[Path] = []
+    writes: list[Write] = []
+    for hierarchy in layout.hierarchies:
+        group = hierarchy.root / name
+        above = _from_the_top(hierarchy.root, group)[:-1]
+        directories += [*above[1:], group]
+        if hierarchy.version == 2:
+            enable = " ".join(f"+{controller}" for controller in hierarchy.controllers)
+            writes += [Write(folder / "cgroup.subtree_control", enable) for folder in above]
+        for controller in hierarchy.controllers:
+            writes += _LIMIT_WRITES[hierarchy.version, controller](group, limits)
+    return Plan(tuple(directories), tuple(writes))
+
+
+def _memory_v2(group: Path, limits: Limits) -> list[Write]:
+    return [
+        Write(group / "memory.max", str(limits.memory_mib << 20)),
+        Write(group / "memory.swap.max", "0", optional=True),
+        Write(group / "memory.oom.group", "1", optional=True),
+    ]
+
+
+def _cpu_v2(group: Path, limits: Limits) -> list[Write]:
+    return [Write(group / "cpu.max", f"{_cpu_quota_us(limits)} {_CPU_PERIOD_US}")]
+
+
+def _memory_v1(group: Path, limits: Limits) -> list[Write]:
+    """memsw limits memory and swap together, and must never be the lower of the two, so it is lifted first."""
+    size = str(limits.memory_mib << 20)
+    both = group / "memory.memsw.limit_in_bytes"
+    return [
+        Write(both, "-1", optional=True),
+        Write(group / "memory.limit_in_bytes", size),
+        Write(both, size, optional=True),
+    ]
+
+
+def _cpu_v1(group: Path, limits: Limits) -> list[Write]:
+    return [
+        Write(group / "cpu.cfs_period_us", str(_CPU_PERIOD_US)),
+        Write(group / "cpu.cfs_quota_us", str(_cpu_quota_us(limits))),
+    ]
+
+
+def _pids(group: Path, limits: Limits) -> list[Write]:
+    return [Write(group / "pids.max", str(limits.pids))]
+
+
+def _cpu_quota_us(limits: Limits) -> int:
+    return max(_MINIMUM_CPU_QUOTA_US, round(limits.cpus * _CPU_PERIOD_US))
+
+
+_LIMIT_WRITES: Mapping[tuple[int, str], Callable[[Path, Limits], list[Write]]] = {
+    (1, "memory"): _memory_v1,
+    (2, "memory"): _memory_v2,
+    (1, "cpu"): _cpu_v1,
+    (2, "cpu"): _cpu_v2,
+    (1, "pids"): _pids,
+    (2, "pids"): _pids,
+}
+
+
+def create(layout: Layout, name: str, limits: Limits) -> None:
+    """Make the group ``name`` with ``limits``, or give the one that is there new limits. Raises `HostError`."""
+    wanted = plan(layout, name, limits)
+    try:
+        for _ in range(_CREATE_ATTEMPTS):
+            # The removal of another VM's group takes empty parents with it, perhaps the one that was just made.
+            with contextlib.suppress(FileNotFoundError):
+                return _carry_out(wanted)
+        return _carry_out(wanted)
+    except OSError as error:
+        raise _failed(name, error) from error
+
+
+def _carry_out(wanted: Plan) -> None:
+    for folder in wanted.directories:
+        folder.mkdir(exist_ok=True)
+    for write in wanted.writes:
+        if not write.optional or write.path.exists():
+            write.path.write_text(write.text)
+
+
+def add(layout: Layout, name: str, pid: int) -> None:
+    """Move a process, with all its threads, into the group. One that has ended is no error. Raises `HostError`."""
+    for hierarchy in layout.hierarchies:
+        try:
+            (hierarchy.root / name / "cgroup.procs").write_text(str(pid))
+        except ProcessLookupError:
+            return
+        except OSError as error:
+            raise _failed(name, error) from error
+
+
+def remove(layout: Layout, name: str, *, timeout_s: float = 5.0) -> None:
+    """Kill what is left in the group, remove it, and its parents up to squib's if they are empty. Idempotent.
+
+    Blocks until the processes are gone, mostly for milliseconds; raises `HostError` after ``timeout_s``.
+    """
+    deadline = time.monotonic() + timeout_s
+    for hierarchy in layout.hierarchies:
+        group = hierarchy.root / name
+        try:
+            _remove(group, deadline)
+            for parent in _from_the_top(hierarchy.root, group)[-2:0:-1]:
+                parent.rmdir()
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EBUSY, errno.ENOTEMPTY):
+                raise _failed(name, error) from error
+
+
+def _remove(group: Path, deadline: float) -> None:
+    while group.exists():
+        _kill_members(group)
+        try:
+            group.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            if time.monotonic() > deadline:
+                raise HostError(f"the processes in {group} do not end: {_members(group)}") from error
+            time.sleep(_POLL_S)
+
+
+def _kill_members(group: Path) -> None:
+    for pid in _members(group):
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(pid)
+            try:
+                if pid in _members(group):  # the descriptor is of the member, not of a process that got its pid since
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            finally:
+                os.close(pidfd)
+
+
+def _members(group: Path) -> list[int]:
+    """Pids in the group; without those of other pid namespaces, which show as 0."""
+    return [int(pid) for pid in sorted(_words(group / "cgroup.procs")) if pid != "0"]
+
+
+def _failed(name: str, error: OSError) -> HostError:
+    place = f" ({error.filename})" if error.filename else ""
+    return HostError(f"the cgroup {name} could not be set up: {error.strerror}{place}", hint="squib doctor")
+
+
+def check(layout: Layout) -> Check:
+    """What `squib doctor` says about limits."""
+    if layout.missing:
+        without = "; ".join(f"{name}: {why}" for name, why in layout.missing.items())
+        return Check(name="cgroups", status=CheckStatus.WARN, detail=f"VMs run without some limits. {without}")
+    places = ", ".join(sorted({f"{hierarchy.root} (v{hierarchy.version})" for hierarchy in layout.hierarchies}))
+    return Check(name="cgroups", status=CheckStatus.OK, detail=f"memory, cpu and pids are limited in {places}")

@@ -1,0 +1,107 @@
+"""Files: sparse copies, atomic writes, removal, digests."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from squib.errors import DiskFull
+
+_FICLONE = 0x40049409  # linux/fs.h
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn "no space left" and "quota exceeded" into `DiskFull` with the place and what is free there."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise disk_full(path) from error
+        raise
+
+
+def disk_full(path: Path) -> DiskFull:
+    """The error for a full disk under ``path``."""
+    while not path.exists():
+        path = path.parent
+    free_mib = shutil.disk_usage(path).free // (1 << 20)
+    return DiskFull(
+        f"no space left on the disk of {path} ({free_mib} MiB free)",
+        hint="free some: squib rm VM, squib image rm NAME; or move the state with SQUIB_HOME=/other/disk/squib",
+    )
+
+
+def sparse_copy(source: Path, target: Path) -> None:
+    """Copy a file's allocated blocks; share them (reflink) where the file system can. ``target`` must not exist.
+
+    Raises `DiskFull`; the half-written target is then removed.
+    """
+    try:
+        with disk_errors(target.parent), source.open("rb") as src, target.open("xb") as dst:
+            try:
+                fcntl.ioctl(dst.fileno(), _FICLONE, src.fileno())
+            except OSError:
+                _copy_extents(src.fileno(), dst.fileno())
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+
+
+def _copy_extents(src: int, dst: int) -> None:
+    size = os.fstat(src).st_size
+    os.ftruncate(dst, size)
+    start = 0
+    while start < size:
+        try:
+            start = os.lseek(src, start, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # only a hole is left
+                return
+            raise
+        end = os.lseek(src, start, os.SEEK_HOLE)
+        os.lseek(dst, start, os.SEEK_SET)
+        while start < end:
+            start += os.sendfile(dst, src, start, end - start)
+
+
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Write ``path`` so that readers see the old content or the new, never a part. Raises `DiskFull`."""
+    with disk_errors(path.parent):
+        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                os.fchmod(file.fileno(), mode)
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file or directory with all that is in it; nothing there is fine. Symbolic links are not followed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """``sha256:`` and the hex digest of the file's content."""
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def allocated_bytes(path: Path) -> int:
+    """What the file takes on the disk."""
+    return path.stat().st_blocks * 512

@@ -1,0 +1,367 @@
+"""The one place that starts processes.
+
+Two kinds: `run` is for tools that come to an end, `spawn` for processes that outlive the engine. Either way the
+process holds a *lock file* open that it inherited: the lock is held for exactly as long as the process, or any
+child of it that it passed the descriptor to, exists. Whether something still runs, and which process it is, is
+therefore asked of the lock (`holders`), never of a recorded pid, which may belong to somebody else by now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from squib.errors import DependencyMissing, HostError, ToolFailed
+from squib.host.locks import FileLock
+
+PACKAGE_OF = {
+    "debugfs": "e2fsprogs",
+    "lz4": "lz4",
+    "mkfs.ext4": "e2fsprogs",
+    "mmdebstrap": "mmdebstrap",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "sqfstar": "squashfs-tools",
+    "unshare": "util-linux",
+    "zstd": "zstd",
+}
+"""The Debian package of each program that squib may start."""
+
+_PASSED_ENVIRONMENT = (
+    "APT_CONFIG", "HOME", "LANG", "LC_ALL", "PATH", "SSL_CERT_DIR", "SSL_CERT_FILE", "TMPDIR", "USER",
+    "http_proxy", "https_proxy", "no_proxy",
+)  # fmt: skip
+_SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_STDERR_TAIL_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A tool that ended with status 0."""
+
+    stdout: bytes
+    stderr: bytes
+
+
+def find_tool(name: str) -> Path:
+    """The program ``name`` on the PATH or in the system's directories. Raises `DependencyMissing`."""
+    for folder in f"{os.environ.get('PATH', '')}:{_SYSTEM_PATH}".split(":"):
+        candidate = Path(folder or ".") / name
+        if folder and os.access(candidate, os.X_OK) and candidate.is_file():
+            return candidate
+    package = PACKAGE_OF.get(name, name)
+    raise DependencyMissing(
+        f"{name} is not installed", hint=f"squib doctor --fix   (or: apt-get install --no-install-recommends {package})"
+    )
+
+
+async def run(
+    argv: Sequence[str | os.PathLike[str]],
+    *,
+    stdin: bytes | int | None = None,
+    stdout: int | None = None,
+    cwd: Path | None = None,
+    timeout_s: float | None = None,
+    lock: FileLock | None = None,
+    extra_env: Mapping[str, str] | None = None,
+    on_stderr_line: Callable[[str], None] | None = None,
+) -> Completed:
+    """Run a tool to its end and return what it printed.
+
+    ``stdin`` is its input, as bytes or as a descriptor; ``stdout`` a descriptor that takes its output instead.
+    ``lock`` is held by the tool too. ``on_stderr_line`` gets each line of its standard error as it comes. When this
+    task is cancelled or ``timeout_s`` passes, the tool's process group is killed and reaped. Raises
+    `DependencyMissing`; `ToolFailed` with the end of its standard error for any status but 0.
+    """
+    program = find_tool(os.fspath(argv[0]))
+    process = await asyncio.create_subprocess_exec(
+        program,
+        *(os.fspath(argument) for argument in argv[1:]),
+        stdin=subprocess.PIPE if isinstance(stdin, bytes) else subprocess.DEVNULL if stdin is None else stdin,
+        stdout=subprocess.PIPE if stdout is None else stdout,
+        stderr=subprocess.PIPE,
+        cwd=cwd,
+        env=_tool_environment() | dict(extra_env or {}),
+        pass_fds=(lock.fileno(),) if lock else (),
+        start_new_session=True,
+    )
+    try:
+        async with asyncio.timeout(timeout_s):
+            data = stdin if isinstance(stdin, bytes) else None
+            if on_stderr_line is None:
+                out, err = await process.communicate(data)
+            else:
+                err_reader, process.stderr = process.stderr, None  # read here, not by communicate()
+                assert err_reader is not None
+                (out, _), err = await asyncio.gather(process.communicate(data), _read_lines(err_reader, on_stderr_line))
+    except TimeoutError:
+        raise ToolFailed(f"{program.name} did not end within {timeout_s:g} s") from None
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await asyncio.shield(process.wait())
+    if process.returncode:
+        raise _failure(program, process.returncode, err)
+    return Completed(out or b"", err)
+
+
+def pipe_through(argv: Sequence[str], data: bytes) -> bytes:
+    """What a tool that reads its standard input makes of ``data``. For filters that take milliseconds: it blocks.
+
+    Raises `DependencyMissing`, `ToolFailed`.
+    """
+    program = find_tool(argv[0])
+    done = subprocess.run([program, *argv[1:]], input=data, capture_output=True, env=_tool_environment(), check=False)
+    if done.returncode != 0:
+        raise _failure(program, done.returncode, done.stderr)
+    return done.stdout
+
+
+def _failure(program: Path, status: int, stderr: bytes) -> ToolFailed:
+    tail = stderr[-_STDERR_TAIL_BYTES:].decode(errors="replace").strip()
+    return ToolFailed(f"{program.name} ended with status {status}", detail=tail)
+
+
+async def _read_lines(stream: asyncio.StreamReader, on_line: Callable[[str], None]) -> bytes:
+    """All that comes from ``stream``, passed on line by line (without the line's end)."""
+    seen = bytearray()
+    reported = 0
+    while chunk := await stream.read(1 << 16):
+        seen += chunk
+        while (end := seen.find(b"\n", reported)) >= 0:
+            on_line(seen[reported:end].decode(errors="replace"))
+            reported = end + 1
+    if reported < len(seen):
+        on_line(seen[reported:].decode(errors="replace"))
+    return bytes(seen)
+
+
+def _tool_environment() -> dict[str, str]:
+    env = {name: os.environ[name] for name in _PASSED_ENVIRONMENT if name in os.environ}
+    return env | {"PATH": f"{env.get('PATH', '')}:{_SYSTEM_PATH}".lstrip(":"), "LC_ALL": "C.UTF-8"}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which user a process runs as. ``groups`` are supplementary."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+
+
+class Process:
+    """A process that outlives the engine: a child of it, or one that a former engine started."""
+
+    def __init__(self, pid: int, pidfd: int, child: subprocess.Popen[bytes] | None) -> None:
+        self.pid = pid
+        self._pidfd = pidfd
+        self._child = child
+        self._ended = asyncio.Event()
+        asyncio.get_running_loop().add_reader(pidfd, self._on_exit)
+
+    def _on_exit(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._pidfd = -1
+        if self._child is not None:
+            self._child.wait()
+        self._ended.set()
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit status, or minus the signal's number; ``None`` while it runs, and for a process that this engine did
+        not start.
+        """
+        return self._child.returncode if self._child else None
+
+    @property
+    def running(self) -> bool:
+        return not self._ended.is_set()
+
+    async def wait(self) -> None:
+        """Return when the process has ended (and, if it is a child, is reaped)."""
+        await self._ended.wait()
+
+    async def kill(self) -> None:
+        """SIGKILL, and wait for the end. Does nothing to a process that has ended."""
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        await self.wait()
+
+    def forget(self) -> None:
+        """Stop watching; the process goes on."""
+        if self._pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+        if self._child is not None and self._child.returncode is None:
+            self._child.returncode = 0  # it is not this object's to reap: silences Popen's ResourceWarning
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    lock: FileLock,
+    pass_fds: Sequence[int] = (),
+    identity: Identity | None = None,
+    log_path: Path,
+) -> Process:
+    """Start a process in a session of its own that outlives the engine.
+
+    It inherits ``lock`` (which the caller holds) and ``pass_fds`` and nothing else; its output goes to ``log_path``;
+    its environment is empty but for PATH; it leaves no core dump. ``identity`` drops privileges before the program is
+    executed. Raises `DependencyMissing`.
+    """
+    program = find_tool(argv[0])
+    log_fd = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        with _no_core_dump():
+            child = subprocess.Popen(
+                [program, *argv[1:]],
+                stdin=subprocess.DEVNULL,
+                stdout=log_fd,
+                stderr=log_fd,
+                cwd="/",
+                env={"PATH": _SYSTEM_PATH},
+                pass_fds=(lock.fileno(), *pass_fds),
+                start_new_session=True,
+                umask=0o077,
+                user=identity.uid if identity else None,
+                group=identity.gid if identity else None,
+                extra_groups=identity.groups if identity else None,
+            )
+    except OSError as error:
+        raise HostError(f"{program} could not be started: {error.strerror}") from error
+    finally:
+        os.close(log_fd)
+    return Process(child.pid, os.pidfd_open(child.pid), child)
+
+
+@contextlib.contextmanager
+def _no_core_dump() -> Iterator[None]:
+    """What is started in this block inherits a core size limit of 0.
+
+    Not prlimit(2) on the child: once that is another user, it takes CAP_SYS_RESOURCE, which a container may lack.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
+
+
+def spawn_daemon(argv: Sequence[str], *, log_path: Path, pass_fds: Sequence[int] = ()) -> int:
+    """Start a program of squib's own (the engine) detached from this terminal, with this environment; return its pid.
+
+    It is not waited for: whoever adopts orphans reaps it.
+    """
+    log_fd = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        child = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=log_fd,
+            stderr=log_fd,
+            cwd="/",
+            pass_fds=tuple(pass_fds),
+            start_new_session=True,
+        )
+    finally:
+        os.close(log_fd)
+    child.returncode = 0  # its end is nobody's business here: silences Popen's ResourceWarning
+    return child.pid
+
+
+def call(argv: Sequence[str]) -> int:
+    """Run a command with this terminal as its input and output and return its exit status (`squib doctor --fix`)."""
+    return subprocess.call(argv)
+
+
+def holders(lock_path: Path) -> list[int]:
+    """The pids of all processes but this one that have the file at ``lock_path`` open.
+
+    Only processes that this user may inspect are seen: those of the same user, or all for root.
+    """
+    try:
+        wanted = lock_path.stat()
+    except FileNotFoundError:
+        return []
+    return [pid for pid in _pids() if pid != os.getpid() and _has_open(pid, wanted)]
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]  # noqa: PTH208 (names are enough)
+
+
+def _has_open(pid: int, wanted: os.stat_result) -> bool:
+    try:
+        with os.scandir(f"/proc/{pid}/fd") as entries:
+            return any(_is_same(entry, wanted) for entry in entries)
+    except (FileNotFoundError, PermissionError, ProcessLookupError):
+        return False
+
+
+def _is_same(entry: os.DirEntry[str], wanted: os.stat_result) -> bool:
+    try:
+        found = entry.stat()
+    except FileNotFoundError:  # closed since
+        return False
+    return (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino)
+
+
+def adopt(lock_path: Path) -> Process | None:
+    """The process of a former engine that holds ``lock_path``, watched; ``None`` if there is none."""
+    for pid in holders(lock_path):
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(pid)
+            if pid in holders(lock_path):  # the descriptor was taken of the process that was meant
+                return Process(pid, pidfd, None)
+            os.close(pidfd)
+    return None
+
+
+def kill_holders(lock_path: Path, *, timeout_s: float = 10.0) -> None:
+    """SIGKILL every process that holds ``lock_path`` and wait until the lock is free. Idempotent.
+
+    Raises `HostError` if it is still held after ``timeout_s``.
+    """
+    deadline = time.monotonic() + timeout_s
+    while lock_path.exists():
+        with FileLock(lock_path) as lock:
+            if lock.try_acquire():
+                return
+        fds = []
+        for pid in holders(lock_path):
+            with contextlib.suppress(ProcessLookupError):
+                fds.append(pidfd := os.pidfd_open(pid))
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        _wait_all(fds, deadline)
+        if time.monotonic() > deadline:
+            raise HostError(f"the processes that hold {lock_path} do not end: {holders(lock_path)}")
+
+
+def _wait_all(pidfds: list[int], deadline: float) -> None:
+    """Wait until every process has ended; close the descriptors. Without any, give a starting one 5 ms to show
+    itself.
+    """
+    if not pidfds:
+        time.sleep(0.005)
+    for pidfd in pidfds:
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+        os.close(pidfd)

@@ -1,0 +1,43 @@
+"""Undoing the compression that kernels and their modules are shipped in."""
+
+from __future__ import annotations
+
+import lzma
+import zlib
+from pathlib import Path
+
+from squib.errors import InvalidArgument, ToolFailed
+from squib.host import proc
+
+_XZ = b"\xfd7zXZ\0"
+_GZIP = b"\x1f\x8b"
+_ZSTD = b"\x28\xb5\x2f\xfd"
+_LZ4_LEGACY = b"\x02\x21\x4c\x18"
+
+
+def decompress(data: bytes, *, source: Path) -> bytes:
+    """``data`` without the compression that its first bytes tell: xz, gzip, zstd, lz4; as it is if none of these.
+
+    zstd and lz4 are left to the tools of those names. ``source`` is for messages. Raises `InvalidArgument` for damaged data,
+    `DependencyMissing`.
+    """
+    try:
+        if data.startswith(_XZ):
+            return _finished(lzma.LZMADecompressor(), data)
+        if data.startswith(_GZIP):
+            return _finished(zlib.decompressobj(wbits=31), data)
+        if data.startswith(_ZSTD):
+            return proc.pipe_through(["zstd", "--decompress", "--stdout", "--quiet"], data)
+        if data.startswith(_LZ4_LEGACY):
+            return proc.pipe_through(["lz4", "--decompress", "--stdout", "--quiet"], data)
+    except (lzma.LZMAError, zlib.error, EOFError, ToolFailed) as error:
+        raise InvalidArgument(f"{source} is damaged: {error}") from error
+    return data
+
+
+def _finished(decompressor: lzma.LZMADecompressor | zlib._Decompress, data: bytes) -> bytes:
+    """All of one compressed stream; what follows it is dropped (a kernel has its plain size there)."""
+    plain = decompressor.decompress(data)
+    if not decompressor.eof:
+        raise EOFError("it ends too early")
+    return plain

@@ -1,0 +1,53 @@
+"""A kernel that the user brings (``--kernel PATH``)."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from pathlib import Path
+
+from squib.errors import InvalidArgument
+from squib.kernels import bzimage, modules
+from squib.kernels.catalog import Kernel
+
+
+def inspect(path: Path) -> Kernel:
+    """The kernel in a file: a bzImage or an ELF ``vmlinux`` for x86-64.
+
+    Its modules are looked for in ``modules/<version>`` and ``lib/modules/<version>`` beside it and in the host's
+    ``/lib/modules/<version>``; if they are nowhere, everything is taken to be built in. Raises `InvalidArgument` for a file that is
+    missing, no kernel, or of another architecture.
+    """
+    try:
+        data = path.read_bytes()
+        built_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    except OSError as error:
+        raise InvalidArgument(f"kernel {path} cannot be read: {error.strerror}") from error
+    if not bzimage.is_bzimage(data) and not bzimage.is_elf_kernel(data):
+        raise InvalidArgument(
+            f"{path} is not a kernel for x86-64: neither a bzImage nor an ELF vmlinux",
+            hint="on Debian a kernel is /boot/vmlinuz-$(uname -r)",
+        )
+    version = bzimage.version(data, source=path)
+    tree = _modules_dir(path, version)
+    return Kernel(
+        version=version,
+        digest=f"sha256:{hashlib.sha256(data).hexdigest()}",
+        path=path,
+        bzimage=path if bzimage.is_bzimage(data) else None,
+        modules_dir=tree,
+        modules=modules.GUEST_MODULES if tree else (),
+        size_bytes=len(data),
+        built_at=built_at,
+    )
+
+
+def _modules_dir(kernel: Path, version: str) -> Path | None:
+    folder = kernel.resolve().parent
+    candidates = (
+        folder / "modules" / version,
+        folder / ".." / "lib" / "modules" / version,
+        folder / ".." / "usr" / "lib" / "modules" / version,
+        Path("/lib/modules") / version,
+    )
+    return next((candidate for candidate in candidates if candidate.is_dir()), None)

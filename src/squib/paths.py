@@ -1,0 +1,136 @@
+"""Every name that squib has on disk, in one place.
+
+``$SQUIB_HOME`` (default ``~/.squib``) is the *state directory*: one engine owns it. It is 0700, so nothing below
+needs to be guarded one by one.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from squib.errors import InvalidArgument
+
+
+@dataclass(frozen=True)
+class VMPaths:
+    """The directory of one VM."""
+
+    root: Path
+
+    @property
+    def overlay(self) -> Path:
+        return self.root / "overlay.ext4"
+
+    @property
+    def console_log(self) -> Path:
+        return self.root / "console.log"
+
+    @property
+    def vmm_log(self) -> Path:
+        return self.root / "vmm.log"
+
+    @property
+    def vmm_lock(self) -> Path:
+        """Locked for as long as a VMM process of this VM exists, by the process itself."""
+        return self.root / "vmm.lock"
+
+    @property
+    def agent_socket(self) -> Path:
+        return self.root / "agent.sock"
+
+    @property
+    def qmp_socket(self) -> Path:
+        return self.root / "qmp.sock"
+
+    @property
+    def console_socket(self) -> Path:
+        return self.root / "console.sock"
+
+
+@dataclass(frozen=True)
+class Home:
+    """The state directory."""
+
+    root: Path
+
+    @classmethod
+    def from_environment(cls) -> Home:
+        """``$SQUIB_HOME``, else ``~/.squib``. Raises `InvalidArgument` if it is not an absolute path."""
+        value = os.environ.get("SQUIB_HOME") or "~/.squib"
+        root = Path(value).expanduser()
+        if not root.is_absolute():
+            raise InvalidArgument(f"SQUIB_HOME is {value!r}, not an absolute path", hint="export SQUIB_HOME=/some/dir")
+        return cls(root)
+
+    @property
+    def engine_lock(self) -> Path:
+        return self.root / "engine.lock"
+
+    @property
+    def start_lock(self) -> Path:
+        """Held by a client while it starts an engine, so that only one does."""
+        return self.root / "start.lock"
+
+    @property
+    def engine_socket(self) -> Path:
+        return self.root / "engine.sock"
+
+    @property
+    def engine_log(self) -> Path:
+        return self.root / "engine.log"
+
+    @property
+    def database(self) -> Path:
+        return self.root / "squib.db"
+
+    @property
+    def token(self) -> Path:
+        """The token that `squib serve` on TCP made, 0600."""
+        return self.root / "token"
+
+    @property
+    def vms(self) -> Path:
+        return self.root / "vms"
+
+    def vm(self, vm_id: str) -> VMPaths:
+        return VMPaths(self.vms / vm_id)
+
+    @property
+    def cache(self) -> Path:
+        """Things that can be made again: kernels, images, initramfs archives, empty overlays."""
+        return self.root / "cache"
+
+    @property
+    def images(self) -> Path:
+        return self.cache / "images"
+
+    @property
+    def kernels(self) -> Path:
+        return self.cache / "kernels"
+
+    @property
+    def initramfs(self) -> Path:
+        return self.cache / "initramfs"
+
+    @property
+    def overlays(self) -> Path:
+        return self.cache / "overlays"
+
+    @property
+    def building(self) -> Path:
+        """Half-made things. Whatever is here and not locked may be deleted."""
+        return self.cache / "building"
+
+    @property
+    def locks(self) -> Path:
+        return self.cache / "locks"
+
+    def build_lock(self, what: str) -> Path:
+        """Held by the process that builds ``what`` (as ``image-base``), and by nothing that it starts."""
+        return self.locks / f"build-{what}.lock"
+
+    def tools_lock(self, what: str) -> Path:
+        """Held by the tools that the build of ``what`` started, for as long as one of them lives."""
+        return self.locks / f"tools-{what}.lock"

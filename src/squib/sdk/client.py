@@ -1,0 +1,234 @@
+"""Requests to an engine, local or remote: the one transport under SDK and command line."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlencode
+
+import httpx
+
+from squib.errors import EngineUnavailable, SquibError, from_wire
+from squib.models import Check, EngineInfo, ImageInfo, KernelInfo, Progress, VMConfig, VMInfo
+from squib.paths import Home
+from squib.sdk.config import check_ref
+from squib.sdk.local import ensure_engine
+
+_UNIX_PATH_MAX_BYTES = 107
+_BASE_URL = "http://squib"
+_CONNECT_TIMEOUT_S = 10.0
+
+
+class EngineClient:
+    """An engine: by default that of the state directory (started if need be), or a remote one by ``url`` and ``token``.
+
+    ``url`` defaults to ``$SQUIB_URL`` and ``token`` to ``$SQUIB_TOKEN``; with neither, the engine is local. Belongs
+    to one event loop. `close` it, or use it as an async context manager.
+    """
+
+    def __init__(self, *, url: str | None = None, token: str | None = None, home: Home | None = None) -> None:
+        self._url = url or (None if home else os.environ.get("SQUIB_URL") or None)
+        self._token = token or os.environ.get("SQUIB_TOKEN") or None
+        self._home = home or (None if self._url else Home.from_environment())
+        self._folder_fd = -1
+        self._http: httpx.AsyncClient | None = None
+
+    def __repr__(self) -> str:
+        return f"EngineClient({self._url or self._home})"
+
+    async def __aenter__(self) -> EngineClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Give up the connections; the engine and its VMs go on. Idempotent."""
+        if self._http:
+            await self._http.aclose()
+            self._http = None
+        if self._folder_fd >= 0:
+            os.close(self._folder_fd)
+            self._folder_fd = -1
+
+    async def request(self, method: str, path: str, body: object | None = None) -> Any:
+        """Send a request with a JSON body and return the JSON of the answer (``None`` if it is empty).
+
+        Raises the `SquibError` that the engine reports; `EngineUnavailable`, `EngineStartFailed`.
+        """
+        content = None if body is None else json.dumps(body).encode()
+        async with self.stream(method, path, content) as response:
+            answer = await response.aread()
+        return json.loads(answer) if answer else None
+
+    @asynccontextmanager
+    async def stream(
+        self, method: str, path: str, content: bytes | AsyncIterator[bytes] | None = None
+    ) -> AsyncIterator[httpx.Response]:
+        """Send a request; the block reads the answer as it comes. Raises as `request`."""
+        headers = {"content-type": "application/json"} if isinstance(content, bytes) else {}
+        http = await self._connect()
+        request = http.build_request(method, f"/v1{path}", content=content, headers=headers)
+        try:
+            response = await self._send(http, request)
+            try:
+                if response.status_code >= 400:
+                    raise _error_of(response.status_code, await response.aread())
+                yield response
+            finally:
+                await response.aclose()
+        except httpx.TransportError as error:
+            raise EngineUnavailable(
+                f"the connection to the engine {self._where} broke: {error or type(error).__name__}",
+                hint="squib logs --engine shows what it did",
+            ) from error
+
+    async def _send(self, http: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
+        try:
+            return await http.send(request, stream=True)
+        except httpx.ConnectError as error:
+            if self._home is None:
+                raise EngineUnavailable(
+                    f"no engine answers at {self._url}: {error}", hint="is squib serve running there? check SQUIB_URL"
+                ) from error
+            await ensure_engine(self._home)  # it ended meanwhile; nothing was sent yet
+            return await http.send(request, stream=True)
+
+    @property
+    def _where(self) -> str:
+        return self._url or str(self._home and self._home.root)
+
+    async def _connect(self) -> httpx.AsyncClient:
+        if self._http is None:
+            timeout = httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S)
+            limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
+            if self._home:
+                await ensure_engine(self._home)
+                transport = httpx.AsyncHTTPTransport(uds=self._socket_path(self._home), limits=limits)
+                self._http = httpx.AsyncClient(base_url=_BASE_URL, transport=transport, timeout=timeout)
+            else:
+                headers = {"authorization": f"Bearer {self._token}"} if self._token else {}
+                self._http = httpx.AsyncClient(
+                    base_url=self._url or "", headers=headers, timeout=timeout, limits=limits, trust_env=False
+                )
+        return self._http
+
+    def _socket_path(self, home: Home) -> str:
+        path = str(home.engine_socket)
+        if len(os.fsencode(path)) <= _UNIX_PATH_MAX_BYTES:
+            return path
+        self._folder_fd = os.open(home.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return f"/proc/self/fd/{self._folder_fd}/{home.engine_socket.name}"
+
+    async def info(self) -> EngineInfo:
+        """What the engine is."""
+        return EngineInfo.model_validate(await self.request("GET", "/engine"))
+
+    async def doctor(self) -> list[Check]:
+        """What the engine finds when it looks at its host and its state directory."""
+        return [Check.model_validate(check) for check in (await self.request("GET", "/doctor"))["checks"]]
+
+    async def vms(self, *, project: str | None = None) -> list[VMInfo]:
+        """All VMs, or those of one project; oldest first."""
+        query = f"?project={check_ref(project)}" if project is not None else ""
+        return [VMInfo.model_validate(vm) for vm in (await self.request("GET", f"/vms{query}"))["vms"]]
+
+    async def vm(self, ref: str) -> VMInfo:
+        """The VM with this ID or name. Raises `NotFound`."""
+        return VMInfo.model_validate(await self.request("GET", _vm_path(ref)))
+
+    async def create_vm(self, config: VMConfig) -> VMInfo:
+        """Register a VM. Raises `NameTaken`, `DiskFull` and as `build_image`."""
+        body = {"config": config.model_dump(exclude_unset=True), "start": False}
+        return VMInfo.model_validate(await self.request("POST", "/vms", body))
+
+    async def launch_vm(self, config: VMConfig, *, boot_timeout_s: float) -> VMInfo:
+        """Make a VM and boot it; if it does not come up, nothing of it stays. Raises as `create_vm` and `start_vm`."""
+        body = {"config": config.model_dump(exclude_unset=True), "start": True, "boot_timeout_s": boot_timeout_s}
+        return VMInfo.model_validate(await self.request("POST", "/vms", body))
+
+    async def start_vm(self, ref: str, *, boot_timeout_s: float) -> VMInfo:
+        """Boot a VM. Raises `BootFailed`, `BootTimeout`, `WrongState`, `NotFound`."""
+        body = {"boot_timeout_s": boot_timeout_s}
+        return VMInfo.model_validate(await self.request("POST", f"{_vm_path(ref)}/start", body))
+
+    async def stop_vm(self, ref: str, *, timeout_s: float) -> VMInfo:
+        """Stop a VM, by force after ``timeout_s``. Raises `NotFound`."""
+        return VMInfo.model_validate(await self.request("POST", f"{_vm_path(ref)}/stop", {"timeout_s": timeout_s}))
+
+    async def delete_vm(self, ref: str) -> None:
+        """Delete a VM. Raises `NotFound`."""
+        await self.request("DELETE", _vm_path(ref))
+
+    async def vm_logs(self, ref: str, *, lines: int | None = None, follow: bool = False) -> AsyncIterator[bytes]:
+        """What the guest wrote to its console: the last ``lines`` of it and, with ``follow``, what comes until it ends.
+
+        Raises `NotFound`.
+        """
+        async for chunk in self._chunks(f"{_vm_path(ref)}/logs", lines=lines, follow=follow):
+            yield chunk
+
+    async def engine_logs(self, *, lines: int | None = None, follow: bool = False) -> AsyncIterator[bytes]:
+        """The engine's own log, as `vm_logs`."""
+        async for chunk in self._chunks("/engine/logs", lines=lines, follow=follow):
+            yield chunk
+
+    async def _chunks(self, path: str, *, lines: int | None, follow: bool) -> AsyncIterator[bytes]:
+        query = urlencode({"follow": str(follow).lower()} | ({} if lines is None else {"lines": str(lines)}))
+        async with self.stream("GET", f"{path}?{query}") as response:
+            async for chunk in response.aiter_raw():
+                yield chunk
+
+    async def images(self) -> list[ImageInfo]:
+        """The images in the engine's cache."""
+        return [ImageInfo.model_validate(image) for image in (await self.request("GET", "/images"))["images"]]
+
+    async def kernels(self) -> list[KernelInfo]:
+        """The kernels in the engine's cache."""
+        return [KernelInfo.model_validate(kernel) for kernel in (await self.request("GET", "/kernels"))["kernels"]]
+
+    async def build_image(
+        self, name: str, *, rebuild: bool = False, on_progress: Callable[[Progress], None] = lambda _: None
+    ) -> ImageInfo:
+        """Build a runtime's image unless it is there. Raises `NotFound`, `ToolFailed`, `DependencyMissing`,
+        `DiskFull`.
+        """
+        result = await self._build("/images", {"name": name, "rebuild": rebuild}, on_progress)
+        return ImageInfo.model_validate(result["image"])
+
+    async def build_kernel(self, *, on_progress: Callable[[Progress], None] = lambda _: None) -> KernelInfo:
+        """Fetch the kernel unless it is there. Raises as `build_image`."""
+        return KernelInfo.model_validate((await self._build("/kernels", None, on_progress))["kernel"])
+
+    async def remove_image(self, name: str) -> None:
+        """Remove an image from the cache. Raises `NotFound`, `Conflict` if a VM uses it."""
+        await self.request("DELETE", f"/images/{check_ref(name)}")
+
+    async def _build(
+        self, path: str, body: dict[str, Any] | None, on_progress: Callable[[Progress], None]
+    ) -> dict[str, Any]:
+        content = None if body is None else json.dumps(body).encode()
+        async with self.stream("POST", path, content) as response:
+            async for line in response.aiter_lines():
+                event: dict[str, Any] = json.loads(line)
+                if progress := event.get("progress"):
+                    on_progress(Progress.model_validate(progress))
+                elif error := event.get("error"):
+                    raise from_wire(error)
+                else:
+                    return event
+        raise EngineUnavailable("the engine ended while it built", hint="type the command again: it goes on")
+
+
+def _vm_path(ref: str) -> str:
+    return f"/vms/{check_ref(ref)}"
+
+
+def _error_of(status: int, body: bytes) -> SquibError:
+    try:
+        return from_wire(json.loads(body)["error"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return EngineUnavailable(f"what answered with status {status} is not a squib engine", hint="check SQUIB_URL")

@@ -1,0 +1,150 @@
+"""A command in a VM, followed while it runs: what lies under `AsyncVM.run` and the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+
+from pydantic import ValidationError
+
+from squib.errors import AgentUnreachable, InvalidArgument, NoSuchProcess, StdinClosed, from_wire
+from squib.frames import Frame, FrameDecoder, FrameError, FrameKind
+from squib.models import ExecRequest
+from squib.sdk.client import EngineClient
+from squib.sdk.config import check_ref, describe
+from squib.sdk.result import CommandEnd
+
+_PIECE_BYTES = 1 << 18
+
+
+class Command:
+    """A command that runs. Read its `output` to the end; `end` then says how it ended."""
+
+    def __init__(self, engine: EngineClient, path: str, frames: AsyncIterator[Frame]) -> None:
+        self._engine = engine
+        self._path = path
+        self._frames = frames
+        self._end: CommandEnd | None = None
+
+    @property
+    def end(self) -> CommandEnd:
+        """How the command ended. Raises `AgentUnreachable` if that was not read."""
+        if self._end is None:
+            raise AgentUnreachable("the output ended before the command did")
+        return self._end
+
+    async def output(self) -> AsyncIterator[Frame]:
+        """Its ``STDOUT`` and ``STDERR`` frames, as they come. Raises `AgentUnreachable` if the VM is lost."""
+        async for frame in self._frames:
+            match frame.kind:
+                case FrameKind.STDOUT | FrameKind.STDERR:
+                    yield frame
+                case FrameKind.EXIT:
+                    self._end = CommandEnd.of(frame)
+                    return
+                case FrameKind.ERROR:
+                    raise from_wire(frame.json())
+
+    async def feed(self, data: bytes | AsyncIterable[bytes]) -> None:
+        """Write all of its standard input and close it. A command that does not want it all is no error."""
+        pieces = _pieces(data) if isinstance(data, bytes) else data
+        with suppress(StdinClosed, NoSuchProcess):
+            async with self._engine.stream("POST", f"{self._path}/stdin?close=true", aiter(pieces)) as response:
+                await response.aread()
+
+    async def signal(self, number: int) -> None:
+        """Send a signal to its process group. A command that has ended is no error."""
+        with suppress(NoSuchProcess):
+            await self._engine.request("POST", f"{self._path}/signal", {"signal": number})
+
+
+def exec_request(
+    cmd: str | Sequence[str],
+    *,
+    timeout: float | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+    user: str | None = None,
+) -> ExecRequest:
+    """A command, from what a caller gave: a string is for the shell, a list is program and arguments.
+
+    Raises `InvalidArgument`.
+    """
+    values: dict[str, object] = {"shell": cmd} if isinstance(cmd, str) else {"argv": list(cmd)}
+    values |= {"env": dict(env or {}), "cwd": cwd, "user": user, "timeout_s": timeout}
+    try:
+        return ExecRequest.model_validate(values)
+    except ValidationError as error:
+        raise InvalidArgument(describe(error)) from None
+
+
+@asynccontextmanager
+async def start_command(
+    engine: EngineClient, ref: str, request: ExecRequest, *, stdin: bytes | AsyncIterable[bytes] | None = None
+) -> AsyncIterator[Command]:
+    """Start a command in the VM ``ref``, feed it ``stdin``, and run the block with it. Leaving early kills it.
+
+    Raises the `ExecError` that says why it could not be started, `WrongState`, `NotFound`, `AgentUnreachable`.
+    """
+    request = request.model_copy(update={"stdin": stdin is not None})
+    body = json.dumps(request.model_dump(exclude_none=True)).encode("ascii")
+    vm_path = f"/vms/{check_ref(ref)}"
+    try:
+        async with engine.stream("POST", f"{vm_path}/exec", body) as response:
+            frames = _decode(response.aiter_raw())
+            started = await anext(frames, None)
+            if started is None or started.kind is not FrameKind.STARTED:
+                raise FrameError("the first frame does not say that the command has started")
+            process_id = check_ref(str(started.json().get("id")))
+            command = Command(engine, f"{vm_path}/processes/{process_id}", frames)
+            if stdin is None:
+                yield command
+                return
+            feeder = asyncio.create_task(command.feed(stdin), name=f"stdin of {process_id}")
+            try:
+                with _interrupted_by(feeder):
+                    yield command
+            finally:
+                feeder.cancel()
+                await asyncio.wait([feeder])
+    except FrameError as error:
+        raise AgentUnreachable(f"the guest sent what is no output of a command: {error}") from error
+
+
+async def _decode(chunks: AsyncIterator[bytes]) -> AsyncIterator[Frame]:
+    decoder = FrameDecoder()
+    async for chunk in chunks:
+        for frame in decoder.feed(chunk):
+            yield frame
+
+
+async def _pieces(data: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), _PIECE_BYTES):
+        yield data[start : start + _PIECE_BYTES]
+
+
+@contextmanager
+def _interrupted_by(helper: asyncio.Task[None]) -> Iterator[None]:
+    """Cancel the block if ``helper`` fails, and raise its error: a command whose input broke off waits for ever."""
+    task = asyncio.current_task()
+    assert task is not None
+    cancelling = task.cancelling()
+    failed = False
+
+    def on_done(done: asyncio.Task[None]) -> None:
+        nonlocal failed
+        if not done.cancelled() and done.exception():
+            failed = True
+            task.cancel()
+
+    helper.add_done_callback(on_done)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if failed and task.uncancel() <= cancelling:
+            helper.result()
+        raise
+    finally:
+        helper.remove_done_callback(on_done)

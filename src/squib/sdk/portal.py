@@ -1,0 +1,51 @@
+"""One event loop in a background thread, on which the synchronous API runs the asynchronous one."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import concurrent.futures
+import os
+import threading
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Portal:
+    """An event loop of its own thread. Made at first use, once per process (a fork gets its own)."""
+
+    _current: Portal | None = None
+    _guard = threading.Lock()
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="squib", daemon=True)
+        self._thread.start()
+        atexit.register(self._stop)
+
+    @classmethod
+    def get(cls) -> Portal:
+        """The portal of this process."""
+        with cls._guard:
+            if cls._current is None or cls._current._pid != os.getpid():
+                cls._current = Portal()
+            return cls._current
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine to its end. Ctrl-C cancels it, waits for its clean-up, and is raised on."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            if not future.done():
+                future.cancel()
+                concurrent.futures.wait([future], timeout=10)
+            raise
+
+    def _stop(self) -> None:
+        if self._pid == os.getpid():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(timeout=2)

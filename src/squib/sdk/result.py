@@ -1,0 +1,131 @@
+"""What a command left behind, and how it is gathered from its frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from squib.errors import CommandFailed, CommandTimeout
+from squib.frames import Frame, FrameError, FrameKind
+
+MAX_OUTPUT_BYTES = 64 << 20
+"""Of a command's output this much is kept; the rest is read and dropped, and `ExecResult.truncated` says so."""
+
+TIMEOUT_EXIT_CODE = 124
+_SIGNAL_BASE = 128
+_SHOWN_COMMAND_CHARS = 200
+_SHOWN_STDERR_CHARS = 2000
+
+
+@dataclass(frozen=True)
+class CommandEnd:
+    """How a command ended. ``exit_code`` is as a shell shows it: 128 + n after signal n, 124 after a timeout."""
+
+    exit_code: int
+    signal: int | None
+    timed_out: bool
+    duration_s: float
+
+    @classmethod
+    def of(cls, frame: Frame) -> CommandEnd:
+        """From the ``EXIT`` frame. Raises `squib.frames.FrameError` if that says nothing."""
+        values = frame.json()
+        exit_code, signal = values.get("exit_code"), values.get("signal")
+        timed_out = values.get("timed_out") is True
+        if timed_out:
+            exit_code = TIMEOUT_EXIT_CODE
+        elif isinstance(signal, int):
+            exit_code = _SIGNAL_BASE + signal
+        if not isinstance(exit_code, int):
+            raise FrameError("an exit frame without exit_code and signal")
+        duration_ms = values.get("duration_ms")
+        return cls(
+            exit_code=exit_code,
+            signal=signal if isinstance(signal, int) else None,
+            timed_out=timed_out,
+            duration_s=duration_ms / 1000 if isinstance(duration_ms, int | float) else 0.0,
+        )
+
+
+@dataclass(frozen=True)
+class ExecResult:
+    """The end of a command.
+
+    ``exit_code`` is as a shell shows it: 128 + n after signal n, 124 after a timeout. Text is decoded as UTF-8, with
+    U+FFFD for what is not; the ``_bytes`` are what the command wrote. ``output`` holds both streams in the order in
+    which they were read.
+    """
+
+    exit_code: int
+    signal: int | None
+    timed_out: bool
+    duration_s: float
+    stdout_bytes: bytes = field(repr=False)
+    stderr_bytes: bytes = field(repr=False)
+    output_bytes: bytes = field(repr=False)
+    truncated: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """Whether the command ended with status 0."""
+        return self.exit_code == 0
+
+    @property
+    def stdout(self) -> str:
+        return self.stdout_bytes.decode(errors="replace")
+
+    @property
+    def stderr(self) -> str:
+        return self.stderr_bytes.decode(errors="replace")
+
+    @property
+    def output(self) -> str:
+        return self.output_bytes.decode(errors="replace")
+
+    def check(self, command: str) -> ExecResult:
+        """This result if it is `ok`. Raises `CommandTimeout` or `CommandFailed` with the end of standard error."""
+        if self.ok:
+            return self
+        shown = command if len(command) <= _SHOWN_COMMAND_CHARS else command[:_SHOWN_COMMAND_CHARS] + "…"
+        detail = self.stderr[-_SHOWN_STDERR_CHARS:].rstrip()
+        if self.timed_out:
+            raise CommandTimeout(f"the command was killed by its timeout: {shown}", detail=detail)
+        raise CommandFailed(f"the command ended with status {self.exit_code}: {shown}", detail=detail)
+
+
+OnOutput = Callable[[bytes], None]
+
+
+class Collector:
+    """Gathers a command's output, bounded, and makes its result."""
+
+    def __init__(self, on_stdout: OnOutput | None, on_stderr: OnOutput | None) -> None:
+        self._callbacks = {FrameKind.STDOUT: on_stdout, FrameKind.STDERR: on_stderr}
+        self._pieces: list[tuple[FrameKind, bytes]] = []
+        self._kept = 0
+        self._dropped = False
+
+    def add(self, frame: Frame) -> None:
+        """Take one frame of output."""
+        if callback := self._callbacks[frame.kind]:
+            callback(frame.payload)
+        room = MAX_OUTPUT_BYTES - self._kept
+        if len(frame.payload) > room:
+            self._dropped = True
+        piece = frame.payload[: max(room, 0)]
+        if piece:
+            self._pieces.append((frame.kind, piece))
+            self._kept += len(piece)
+
+    def result(self, end: CommandEnd) -> ExecResult:
+        """The result of a command whose output was all taken."""
+        return ExecResult(
+            exit_code=end.exit_code,
+            signal=end.signal,
+            timed_out=end.timed_out,
+            duration_s=end.duration_s,
+            stdout_bytes=b"".join(piece for kind, piece in self._pieces if kind is FrameKind.STDOUT),
+            stderr_bytes=b"".join(piece for kind, piece in self._pieces if kind is FrameKind.STDERR),
+            output_bytes=b"".join(piece for _, piece in self._pieces),
+            truncated=self._dropped,
+        )

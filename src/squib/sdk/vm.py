@@ -1,0 +1,139 @@
+"""`VM`: one VM, for programs without an event loop. Every method is that of `squib.AsyncVM`, waited for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Self, Unpack
+
+from squib.models import VMConfig, VMInfo, VMState
+from squib.sdk.aio import AsyncVM
+from squib.sdk.client import EngineClient
+from squib.sdk.config import VMOptions
+from squib.sdk.portal import Portal
+from squib.sdk.result import ExecResult, OnOutput
+
+
+class VM:
+    """A Linux microVM, registered when this object is made; `start` boots it.
+
+        with VM() as vm:                            # started; stopped and deleted on exit
+            print(vm.run("uname -a").output)
+
+    ``options`` are the fields of `VMConfig`, laid over ``config``. ``engine`` is the engine to use, by default the
+    local one or ``$SQUIB_URL``. Methods may be called from several threads.
+
+    Raises `InvalidArgument`, `NameTaken`, `DiskFull`, and what building an image raises if that is not in the cache.
+    """
+
+    def __init__(
+        self, config: VMConfig | None = None, *, engine: EngineClient | None = None, **options: Unpack[VMOptions]
+    ) -> None:
+        self._portal = Portal.get()
+        self._vm = self._portal.run(AsyncVM.create(config, engine=engine, **options))
+
+    @classmethod
+    def _wrap(cls, portal: Portal, vm: AsyncVM) -> Self:
+        self = cls.__new__(cls)
+        self._portal = portal
+        self._vm = vm
+        return self
+
+    def __repr__(self) -> str:
+        return repr(self._vm).replace("AsyncVM", "VM", 1)
+
+    @classmethod
+    def from_id(cls, vm_id: str, *, engine: EngineClient | None = None) -> Self:
+        """The VM with this ID or name, whoever made it. Raises `NotFound`, `InvalidArgument`."""
+        portal = Portal.get()
+        return cls._wrap(portal, portal.run(AsyncVM.from_id(vm_id, engine=engine)))
+
+    @classmethod
+    def list(cls, *, project: str | None = None, engine: EngineClient | None = None) -> list[VMInfo]:
+        """All VMs, or those of one project; oldest first."""
+        return Portal.get().run(AsyncVM.list(project=project, engine=engine))
+
+    @property
+    def info(self) -> VMInfo:
+        """The VM as last seen; `refresh` looks again."""
+        return self._vm.info
+
+    @property
+    def vm_id(self) -> str:
+        return self._vm.vm_id
+
+    @property
+    def name(self) -> str:
+        return self._vm.name
+
+    @property
+    def status(self) -> VMState:
+        """The state as last seen."""
+        return self._vm.status
+
+    def refresh(self) -> VMInfo:
+        """See `AsyncVM.refresh`."""
+        return self._portal.run(self._vm.refresh())
+
+    def start(self, boot_timeout: float = 30.0) -> Self:
+        """See `AsyncVM.start`."""
+        self._portal.run(self._vm.start(boot_timeout))
+        return self
+
+    def stop(self, timeout: float = 3.0) -> Self:
+        """See `AsyncVM.stop`."""
+        self._portal.run(self._vm.stop(timeout))
+        return self
+
+    def delete(self) -> None:
+        """See `AsyncVM.delete`."""
+        self._portal.run(self._vm.delete())
+
+    def close(self) -> None:
+        """See `AsyncVM.close`."""
+        self._portal.run(self._vm.close())
+
+    def __enter__(self) -> Self:
+        self._portal.run(self._vm.__aenter__())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._portal.run(self._vm.__aexit__(kind, error, trace))
+
+    def wait_for_ready(self, timeout: float = 30.0) -> None:
+        """See `AsyncVM.wait_for_ready`."""
+        self._portal.run(self._vm.wait_for_ready(timeout))
+
+    def run(
+        self,
+        cmd: str | Sequence[str],
+        *,
+        check: bool = False,
+        timeout: float | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        input: str | bytes | None = None,
+        on_stdout: OnOutput | None = None,
+        on_stderr: OnOutput | None = None,
+    ) -> ExecResult:
+        """See `AsyncVM.run`. The callbacks are called on a thread of squib's."""
+        return self._portal.run(
+            self._vm.run(
+                cmd,
+                check=check,
+                timeout=timeout,
+                env=env,
+                cwd=cwd,
+                user=user,
+                input=input,
+                on_stdout=on_stdout,
+                on_stderr=on_stderr,
+            )
+        )
+
+    def logs(self, *, lines: int | None = None) -> bytes:
+        """See `AsyncVM.logs`."""
+        return self._portal.run(self._vm.logs(lines=lines))

@@ -1,0 +1,20 @@
+"""Files that pass for a kernel, a root filesystem and an agent, where nothing boots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from squib.models import VMConfig
+
+
+def make_files(folder: Path) -> VMConfig:
+    """A configuration of a kernel and a root filesystem of the user's, both just good enough to be recognised."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kernel = bytearray(4096)
+    kernel[0x1FE:0x206] = b"\x55\xaa\0\0HdrS"
+    kernel[0x20E:0x210] = (0x400).to_bytes(2, "little")
+    kernel[0x600:0x60A] = b"6.0-fake x"
+    (folder / "kernel").write_bytes(kernel)
+    (folder / "rootfs").write_bytes(b"hsqs" + bytes(8192))
+    (folder / "agent").write_bytes(b"agent")
+    return VMConfig(kernel_path=str(folder / "kernel"), rootfs_path=str(folder / "rootfs"))

@@ -1,0 +1,99 @@
+"""A driver whose VMMs are small Python processes (``vmm.py``): leases, kills and adoption are real, guests are not."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from squib.drivers.base import AgentEndpoint, Capability, ExitKind, ExitReason, MachineSpec
+from squib.errors import WrongState
+from squib.host import proc, sockets
+from squib.host.locks import FileLock
+from squib.models import Check
+from squib.paths import VMPaths
+
+VMM = Path(__file__).with_name("vmm.py")
+
+
+class FakeMachine:
+    def __init__(self, process: proc.Process, paths: VMPaths) -> None:
+        self._process, self._paths = process, paths
+        self._killed = False
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def agent(self) -> AgentEndpoint:
+        return AgentEndpoint(self._paths.agent_socket)
+
+    async def wait(self) -> ExitReason:
+        await self._process.wait()
+        self._paths.agent_socket.unlink(missing_ok=True)
+        match self._process.returncode:
+            case 0:
+                return ExitReason(ExitKind.POWERED_OFF, "the guest powered off")
+            case None:
+                return ExitReason(ExitKind.UNKNOWN, "the VMM ended")
+            case code if code < 0:
+                return ExitReason(ExitKind.KILLED, f"the VMM was killed by signal {-code}")
+            case code:
+                return ExitReason(ExitKind.FAILED, f"the VMM ended with status {code}")
+
+    async def kill(self) -> None:
+        await self._process.kill()
+        await self.wait()
+
+    async def detach(self) -> None:
+        self._process.forget()
+
+    def console_tail(self, max_bytes: int = 1 << 20, *, lines: int | None = None) -> bytes:
+        return b"fake console\nlast line\n"
+
+
+@dataclass
+class FakeDriver:
+    """``behaviour`` is that of the next VMM: ``--ok``, ``--hang`` (never answers), ``--die`` or ``--deaf`` (does not power off)."""
+
+    behaviour: str = "--ok"
+    launched: list[MachineSpec] = field(default_factory=list)
+    name: str = "fake"
+    accelerator: str = "none"
+    capabilities: frozenset[Capability] = frozenset(Capability)
+    groups: tuple[int, ...] = ()
+
+    def memory_overhead_mib(self, spec: MachineSpec) -> int:
+        return 64
+
+    async def checks(self) -> list[Check]:
+        return []
+
+    async def launch(
+        self,
+        spec: MachineSpec,
+        paths: VMPaths,
+        identity: proc.Identity | None,
+        on_spawned: Callable[[int], None],
+    ) -> FakeMachine:
+        self.launched.append(spec)
+        with FileLock(paths.vmm_lock) as lock:
+            if not lock.try_acquire():
+                raise WrongState("a VMM of this VM still runs")
+            listener = sockets.listen(paths.agent_socket)
+            fd = listener.fileno()
+            process = proc.spawn(
+                [sys.executable, str(VMM), str(fd), self.behaviour],
+                lock=lock,
+                pass_fds=(fd,),
+                log_path=paths.vmm_log,
+            )
+            listener.close()
+            on_spawned(process.pid)
+        return FakeMachine(process, paths)
+
+    async def adopt(self, paths: VMPaths) -> FakeMachine | None:
+        process = proc.adopt(paths.vmm_lock)
+        return FakeMachine(process, paths) if process else None

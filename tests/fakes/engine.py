@@ -1,0 +1,72 @@
+"""A real engine with a fake driver: all but the guests is what users get."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import httpx
+
+from squib.api.app import create_app
+from squib.core.engine import Engine, open_engine
+from squib.host import proc
+from squib.images.overlay import OverlayStore
+from squib.models import VMConfig
+from squib.paths import Home
+from tests.fakes.assets import make_files
+from tests.fakes.driver import FakeDriver
+
+
+class Rig:
+    """A state directory, a driver, and engines on them, one after the other."""
+
+    def __init__(self, folder: Path) -> None:
+        self.home = Home(folder / "home")
+        self.config: VMConfig = make_files(folder / "files")
+        self.agent_binary = folder / "files" / "agent"
+        self.driver = FakeDriver()
+
+    @contextlib.asynccontextmanager
+    async def engine(self) -> AsyncIterator[Engine]:
+        async with open_engine(self.home, self.driver, self.agent_binary) as engine:
+            yield engine
+
+    @contextlib.asynccontextmanager
+    async def http(self) -> AsyncIterator[tuple[Engine, httpx.AsyncClient]]:
+        """An engine and a client of its API in this process."""
+        async with self.engine() as engine:
+            transport = httpx.ASGITransport(create_app(engine), raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://squib") as client:
+                yield engine, client
+
+    def run(self, test: Callable[[Engine], Awaitable[None]]) -> None:
+        """Run a test with an engine, then end all VMMs and check that nothing is left of them."""
+
+        async def main() -> None:
+            async with asyncio.timeout(30), self.engine() as engine:
+                await test(engine)
+
+        try:
+            asyncio.run(main())
+        finally:
+            self.clean_up()
+
+    def vmms(self) -> list[int]:
+        """The pids of all VMMs of this state directory."""
+        if not self.home.vms.exists():
+            return []
+        return [pid for vm in self.home.vms.iterdir() for pid in proc.holders(vm / "vmm.lock")]
+
+    def clean_up(self) -> None:
+        if self.home.vms.exists():
+            for vm in self.home.vms.iterdir():
+                proc.kill_holders(vm / "vmm.lock")
+
+
+async def write_overlay(self: OverlayStore, target: Path, size_mib: int) -> None:
+    """In the place of `OverlayStore.create`: an empty sparse file."""
+    target.touch(mode=0o600)
+    os.truncate(target, size_mib << 20)

@@ -1,0 +1,20 @@
+"""What unit tests share: engines with a fake driver, in a state directory of their own."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from squib.host import cgroup
+from squib.images.overlay import OverlayStore
+from tests.fakes.engine import Rig, write_overlay
+
+
+@pytest.fixture
+def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    monkeypatch.setattr(OverlayStore, "create", write_overlay)
+    monkeypatch.setattr(cgroup, "find_layout", cgroup.Layout)
+    rig = Rig(tmp_path)
+    yield rig
+    rig.clean_up()
+    assert rig.vmms() == []

@@ -1,0 +1,247 @@
+"""Create, start, stop, delete: what each does in each state, and that failures leave nothing."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from squib.core.create import create_vm, new_id
+from squib.core.delete import delete_vm
+from squib.core.engine import Engine
+from squib.core.inspect import get_vm, list_vms
+from squib.core.start import start_vm
+from squib.core.stop import stop_vm
+from squib.errors import BootFailed, BootTimeout, InvalidArgument, NameTaken, NotFound, WrongState
+from squib.models import VMConfig, VMState
+from squib.store.db import VMRecord
+from tests.fakes.engine import Rig
+
+
+async def make(engine: Engine, config: VMConfig, *, start: bool = False, **fields: object) -> VMRecord:
+    return await create_vm(
+        engine, config.model_copy(update=fields), start=start, on_progress=lambda _: None, boot_timeout_s=5
+    )
+
+
+async def until(engine: Engine, vm_id: str, state: VMState) -> VMRecord:
+    async with asyncio.timeout(5):
+        while (record := engine.store.get_vm(vm_id)).state is not state:
+            await asyncio.sleep(0.01)
+        return record
+
+
+def nothing_left(engine: Engine, rig: Rig) -> None:
+    assert engine.store.list_vms() == []
+    assert engine.store.leases() == []
+    assert list(rig.home.vms.iterdir()) == []
+    assert rig.vmms() == []
+    assert engine.running == {} and engine.starts == {}
+
+
+def test_a_vm_is_created_started_stopped_started_and_deleted(rig: Rig) -> None:
+    async def test(engine: Engine) -> None:
+        vm = await make(engine, rig.config, name="web", env_vars={"A": "1"})
+        assert (vm.state, vm.name, vm.pid) == (VMState.CREATED, "web", None)
+        vm = await start_vm(engine, "web")
+        assert (vm.state, [vm.pid]) == (VMState.RUNNING, rig.vmms())
+        vm = await stop_vm(engine, vm.vm_id)
+        assert (vm.state, vm.reason, vm.pid) == (VMState.STOPPED, "stopped", None)
+        assert rig.vmms() == [] and [lease.kind for lease in engine.store.leases()] == ["directory"]
+        assert (await start_vm(engine, "web")).state is VMState.RUNNING
+        await delete_vm(engine, "web")
+        nothing_left(engine, rig)
+
+    rig.run(test)
+
+
+def test_start_on_a_running_vm_is_a_no_op(rig: Rig) -> None:
+    async def test(engine: Engine) -> None:
+        vm = await make(engine, rig.config, start=True)
+        assert await start_vm(engine, vm.vm_id) == vm
+        assert rig.vmms() == [vm.pid]
+        assert len(rig.driver.launched) == 1
+
+    rig.run(test)
+
+
+def test_many_starts_and_stops_at_once_settle(rig: Rig) -> None:
+    async def test(engine: Engine) -> None:
+        vm = await make(engine, rig.config)
+        started = await asyncio.gather(*(start_vm(engine, vm.vm_id) for _ in range(10)))
+        assert {record.state for record in started} == {VMState.RUNNING}
+        assert len(rig.driver.launched) == 1
+        stopped = await asyncio.gather(*(stop_vm(engine, vm.vm_id) for _ in range(10)))
+        assert {record.state for record in stopped} == {VMState.STOPPED}
+        await asyncio.gather(*(delete_vm(engine, vm.vm_id) for _ in range(5)))
+        nothing_left(engine, rig)
+
+    rig.run(test)
+
+
+def test_a_boot_that_fails_leaves_nothing_of_a_create(rig: Rig) -> None:
+    async def test(engine: Engine) -> None:
+        rig.driver.behaviour = "--die"
+        with pytest.raises(BootFailed, match="ended with status 3") as caught:
+            await make(engine, rig.config, start=True)
+        assert "last line" in caught.value.detail
+        nothing_left(engine, rig)
+
+    rig.run(test)
+
+
+def test_a_boot_that_hangs_times_out_and_leaves_nothing(rig: Rig) -> None:
+    async def test(engine: Engine) -> None:
+        rig.driver.behaviour = "--hang"
+        with pytest.raises(BootTimeout, match=r"0\.3 s"):
+            await create_vm(engine, rig.config, start=True, on_progress=lambda _: None, boot_timeout_s=0.3)
+        nothing_left(engine, rig)
+
+    rig.run(test)
+
+
+def test_a_start_that_fails_is_an_error_that_can_be_tried_again(rig: Rig) -> None:
+    async def test(engine: Engine) -> None:
+        vm = await make(engine, rig.config)
+        rig.driver.behaviour = "--die"
+        with pytest.raises(BootFailed):
+            await start_vm(engine, vm.vm_id)
+        failed = engine.store.get_vm(vm.vm_id)
+        assert failed.state is VMState.ERROR and "status 3" in failed.reason
+        assert [lease.kind for lease in engine.store.leases()] == ["directory"]
+        rig.driver.behaviour = "--ok"
+        assert (await start_vm(engine, vm.vm_id)).state is VMState.RUNNING
+
+    rig.run(test)
+
+
+@pytest.mark.parametrize("verb", [stop_vm, delete_vm])
+def test_stop_and_delete_end_a_start_that_is_under_way(rig: Rig, verb: object) -> None:
+    async def test(engine: Engine) -> None:
+        rig.driver.behaviour = "--hang"
+        vm = await make(engine, rig.config)
+        starting = asyncio.create_task(start_vm(engine, vm.vm_id, boot_timeout_s=30))
+        await until(engine, vm.vm_id, VMState.STARTING)
+        await verb(engine, vm.vm_id)  # type: ignore[operator]
+        with pytest.raises(WrongState, match="cancelled"):
+            await starting
+        if verb is delete_vm:
+            nothing_left(engine, rig)
+        else:
+            assert engine.store.get_vm(vm.vm_id).state is VMState.STOPPED
+            assert rig.vmms() == []
+
+    rig.run(test)
+
+
+def test_a_create_whose_client_leaves_is_undone(rig: Rig) -> None:
+    async def test(engine: Engine) -> None:
+        rig.driver.behaviour = "--hang"
+        creating = asyncio.create_task(make(engine, rig.config, start=True))
+        async with asyncio.timeout(5):
+            while not rig.vmms():
+                await asyncio.sleep(0.01)
+        creating.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await creating
+        nothing_left(engine, rig)
+
+    rig.run(test)
+
+
+def test_a_deaf_guest_is_killed_by_stop(rig: Rig) -> None:
+    async def test(engine: Engine) -> None:
+        rig.driver.behaviour = "--deaf"
+        vm = await make(engine, rig.config, start=True)
+        stopped = await stop_vm(engine, vm.vm_id, timeout_s=0.2)
+        assert stopped.state is VMState.STOPPED
+        assert "did not power off within 0.2 s" in stopped.reason
+        assert rig.vmms() == []
+
+    rig.run(test)
+
+
+def test_the_end_of_a_vmm_is_noticed_with_its_reason(rig: Rig) -> None:
+    async def test(engine: Engine) -> None:
+        vm = await make(engine, rig.config, start=True)
+        assert vm.pid
+        os.kill(vm.pid, signal.SIGKILL)
+        ended = await until(engine, vm.vm_id, VMState.ERROR)
+        assert "signal 9" in ended.reason
+        assert (await start_vm(engine, vm.vm_id)).state is VMState.RUNNING
+
+    rig.run(test)
+
+
+def test_a_guest_that_powers_itself_off_is_stopped(rig: Rig) -> None:
+    async def test(engine: Engine) -> None:
+        vm = await make(engine, rig.config, start=True)
+        await engine.running[vm.vm_id].agent.poweroff(grace_s=0)
+        assert (await until(engine, vm.vm_id, VMState.STOPPED)).reason == "the guest powered off"
+
+    rig.run(test)
+
+
+def test_ids_and_names_are_unique_among_each_other(rig: Rig) -> None:
+    async def test(engine: Engine) -> None:
+        vm = await make(engine, rig.config, vm_id="one", name="two")
+        for fields in ({"vm_id": "one"}, {"vm_id": "two"}, {"name": "one"}, {"name": "two"}):
+            with pytest.raises(NameTaken, match="already the ID or name of one"):
+                await make(engine, rig.config, **fields)
+        assert [info.vm_id for info in list_vms(engine)] == [vm.vm_id]
+        assert get_vm(engine, "two").vm_id == "one"
+
+    rig.run(test)
+
+
+def test_new_ids_are_names_and_differ() -> None:
+    ids = {new_id() for _ in range(1000)}
+    assert len(ids) == 1000
+    assert all(VMConfig(vm_id=vm_id) for vm_id in ids)
+
+
+def test_stop_of_a_vm_that_does_not_run_changes_nothing(rig: Rig) -> None:
+    async def test(engine: Engine) -> None:
+        vm = await make(engine, rig.config)
+        assert (await stop_vm(engine, vm.vm_id)).state is VMState.CREATED
+
+    rig.run(test)
+
+
+def test_unknown_vms_are_not_found(rig: Rig) -> None:
+    async def test(engine: Engine) -> None:
+        for verb in (start_vm, stop_vm, delete_vm):
+            with pytest.raises(NotFound, match="'nosuch'"):
+                await verb(engine, "nosuch")
+
+    rig.run(test)
+
+
+def test_a_missing_rootfs_or_kernel_changes_nothing(rig: Rig, tmp_path: Path) -> None:
+    async def test(engine: Engine) -> None:
+        for field in ("rootfs_path", "kernel_path"):
+            with pytest.raises(InvalidArgument, match="missing"):
+                await make(engine, rig.config, **{field: str(tmp_path / "missing")})
+        nothing_left(engine, rig)
+
+    rig.run(test)
+
+
+def test_a_project_groups_vms(rig: Rig) -> None:
+    async def test(engine: Engine) -> None:
+        await make(engine, rig.config, project="a", name="in-a")
+        await make(engine, rig.config, project="b", name="in-b")
+        assert [vm.name for vm in list_vms(engine, project="a")] == ["in-a"]
+
+    rig.run(test)
+
+
+def test_values_of_the_environment_are_not_shown(rig: Rig) -> None:
+    async def test(engine: Engine) -> None:
+        vm = await make(engine, rig.config, env_vars={"TOKEN": "hunter2"})
+        info = get_vm(engine, vm.vm_id)
+        assert info.env_names == ["TOKEN"]
+        assert "hunter2" not in repr(info) + info.model_dump_json() + repr(vm)
+
+    rig.run(test)

@@ -1,0 +1,154 @@
+"""A new engine settles what a former one left, in whatever state that was killed."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from squib.core.create import create_vm
+from squib.core.engine import Engine
+from squib.core.lifecycle import TRANSITIONS, sources
+from squib.core.start import start_vm
+from squib.core.stop import stop_vm
+from squib.errors import EngineStartFailed
+from squib.frames import FrameDecoder, FrameKind
+from squib.models import ExecRequest, VMState
+from squib.store.db import LeaseKind, VMRecord
+from tests.fakes.engine import Rig
+
+
+async def make(engine: Engine, rig: Rig, *, start: bool) -> VMRecord:
+    return await create_vm(engine, rig.config, start=start, on_progress=lambda _: None)
+
+
+def force_state(engine: Engine, vm_id: str, state: VMState) -> None:
+    """What a kill in the middle of a verb leaves in the database."""
+    assert engine.store.change_state(vm_id, expected=set(VMState), to=state)
+
+
+def test_a_running_vm_is_adopted_and_works(rig: Rig) -> None:
+    async def main() -> None:
+        async with rig.engine() as engine:
+            vm = await make(engine, rig, start=True)
+        assert rig.vmms() == [vm.pid]
+        async with rig.engine() as engine:
+            assert engine.store.get_vm(vm.vm_id) == vm
+            async with await engine.running[vm.vm_id].agent.exec(ExecRequest(argv=["true"])) as response:
+                decoder = FrameDecoder()
+                kinds = [frame.kind async for chunk in response.stream() for frame in decoder.feed(chunk)]
+            assert kinds[-1] is FrameKind.EXIT
+            assert (await stop_vm(engine, vm.vm_id)).reason == "stopped"
+
+    asyncio.run(main())
+
+
+def test_the_end_of_an_adopted_vm_is_noticed(rig: Rig) -> None:
+    async def main() -> None:
+        async with rig.engine() as engine:
+            vm = await make(engine, rig, start=True)
+        async with rig.engine() as engine, asyncio.timeout(5):
+            assert vm.pid
+            os.kill(vm.pid, signal.SIGKILL)
+            while engine.store.get_vm(vm.vm_id).state is VMState.RUNNING:
+                await asyncio.sleep(0.01)
+            assert engine.store.get_vm(vm.vm_id).state is VMState.ERROR
+            assert (await start_vm(engine, vm.vm_id)).state is VMState.RUNNING
+
+    asyncio.run(main())
+
+
+def test_a_vm_that_ended_while_no_engine_ran_is_an_error(rig: Rig) -> None:
+    async def main() -> None:
+        async with rig.engine() as engine:
+            vm = await make(engine, rig, start=True)
+        rig.clean_up()
+        async with rig.engine() as engine:
+            found = engine.store.get_vm(vm.vm_id)
+            assert (found.state, found.pid) == (VMState.ERROR, None)
+            assert "no engine ran" in found.reason
+            assert [lease.kind for lease in engine.store.leases()] == [LeaseKind.DIRECTORY]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("start", [False, True])
+@pytest.mark.parametrize("state", VMState)
+def test_every_state_is_settled(rig: Rig, state: VMState, start: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A VM that claims to be in ``state``, with and without a VMM, ends up usable or gone."""
+    monkeypatch.setattr("squib.core.reconcile._POWER_OFF_WAIT_S", 0.05)
+
+    async def main() -> None:
+        async with rig.engine() as engine:
+            vm = await make(engine, rig, start=start)
+            force_state(engine, vm.vm_id, state)
+        async with rig.engine() as engine, asyncio.timeout(20):
+            records = engine.store.list_vms()
+            if state in (VMState.CREATING, VMState.DELETING):
+                assert records == []
+                assert engine.store.leases() == []
+                assert list(rig.home.vms.iterdir()) == []
+                return
+            assert records[0].state in (VMState.CREATED, VMState.STOPPED, VMState.ERROR, VMState.RUNNING)
+            assert (records[0].state is VMState.RUNNING) == (rig.vmms() != [])
+            assert (await start_vm(engine, vm.vm_id)).state is VMState.RUNNING
+            assert len(rig.vmms()) == 1
+
+    asyncio.run(main())
+
+
+def test_a_lease_without_a_vm_is_released(rig: Rig) -> None:
+    async def main() -> None:
+        async with rig.engine() as engine:
+            engine.store.add_lease("vm-gone", LeaseKind.DIRECTORY, "vm-gone")
+            (rig.home.vms / "vm-gone").mkdir()
+        async with rig.engine() as engine:
+            assert engine.store.leases() == []
+            assert not (rig.home.vms / "vm-gone").exists()
+
+    asyncio.run(main())
+
+
+def test_only_one_engine_has_a_state_directory(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("squib.core.engine._LOCK_TIMEOUT_S", 0.05)
+
+    async def main() -> None:
+        async with rig.engine():
+            with pytest.raises(EngineStartFailed, match="another engine"):
+                async with rig.engine():
+                    pass
+
+    asyncio.run(main())
+
+
+def test_a_state_directory_that_is_a_file_is_refused(rig: Rig, tmp_path: Path) -> None:
+    rig.home.root.parent.mkdir(exist_ok=True)
+    rig.home.root.write_text("")
+
+    async def main() -> None:
+        async with rig.engine():
+            pass
+
+    with pytest.raises(EngineStartFailed, match="cannot be used"):
+        asyncio.run(main())
+
+
+def test_a_broken_database_is_refused_and_kept(rig: Rig) -> None:
+    rig.home.root.mkdir()
+    rig.home.database.write_bytes(b"not a database, but somebody's" * 100)
+
+    async def main() -> None:
+        async with rig.engine():
+            pass
+
+    with pytest.raises(EngineStartFailed, match="cannot be opened"):
+        asyncio.run(main())
+    assert rig.home.database.read_bytes().startswith(b"not a database")
+
+
+def test_every_state_has_a_way_out() -> None:
+    assert TRANSITIONS.keys() == set(VMState)
+    assert all(VMState.DELETING in targets for targets in TRANSITIONS.values())
+    assert VMState.CREATING not in set().union(*TRANSITIONS.values())
+    assert sources(VMState.RUNNING) == {VMState.CREATING, VMState.STARTING}

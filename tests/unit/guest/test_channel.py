@@ -1,0 +1,123 @@
+"""The handshake, from the host's end (``protocol/agent.md`` §2)."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from squib.errors import AgentUnreachable, AgentVersionMismatch
+from squib.guest.channel import MAX_FRAME_BYTES, open_channel
+from squib.host import sockets
+
+Guest = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+async def with_guest(path: Path, guest: Guest, *, timeout_s: float = 5.0, retry_s: float = 0.05) -> bytes:
+    """Shake hands with ``guest`` and return what it sent after the handshake, up to its first newline."""
+    ended = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await guest(reader, writer)
+        finally:
+            writer.close()
+            ended.set()
+
+    server = await asyncio.start_unix_server(serve, sock=sockets.listen(path))
+    try:
+        reader, writer = await open_channel(path, timeout_s=timeout_s, retry_s=retry_s)
+        try:
+            return await asyncio.wait_for(reader.readline(), 5)
+        finally:
+            writer.close()
+            await writer.wait_closed()
+    finally:
+        await asyncio.wait_for(ended.wait(), 5)
+        server.close()
+        await asyncio.sleep(0)  # lets the transports of both ends finish closing
+
+
+async def read_sync(reader: asyncio.StreamReader) -> bytes:
+    line = await reader.readuntil(b"\n")
+    while b"SQUIB-SYNC 1 " not in line:
+        line = await reader.readuntil(b"\n")
+    return line.split()[-1]
+
+
+def test_the_bytes_after_go_belong_to_the_session(tmp_path: Path) -> None:
+    async def guest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonce = await read_sync(reader)
+        writer.write(b"SQUIB-OK 1 %s\n" % nonce)
+        assert await reader.readuntil(b"\n") == b"SQUIB-GO 1 %s\n" % nonce
+        writer.write(b"session\n")
+
+    assert asyncio.run(with_guest(tmp_path / "s", guest, retry_s=5)) == b"session\n"
+
+
+@pytest.mark.parametrize("stale", [b"\x00\x01binary", b"SQUIB-OK 1 " + b"0" * 32 + b"\n", b"x" * 300_000 + b"\n", b"\n\n"])
+def test_bytes_of_a_dead_session_are_discarded(tmp_path: Path, stale: bytes) -> None:
+    async def guest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonce = await read_sync(reader)
+        writer.write(stale + b"SQUIB-OK 1 %s\n" % nonce)
+        await reader.readuntil(b"\n")
+        writer.write(b"clean\n")
+
+    assert asyncio.run(with_guest(tmp_path / "s", guest, retry_s=5)) == b"clean\n"
+
+
+def test_a_silent_guest_is_flushed_out_of_its_old_session(tmp_path: Path) -> None:
+    seen = bytearray()
+
+    async def guest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_sync(reader)  # eaten by an old session: no answer
+        flush = await reader.readexactly(MAX_FRAME_BYTES + 9)
+        seen.extend(flush)
+        nonce = await read_sync(reader)
+        writer.write(b"SQUIB-OK 1 %s\n" % nonce)
+        await reader.readuntil(b"\n")
+        writer.write(b"again\n")
+
+    assert asyncio.run(with_guest(tmp_path / "s", guest)) == b"again\n"
+    assert set(seen) == {0xFF}
+
+
+def test_only_the_last_nonce_counts(tmp_path: Path) -> None:
+    async def guest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        first = await read_sync(reader)
+        await reader.readexactly(MAX_FRAME_BYTES + 9)
+        second = await read_sync(reader)
+        writer.write(b"SQUIB-OK 1 %s\nSQUIB-OK 1 %s\n" % (first, second))
+        go = await reader.readuntil(b"\n")
+        writer.write(b"second\n" if go.split()[-1] == second else b"first\n")
+
+    assert asyncio.run(with_guest(tmp_path / "s", guest)) == b"second\n"
+
+
+def test_another_version_is_named(tmp_path: Path) -> None:
+    async def guest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"SQUIB-OK 7 %s\n" % await read_sync(reader))
+
+    with pytest.raises(AgentVersionMismatch, match="protocol 7"):
+        asyncio.run(with_guest(tmp_path / "s", guest, retry_s=5))
+
+
+def test_a_guest_that_never_answers_is_given_up(tmp_path: Path) -> None:
+    async def guest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    with pytest.raises(AgentUnreachable, match=r"within 0\.2 s"):
+        asyncio.run(with_guest(tmp_path / "s", guest, timeout_s=0.2))
+
+
+def test_a_port_that_closes_is_unreachable(tmp_path: Path) -> None:
+    async def guest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    with pytest.raises(AgentUnreachable, match="closed"):
+        asyncio.run(with_guest(tmp_path / "s", guest))
+
+
+def test_no_port_is_unreachable(tmp_path: Path) -> None:
+    with pytest.raises(AgentUnreachable, match="cannot be opened"):
+        asyncio.run(open_channel(tmp_path / "none", timeout_s=1))  # type: ignore[arg-type]
