@@ -84,6 +84,15 @@ func (c *Conn) Close() error {
 	return nil
 }
 
+// drain waits until a closed session has left the port: the deadlines that Close has set send a reader and a writer
+// in progress away, and those that come later see that it is closed.
+func (c *Conn) drain() {
+	c.rd.Lock()
+	defer c.rd.Unlock()
+	c.wr.Lock()
+	defer c.wr.Unlock()
+}
+
 type addr string
 
 func (addr) Network() string  { return "squib" }

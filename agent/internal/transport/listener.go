@@ -50,9 +50,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 		case <-l.closing:
 			return nil, net.ErrClosed
 		}
-		// The deadlines that Close has set send a reader or a writer of the old session away; after that the port is ours.
-		l.current.rd.Lock()
-		l.current.wr.Lock()
+		l.current.drain()
 		l.current = nil
 	}
 	l.port.SetWriteDeadline(time.Time{})
@@ -60,14 +58,15 @@ func (l *Listener) Accept() (net.Conn, error) {
 
 	var scan scanner
 	for {
+		if l.isClosing() { // asked after the deadline was cleared, which may have been Close's
+			return nil, net.ErrClosed
+		}
 		if len(l.pending) == 0 {
 			n, err := l.port.ReadWait(l.buffer)
+			if err != nil && l.isClosing() {
+				err = net.ErrClosed
+			}
 			if err != nil {
-				select {
-				case <-l.closing:
-					err = net.ErrClosed
-				default:
-				}
 				return nil, err
 			}
 			l.pending = l.buffer[:n]
@@ -91,7 +90,7 @@ func (l *Listener) reply(line []byte) error {
 	l.port.SetWriteDeadline(time.Now().Add(okTimeout))
 	_, err := l.port.Write(line)
 	l.port.SetWriteDeadline(time.Time{})
-	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, io.ErrClosedPipe) {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return nil
 	}
 	return err
@@ -122,13 +121,22 @@ func (l *Listener) unread(a, b []byte) {
 	l.pending = append(all, l.pending...)
 }
 
-// Close ends Accept with net.ErrClosed at the next event, and ends the current session. The port stays open.
+// Close ends Accept with net.ErrClosed. The port stays open, and so does the current session.
 func (l *Listener) Close() error {
 	l.once.Do(func() {
 		close(l.closing)
 		l.port.SetReadDeadline(past)
 	})
 	return nil
+}
+
+func (l *Listener) isClosing() bool {
+	select {
+	case <-l.closing:
+		return true
+	default:
+		return false
+	}
 }
 
 // Addr implements net.Listener.

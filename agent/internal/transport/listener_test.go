@@ -100,13 +100,13 @@ func TestFlushEndsALiveSessionWhereverItIs(t *testing.T) {
 			port, sessions := listen(t)
 			host := port.Connect()
 			porttest.Handshake(t, host, porttest.Nonce(1))
-			porttest.Send(t, host, preface+frame(100)+whole[:cut])
+			porttest.Send(t, host, preface)
 			old := next(t, sessions)
 			go func() {
 				io.Copy(io.Discard, old)
 				old.Close() // as net/http does at the end of file
 			}()
-			porttest.Send(t, host, flush)
+			porttest.Send(t, host, frame(100)+whole[:cut]+flush)
 			porttest.Handshake(t, host, porttest.Nonce(2))
 			porttest.Send(t, host, preface+frame(7))
 			expect(t, next(t, sessions), preface+frame(7))

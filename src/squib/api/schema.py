@@ -6,7 +6,7 @@ from pydantic import Field
 
 from squib.core.start import DEFAULT_BOOT_TIMEOUT_S
 from squib.core.stop import DEFAULT_STOP_TIMEOUT_S
-from squib.models import ImageInfo, KernelInfo, Model, Progress, VMConfig, VMInfo
+from squib.models import Check, ImageInfo, KernelInfo, Model, Progress, VMConfig, VMInfo
 
 
 class WireError(Model):
@@ -54,6 +54,16 @@ class ImageList(Model):
 
 class KernelList(Model):
     kernels: list[KernelInfo]
+
+
+class CheckList(Model):
+    checks: list[Check]
+
+
+class KernelBuildRequest(Model):
+    """Without ``rebuild``, a kernel that is in the cache already is kept."""
+
+    rebuild: bool = False
 
 
 class BuildRequest(Model):

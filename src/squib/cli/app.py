@@ -1,18 +1,20 @@
 """The command line's frame: the app, the flags that every command has, and how a command is declared.
 
-Commands are functions in `squib.cli.commands`, one verb one file. They import what they need inside: ``squib --help`` reads
-all their flags, and is to be instant.
+Commands are functions in `squib.cli.commands`, one verb one file. They import what they need inside: ``squib --help``
+reads all their flags, and is to be instant.
 """
 
 from __future__ import annotations
 
 import inspect
+import signal
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Annotated, Any, Concatenate, ParamSpec
 
 import typer
 
 from squib.cli.render import Output
+from squib.errors import SquibError
 
 P = ParamSpec("P")
 Result = int | None | Coroutine[Any, Any, int | None]
@@ -21,16 +23,16 @@ Result = int | None | Coroutine[Any, Any, int | None]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, and errors as JSON on standard error.")]
 VerboseFlag = Annotated[bool, typer.Option("--verbose", "-v", help="Tell more about what is done.")]
 
+SIGPIPE_STATUS = 128 + signal.SIGPIPE
+
 HELP = """Linux microVMs: machines of their own for programs, people and agents.
 
-Commands take a VM by its ID or by its name. Flags stand before what they apply to; --json and --verbose may also stand before
-the command.
+Commands take a VM by its ID or by its name. --json and --verbose may stand before the command or after it.
 """
 
 app = typer.Typer(
     name="squib",
     help=HELP,
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -39,7 +41,7 @@ app = typer.Typer(
 
 def make_group(name: str, help: str) -> typer.Typer:
     """A command that only has subcommands, as ``squib image``."""
-    group = typer.Typer(name=name, help=help, no_args_is_help=True, rich_markup_mode=None)
+    group = typer.Typer(name=name, help=help, rich_markup_mode=None)
     group.callback()(_global_flags)
     app.add_typer(group)
     return group
@@ -67,8 +69,8 @@ def command(
 ) -> Callable[[Callable[Concatenate[Output, P], Result]], Callable[Concatenate[Output, P], Result]]:
     """Declare a function as the command ``name``. Its parameters after the first are the command's flags.
 
-    ``--json`` and ``--verbose`` are added to them. ``takes_command``: everything from the first argument on is an argument,
-    whatever it looks like.
+    ``--json`` and ``--verbose`` are added to them. ``takes_command``: everything from the first argument on is an
+    argument, whatever it looks like.
     """
 
     def declare(function: Callable[Concatenate[Output, P], Result]) -> Callable[Concatenate[Output, P], Result]:
@@ -91,11 +93,17 @@ def _entry(function: Callable[..., Result]) -> Callable[..., None]:
 
     def entry(context: typer.Context, *, json: bool, verbose: bool, **flags: object) -> None:
         output = context.obj = _merge(context.obj, json, verbose)
-        result = function(output, **flags)
-        if inspect.iscoroutine(result):
-            from squib.cli.runner import run
+        try:
+            result = function(output, **flags)
+            if inspect.iscoroutine(result):
+                from squib.cli.runner import run
 
-            result = run(result)
+                result = run(result)
+        except SquibError as error:
+            output.error(error)
+            raise typer.Exit(error.exit_code) from None
+        except BrokenPipeError:
+            raise typer.Exit(SIGPIPE_STATUS) from None  # typer would make it 1
         raise typer.Exit(result or 0)  # type: ignore[arg-type]
 
     _, *own = inspect.signature(function, eval_str=True).parameters.values()

@@ -23,11 +23,11 @@ from typing import NoReturn
 import typer
 
 from squib.cli import commands
-from squib.cli.app import app
+from squib.cli.app import SIGPIPE_STATUS, app
 from squib.cli.render import Output
 from squib.errors import InvalidArgument, SquibError
 
-_SIGNAL_BASE = 128
+_SIGINT_STATUS = 128 + signal.SIGINT
 
 
 def main() -> NoReturn:
@@ -36,8 +36,8 @@ def main() -> NoReturn:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        status = _SIGNAL_BASE + signal.SIGPIPE
-    if status == _SIGNAL_BASE + signal.SIGPIPE:
+        status = SIGPIPE_STATUS
+    if status == SIGPIPE_STATUS:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the interpreter's own flush succeeds
     sys.exit(status)
 
@@ -46,28 +46,17 @@ def run(arguments: Sequence[str]) -> int:
     """Run a command line; return the exit status."""
     commands.load()
     try:
-        return app(list(arguments), prog_name="squib", standalone_mode=False) or 0
-    except SquibError as error:
-        _output(arguments).error(error)
-        return error.exit_code
+        return app(list(arguments) or ["--help"], prog_name="squib", standalone_mode=False) or 0
     except typer.TyperException as error:
-        _output(arguments).error(_usage_error(error))
-        return error.exit_code
+        Output(json="--json" in arguments).error(_usage_error(error))
+        return InvalidArgument.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        return _SIGNAL_BASE + signal.SIGINT
-    except BrokenPipeError:
-        return _SIGNAL_BASE + signal.SIGPIPE
-
-
-def _output(arguments: Sequence[str]) -> Output:
-    """How to report an error: flags that were not parsed, because of it, count too."""
-    return Output(json="--json" in arguments)
+        return _SIGINT_STATUS
 
 
 def _usage_error(error: typer.TyperException) -> SquibError:
     message = error.format_message()
-    context = getattr(error, "ctx", None)
-    path = context.command_path if isinstance(context, typer.Context) else "squib"
+    path = getattr(getattr(error, "ctx", None), "command_path", "squib")
     return InvalidArgument(message, hint=f"{path} --help")
 
 

@@ -3,8 +3,8 @@
 Results go to standard output: tables by rich on a terminal, the same columns as aligned text without colours otherwise,
 JSON with ``--json``. All else goes to standard error, so that output can always be piped:
 
-- an error is ``squib: <message>``, the evidence if there is some, and ``hint: <what to type>``; with ``--json``, one line of
-  ``{"error": {"code", "message", "hint", "detail"}}``, and standard output stays empty;
+- an error is ``squib: <message>``, the evidence if there is some, and ``hint: <what to type>``; with ``--json``, one
+  line of ``{"error": {"code", "message", "hint", "detail"}}``, and standard output stays empty;
 - notes and progress, which ``--json`` silences.
 
 Names, reasons and messages may come from a guest: what could steer a terminal is never printed to one.
@@ -13,6 +13,7 @@ Names, reasons and messages may come from a guest: what could steer a terminal i
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from squib.errors import SquibError
 
+_LINE_END = re.compile("\r+\n")
 _KEPT_CONTROLS = "\n\t"
 _CONTROL_PICTURES = 0x2400
 _DELETE, _PICTURE_OF_DELETE = 0x7F, 0x2421
@@ -85,7 +87,7 @@ def printable(text: str) -> str:
     """``text`` with every character that a terminal would obey, but newline and tab, replaced by a visible one."""
     return "".join(
         char if char.isprintable() or char in _KEPT_CONTROLS else _visible(ord(char))
-        for char in text.replace("\r\n", "\n")
+        for char in _LINE_END.sub("\n", text)
     )
 
 

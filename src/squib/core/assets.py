@@ -30,9 +30,9 @@ async def build_image(engine: Engine, name: str, *, rebuild: bool, on_progress: 
     return _describe_image(engine, image)
 
 
-async def build_kernel(engine: Engine, *, on_progress: OnProgress) -> KernelInfo:
-    """Fetch and prepare the kernel, if it is not in the cache. Raises as `build_image`."""
-    return _describe_kernel(await engine.kernels.ensure(on_progress))
+async def build_kernel(engine: Engine, *, rebuild: bool, on_progress: OnProgress) -> KernelInfo:
+    """Fetch and prepare the kernel, if it is not in the cache or with ``rebuild``. Raises as `build_image`."""
+    return _describe_kernel(await engine.kernels.ensure(on_progress, rebuild=rebuild))
 
 
 def remove_image(engine: Engine, name: str) -> None:

@@ -81,7 +81,7 @@ def new_id() -> str:
 
 async def _find_kernel(engine: Engine, config: VMConfig, on_progress: OnProgress) -> str:
     if config.kernel_path:
-        return str(user.inspect(Path(config.kernel_path)).path)
+        return str((await asyncio.to_thread(user.inspect, Path(config.kernel_path))).path)
     return (await engine.kernels.ensure(on_progress)).digest
 
 

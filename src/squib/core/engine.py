@@ -74,6 +74,8 @@ class Engine:
         self.cgroups = cgroup.find_layout()
         self.running: dict[str, RunningVM] = {}
         self.starts: dict[str, asyncio.Task[None]] = {}
+        self.boot_slots = asyncio.Semaphore(max(2, os.cpu_count() or 1))
+        """A boot keeps a processor busy: more at once than there are would only make each of them slower."""
         self.started_at: datetime = now()
         self._locks: dict[str, asyncio.Lock] = {}
         self._last_activity = time.monotonic()
@@ -91,8 +93,8 @@ class Engine:
         self._locks.pop(vm_id, None)
 
     def cgroup_name(self, vm_id: str) -> str:
-        """The cgroup of a VM: apart from those of other state directories on this host."""
-        return f"squib/{hashlib.sha256(os.fsencode(self.home.root)).hexdigest()[:8]}/{vm_id}"
+        """The cgroup of a VM."""
+        return f"{cgroup_parent(self.home)}/{vm_id}"
 
     @contextlib.contextmanager
     def activity(self) -> Iterator[None]:
@@ -124,6 +126,11 @@ class Engine:
             vm_count=len(records),
             running_count=len(self.running),
         )
+
+
+def cgroup_parent(home: Home) -> str:
+    """The cgroup of all VMs of a state directory: apart from those of others on this host."""
+    return f"squib/{hashlib.sha256(os.fsencode(home.root)).hexdigest()[:8]}"
 
 
 @contextlib.asynccontextmanager

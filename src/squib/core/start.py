@@ -32,11 +32,13 @@ UID_COUNT = 0x0800_0000
 _VMM_EXTRA_CPUS = 0.5
 _VMM_PIDS = 256
 _END_GRACE_S = 0.5
+_SHOWN_LINES = 30
 
 
 async def start_vm(engine: Engine, ref: str, *, boot_timeout_s: float = DEFAULT_BOOT_TIMEOUT_S) -> VMRecord:
     """Boot the VM ``ref`` and return when it is ready. A VM that runs is left as it is.
 
+    Many starts at once take turns; ``boot_timeout_s`` counts from the moment at which this one's VMM is started.
     Raises `BootFailed`, `BootTimeout` (the VM is then in ``error``), `WrongState`, `NotFound`.
     """
     vm_id = engine.store.get_vm(ref).vm_id
@@ -87,10 +89,11 @@ def cancel_start(engine: Engine, vm_id: str) -> None:
 async def _boot(engine: Engine, record: VMRecord, boot_timeout_s: float) -> None:
     try:
         spec = await _machine_spec(engine, record)
-        machine = await _launch(engine, record, spec)
-        agent = AgentClient(machine.agent.path)
-        vm = engine.running[record.vm_id] = RunningVM(machine, agent)
-        await _wait_until_ready(record, machine, agent, boot_timeout_s)
+        async with engine.boot_slots:
+            machine = await _launch(engine, record, spec)
+            agent = AgentClient(machine.agent.path)
+            vm = engine.running[record.vm_id] = RunningVM(machine, agent)
+            await _wait_until_ready(record, machine, agent, boot_timeout_s)
         lifecycle.move(engine.store, record, VMState.RUNNING, started_at=now(), stopped_at=None)
         watch(engine, record.vm_id, vm)
     except BaseException:
@@ -100,7 +103,7 @@ async def _boot(engine: Engine, record: VMRecord, boot_timeout_s: float) -> None
 
 
 async def _machine_spec(engine: Engine, record: VMRecord) -> MachineSpec:
-    kernel = resolve_kernel(engine, record.kernel)
+    kernel = await asyncio.to_thread(_resolve_kernel, engine, record.kernel)
     if record.config.mem_size_mib is None:
         raise InvalidArgument(f"VM {record.name} has no memory size")
     return MachineSpec(
@@ -109,21 +112,21 @@ async def _machine_spec(engine: Engine, record: VMRecord) -> MachineSpec:
         mem_size_mib=record.config.mem_size_mib,
         kernel=kernel.path,
         initramfs=await asyncio.to_thread(engine.initramfs.ensure, kernel, engine.agent_binary),
-        base=resolve_rootfs(engine, record.rootfs),
+        base=await asyncio.to_thread(_resolve_rootfs, engine, record.rootfs),
         overlay=engine.home.vm(record.vm_id).overlay,
         boot_args=record.config.boot_args,
     )
 
 
-def resolve_kernel(engine: Engine, kernel: str) -> Kernel:
+def _resolve_kernel(engine: Engine, kernel: str) -> Kernel:
     """The kernel that a VM record names: a digest in the cache, or a path. Raises `NotFound`, `ImageCorrupt`,
     `InvalidArgument`.
     """
     return user.inspect(Path(kernel)) if kernel.startswith("/") else engine.kernels.get(kernel)
 
 
-def resolve_rootfs(engine: Engine, reference: str) -> Path:
-    """The root filesystem that a VM record names. Raises as `resolve_kernel`."""
+def _resolve_rootfs(engine: Engine, reference: str) -> Path:
+    """The root filesystem that a VM record names. Raises as `_resolve_kernel`."""
     return rootfs.inspect(Path(reference)).path if reference.startswith("/") else engine.images.get(reference).path
 
 
@@ -182,7 +185,7 @@ async def _introduce(record: VMRecord, agent: AgentClient, boot_timeout_s: float
 
 
 def _tail(machine: Machine) -> str:
-    lines = machine.console_tail().decode(errors="replace").splitlines()[-15:]
+    lines = machine.console_tail().decode(errors="replace").splitlines()[-_SHOWN_LINES:]
     printable = ("".join(char if char.isprintable() else " " for char in line) for line in lines)
     return (
         "last lines of its console:\n" + "\n".join(f"  {line}" for line in printable)

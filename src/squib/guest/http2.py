@@ -94,7 +94,8 @@ class Response:
             self.status = int(status)
         elif isinstance(event, h2.events.DataReceived):
             self._chunks.append((event.data or b"", event.flow_controlled_length or 0))
-        elif isinstance(event, h2.events.StreamReset):
+        elif isinstance(event, h2.events.StreamReset) and not self._ended:
+            # (After the whole answer, a reset only says that the rest of the request is not wanted.)
             self._error = AgentUnreachable(f"the guest reset the stream (error {event.error_code})")
             self._ended = True
         elif isinstance(event, h2.events.StreamEnded):

@@ -108,8 +108,12 @@ class ArtifactCache:
         self._names = root / "names"
 
     def list(self) -> list[Artifact]:
-        """Every artifact that has a name, in the order of the names. The files are not looked at."""
-        return [self._find(name) for name in self._all_names() if self._pointer(name)]
+        """Every artifact that has a name and can be read, in the order of the names. The files are not looked at."""
+        found = []
+        for name in self._all_names():
+            with contextlib.suppress(NotFound, ImageCorrupt):
+                found.append(self._find(name))
+        return found
 
     def get(self, ref: str) -> Artifact:
         """The artifact with this name or digest, its files unchanged as their stamps say.
@@ -131,9 +135,9 @@ class ArtifactCache:
     ) -> Artifact:
         """The artifact ``name``, made if it is absent or was made from another recipe; with ``rebuild``, made again.
 
-        What the name stood for before stays, under its digest, until `prune`. If another process is at it, waits and takes
-        its result. Raises `ImageCorrupt` for one that is there and damaged (but not with ``rebuild``), and what ``make``
-        raises; a failed build leaves nothing.
+        What the name stood for before stays, under its digest, until `prune`. If another process is at it, waits and
+        takes its result. Raises `ImageCorrupt` for one that is there and damaged (but not with ``rebuild``), and what
+        ``make`` raises; a failed build leaves nothing.
         """
         asked_at = datetime.now(UTC)
 
@@ -159,10 +163,10 @@ class ArtifactCache:
     def remove(self, name: str) -> None:
         """Forget the name, and remove its content unless another name stands for it. Raises `NotFound`."""
         with self._index():
-            artifact = self._find(name)
+            pointer = self._named(name)
             self._pointer_path(name).unlink()
-            if artifact.digest not in self._named_digests():
-                self._discard(artifact.folder)
+            if pointer.digest not in self._named_digests():
+                self._discard(self._folder(pointer.digest))
 
     def prune(self, *, keep: Collection[str] = ()) -> None:
         """Remove every content that no name stands for, but those whose digest is in ``keep``."""
@@ -176,20 +180,24 @@ class ArtifactCache:
         (content / self._manifest_name).write_text(manifest.model_dump_json())
         target = self._folder(manifest.digest)
         with self._index():
-            if target.exists() and not self._is_whole(target, manifest):
+            if not self._is_whole(target, manifest):
                 self._discard(target)
-            if not target.exists():
                 content.rename(target)
             pointer = Pointer(digest=manifest.digest, recipe=recipe, built_at=manifest.built_at)
             files.write_atomic(self._pointer_path(name), pointer.model_dump_json().encode())
 
     def _is_whole(self, folder: Path, manifest: Manifest) -> bool:
-        return (folder / self._manifest_name).exists() and all(
-            _digest(folder / file.path) == file.digest for file in manifest.files
-        )
+        try:
+            stored = self._manifest(folder, manifest.digest)
+        except ImageCorrupt:
+            return False
+        same = (stored.digest, stored.info) == (manifest.digest, manifest.info)
+        return same and all(_digest(folder / file.path) == file.digest for file in manifest.files)
 
     def _discard(self, folder: Path) -> None:
-        """Remove a content in one step for whoever looks at the cache; a kill leaves the rest to `building.sweep`."""
+        """Remove a content, if it is there, in one step for whoever looks. After a kill, `building.sweep` goes on."""
+        if not folder.exists():
+            return
         self._home.building.mkdir(exist_ok=True)
         doomed = self._home.building / f"{self._kind}-removed.{folder.name}"
         files.remove_tree(doomed)
@@ -211,11 +219,15 @@ class ArtifactCache:
             if manifest is None:
                 raise NotFound(f"no {self._kind} with the digest {ref}", hint=f"squib {self._kind} ls")
             return Artifact(ref, ref, manifest.built_at, folder, manifest)
-        pointer = self._pointer(_check_name(ref))
-        if pointer is None:
-            raise NotFound(f"no {self._kind} named {ref} is in the cache", hint=f"squib {self._kind} build {ref}")
+        pointer = self._named(ref)
         folder = self._folder(pointer.digest)
         return Artifact(ref, pointer.digest, pointer.built_at, folder, self._manifest(folder, ref))
+
+    def _named(self, name: str) -> Pointer:
+        pointer = self._pointer(_check_name(name))
+        if pointer is None:
+            raise NotFound(f"no {self._kind} named {name} is in the cache", hint=f"squib {self._kind} build {name}")
+        return pointer
 
     def _manifest(self, folder: Path, ref: str) -> Manifest:
         path = folder / self._manifest_name
@@ -225,13 +237,10 @@ class ArtifactCache:
             raise self._corrupt(ref, f"{path} is missing or cannot be read") from None
 
     def _pointer(self, name: str) -> Pointer | None:
-        path = self._pointer_path(name)
+        """What the name stands for; ``None`` if that is not known, or cannot be read: it can be built again."""
         try:
-            return Pointer.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except ValidationError:
-            path.unlink()  # as good as absent: it can be built again
+            return Pointer.model_validate_json(self._pointer_path(name).read_bytes())
+        except (FileNotFoundError, ValidationError):
             return None
 
     def _rehash(self, artifact: Artifact, doubtful: Iterable[StoredFile]) -> Artifact:

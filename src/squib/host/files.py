@@ -44,15 +44,15 @@ def sparse_copy(source: Path, target: Path) -> None:
 
     Raises `DiskFull`; the half-written target is then removed.
     """
-    try:
-        with disk_errors(target.parent), source.open("rb") as src, target.open("xb") as dst:
+    with disk_errors(target.parent), source.open("rb") as src, target.open("xb") as dst:
+        try:
             try:
                 fcntl.ioctl(dst.fileno(), _FICLONE, src.fileno())
             except OSError:
                 _copy_extents(src.fileno(), dst.fileno())
-    except BaseException:
-        target.unlink(missing_ok=True)
-        raise
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
 
 
 def _copy_extents(src: int, dst: int) -> None:

@@ -285,8 +285,10 @@ def spawn_daemon(argv: Sequence[str], *, log_path: Path, pass_fds: Sequence[int]
 
 
 def call(argv: Sequence[str]) -> int:
-    """Run a command with this terminal as its input and output and return its exit status (`squib doctor --fix`)."""
-    return subprocess.call(argv)
+    """Run a command at this terminal and return its exit status (`squib doctor --fix`). All it prints goes to standard
+    error: our own standard output is for results.
+    """
+    return subprocess.call(argv, stdout=2)
 
 
 def holders(lock_path: Path) -> list[int]:

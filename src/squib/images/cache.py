@@ -58,8 +58,8 @@ class ImageStore:
     async def build(self, name: str, on_progress: OnProgress = no_progress, *, rebuild: bool = False) -> Image:
         """As `ensure`; with ``rebuild``, build it again from the present packages.
 
-        VMs that use the former one keep it, by its digest, until `prune`. Steps: ``waiting for another build``, ``bootstrap: …``,
-        ``squashfs``, ``digest``.
+        VMs that use the former one keep it, by its digest, until `prune`. Steps: ``waiting for another build``,
+        ``bootstrap: …``, ``squashfs``, ``digest``.
         """
         runtime = find_runtime(name)
 

@@ -39,9 +39,10 @@ class OverlayStore:
 def _options(size_mib: int) -> list[str]:
     """An empty file system that takes little on the host: 0.1 MiB at 16 MiB, 0.25 MiB at 10 GiB, 1.1 MiB at 100 GiB.
 
-    A sparse file is zeroed as it is, and the file system says so (``assume_storage_prezeroed``): a guest would otherwise
-    spend its first minutes writing zeros into the inode tables, 160 MiB of them at 10 GiB. No block is reserved for root,
-    nor for group descriptors (growing goes without). The journal is small: it ends up on the host's disk.
+    A sparse file is zeroed as it is, and the file system says so (``assume_storage_prezeroed``): a guest would
+    otherwise spend its first minutes writing zeros into the inode tables, 160 MiB of them at 10 GiB. No block is
+    reserved for root, nor for group descriptors (a file system grows without). The journal is small, since it ends up
+    on the host's disk.
     """
     small = size_mib < _SMALL_MIB
     return [

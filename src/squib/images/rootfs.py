@@ -30,8 +30,18 @@ _FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"\xfd7zXZ\0", "xz data", f"a tar.xz: xzcat < FILE | {_TO_SQUASHFS}; else unxz FILE first"),
     (0, b"\x28\xb5\x2f\xfd", "zstd data", f"a tar.zst: zstdcat < FILE | {_TO_SQUASHFS}; else unzstd FILE first"),
     (0, b"BZh", "bzip2 data", f"a tar.bz2: bzcat < FILE | {_TO_SQUASHFS}; else bunzip2 FILE first"),
-    (0, b"QFI\xfb", "a qcow2 disk", "qemu-img convert -O raw FILE disk.raw, then take the partition's file system out of it"),
-    (0, b"KDMV", "a VMDK disk", "qemu-img convert -O raw FILE disk.raw, then take the partition's file system out of it"),
+    (
+        0,
+        b"QFI\xfb",
+        "a qcow2 disk",
+        "qemu-img convert -O raw FILE disk.raw, then take the partition's file system out of it",
+    ),
+    (
+        0,
+        b"KDMV",
+        "a VMDK disk",
+        "qemu-img convert -O raw FILE disk.raw, then take the partition's file system out of it",
+    ),
     (0, b"PK\x03\x04", "a zip archive", f"unpack it and: tar -C FOLDER -c . | {_TO_SQUASHFS}"),
     (0, b"\x7fELF", "an ELF program or kernel", "a kernel is given with --kernel"),
     (0, b"XFSB", "an XFS file system", f"mount it and: tar -C MOUNTPOINT -c . | {_TO_SQUASHFS}"),
@@ -39,7 +49,12 @@ _FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
     (0x101, b"ustar", "a tar archive", f"{_TO_SQUASHFS} < FILE"),
     (0x8001, b"CD001", "an ISO 9660 image", f"mount it and: tar -C MOUNTPOINT -c . | {_TO_SQUASHFS}"),
     (0x200, b"EFI PART", "a disk with partitions", "take the partition with the root file system out of it"),
-    (0x1FE, b"\x55\xaa", "a disk with partitions or a kernel", "take the partition with the root file system out of it"),
+    (
+        0x1FE,
+        b"\x55\xaa",
+        "a disk with partitions or a kernel",
+        "take the partition with the root file system out of it",
+    ),
 )
 
 
@@ -64,5 +79,6 @@ def inspect(path: Path) -> Rootfs:
                 f"{path} is {what}, not a squashfs or ext4 file system", hint=hint.replace("FILE", str(path))
             )
     raise InvalidArgument(
-        f"{path} is not a squashfs or ext4 file system", hint=f"make one of a directory: tar -C DIR -c . | {_TO_SQUASHFS}"
+        f"{path} is not a squashfs or ext4 file system",
+        hint=f"make one of a directory: tar -C DIR -c . | {_TO_SQUASHFS}",
     )

@@ -13,6 +13,7 @@ from squib.errors import InvalidArgument
 from squib.kernels.compression import decompress
 
 _SECTOR = 512
+_VERSION = re.compile(rb"[0-9][A-Za-z0-9._+~-]*")
 _BANNER = re.compile(rb"Linux version ([^\s\0]{1,128}) ")
 
 
@@ -33,13 +34,16 @@ def version(data: bytes, *, source: Path) -> str:
         text = data[offset + 0x200 :][:256].split(b"\0")[0].split(b" ")[0] if offset else b""
     elif is_elf_kernel(data) and (banner := _BANNER.search(data)):
         text = banner[1]
-    if not text or not text.isascii() or not text.decode("ascii").isprintable():
+    if not _VERSION.fullmatch(text):
         raise InvalidArgument(f"{source} does not say which version of Linux it is")
-    return text.decode("ascii")
+    return text.decode()
 
 
 def extract_elf(data: bytes, *, source: Path) -> bytes:
-    """The ELF kernel (``vmlinux``) that a bzImage unpacks when it starts. Raises `InvalidArgument`, `DependencyMissing`."""
+    """The ELF kernel (``vmlinux``) that a bzImage unpacks when it starts.
+
+    Raises `InvalidArgument`, `DependencyMissing`.
+    """
     setup_sectors = data[0x1F1] or 4
     offset, length = struct.unpack_from("<II", data, 0x248)
     start = (setup_sectors + 1) * _SECTOR + offset

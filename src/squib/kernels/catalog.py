@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 import tarfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -31,12 +32,12 @@ _MODULES = "modules"
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel to boot. ``digest`` identifies all its files, modules too.
+    """A kernel to boot. ``digest`` identifies it: squib's own with all its modules, a user's by the one file.
 
     ``path`` is what boots fastest: for squib's own the plain ELF kernel, which QEMU enters through PVH without the
-    guest having to unpack it (0.5 s less under TCG). ``bzimage`` is the same kernel for a VMM that wants that. ``modules`` are
-    the names of the modules to load, in order, and ``modules_dir`` the ``/lib/modules/<version>`` that has them;
-    without one, everything is taken to be built in.
+    guest having to unpack it (0.5 s less under TCG). ``bzimage`` is the same kernel for a VMM that wants that.
+    ``modules`` are the names of the modules to load, and ``modules_dir`` the ``/lib/modules/<version>`` that has them
+    and what they depend on; without one, everything is taken to be built in.
     """
 
     version: str
@@ -51,7 +52,7 @@ class Kernel:
 
 
 class KernelStore:
-    """The kernels in the cache. Names are as in `squib kernel ls`; every method that takes a name takes a digest too."""
+    """The kernels in the cache. A name of today or the digest of any that is still there finds one."""
 
     def __init__(self, home: Home) -> None:
         self._cache = ArtifactCache(home, "kernel", home.kernels)
@@ -60,24 +61,29 @@ class KernelStore:
         """All kernels, without looking at their files."""
         return [_kernel(artifact) for artifact in self._cache.list()]
 
-    def get(self, name: str = DEFAULT_KERNEL) -> Kernel:
+    def get(self, ref: str = DEFAULT_KERNEL) -> Kernel:
         """A kernel whose files were not touched since they were stored. Raises `NotFound`, `ImageCorrupt`."""
-        return _kernel(self._cache.get(name))
+        return _kernel(self._cache.get(ref))
 
-    def verify(self, name: str = DEFAULT_KERNEL) -> Kernel:
+    def verify(self, ref: str = DEFAULT_KERNEL) -> Kernel:
         """As `get`, but every byte is looked at."""
-        return _kernel(self._cache.verify(name))
+        return _kernel(self._cache.verify(ref))
 
     async def ensure(self, on_progress: OnProgress = no_progress, *, rebuild: bool = False) -> Kernel:
         """squib's kernel, fetched if it is absent or this squib wants other parts of it; with ``rebuild``, the newest.
 
-        Steps: ``bootstrap: …``, ``modules``, ``digest``. Raises `ToolFailed`, `DependencyMissing`, `DiskFull`, `ImageCorrupt`.
+        Steps: ``bootstrap: …``, ``modules``, ``digest``. Raises `ToolFailed`, `DependencyMissing`, `DiskFull`,
+        `ImageCorrupt`.
         """
         return _kernel(await self._cache.ensure(DEFAULT_KERNEL, _recipe_key(), _make, on_progress, rebuild=rebuild))
 
     def remove(self, name: str = DEFAULT_KERNEL) -> None:
         """Remove a kernel. The caller knows that no VM uses it. Raises `NotFound`."""
         self._cache.remove(name)
+
+    def prune(self, *, keep: Collection[str] = ()) -> None:
+        """Remove the kernels that have no name any more, but those in ``keep`` (digests that VMs use)."""
+        self._cache.prune(keep=keep)
 
 
 def _kernel(artifact: Artifact) -> Kernel:
@@ -117,10 +123,13 @@ def _pick(package: Path, unpacked: Path, target: Path) -> dict[str, str]:
     tree = _only(unpacked, f"lib/modules/{version}")
     (target / _ELF).write_bytes(bzimage.extract_elf(data, source=image))
     shutil.copyfile(image, target / _BZIMAGE)
-    shutil.copyfile(unpacked / f"boot/config-{version}", target / _CONFIG)
+    config = _only(unpacked, f"boot/config-{version}").read_text()
+    (target / _CONFIG).write_text(config)
     (target / _MODULES).mkdir()
     shutil.copyfile(tree / "modules.builtin", target / _MODULES / "modules.builtin")
-    loaded = modules.load_order(tree)
+    loaded = modules.load_order(tree, modules.GUEST_MODULES)
+    if "CONFIG_MODULE_SIG_FORCE=y" not in config.splitlines():
+        loaded = tuple(map(modules.without_signature, loaded))
     for module in loaded:
         (target / _MODULES / module.file_name).write_bytes(module.data)
     return {"version": version, "modules": " ".join(module.name for module in loaded)}

@@ -18,8 +18,8 @@ _LZ4_LEGACY = b"\x02\x21\x4c\x18"
 def decompress(data: bytes, *, source: Path) -> bytes:
     """``data`` without the compression that its first bytes tell: xz, gzip, zstd, lz4; as it is if none of these.
 
-    zstd and lz4 are left to the tools of those names. ``source`` is for messages. Raises `InvalidArgument` for damaged data,
-    `DependencyMissing`.
+    zstd and lz4 are left to the tools of those names. ``source`` is for messages. Raises `InvalidArgument` for
+    damaged data, `DependencyMissing`.
     """
     try:
         if data.startswith(_XZ):

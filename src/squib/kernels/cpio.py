@@ -1,7 +1,7 @@
 """A cpio archive in the "newc" format, which the kernel unpacks as its initramfs.
 
-The format is in the kernel's ``Documentation/driver-api/early-userspace/buffer-format.rst``. The bytes depend on the entries
-alone (no times, no owners, inode numbers in order), so equal content has an equal digest.
+The format is in the kernel's ``Documentation/driver-api/early-userspace/buffer-format.rst``. The bytes depend on the
+entries alone (no times, no owners, inode numbers in order), so equal content has an equal digest.
 """
 
 from __future__ import annotations

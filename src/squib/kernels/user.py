@@ -15,8 +15,8 @@ def inspect(path: Path) -> Kernel:
     """The kernel in a file: a bzImage or an ELF ``vmlinux`` for x86-64.
 
     Its modules are looked for in ``modules/<version>`` and ``lib/modules/<version>`` beside it and in the host's
-    ``/lib/modules/<version>``; if they are nowhere, everything is taken to be built in. Raises `InvalidArgument` for a file that is
-    missing, no kernel, or of another architecture.
+    ``/lib/modules/<version>``; if they are nowhere, everything is taken to be built in. Raises `InvalidArgument` for
+    a file that is missing, no kernel, or of another architecture.
     """
     try:
         data = path.read_bytes()

@@ -15,7 +15,7 @@ from squib.errors import EngineUnavailable, SquibError, from_wire
 from squib.models import Check, EngineInfo, ImageInfo, KernelInfo, Progress, VMConfig, VMInfo
 from squib.paths import Home
 from squib.sdk.config import check_ref
-from squib.sdk.local import ensure_engine
+from squib.sdk.local import ensure_engine, make_state_directory
 
 _UNIX_PATH_MAX_BYTES = 107
 _BASE_URL = "http://squib"
@@ -45,6 +45,16 @@ class EngineClient:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
+    @property
+    def home(self) -> Home | None:
+        """The state directory of a local engine; ``None`` for one that is reached by URL."""
+        return self._home
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """Equal for clients of the same engine with the same rights."""
+        return (self._url or "", self._token or "", str(self._home and self._home.root))
+
     async def close(self) -> None:
         """Give up the connections; the engine and its VMs go on. Idempotent."""
         if self._http:
@@ -70,7 +80,7 @@ class EngineClient:
     ) -> AsyncIterator[httpx.Response]:
         """Send a request; the block reads the answer as it comes. Raises as `request`."""
         headers = {"content-type": "application/json"} if isinstance(content, bytes) else {}
-        http = await self._connect()
+        http = self._client()
         request = http.build_request(method, f"/v1{path}", content=content, headers=headers)
         try:
             response = await self._send(http, request)
@@ -94,19 +104,18 @@ class EngineClient:
                 raise EngineUnavailable(
                     f"no engine answers at {self._url}: {error}", hint="is squib serve running there? check SQUIB_URL"
                 ) from error
-            await ensure_engine(self._home)  # it ended meanwhile; nothing was sent yet
+            await ensure_engine(self._home)  # nothing was sent yet
             return await http.send(request, stream=True)
 
     @property
     def _where(self) -> str:
         return self._url or str(self._home and self._home.root)
 
-    async def _connect(self) -> httpx.AsyncClient:
+    def _client(self) -> httpx.AsyncClient:
         if self._http is None:
             timeout = httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S)
             limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
             if self._home:
-                await ensure_engine(self._home)
                 transport = httpx.AsyncHTTPTransport(uds=self._socket_path(self._home), limits=limits)
                 self._http = httpx.AsyncClient(base_url=_BASE_URL, transport=transport, timeout=timeout)
             else:
@@ -120,6 +129,7 @@ class EngineClient:
         path = str(home.engine_socket)
         if len(os.fsencode(path)) <= _UNIX_PATH_MAX_BYTES:
             return path
+        make_state_directory(home)
         self._folder_fd = os.open(home.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         return f"/proc/self/fd/{self._folder_fd}/{home.engine_socket.name}"
 
@@ -199,19 +209,18 @@ class EngineClient:
         result = await self._build("/images", {"name": name, "rebuild": rebuild}, on_progress)
         return ImageInfo.model_validate(result["image"])
 
-    async def build_kernel(self, *, on_progress: Callable[[Progress], None] = lambda _: None) -> KernelInfo:
+    async def build_kernel(
+        self, *, rebuild: bool = False, on_progress: Callable[[Progress], None] = lambda _: None
+    ) -> KernelInfo:
         """Fetch the kernel unless it is there. Raises as `build_image`."""
-        return KernelInfo.model_validate((await self._build("/kernels", None, on_progress))["kernel"])
+        return KernelInfo.model_validate((await self._build("/kernels", {"rebuild": rebuild}, on_progress))["kernel"])
 
     async def remove_image(self, name: str) -> None:
         """Remove an image from the cache. Raises `NotFound`, `Conflict` if a VM uses it."""
         await self.request("DELETE", f"/images/{check_ref(name)}")
 
-    async def _build(
-        self, path: str, body: dict[str, Any] | None, on_progress: Callable[[Progress], None]
-    ) -> dict[str, Any]:
-        content = None if body is None else json.dumps(body).encode()
-        async with self.stream("POST", path, content) as response:
+    async def _build(self, path: str, body: dict[str, Any], on_progress: Callable[[Progress], None]) -> dict[str, Any]:
+        async with self.stream("POST", path, json.dumps(body).encode()) as response:
             async for line in response.aiter_lines():
                 event: dict[str, Any] = json.loads(line)
                 if progress := event.get("progress"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TypedDict
 
 from pydantic import ValidationError
@@ -27,8 +29,10 @@ class VMOptions(TypedDict, total=False):
     env_vars: dict[str, str]
 
 
-def make_config(config: VMConfig | None, options: VMOptions) -> VMConfig:
-    """``config`` with ``options`` laid over it. Raises `InvalidArgument`.
+def make_config(
+    config: VMConfig | None, options: VMOptions, *, names: Mapping[str, str] = MappingProxyType({})
+) -> VMConfig:
+    """``config`` with ``options`` laid over it. Raises `InvalidArgument`; for ``names`` see `describe`.
 
     Relative paths are made absolute: the engine has another working directory.
     """
@@ -40,19 +44,23 @@ def make_config(config: VMConfig | None, options: VMOptions) -> VMConfig:
     try:
         return VMConfig.model_validate(values)
     except ValidationError as error:
-        raise InvalidArgument(describe(error)) from None
+        raise InvalidArgument(describe(error, names)) from None
 
 
-def describe(error: ValidationError) -> str:
+def describe(error: ValidationError, names: Mapping[str, str] = MappingProxyType({})) -> str:
     """A validation error as one line: each field and what is wrong with it. Values of environment variables are not
-    shown.
+    shown. ``names`` are what the caller typed for a field, such as ``--memory``.
     """
     problems = []
     for problem in error.errors(include_url=False, include_context=False):
-        field = ".".join(map(str, problem["loc"]))
+        field = ".".join(names.get(str(part), str(part)) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
         value = problem["input"]
-        if isinstance(value, str | int | float) and repr(value) not in message and not field.startswith("env"):
+        if (
+            isinstance(value, str | int | float)
+            and repr(value) not in message
+            and problem["loc"][:1] not in (("env",), ("env_vars",))
+        ):
             message += f" (got {value if len(str(value)) <= 80 else str(value)[:77] + '...'!r})"
         problems.append(f"{field}: {message}" if field else message)
     return "; ".join(problems)

@@ -32,13 +32,8 @@ def engine_answers(home: Home) -> bool:
     return True
 
 
-async def ensure_engine(home: Home) -> None:
-    """Return when an engine listens; start one if none does. Of many callers at once, one starts it.
-
-    Raises `EngineStartFailed` with what the engine said.
-    """
-    if engine_answers(home):
-        return
+def make_state_directory(home: Home) -> None:
+    """Make the state directory if it is not there. Raises `EngineStartFailed`, `DiskFull`."""
     try:
         with disk_errors(home.root):
             home.root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -47,6 +42,16 @@ async def ensure_engine(home: Home) -> None:
             f"the state directory {home.root} cannot be made: {error.strerror}",
             hint="set SQUIB_HOME to a directory that this user may write",
         ) from error
+
+
+async def ensure_engine(home: Home) -> None:
+    """Return when an engine listens; start one if none does. Of many callers at once, one starts it.
+
+    Raises `EngineStartFailed` with what the engine said.
+    """
+    if engine_answers(home):
+        return
+    make_state_directory(home)
     async with locked(home.start_lock):
         if not engine_answers(home):
             await _start_engine(home)

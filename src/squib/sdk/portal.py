@@ -10,11 +10,16 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from squib.sdk.client import EngineClient
+
 T = TypeVar("T")
 
 
 class Portal:
-    """An event loop of its own thread. Made at first use, once per process (a fork gets its own)."""
+    """An event loop of its own thread, and the connections to engines that all `VM` objects share.
+
+    Made at first use, once per process (a fork gets its own).
+    """
 
     _current: Portal | None = None
     _guard = threading.Lock()
@@ -24,6 +29,7 @@ class Portal:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="squib", daemon=True)
         self._thread.start()
+        self._engines: dict[tuple[str, ...], EngineClient] = {}
         atexit.register(self._stop)
 
     @classmethod
@@ -33,6 +39,11 @@ class Portal:
             if cls._current is None or cls._current._pid != os.getpid():
                 cls._current = Portal()
             return cls._current
+
+    def engine(self) -> EngineClient:
+        """The engine that the environment names now (``$SQUIB_URL``, ``$SQUIB_HOME``)."""
+        engine = EngineClient()
+        return self._engines.setdefault(engine.key, engine)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine to its end. Ctrl-C cancels it, waits for its clean-up, and is raised on."""
@@ -47,5 +58,7 @@ class Portal:
 
     def _stop(self) -> None:
         if self._pid == os.getpid():
+            for engine in self._engines.values():
+                self.run(engine.close())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(timeout=2)

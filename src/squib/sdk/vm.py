@@ -21,7 +21,7 @@ class VM:
             print(vm.run("uname -a").output)
 
     ``options`` are the fields of `VMConfig`, laid over ``config``. ``engine`` is the engine to use, by default the
-    local one or ``$SQUIB_URL``. Methods may be called from several threads.
+    local one or ``$SQUIB_URL``, whose connections all `VM` objects share. Methods may be called from several threads.
 
     Raises `InvalidArgument`, `NameTaken`, `DiskFull`, and what building an image raises if that is not in the cache.
     """
@@ -30,7 +30,7 @@ class VM:
         self, config: VMConfig | None = None, *, engine: EngineClient | None = None, **options: Unpack[VMOptions]
     ) -> None:
         self._portal = Portal.get()
-        self._vm = self._portal.run(AsyncVM.create(config, engine=engine, **options))
+        self._vm = self._portal.run(AsyncVM.create(config, engine=engine or self._portal.engine(), **options))
 
     @classmethod
     def _wrap(cls, portal: Portal, vm: AsyncVM) -> Self:
@@ -46,12 +46,13 @@ class VM:
     def from_id(cls, vm_id: str, *, engine: EngineClient | None = None) -> Self:
         """The VM with this ID or name, whoever made it. Raises `NotFound`, `InvalidArgument`."""
         portal = Portal.get()
-        return cls._wrap(portal, portal.run(AsyncVM.from_id(vm_id, engine=engine)))
+        return cls._wrap(portal, portal.run(AsyncVM.from_id(vm_id, engine=engine or portal.engine())))
 
     @classmethod
     def list(cls, *, project: str | None = None, engine: EngineClient | None = None) -> list[VMInfo]:
         """All VMs, or those of one project; oldest first."""
-        return Portal.get().run(AsyncVM.list(project=project, engine=engine))
+        portal = Portal.get()
+        return portal.run(AsyncVM.list(project=project, engine=engine or portal.engine()))
 
     @property
     def info(self) -> VMInfo:

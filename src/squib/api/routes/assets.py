@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from starlette.responses import StreamingResponse
 
 from squib.api.context import EngineDep, Ref
-from squib.api.schema import BuildEvent, BuildRequest, ImageList, KernelList, WireError
+from squib.api.schema import BuildEvent, BuildRequest, ImageList, KernelBuildRequest, KernelList, WireError
 from squib.core import assets
 from squib.core.create import OnProgress
 from squib.errors import SquibError, to_wire
@@ -50,11 +50,12 @@ async def list_kernels(engine: EngineDep) -> KernelList:
 
 
 @router.post("/kernels", response_class=StreamingResponse, responses={200: {"content": {NDJSON: {}}}})
-async def build_kernel(engine: EngineDep) -> StreamingResponse:
+async def build_kernel(engine: EngineDep, body: KernelBuildRequest | None = None) -> StreamingResponse:
     """Fetch the kernel if it is not there. Answers as the build of an image."""
+    rebuild = body is not None and body.rebuild
 
     async def work(on_progress: OnProgress) -> BuildEvent:
-        return BuildEvent(kernel=await assets.build_kernel(engine, on_progress=on_progress))
+        return BuildEvent(kernel=await assets.build_kernel(engine, rebuild=rebuild, on_progress=on_progress))
 
     return StreamingResponse(_events(work), media_type=NDJSON)
 

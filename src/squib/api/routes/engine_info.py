@@ -5,6 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from squib.api.context import EngineDep
+from squib.api.schema import CheckList
+from squib.core import doctor
 from squib.models import EngineInfo
 
 router = APIRouter(tags=["engine"])
@@ -14,3 +16,9 @@ router = APIRouter(tags=["engine"])
 async def get_engine(engine: EngineDep) -> EngineInfo:
     """What this engine is: version, accelerator, how many VMs."""
     return engine.info()
+
+
+@router.get("/doctor")
+async def get_doctor(engine: EngineDep) -> CheckList:
+    """Whether the engine's host is fit for VMs, and its state directory in order. Takes about a second."""
+    return CheckList(checks=[*await doctor.check_host(engine.home), *doctor.check_engine(engine)])

@@ -1,0 +1,64 @@
+"""``squib create``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from squib.cli import options
+from squib.cli.app import command
+from squib.cli.render import Output
+
+
+@command(
+    "create",
+    examples=[
+        "squib create --name web --memory 512 --cpus 2",
+        "squib create --runtime python3.13 --disk 20gb --project ci",
+        "squib create --rootfs ./my.squashfs --kernel ./vmlinux --no-start",
+        'VM=$(squib create) && squib exec "$VM" uname -a',
+    ],
+)
+async def create(
+    output: Output,
+    name: options.Name = None,
+    project: options.Project = None,
+    vcpus: options.VCPUs = None,
+    memory: options.Memory = None,
+    disk: options.Disk = None,
+    runtime: options.Runtime = None,
+    kernel: options.Kernel = None,
+    rootfs: options.Rootfs = None,
+    boot_args: options.BootArgs = None,
+    env: options.Env = None,
+    boot_timeout: options.BootTimeout = options.DEFAULT_BOOT_TIMEOUT,
+    no_start: Annotated[bool, typer.Option("--no-start", help="Do not start it; squib start does.")] = False,
+) -> None:
+    """Create and start a VM, and print its ID.
+
+    It is ready for commands when this returns. If it does not come up, nothing of it stays.
+    """
+    from squib.cli import launch
+    from squib.cli.progress import waiting
+    from squib.cli.units import parse_duration_s
+
+    boot_timeout_s = parse_duration_s(boot_timeout, flag="--boot-timeout")
+    config = options.make_vm_config(
+        name=name, project=project, vcpus=vcpus, memory=memory, disk=disk, runtime=runtime, kernel=kernel,
+        rootfs=rootfs, boot_args=boot_args, env=env,
+    )  # fmt: skip
+    async with options.connect() as engine:
+        await launch.ensure_assets(output, engine, config)
+        if no_start:
+            vm = await engine.create_vm(config)
+        else:
+            async with waiting(output, "starting a VM"):
+                vm = await engine.launch_vm(config, boot_timeout_s=boot_timeout_s)
+    if output.json:
+        output.data(vm)
+        return
+    output.line(vm.vm_id)
+    if sys.stdout.isatty():
+        output.note(f"start it with: squib start {vm.name}" if no_start else f"try: squib exec {vm.name} uname -a")

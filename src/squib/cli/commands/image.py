@@ -1,0 +1,95 @@
+"""``squib image``: the root filesystems that squib builds."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from squib.cli import options
+from squib.cli.app import command, make_group
+from squib.cli.render import Column, Output
+
+image = make_group("image", "List, build and remove images: the root filesystems that VMs share.")
+
+_COLUMNS = (
+    Column("NAME"),
+    Column("DIGEST"),
+    Column("SIZE", right=True),
+    Column("BUILT", right=True),
+    Column("USED BY"),
+)
+
+_Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name of a runtime: base or python3.13.", show_default=False)
+]
+
+
+@command("list", group=image, aliases=["ls"])
+async def list_images(output: Output) -> None:
+    """List the images in the cache."""
+    from datetime import UTC, datetime
+
+    from squib.cli.units import show_age, show_bytes
+
+    async with options.connect() as engine:
+        images = await engine.images()
+    if output.json:
+        output.data(images)
+        return
+    now = datetime.now(UTC)
+    output.table(
+        _COLUMNS,
+        [
+            [
+                image.name,
+                short_digest(image.digest),
+                show_bytes(image.size_bytes),
+                f"{show_age(image.built_at, now)} ago",
+                ", ".join(image.in_use_by),
+            ]
+            for image in images
+        ],
+    )
+
+
+@command("build", group=image, examples=["squib image build base", "squib image build python3.13 --rebuild"])
+async def build(
+    output: Output,
+    name: _Name,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Build it again from today's packages; VMs keep the one they have.")
+    ] = False,
+) -> None:
+    """Build the image of a runtime, if it is not in the cache. squib run and squib create do it by themselves."""
+    from squib.cli.progress import steps
+    from squib.cli.units import show_bytes
+    from squib.sdk.config import check_ref
+
+    check_ref(name)
+    async with options.connect() as engine:
+        with steps(output, f"image {name}") as report:
+            built = await engine.build_image(name, rebuild=rebuild, on_progress=report)
+    if output.json:
+        output.data(built)
+    else:
+        output.line(f"{built.name} {built.digest} {show_bytes(built.size_bytes)}")
+
+
+@command("remove", group=image, aliases=["rm"])
+async def remove(output: Output, name: _Name) -> None:
+    """Remove an image that no VM uses from the cache."""
+    from squib.sdk.config import check_ref
+
+    check_ref(name)
+    async with options.connect() as engine:
+        await engine.remove_image(name)
+    if output.json:
+        output.data({"image": name, "removed": True})
+    else:
+        output.line(name)
+
+
+def short_digest(digest: str) -> str:
+    """The first 12 digits of a digest, enough to tell things apart."""
+    return digest.removeprefix("sha256:")[:12]

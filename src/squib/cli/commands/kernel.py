@@ -1,0 +1,60 @@
+"""``squib kernel``: the kernels that VMs boot."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from squib.cli import options
+from squib.cli.app import command, make_group
+from squib.cli.commands.image import short_digest
+from squib.cli.render import Column, Output
+
+kernel = make_group("kernel", "List and fetch kernels.")
+
+_COLUMNS = (Column("VERSION"), Column("DIGEST"), Column("SIZE", right=True), Column("BUILT", right=True))
+
+
+@command("list", group=kernel, aliases=["ls"])
+async def list_kernels(output: Output) -> None:
+    """List the kernels in the cache."""
+    from datetime import UTC, datetime
+
+    from squib.cli.units import show_age, show_bytes
+
+    async with options.connect() as engine:
+        kernels = await engine.kernels()
+    if output.json:
+        output.data(kernels)
+        return
+    now = datetime.now(UTC)
+    output.table(
+        _COLUMNS,
+        [
+            [
+                kernel.version,
+                short_digest(kernel.digest),
+                show_bytes(kernel.size_bytes),
+                f"{show_age(kernel.built_at, now)} ago",
+            ]
+            for kernel in kernels
+        ],
+    )
+
+
+@command("build", group=kernel, examples=["squib kernel build", "squib kernel build --rebuild"])
+async def build(
+    output: Output,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Fetch the newest; VMs keep the one they have.")] = False,
+) -> None:
+    """Fetch and prepare squib's kernel, if it is not in the cache. squib run and squib create do it by themselves."""
+    from squib.cli.progress import steps
+
+    async with options.connect() as engine:
+        with steps(output, "kernel") as report:
+            built = await engine.build_kernel(rebuild=rebuild, on_progress=report)
+    if output.json:
+        output.data(built)
+    else:
+        output.line(f"{built.version} {built.digest}")

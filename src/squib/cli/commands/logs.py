@@ -1,0 +1,82 @@
+"""``squib logs``."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from squib.cli import options
+from squib.cli.app import command
+from squib.cli.render import Output
+from squib.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from squib.sdk.client import EngineClient
+
+
+@command("logs", examples=["squib logs web", "squib logs -n 20 -f web", "squib logs --engine"])
+async def logs(
+    output: Output,
+    vm: Annotated[str | None, typer.Argument(metavar="[VM]", help="ID or name of a VM.", show_default=False)] = None,
+    lines: options.Lines = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until the VM ends.")] = False,
+    engine: Annotated[bool, typer.Option("--engine", help="Show the engine's log instead.")] = False,
+) -> None:
+    """Show the console of a VM: what its kernel and its first process printed. 1 MiB or more of it is kept.
+
+    On a terminal, characters that would control it are shown, not obeyed; elsewhere bytes are as the guest wrote them.
+    """
+    from squib.cli.streams import ended_by_broken_pipe, write_all
+    from squib.sdk.config import check_ref
+
+    if (vm is None) != engine:
+        raise InvalidArgument("give a VM or --engine", hint="squib logs VM, or squib logs --engine")
+    if follow and output.json:
+        raise InvalidArgument("--follow and --json exclude each other", hint="leave one out")
+    if vm is not None:
+        check_ref(vm)
+    async with options.connect() as client:
+        chunks = _chunks(client, vm, lines=lines, follow=follow)
+        if output.json:
+            text = b"".join([chunk async for chunk in chunks]).decode(errors="replace")
+            output.data({"vm": vm, "log": text})
+            return
+        fd = sys.stdout.fileno()
+        shown = _made_printable(chunks) if sys.stdout.isatty() else chunks
+        with ended_by_broken_pipe(fd):
+            async for chunk in shown:
+                await write_all(fd, chunk)
+
+
+async def _chunks(client: EngineClient, vm: str | None, *, lines: int | None, follow: bool) -> AsyncIterator[bytes]:
+    from squib.host import logs
+    from squib.sdk.local import engine_answers
+
+    if vm is not None:
+        source = client.vm_logs(vm, lines=lines, follow=follow)
+    elif client.home and not engine_answers(client.home):
+        yield logs.tail(client.home.engine_log, lines=lines)  # it may be why no engine starts
+        return
+    else:
+        source = client.engine_logs(lines=lines, follow=follow)
+    async for chunk in source:
+        yield chunk
+
+
+async def _made_printable(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    import codecs
+
+    from squib.cli.render import printable
+
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    held = ""
+    async for chunk in chunks:
+        text = held + decoder.decode(chunk)
+        body = text.rstrip("\r")  # what follows a carriage return decides what it was
+        held = text[len(body) :]
+        yield printable(body).encode()
+    yield printable(held + decoder.decode(b"", final=True)).encode()

@@ -1,0 +1,82 @@
+"""``squib run``: a VM for one command."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from squib.cli import options
+from squib.cli.app import command
+from squib.cli.render import Output
+from squib.errors import InvalidArgument
+
+
+@command(
+    "run",
+    takes_command=True,
+    examples=[
+        "squib run -- uname -a",
+        "squib run python3 -c 'print(6*7)'",
+        "squib run --memory 1g --cpus 2 --timeout 5m -e KEY=value -- make test",
+        "echo 'select 1' | squib run -i -- cat",
+    ],
+)
+async def run(
+    output: Output,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="COMMAND...", help="Program and arguments; no shell.", show_default=False),
+    ] = None,
+    name: options.Name = None,
+    project: options.Project = None,
+    vcpus: options.VCPUs = None,
+    memory: options.Memory = None,
+    disk: options.Disk = None,
+    runtime: options.Runtime = None,
+    kernel: options.Kernel = None,
+    rootfs: options.Rootfs = None,
+    boot_args: options.BootArgs = None,
+    env: options.Env = None,
+    user: options.User = None,
+    workdir: options.Workdir = None,
+    timeout: options.Timeout = None,
+    boot_timeout: options.BootTimeout = options.DEFAULT_BOOT_TIMEOUT,
+    interactive: options.Interactive = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the VM running; its name is printed on standard error.")
+    ] = False,
+) -> int:
+    """Make a VM, run a command in it, and remove the VM again.
+
+    The status is that of the command: 128 + n if signal n ended it, 124 if its timeout did. The VM is removed
+    whatever happens, Ctrl-C included, unless --keep is given.
+    """
+    from squib.cli import launch
+    from squib.cli.runner import carry_through
+    from squib.cli.session import run_command
+    from squib.cli.units import parse_duration_s
+    from squib.sdk.command import exec_request
+
+    if not words:
+        raise InvalidArgument(
+            "there is no command to run", hint="squib run -- COMMAND...   (squib create makes a VM only)"
+        )
+    request = exec_request(words, timeout=options.parse_timeout(timeout), cwd=workdir, user=user)
+    boot_timeout_s = parse_duration_s(boot_timeout, flag="--boot-timeout")
+    config = options.make_vm_config(
+        name=name, project=project, vcpus=vcpus, memory=memory, disk=disk, runtime=runtime, kernel=kernel,
+        rootfs=rootfs, boot_args=boot_args, env=env,
+    )  # fmt: skip
+    async with options.connect() as engine:
+        await launch.ensure_assets(output, engine, config)
+        # From here on there is something to remove: a signal waits until it is known what.
+        vm = await carry_through(engine.create_vm(config))
+        try:
+            if keep:
+                output.note(f"VM {vm.name} is kept; squib rm {vm.name} removes it")
+            await launch.boot(output, engine, vm, boot_timeout_s=boot_timeout_s)
+            return await run_command(output, engine, vm.vm_id, request, interactive=interactive)
+        finally:
+            if not keep:
+                await carry_through(launch.remove(engine, vm))

@@ -1,0 +1,33 @@
+"""The steps that ``run`` and ``create`` share."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from squib.cli.progress import steps, waiting
+from squib.cli.render import Output
+from squib.errors import NotFound
+from squib.models import VMConfig, VMInfo
+from squib.sdk.client import EngineClient
+
+
+async def ensure_assets(output: Output, engine: EngineClient, config: VMConfig) -> None:
+    """Build the kernel and the image of a VM if they are not in the cache, and show how that goes."""
+    if config.kernel_path is None:
+        with steps(output, "kernel") as report:
+            await engine.build_kernel(on_progress=report)
+    if config.rootfs_path is None:
+        with steps(output, f"image {config.runtime}") as report:
+            await engine.build_image(config.runtime, on_progress=report)
+
+
+async def boot(output: Output, engine: EngineClient, vm: VMInfo, *, boot_timeout_s: float) -> VMInfo:
+    """Start a VM; say so if it takes a while."""
+    async with waiting(output, f"starting VM {vm.name}"):
+        return await engine.start_vm(vm.vm_id, boot_timeout_s=boot_timeout_s)
+
+
+async def remove(engine: EngineClient, vm: VMInfo) -> None:
+    """Delete a VM; nothing to do if somebody else has."""
+    with suppress(NotFound):
+        await engine.delete_vm(vm.vm_id)

@@ -1,0 +1,174 @@
+"""Flags that several commands share, and what becomes of their values."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from squib.cli.units import parse_duration_s, parse_size_mib
+from squib.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from squib.models import VMConfig
+    from squib.sdk.client import EngineClient
+
+Ref = Annotated[str, typer.Argument(metavar="VM", help="ID or name of a VM.", show_default=False)]
+Refs = Annotated[list[str], typer.Argument(metavar="VM...", help="IDs or names of VMs.", show_default=False)]
+Name = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Name of the VM, up to 63 letters, digits, '_', '.', '-'. Default: its ID."),
+]
+Project = Annotated[str | None, typer.Option(metavar="NAME", help="Label for grouping VMs: squib ls --project NAME.")]
+VCPUs = Annotated[int | None, typer.Option("--vcpus", "--cpus", metavar="N", help="Virtual CPUs, 1 to 64. Default: 1.")]
+Memory = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Memory: 512 (MiB), 512m or 1g. Default: what the image needs, 128 or more."),
+]
+Disk = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE", help="Size of the writable disk: 10gb, 512mb. Takes only what is used. Default: 10gb."
+    ),
+]
+Runtime = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Root filesystem that squib builds: base or python3.13. Default: base."),
+]
+Kernel = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Linux kernel to boot instead of squib's: bzImage or ELF.")
+]
+Rootfs = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Root filesystem instead of a runtime's: squashfs or ext4, never written to."),
+]
+BootArgs = Annotated[str | None, typer.Option(metavar="ARGS", help="Added to the kernel's command line.")]
+Env = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--env",
+        "-e",
+        metavar="K=V",
+        help="Environment of every command in the VM; K alone takes the value from here. May be repeated.",
+    ),
+]
+CommandEnv = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--env",
+        "-e",
+        metavar="K=V",
+        help="Environment of the command; K alone takes the value from here. May be repeated.",
+    ),
+]
+BootTimeout = Annotated[
+    str, typer.Option(metavar="TIME", help="How long the VM may take to boot: 30 (seconds), 90s, 2m.")
+]
+Timeout = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME",
+        help="Kill the command, with all that it started, after 30 (seconds), 30s, 5m or 1h; the status is then 124.",
+    ),
+]
+User = Annotated[
+    str | None,
+    typer.Option(
+        "--user", "-u", metavar="USER", help="User of the command: name, uid, name:group or uid:gid. Default: root."
+    ),
+]
+Workdir = Annotated[
+    str | None,
+    typer.Option("--workdir", "-w", metavar="DIR", help="Working directory in the VM. Default: the user's home."),
+]
+Interactive = Annotated[
+    bool,
+    typer.Option(
+        "--interactive", "-i", help="Pass standard input to the command, as it comes. Without it there is none."
+    ),
+]
+Lines = Annotated[
+    int | None,
+    typer.Option("--lines", "-n", metavar="N", min=0, help="Only the last N lines. Default: all that is kept."),
+]
+
+DEFAULT_BOOT_TIMEOUT = "30s"
+
+_FLAG_OF_FIELD = {
+    "name": "--name",
+    "project": "--project",
+    "runtime": "--runtime",
+    "vcpu_count": "--vcpus",
+    "mem_size_mib": "--memory",
+    "disk_size_mib": "--disk",
+    "kernel_path": "--kernel",
+    "rootfs_path": "--rootfs",
+    "boot_args": "--boot-args",
+    "env_vars": "--env",
+}
+
+
+def connect() -> EngineClient:
+    """The engine to talk to: the local one, or ``$SQUIB_URL``."""
+    from squib.sdk.client import EngineClient
+
+    return EngineClient()
+
+
+def make_vm_config(
+    *,
+    name: str | None,
+    project: str | None,
+    vcpus: int | None,
+    memory: str | None,
+    disk: str | None,
+    runtime: str | None,
+    kernel: str | None,
+    rootfs: str | None,
+    boot_args: str | None,
+    env: Sequence[str] | None,
+) -> VMConfig:
+    """A VM's configuration from the flags of ``create`` and ``run``. Raises `InvalidArgument`, which names the flag."""
+    from squib.sdk.config import VMOptions, make_config
+
+    if runtime is not None and rootfs is not None:
+        raise InvalidArgument("--runtime and --rootfs exclude each other", hint="give one of them")
+    options: VMOptions = {"name": name, "project": project, "kernel_path": kernel, "rootfs_path": rootfs}
+    if vcpus is not None:
+        options["vcpu_count"] = vcpus
+    if memory is not None:
+        options["mem_size_mib"] = parse_size_mib(memory, flag="--memory")
+    if disk is not None:
+        options["disk_size_mib"] = parse_size_mib(disk, flag="--disk")
+    if runtime is not None:
+        options["runtime"] = runtime
+    if boot_args is not None:
+        options["boot_args"] = boot_args
+    if env:
+        options["env_vars"] = parse_env(env)
+    return make_config(None, options, names=_FLAG_OF_FIELD)
+
+
+def parse_env(entries: Sequence[str]) -> dict[str, str]:
+    """``K=V`` sets a variable, ``K`` alone copies it from this process's environment. Raises `InvalidArgument`."""
+    variables = {}
+    for entry in entries:
+        name, equals, value = entry.partition("=")
+        if not equals:
+            if name not in os.environ:
+                raise InvalidArgument(f"--env: {name!r} is not set here", hint=f"write --env {name}=VALUE")
+            value = os.environ[name]
+        variables[name] = value
+    return variables
+
+
+def parse_timeout(text: str | None) -> float | None:
+    """The value of ``--timeout``. Raises `InvalidArgument`."""
+    if text is None:
+        return None
+    seconds = parse_duration_s(text, flag="--timeout")
+    if seconds <= 0:
+        raise InvalidArgument(f"--timeout: {text!r} is not more than 0", hint="leave it out for no timeout")
+    return seconds

@@ -1,0 +1,116 @@
+"""Telling that something takes its time: bars on a terminal, a line now and then elsewhere, nothing with ``--json``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING, Protocol
+
+from squib.cli.render import Output, printable
+from squib.cli.units import show_bytes
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+    from squib.models import Progress
+
+_PATIENCE_S = 1.0
+_LINE_EVERY_S = 10.0
+
+
+class Reporter(Protocol):
+    """Takes the steps of a build as they come."""
+
+    def __call__(self, progress: Progress) -> None: ...
+
+
+@contextlib.contextmanager
+def steps(output: Output, title: str) -> Iterator[Reporter]:
+    """Show the steps of something long, of which ``title`` says what it is. Without any steps, nothing is shown."""
+    if output.json:
+        yield lambda progress: None
+    elif sys.stderr.isatty():
+        with contextlib.ExitStack() as stack:
+            yield _Bar(title, stack)
+    else:
+        yield _Lines(output, title)
+
+
+@contextlib.asynccontextmanager
+async def waiting(output: Output, title: str) -> AsyncIterator[None]:
+    """Show ``title`` if the block takes more than a second."""
+    began = time.monotonic()
+    sign = asyncio.create_task(_show(output, title))
+    try:
+        yield
+    finally:
+        sign.cancel()
+        await asyncio.wait([sign])
+    output.detail(f"{title}: {time.monotonic() - began:.2f} s")
+
+
+async def _show(output: Output, title: str) -> None:
+    await asyncio.sleep(_PATIENCE_S)
+    if output.json or not sys.stderr.isatty():
+        output.note(f"{title} …")
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(printable(title)):
+        await asyncio.Event().wait()
+
+
+class _Lines:
+    """A line for every new step, and every ten seconds of a step whose end is known."""
+
+    def __init__(self, output: Output, title: str) -> None:
+        self._output = output
+        self._title = title
+        self._step = ""
+        self._last = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if progress.step != self._step or (progress.total and now - self._last >= _LINE_EVERY_S):
+            self._step, self._last = progress.step, now
+            self._output.note(f"{self._title}: {progress.step}{_amount(progress)}")
+
+
+class _Bar:
+    """One bar, whose text is the present step. Appears with the first one and goes away at the end."""
+
+    def __init__(self, title: str, stack: contextlib.ExitStack) -> None:
+        self._title = title
+        self._stack = stack
+        self._bar: tuple[Bars, TaskID] | None = None
+
+    def __call__(self, progress: Progress) -> None:
+        bars, task = self._bar = self._bar or self._appear()
+        text = printable(f"{self._title}: {progress.step}{_amount(progress)}")
+        bars.update(task, description=text, completed=progress.done, total=progress.total)
+
+    def _appear(self) -> tuple[Bars, TaskID]:
+        from rich.console import Console
+        from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bars
+
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=30),
+            TimeElapsedColumn(),
+        )
+        bars = self._stack.enter_context(Bars(*columns, console=Console(stderr=True), transient=True))
+        return bars, bars.add_task("", total=None)
+
+
+def _amount(progress: Progress) -> str:
+    if not progress.total:
+        return ""
+    if progress.unit == "bytes":
+        return f" {show_bytes(progress.done)} of {show_bytes(progress.total)}"
+    return f" {progress.done} of {progress.total} {progress.unit}".rstrip()

@@ -1,0 +1,79 @@
+"""A command in a VM, joined to this process: its output here, our input there, and signals on their way."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import AsyncIterator
+
+from squib.cli import runner
+from squib.cli.render import Output
+from squib.cli.streams import ended_by_broken_pipe, read_chunks, write_all
+from squib.frames import FrameKind
+from squib.models import ExecRequest
+from squib.sdk.client import EngineClient
+from squib.sdk.command import Command, start_command
+from squib.sdk.result import Collector, CommandEnd, ExecResult
+
+
+async def run_command(
+    output: Output, engine: EngineClient, ref: str, request: ExecRequest, *, interactive: bool
+) -> int:
+    """Run a command in the VM ``ref`` and return its status; with ``interactive`` it reads our standard input.
+
+    Its output is passed on as it comes, byte for byte; with ``--json`` it is gathered and printed as one object. Ctrl-C
+    interrupts the command, a second one kills it. If we are ended, or nobody reads our output any more, it is killed.
+    """
+    stdin = read_chunks(sys.stdin.fileno()) if interactive else None
+    async with start_command(engine, ref, request, stdin=stdin) as command:
+        end = await (_gather(output, command) if output.json else _pass_on(command))
+    if end.timed_out:
+        output.note(f"the command was killed: its timeout of {request.timeout_s:g} s has passed")
+    return end.exit_code
+
+
+async def _pass_on(command: Command) -> CommandEnd:
+    descriptors = {FrameKind.STDOUT: sys.stdout.fileno(), FrameKind.STDERR: sys.stderr.fileno()}
+    with ended_by_broken_pipe(descriptors[FrameKind.STDOUT]):
+        async with _interruptible(command):
+            async for frame in command.output():
+                await write_all(descriptors[frame.kind], frame.payload)
+    return command.end
+
+
+async def _gather(output: Output, command: Command) -> CommandEnd:
+    collector = Collector(None, None)
+    async with _interruptible(command):
+        async for frame in command.output():
+            collector.add(frame)
+    output.data(_as_json(collector.result(command.end)))
+    return command.end
+
+
+@contextlib.asynccontextmanager
+async def _interruptible(command: Command) -> AsyncIterator[None]:
+    """In the block, the first Ctrl-C is sent to the command; the next ends us, and so kills it."""
+    sending: list[asyncio.Task[None]] = []
+
+    def interrupt() -> None:
+        sending.append(asyncio.create_task(command.signal(signal.SIGINT)))
+
+    try:
+        with runner.first_interrupt(interrupt):
+            yield
+    finally:
+        await asyncio.gather(*sending, return_exceptions=True)
+
+
+def _as_json(result: ExecResult) -> dict[str, object]:
+    return {
+        "exit_code": result.exit_code,
+        "signal": result.signal,
+        "timed_out": result.timed_out,
+        "duration_s": result.duration_s,
+        "stdout": result.stdout,
+        "stderr": result.stderr,
+        "truncated": result.truncated,
+    }

@@ -1,0 +1,133 @@
+import asyncio
+import io
+import lzma
+import shlex
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from squib.errors import ImageCorrupt, NotFound, ToolFailed
+from squib.kernels import modules
+from squib.kernels.catalog import KernelStore
+from squib.paths import Home
+from tests.fakes.kernels import VERSION, bzimage, module, vmlinux
+from tests.fakes.tools import ToolBox
+
+TREE = f"./usr/lib/modules/{VERSION}"
+PACKAGE = {
+    f"./boot/vmlinuz-{VERSION}": bzimage(),
+    f"./boot/config-{VERSION}": b"CONFIG_MODULE_SIG=y\n",
+    "./etc/hostname": b"not wanted",
+    f"./{TREE[2:]}/modules.builtin": b"kernel/drivers/virtio/virtio.ko\n",
+    f"{TREE}/kernel/fs/overlayfs/overlay.ko.xz": lzma.compress(module("overlay", signature=b"S" * 40)),
+    f"{TREE}/kernel/drivers/block/virtio_blk.ko.xz": lzma.compress(module("virtio_blk", "virtio,ring")),
+    f"{TREE}/kernel/drivers/virtio/ring.ko.xz": lzma.compress(module("ring")),
+    f"{TREE}/kernel/drivers/gpu/unwanted.ko.xz": lzma.compress(module("unwanted")),
+}
+
+
+@pytest.fixture
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ToolBox:
+    tools = ToolBox(tmp_path, monkeypatch)
+    tools.add("unshare", "exit 0")
+    return tools
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path / "home")
+
+
+def serve(tools: ToolBox, package: dict[str, bytes]) -> None:
+    """An mmdebstrap that brings a package with these files."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in package.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    path = tools.folder / "package.tar"
+    path.write_bytes(buffer.getvalue())
+    tools.add("mmdebstrap", f"exec cat {shlex.quote(str(path))}")
+
+
+def test_of_the_package_only_what_boots_a_guest_is_kept(home: Home, tools: ToolBox) -> None:
+    serve(tools, PACKAGE)
+    kernel = asyncio.run(KernelStore(home).ensure())
+    assert kernel.version == VERSION
+    assert kernel.path.read_bytes() == vmlinux()
+    assert kernel.bzimage is not None and kernel.bzimage.read_bytes() == bzimage()
+    assert kernel.config is not None and kernel.config.read_text() == "CONFIG_MODULE_SIG=y\n"
+    assert kernel.modules == ("ring", "virtio_blk", "overlay")
+    assert kernel.modules_dir is not None
+    kept = sorted(path.name for path in kernel.modules_dir.iterdir())
+    assert kept == ["modules.builtin", "overlay.ko", "ring.ko", "virtio_blk.ko"]
+    assert list(home.building.iterdir()) == []
+    (call,) = tools.calls("mmdebstrap")
+    assert "--variant=extract" in call and "linux-image-cloud-amd64" in call and "://" not in call
+
+
+def test_the_stored_modules_load_in_the_stored_order(home: Home, tools: ToolBox) -> None:
+    serve(tools, PACKAGE)
+    kernel = asyncio.run(KernelStore(home).ensure())
+    assert kernel.modules_dir is not None
+    loaded = modules.load_order(kernel.modules_dir, kernel.modules)
+    assert tuple(module.name for module in loaded) == kernel.modules
+
+
+@pytest.mark.parametrize(
+    ("config", "signature"), [(b"CONFIG_MODULE_SIG=y\n", b""), (b"CONFIG_MODULE_SIG_FORCE=y\n", b"S" * 40)]
+)
+def test_signatures_are_kept_only_for_a_kernel_that_insists(
+    home: Home, tools: ToolBox, config: bytes, signature: bytes
+) -> None:
+    serve(tools, PACKAGE | {f"./boot/config-{VERSION}": config})
+    kernel = asyncio.run(KernelStore(home).ensure())
+    assert kernel.modules_dir is not None
+    assert (kernel.modules_dir / "overlay.ko").read_bytes() == module("overlay", signature=signature)
+
+
+def test_another_set_of_modules_is_another_kernel(home: Home, tools: ToolBox, monkeypatch: pytest.MonkeyPatch) -> None:
+    serve(tools, PACKAGE)
+    store = KernelStore(home)
+    first = asyncio.run(store.ensure())
+    assert asyncio.run(store.ensure()) == first
+    assert len(tools.calls("mmdebstrap")) == 1
+    monkeypatch.setattr(modules, "GUEST_MODULES", ("overlay",))
+    second = asyncio.run(store.ensure())
+    assert len(tools.calls("mmdebstrap")) == 2
+    assert second.digest != first.digest
+    assert store.get().digest == second.digest
+    assert store.get(first.digest).modules == first.modules
+    store.prune()
+    with pytest.raises(NotFound):
+        store.get(first.digest)
+
+
+def test_a_damaged_kernel_is_found(home: Home, tools: ToolBox) -> None:
+    serve(tools, PACKAGE)
+    store = KernelStore(home)
+    kernel = asyncio.run(store.ensure())
+    kernel.path.unlink()
+    kernel.path.write_bytes(b"\x7fELF evil")
+    with pytest.raises(ImageCorrupt, match="vmlinux"):
+        store.get()
+    store.remove()
+    assert store.list() == []
+
+
+@pytest.mark.parametrize("lost", [f"./boot/vmlinuz-{VERSION}", f"./boot/config-{VERSION}"])
+def test_a_package_that_lacks_a_part_is_a_failure_that_leaves_nothing(home: Home, tools: ToolBox, lost: str) -> None:
+    serve(tools, {name: data for name, data in PACKAGE.items() if name != lost})
+    with pytest.raises(ToolFailed, match="one was expected"):
+        asyncio.run(KernelStore(home).ensure())
+    assert KernelStore(home).list() == []
+    assert list(home.building.iterdir()) == []
+
+
+def test_a_path_that_leads_out_of_the_package_is_not_followed(home: Home, tools: ToolBox) -> None:
+    serve(tools, PACKAGE | {"./boot/../../../../escaped/vmlinuz-x": b"evil", f"{TREE}/../../../../../x.ko": b"evil"})
+    asyncio.run(KernelStore(home).ensure())
+    assert not list(home.root.parent.rglob("escaped"))
+    assert not list(home.root.parent.rglob("x.ko"))

@@ -1,0 +1,133 @@
+"""What tests on real VMs share: a state directory of their own, and the check that each test leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from squib import VM, VMInfo, VMState
+from squib.core.engine import cgroup_parent
+from squib.host import proc
+from squib.paths import Home
+
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    """A new state directory, with the images and kernels of the user's own cache where there are any."""
+    home = Home(tmp_path_factory.mktemp("squib"))
+    cached = Home.from_environment().cache
+    for name in ("images", "kernels"):
+        if (cached / name).is_dir():
+            shutil.copytree(cached / name, home.cache / name, copy_function=link_or_copy)
+    os.environ["SQUIB_HOME"] = str(home.root)
+    yield home
+    end_engine(home)
+    for vm in home.vms.iterdir():
+        proc.kill_holders(vm / "vmm.lock")
+
+
+def link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def engine_pids(home: Home) -> list[int]:
+    """The engine of a state directory, if one runs."""
+    return proc.holders(home.engine_lock)
+
+
+def end_engine(home: Home, number: int = signal.SIGTERM) -> None:
+    """End the engine and wait until it is gone; its VMs go on."""
+    for pid in engine_pids(home):
+        pidfd = os.pidfd_open(pid)
+        signal.pidfd_send_signal(pidfd, number)
+        deadline = time.monotonic() + 20
+        while pid in engine_pids(home):
+            assert time.monotonic() < deadline, "the engine does not end"
+            time.sleep(0.01)
+        os.close(pidfd)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Everything that VMs of a state directory have on this host."""
+
+    processes: list[int]
+    directories: list[str]
+    leases: list[tuple[str, str]]
+    vms: list[str]
+    cgroups: list[str]
+    sockets: list[str]
+    building: list[str]
+
+    def cgroups_of(self, vms: list[VMInfo]) -> set[str]:
+        """The VMs among ``vms`` that have a cgroup."""
+        return {vm.vm_id for vm in vms} & {Path(path).name for path in self.cgroups}
+
+
+def resources(home: Home) -> Resources:
+    """What is there now."""
+    folders = sorted(home.vms.iterdir()) if home.vms.is_dir() else []
+    leases, vms = [], []
+    if home.database.exists():
+        database = sqlite3.connect(home.database)
+        leases = list(database.execute("SELECT kind, key FROM leases ORDER BY kind, key"))
+        vms = [vm_id for (vm_id,) in database.execute("SELECT vm_id FROM vms ORDER BY vm_id")]
+        database.close()
+    return Resources(
+        processes=sorted(pid for folder in folders for pid in proc.holders(folder / "vmm.lock")),
+        directories=[folder.name for folder in folders],
+        leases=leases,
+        vms=vms,
+        cgroups=sorted(
+            str(path)
+            for hierarchy in (CGROUPS, *CGROUPS.iterdir())
+            for path in hierarchy.glob(f"{cgroup_parent(home)}/*")
+            if path.is_dir()
+        ),
+        sockets=sorted(str(path) for path in home.vms.glob("*/*.sock")),
+        building=sorted(path.name for path in home.building.glob("*")),
+    )
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(home: Home) -> Iterator[None]:
+    """After each test: the same processes, directories, leases, cgroups and sockets as before."""
+    before = resources(home)
+    yield
+    assert resources(home) == before
+
+
+@pytest.fixture
+def vm(home: Home) -> Iterator[VM]:
+    """A VM that runs."""
+    with VM() as vm:
+        yield vm
+
+
+@pytest.fixture(scope="module")
+def shared_vm(home: Home) -> Iterator[VM]:
+    """A VM that runs, for all tests of a module that do not stop it."""
+    with VM() as vm:
+        yield vm
+
+
+def wait_for_state(vm: VM, *states: VMState, within_s: float) -> float:
+    """Wait until the VM is in one of ``states``; return how long that took, in seconds."""
+    start = time.monotonic()
+    while vm.refresh().state not in states:
+        assert time.monotonic() - start < within_s, f"still {vm.status} after {within_s} s"
+        time.sleep(0.02)
+    return time.monotonic() - start
