@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-PACKAGES := e2fsprogs mmdebstrap python3-venv qemu-system-x86 squashfs-tools
+PACKAGES := python3-venv
 SOURCES := src tests bench hatch_build.py
 AGENT_SOURCES := $(shell find agent -name '*.go' -o -name go.mod)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from hatch_build import find_go  # noqa: E402
+from hatch_build import find_go
 
 os.chdir(Path(__file__).parents[1] / "agent")
 offline = {"GOPROXY": "off", "GOTOOLCHAIN": "local", "GOFLAGS": "", "CGO_ENABLED": "0"}

@@ -1,8 +1,8 @@
 """A guest agent in Python: the other end of ``protocol/agent.md``, for tests without a VM.
 
-It runs no real commands, only these, given as ``argv``: ``true``, ``false``, ``exit N``, ``echo WORD...``, ``err WORD...``
-(echo to standard error), ``cat`` (needs stdin), ``sleep`` (for ever), ``spam`` (prints for ever), ``env``, ``garbage`` (sends
-what is no frame) and ``vanish`` (the guest ends).
+It runs no real commands, only these, given as ``argv``: ``true``, ``false``, ``exit N``, ``echo WORD...``,
+``err WORD...`` (echo to standard error), ``cat`` (needs stdin), ``sleep`` (for ever), ``spam`` (prints for ever),
+``env``, ``garbage`` (sends what is no frame) and ``vanish`` (the guest ends).
 """
 
 from __future__ import annotations
@@ -239,9 +239,7 @@ class _Session:
     async def data(self, stream_id: int, data: bytes, *, end: bool = False) -> None:
         view = memoryview(data)
         while view:
-            size = min(
-                self._h2.local_flow_control_window(stream_id), self._h2.max_outbound_frame_size, len(view)
-            )
+            size = min(self._h2.local_flow_control_window(stream_id), self._h2.max_outbound_frame_size, len(view))
             if size <= 0:
                 self._window.clear()
                 await self._window.wait()

@@ -56,7 +56,10 @@ class FakeMachine:
 
 @dataclass
 class FakeDriver:
-    """``behaviour`` is that of the next VMM: ``--ok``, ``--hang`` (never answers), ``--die`` or ``--deaf`` (does not power off)."""
+    """``behaviour`` is that of the next VMM.
+
+    ``--ok``, ``--hang`` (never answers), ``--die`` or ``--deaf`` (does not power off).
+    """
 
     behaviour: str = "--ok"
     launched: list[MachineSpec] = field(default_factory=list)

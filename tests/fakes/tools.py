@@ -33,5 +33,6 @@ class ToolBox:
     def add_image_tools(self, content: str = "rootfs") -> None:
         """An mmdebstrap that prints ``content`` as its tar and a sqfstar that stores its input behind ``hsqs``."""
         self.add("unshare", "exit 0")
+        self.add("newuidmap", "exit 0")
         self.add("mmdebstrap", f"echo 'I: running apt-get update...' >&2; printf %s {shlex.quote(content)}")
         self.add("sqfstar", 'for target; do :; done; { printf hsqs; cat; } >"$target"')

@@ -1,4 +1,7 @@
-"""A VMM that is no VMM: a process that serves a `FakeAgent` on an inherited socket. ``vmm.py SOCKET_FD [--hang|--die|--deaf]``."""
+"""A VMM that is no VMM: a process that serves a `FakeAgent` on an inherited socket.
+
+``vmm.py SOCKET_FD BEHAVIOUR``, see `tests.fakes.driver.FakeDriver`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.fakes.agent import FakeAgent  # noqa: E402
+from tests.fakes.agent import FakeAgent
 
 
 async def main() -> None:

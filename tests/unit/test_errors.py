@@ -10,7 +10,14 @@ import squib
 from squib import errors
 from squib.errors import BY_CODE, SquibError, from_wire, to_wire
 
-GROUPS = {errors.SquibError, errors.EngineError, errors.HostError, errors.BootError, errors.AgentError, errors.ExecError}
+GROUPS = {
+    errors.SquibError,
+    errors.EngineError,
+    errors.HostError,
+    errors.BootError,
+    errors.AgentError,
+    errors.ExecError,
+}
 
 
 def all_errors(cls: type[SquibError] = SquibError) -> set[type[SquibError]]:

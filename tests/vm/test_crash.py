@@ -12,49 +12,37 @@ import pytest
 
 from squib import VM, SquibError, VMState
 from squib.paths import Home
-from tests.vm.conftest import engine_pids, resources
+from tests.vm.conftest import end_engine, engine_pids, resources
 
 ROUNDS = 20
 SEED = int(os.environ.get("SQUIB_TEST_SEED") or random.SystemRandom().randrange(1 << 32))
 PROGRAM = """
-import sys
-from squib import VM, SquibError
+from squib import VM
 while True:
-    try:
-        vm = VM()
-        vm.start()
-        vm.run("true")
-        vm.stop()
-        vm.start()
-        vm.delete()
-        vm.close()
-    except SquibError as error:
-        print(type(error).__name__, flush=True)
+    vm = VM().start()
+    vm.run("true")
+    vm.stop()
+    vm.start()
+    vm.delete()
 """
 USABLE = {VMState.CREATED, VMState.RUNNING, VMState.STOPPED, VMState.ERROR}
 
 
 def test_kill_9_of_the_engine_at_random_moments(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
-    VM.list()
     moments = random.Random(SEED)
-    program = subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.DEVNULL)
     states: dict[VMState, int] = {}
-    try:
-        for _ in range(ROUNDS):
-            time.sleep(moments.uniform(0.05, 2.5))
+    for _ in range(ROUNDS):
+        VM.list()  # an engine runs
+        program = subprocess.Popen([sys.executable, "-c", PROGRAM])
+        try:
+            time.sleep(moments.uniform(0.3, 4))
             for pid in engine_pids(home):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            os.kill(program.pid, signal.SIGSTOP)
-            try:
-                check_all(home, states)
-            finally:
-                os.kill(program.pid, signal.SIGCONT)
-    finally:
-        program.kill()
-        program.wait()
-    for info in VM.list():
-        VM.from_id(info.vm_id).delete()
+                os.kill(pid, signal.SIGKILL)
+        finally:
+            program.kill()
+            program.wait()
+        end_engine(home, signal.SIGKILL)  # waits for the end
+        check_all(home, states)
     with capsys.disabled():
         print(f"\n  seed {SEED}: after {ROUNDS} kills, VMs were found {states}", end=" ")
 
@@ -78,4 +66,11 @@ def check_all(home: Home, states: dict[VMState, int]) -> None:
         vm.delete()
         vm.close()
     left = resources(home)
-    assert (left.vms, left.processes, left.directories, left.leases, left.cgroups, left.sockets) == ([], [], [], [], [], [])
+    assert (left.vms, left.processes, left.directories, left.leases, left.cgroups, left.sockets) == (
+        [],
+        [],
+        [],
+        [],
+        [],
+        [],
+    )

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -27,7 +28,7 @@ def test_the_states_of_a_vm(home: Home) -> None:
         assert vm.start().info.pid == pid
         assert vm.stop().status is VMState.STOPPED
         assert vm.info.reason == "stopped"
-        assert not os.path.exists(f"/proc/{pid}")
+        assert not Path(f"/proc/{pid}").exists()
     finally:
         vm.delete()
     with pytest.raises(NotFound):

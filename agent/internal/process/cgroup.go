@@ -45,18 +45,24 @@ type Cgroup struct {
 	dir  *os.File
 }
 
-// New makes an empty cgroup.
+// New makes an empty cgroup called name, or name and a number where the guest has put something else in its place.
 func (c *Cgroups) New(name string) (*Cgroup, error) {
 	c.Sweep()
-	if err := syscall.Mkdirat(int(c.dir.Fd()), name, 0o755); err != nil {
-		return nil, &os.PathError{Op: "mkdirat", Path: name, Err: err}
+	dir, free := int(c.dir.Fd()), name
+	err := syscall.Mkdirat(dir, free, 0o755)
+	for i := 2; err == syscall.EEXIST && i < 1000; i++ {
+		free = name + "-" + strconv.Itoa(i)
+		err = syscall.Mkdirat(dir, free, 0o755)
 	}
-	fd, err := syscall.Openat(int(c.dir.Fd()), name, syscall.O_RDONLY|syscall.O_DIRECTORY|syscall.O_CLOEXEC, 0)
 	if err != nil {
-		c.remove(name)
-		return nil, &os.PathError{Op: "openat", Path: name, Err: err}
+		return nil, &os.PathError{Op: "make cgroup", Path: free, Err: err}
 	}
-	return &Cgroup{c, name, os.NewFile(uintptr(fd), name)}, nil
+	fd, err := syscall.Openat(dir, free, syscall.O_RDONLY|syscall.O_DIRECTORY|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		c.remove(free)
+		return nil, &os.PathError{Op: "open cgroup", Path: free, Err: err}
+	}
+	return &Cgroup{c, free, os.NewFile(uintptr(fd), free)}, nil
 }
 
 // Sweep removes the cgroups of ended commands whose last descendant has ended since.
@@ -101,16 +107,18 @@ func (g *Cgroup) Kill() (final bool) {
 	if g.write("cgroup.kill", "1") == nil {
 		return true
 	}
-	procs, err := g.read("cgroup.procs")
-	if err != nil {
-		return false
-	}
+	g.killEach()
+	return false
+}
+
+// killEach kills one by one.
+func (g *Cgroup) killEach() {
+	procs, _ := g.read("cgroup.procs")
 	for _, field := range strings.Fields(procs) {
 		if pid, err := strconv.Atoi(field); err == nil && pid > 1 {
 			syscall.Kill(pid, syscall.SIGKILL)
 		}
 	}
-	return false
 }
 
 // Empty reports whether no process is left in the cgroup, zombies aside.

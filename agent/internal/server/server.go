@@ -5,6 +5,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	"squib/agent/internal/identity"
@@ -32,6 +33,8 @@ type Server struct {
 	config    Config
 	processes *process.Manager
 	http      *http.Server
+
+	powerOffOnce sync.Once
 }
 
 // New returns a server for the commands of processes.

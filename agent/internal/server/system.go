@@ -93,7 +93,7 @@ func (s *Server) powerOff(w http.ResponseWriter, r *http.Request) error {
 	s.processes.Stop()
 	w.WriteHeader(http.StatusAccepted)
 	http.NewResponseController(w).Flush()
-	go s.config.PowerOff(grace)
+	go s.powerOffOnce.Do(func() { s.config.PowerOff(grace) })
 	return nil
 }
 

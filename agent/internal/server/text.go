@@ -79,7 +79,7 @@ var (
 
 // unquote decodes a JSON string literal that is known to be well formed, or anything that is not a string.
 func unquote(literal []byte) (string, error) {
-	if len(literal) < 2 || literal[0] != '"' {
+	if len(literal) < 2 || literal[0] != '"' || literal[len(literal)-1] != '"' {
 		return "", errNotString
 	}
 	body := literal[1 : len(literal)-1]

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
@@ -19,6 +20,8 @@ from squib.version import VERSION
 
 UNIX_SOCKET_HOST = "squib"
 """The Host that clients of the unix socket send."""
+
+_CLIENT_GONE = 499  # as nginx has it; there is no status for this
 
 
 def create_app(
@@ -40,6 +43,7 @@ def create_app(
     api.add_exception_handler(SquibError, _on_squib_error)
     api.add_exception_handler(RequestValidationError, _on_invalid_request)
     api.add_exception_handler(HTTPException, _on_http_error)
+    api.add_exception_handler(ClientDisconnect, _on_client_gone)
     api.add_exception_handler(Exception, _on_fault)
     return Guards(api, engine, allowed_hosts=allowed_hosts, token=token)
 
@@ -76,6 +80,11 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
             NotFound(f"no such route: {request.method} {request.url.path}", hint="see /v1/openapi.json")
         )
     return error_response(InvalidArgument(str(error.detail)))
+
+
+async def _on_client_gone(request: Request, error: Exception) -> Response:
+    """Nobody reads this answer; it is no fault to log."""
+    return Response(status_code=_CLIENT_GONE)
 
 
 async def _on_fault(request: Request, error: Exception) -> Response:

@@ -7,6 +7,7 @@ from collections.abc import Coroutine
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Path, Request
+from starlette.requests import ClientDisconnect
 
 from squib.core.engine import Engine
 from squib.models import Name
@@ -35,6 +36,8 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
         if not task.done():
             task.cancel()
             await asyncio.wait({task})
+    if task.cancelled():
+        raise ClientDisconnect
     return task.result()
 
 

@@ -51,7 +51,24 @@ def _global_flags(context: typer.Context, json: JsonFlag = False, verbose: Verbo
     context.obj = _merge(context.obj, json, verbose)
 
 
-app.callback()(_global_flags)
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from squib.version import VERSION
+
+        typer.echo(f"squib {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    context: typer.Context,
+    json: JsonFlag = False,
+    verbose: VerboseFlag = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version of this program.")
+    ] = False,
+) -> None:
+    _global_flags(context, json, verbose)
 
 
 def _merge(before: Output | None, json: bool, verbose: bool) -> Output:
@@ -79,6 +96,7 @@ def command(
             group.command(
                 spelling,
                 help=_help(function, aliases),
+                short_help=_short_help(function, aliases),
                 epilog=_epilog(examples),
                 hidden=spelling != name,
                 context_settings=settings,
@@ -122,6 +140,11 @@ def _entry(function: Callable[..., Result]) -> Callable[..., None]:
 def _help(function: Callable[..., Result], aliases: Sequence[str]) -> str:
     text = inspect.getdoc(function) or ""
     return f"{text}\n\nAlias: {', '.join(aliases)}" if aliases else text
+
+
+def _short_help(function: Callable[..., Result], aliases: Sequence[str]) -> str:
+    sentence = (inspect.getdoc(function) or "").partition("\n")[0].partition(". ")[0].rstrip(".")
+    return f"{sentence} ({', '.join(aliases)})" if aliases else sentence
 
 
 def _epilog(examples: Sequence[str]) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from squib.cli.options import connect
+from squib.cli import options
 from squib.cli.render import Output
 from squib.errors import EngineError, SquibError
 from squib.sdk.client import EngineClient
@@ -26,7 +26,7 @@ async def for_each(
         check_ref(ref)
     results: list[T] = []
     status = 0
-    async with connect() as engine:
+    async with options.connect() as engine:
         for ref in refs:
             try:
                 results.append(await act(engine, ref))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from squib.sdk.client import EngineClient
 
 Ref = Annotated[str, typer.Argument(metavar="VM", help="ID or name of a VM.", show_default=False)]
-Refs = Annotated[list[str], typer.Argument(metavar="VM...", help="IDs or names of VMs.", show_default=False)]
+Refs = Annotated[list[str], typer.Argument(metavar="VM", help="IDs or names of VMs.", show_default=False)]
 Name = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Name of the VM, up to 63 letters, digits, '_', '.', '-'. Default: its ID."),

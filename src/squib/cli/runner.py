@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import sys
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ T = TypeVar("T")
 
 SIGNAL_BASE = 128
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_HTTPX_COMMAND_LINE = "httpx._main"
 _interrupt_handlers: list[Callable[[], None]] = []
 
 
@@ -20,7 +22,17 @@ def run(work: Coroutine[Any, Any, int | None]) -> int:
 
     SIGINT, SIGTERM and SIGHUP cancel it; the status is then 128 + the signal.
     """
+    _import_httpx()
     return asyncio.run(_main(work))
+
+
+def _import_httpx() -> None:
+    """Import httpx without its own command line, which brings rich and pygments: 50 ms of every command of ours."""
+    if "httpx" not in sys.modules:
+        sys.modules[_HTTPX_COMMAND_LINE] = None  # type: ignore[assignment]
+        import httpx  # noqa: F401
+
+        del sys.modules[_HTTPX_COMMAND_LINE]
 
 
 async def _main(work: Coroutine[Any, Any, int | None]) -> int:
@@ -57,17 +69,16 @@ def first_interrupt(handler: Callable[[], None]) -> Iterator[None]:
 
 
 async def carry_through(work: Coroutine[Any, Any, T]) -> T:
-    """Finish ``work`` whatever signals come meanwhile; they take effect when it is done."""
+    """Finish ``work`` whatever signals come meanwhile, and return its result: they take effect at the next ``await``."""
+    current = asyncio.current_task()
+    assert current is not None
     task = asyncio.ensure_future(work)
     cancelled = False
     while not task.done():
         try:
-            await asyncio.shield(task)
+            await asyncio.wait([task])
         except asyncio.CancelledError:
-            if task.cancelled():
-                raise
             cancelled = True
-    result = task.result()
     if cancelled:
-        raise asyncio.CancelledError
-    return result
+        current.cancel()
+    return task.result()

@@ -28,7 +28,7 @@ async def run_command(
     """
     stdin = read_chunks(sys.stdin.fileno()) if interactive else None
     async with start_command(engine, ref, request, stdin=stdin) as command:
-        end = await (_gather(output, command) if output.json else _pass_on(command))
+        end = await (_gather(output, ref, command) if output.json else _pass_on(command))
     if end.timed_out:
         output.note(f"the command was killed: its timeout of {request.timeout_s:g} s has passed")
     return end.exit_code
@@ -43,12 +43,12 @@ async def _pass_on(command: Command) -> CommandEnd:
     return command.end
 
 
-async def _gather(output: Output, command: Command) -> CommandEnd:
+async def _gather(output: Output, ref: str, command: Command) -> CommandEnd:
     collector = Collector(None, None)
     async with _interruptible(command):
         async for frame in command.output():
             collector.add(frame)
-    output.data(_as_json(collector.result(command.end)))
+    output.data({"vm": ref} | _as_json(collector.result(command.end)))
     return command.end
 
 

@@ -49,10 +49,12 @@ class Build:
     def scratch(self) -> Path:
         """A directory outside the state directory, which is closed to other users, for tools that change their user.
 
-        It goes away with the build.
+        It is the same for the whole build, and goes away with it.
         """
-        scratch = _scratch_place() / f"squib-build-{secrets.token_hex(8)}"
         link = self.folder / _SCRATCH_LINK
+        if link.is_symlink():
+            return link.readlink()
+        scratch = _scratch_place() / f"squib-build-{secrets.token_hex(8)}"
         link.symlink_to(scratch)  # first, so that there is no moment at which a kill would leave it unknown
         scratch.mkdir(mode=0o711)
         scratch.chmod(0o711)

@@ -99,12 +99,17 @@ Maker = Callable[[Build, Path], Awaitable[dict[str, str]]]
 
 
 class ArtifactCache:
-    """All artifacts of one kind (``image``, ``kernel``). Safe to use from several processes."""
+    """All artifacts of one kind (``image``, ``kernel``). Safe to use from several processes.
 
-    def __init__(self, home: Home, kind: str, root: Path) -> None:
+    ``build_hint`` and ``repair_hint`` are the commands for one that is absent or damaged, with ``{name}`` in them.
+    """
+
+    def __init__(self, home: Home, kind: str, root: Path, *, build_hint: str, repair_hint: str) -> None:
         self._home = home
         self._kind = kind
         self._root = root
+        self._build_hint = build_hint
+        self._repair_hint = repair_hint
         self._names = root / "names"
 
     def list(self) -> list[Artifact]:
@@ -226,7 +231,8 @@ class ArtifactCache:
     def _named(self, name: str) -> Pointer:
         pointer = self._pointer(_check_name(name))
         if pointer is None:
-            raise NotFound(f"no {self._kind} named {name} is in the cache", hint=f"squib {self._kind} build {name}")
+            hint = self._build_hint.format(name=name)
+            raise NotFound(f"no {self._kind} named {name} is in the cache", hint=hint)
         return pointer
 
     def _manifest(self, folder: Path, ref: str) -> Manifest:
@@ -261,10 +267,10 @@ class ArtifactCache:
         return Artifact(artifact.name, artifact.digest, artifact.built_at, artifact.folder, manifest)
 
     def _corrupt(self, ref: str, what: str) -> ImageCorrupt:
+        names = [name for name in self._all_names() if (found := self._pointer(name)) and ref in (name, found.digest)]
+        hint = "; ".join(self._repair_hint.format(name=name) for name in names)
         if ref.startswith("sha256:"):
-            hint = f"VMs that were made from this {self._kind} cannot start any more: squib rm VM"
-        else:
-            hint = f"squib {self._kind} rm {ref} && squib {self._kind} build {ref}"
+            hint = "; ".join(part for part in ("VMs that were made from it cannot start any more", hint) if part)
         return ImageCorrupt(f"{self._kind} {ref} is damaged: {what}", hint=hint)
 
     def _all_names(self) -> Iterable[str]:

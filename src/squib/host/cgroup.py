@@ -88,7 +88,7 @@ def layout_from(mountinfo: str, own_groups: str, writable: Callable[[Path], bool
     missing = dict.fromkeys(CONTROLLERS, "the kernel has no such controller, or it is not mounted")
     for mount in _mounts(mountinfo):
         own = _own_group(mount, own_groups)
-        offered = mount.options if mount.version == 1 else _words(own / "cgroup.controllers")
+        offered = mount.options if mount.version == 1 else _words(mount.path / "cgroup.controllers")
         for name in offered & missing.keys():
             missing[name] = f"{mount.path} cannot be written to, or nothing in it is delegated to this user"
         for folder in _from_the_top(mount.path, own):

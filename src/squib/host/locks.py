@@ -51,9 +51,10 @@ class FileLock:
 
 
 @contextlib.asynccontextmanager
-async def locked(path: Path, *, poll_s: float = 0.05) -> AsyncIterator[FileLock]:
-    """Hold the lock at ``path``, waiting for it without blocking the event loop."""
+async def locked(path: Path, *, timeout_s: float | None = None, poll_s: float = 0.05) -> AsyncIterator[FileLock]:
+    """Hold the lock at ``path``, waiting for it without blocking the event loop. Raises `TimeoutError`."""
     with FileLock(path) as lock:
-        while not lock.try_acquire():
-            await asyncio.sleep(poll_s)
+        async with asyncio.timeout(timeout_s):
+            while not lock.try_acquire():
+                await asyncio.sleep(poll_s)
         yield lock

@@ -58,7 +58,8 @@ async def bootstrap(
 async def _mode(build: Build) -> str:
     """Root could work without namespaces, but a build that is killed would then leave its mounts behind."""
     if os.geteuid() != 0:
-        return "auto"
+        proc.find_tool("newuidmap")  # mmdebstrap does not say that this is what it misses
+        return "unshare"
     try:
         await proc.run(["unshare", "--mount", "--pid", "--fork", "true"], lock=build.lock)
     except ToolFailed:

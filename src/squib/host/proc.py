@@ -28,6 +28,7 @@ PACKAGE_OF = {
     "lz4": "lz4",
     "mkfs.ext4": "e2fsprogs",
     "mmdebstrap": "mmdebstrap",
+    "newuidmap": "uidmap",
     "qemu-system-x86_64": "qemu-system-x86",
     "sqfstar": "squashfs-tools",
     "unshare": "util-linux",

@@ -31,7 +31,13 @@ class ImageStore:
     """The images in the cache. Safe to use from several processes."""
 
     def __init__(self, home: Home) -> None:
-        self._cache = ArtifactCache(home, "image", home.images)
+        self._cache = ArtifactCache(
+            home,
+            "image",
+            home.images,
+            build_hint="squib image build {name}",
+            repair_hint="squib image rm {name} && squib image build {name}",
+        )
 
     def list(self) -> list[Image]:
         """All images, by name, without looking at their files."""

@@ -55,7 +55,13 @@ class KernelStore:
     """The kernels in the cache. A name of today or the digest of any that is still there finds one."""
 
     def __init__(self, home: Home) -> None:
-        self._cache = ArtifactCache(home, "kernel", home.kernels)
+        self._cache = ArtifactCache(
+            home,
+            "kernel",
+            home.kernels,
+            build_hint="squib kernel build",
+            repair_hint="squib kernel build --rebuild",
+        )
 
     def list(self) -> list[Kernel]:
         """All kernels, without looking at their files."""
@@ -107,11 +113,12 @@ def _recipe_key() -> str:
 
 
 async def _make(build: Build, target: Path) -> dict[str, str]:
-    package = build.folder / "package.tar"
+    scratch = build.scratch()
+    package = scratch / "package.tar"
     with package.open("wb") as tar:
         await bootstrap(build, variant="extract", include=[_PACKAGE], stdout=tar.fileno())
     build.report(Progress(step="modules"))
-    return await asyncio.to_thread(_pick, package, build.folder / "package", target)
+    return await asyncio.to_thread(_pick, package, scratch / "package", target)
 
 
 def _pick(package: Path, unpacked: Path, target: Path) -> dict[str, str]:

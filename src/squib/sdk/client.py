@@ -20,6 +20,8 @@ from squib.sdk.local import ensure_engine, make_state_directory
 _UNIX_PATH_MAX_BYTES = 107
 _BASE_URL = "http://squib"
 _CONNECT_TIMEOUT_S = 10.0
+_REPEATABLE = ("GET", "DELETE")
+"""Requests that may be sent again when the engine was lost before it answered."""
 
 
 class EngineClient:
@@ -99,12 +101,14 @@ class EngineClient:
     async def _send(self, http: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
         try:
             return await http.send(request, stream=True)
-        except httpx.ConnectError as error:
+        except httpx.TransportError as error:
+            if not isinstance(error, httpx.ConnectError) and request.method not in _REPEATABLE:
+                raise
             if self._home is None:
                 raise EngineUnavailable(
                     f"no engine answers at {self._url}: {error}", hint="is squib serve running there? check SQUIB_URL"
                 ) from error
-            await ensure_engine(self._home)  # nothing was sent yet
+            await ensure_engine(self._home)
             return await http.send(request, stream=True)
 
     @property
@@ -116,7 +120,8 @@ class EngineClient:
             timeout = httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S)
             limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
             if self._home:
-                transport = httpx.AsyncHTTPTransport(uds=self._socket_path(self._home), limits=limits)
+                # No TLS on a unix socket; reading the certificates of all authorities would take 20 ms.
+                transport = httpx.AsyncHTTPTransport(uds=self._socket_path(self._home), limits=limits, verify=False)
                 self._http = httpx.AsyncClient(base_url=_BASE_URL, transport=transport, timeout=timeout)
             else:
                 headers = {"authorization": f"Bearer {self._token}"} if self._token else {}

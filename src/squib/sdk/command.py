@@ -37,13 +37,12 @@ class Command:
 
     async def output(self) -> AsyncIterator[Frame]:
         """Its ``STDOUT`` and ``STDERR`` frames, as they come. Raises `AgentUnreachable` if the VM is lost."""
-        async for frame in self._frames:
+        async for frame in self._frames:  # to the end of the answer, so that its connection can be used again
             match frame.kind:
                 case FrameKind.STDOUT | FrameKind.STDERR:
                     yield frame
                 case FrameKind.EXIT:
                     self._end = CommandEnd.of(frame)
-                    return
                 case FrameKind.ERROR:
                     raise from_wire(frame.json())
 

@@ -52,9 +52,15 @@ async def ensure_engine(home: Home) -> None:
     if engine_answers(home):
         return
     make_state_directory(home)
-    async with locked(home.start_lock):
-        if not engine_answers(home):
-            await _start_engine(home)
+    try:
+        async with locked(home.start_lock, timeout_s=START_TIMEOUT_S):
+            if not engine_answers(home):
+                await _start_engine(home)
+    except TimeoutError:
+        raise EngineStartFailed(
+            f"another process has been starting the engine of {home.root} for {START_TIMEOUT_S:g} s",
+            hint=f"is it suspended? fuser {home.start_lock} shows it",
+        ) from None
 
 
 async def _start_engine(home: Home) -> None:

@@ -55,7 +55,9 @@ def test_the_bytes_after_go_belong_to_the_session(tmp_path: Path) -> None:
     assert asyncio.run(with_guest(tmp_path / "s", guest, retry_s=5)) == b"session\n"
 
 
-@pytest.mark.parametrize("stale", [b"\x00\x01binary", b"SQUIB-OK 1 " + b"0" * 32 + b"\n", b"x" * 300_000 + b"\n", b"\n\n"])
+@pytest.mark.parametrize(
+    "stale", [b"\x00\x01binary", b"SQUIB-OK 1 " + b"0" * 32 + b"\n", b"x" * 300_000 + b"\n", b"\n\n"]
+)
 def test_bytes_of_a_dead_session_are_discarded(tmp_path: Path, stale: bytes) -> None:
     async def guest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonce = await read_sync(reader)

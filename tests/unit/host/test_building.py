@@ -1,12 +1,14 @@
 import asyncio
 import errno
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from squib.errors import DiskFull, ToolFailed
-from squib.host import building, files, proc
+from squib.host import building, proc
 from squib.host.building import Build
 from squib.host.locks import FileLock
 from squib.models import Progress
@@ -34,6 +36,7 @@ def test_a_build_has_a_folder_and_a_scratch_place_and_both_go_away(home: Home, t
             (build.folder / "half").write_text("made")
             scratch = build.scratch()
             (scratch / "chroot").mkdir()
+            assert build.scratch() == scratch
             assert scratch.parent == tools.scratch
             assert scratch.stat().st_mode & 0o777 == 0o711
             assert len(left_behind(home, tools)) == 2
@@ -124,11 +127,9 @@ def test_a_tool_that_fails_without_a_word_on_a_full_disk_found_it_full(
     home: Home, tools: ToolBox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tools.add("packer", "exit 1")
-    usage = building.shutil.disk_usage(tools.scratch)
-    places = []
+    usage = shutil.disk_usage(tools.scratch)
 
     def full_scratch(place: Path) -> object:
-        places.append(Path(place))
         return usage._replace(free=0 if tools.scratch in Path(place).parents else 10 << 30)
 
     monkeypatch.setattr("shutil.disk_usage", full_scratch)
@@ -188,7 +189,7 @@ def test_sweep_ends_the_tools_of_a_dead_build(home: Home, tools: ToolBox, tmp_pa
     (home.building / "image-dead.0123").mkdir()
     with FileLock(home.tools_lock("image-dead")) as lock:
         lock.acquire()
-        process = building.proc.subprocess.Popen([tools.folder / "orphan"], pass_fds=[lock.fileno()])
+        process = subprocess.Popen([tools.folder / "orphan"], pass_fds=[lock.fileno()])
     assert fifo.read_text() == f"{process.pid}\n"
     asyncio.run(building.sweep(home))
     assert process.wait() in (-9, 0)  # 0 where it was already reaped
@@ -224,4 +225,3 @@ def test_memory_is_used_as_scratch_only_where_there_is_plenty(monkeypatch: pytes
     monkeypatch.setattr(building, "_available_memory_bytes", lambda: 1 << 40)
     monkeypatch.setattr(building, "_SCRATCH_BYTES", 1 << 60)
     assert building._scratch_place() == Path("/var/tmp")
-    assert files.allocated_bytes(tmp_path) >= 0

@@ -36,13 +36,11 @@ def home(tmp_path: Path) -> Home:
 
 @pytest.fixture
 def cache(home: Home) -> ArtifactCache:
-    return ArtifactCache(home, "image", home.images)
+    return ArtifactCache(home, "image", home.images, build_hint="make {name}", repair_hint="mend {name}")
 
 
-def ensure(
-    cache: ArtifactCache, name: str = "base", recipe: str = "r1", make: Maker = maker(rootfs=b"one")
-) -> Artifact:
-    return asyncio.run(cache.ensure(name, recipe, make))
+def ensure(cache: ArtifactCache, name: str = "base", recipe: str = "r1", make: Maker | None = None) -> Artifact:
+    return asyncio.run(cache.ensure(name, recipe, make or maker(rootfs=b"one")))
 
 
 def rewrite(path: Path, data: bytes, *, like: os.stat_result | None = None) -> None:
@@ -107,7 +105,7 @@ def test_two_names_share_one_content(cache: ArtifactCache) -> None:
 def test_what_is_absent_is_not_found_and_the_hint_builds_it(cache: ArtifactCache) -> None:
     with pytest.raises(NotFound) as caught:
         cache.get("base")
-    assert caught.value.hint == "squib image build base"
+    assert caught.value.hint == "make base"
     with pytest.raises(NotFound):
         cache.remove("base")
     with pytest.raises(NotFound):
@@ -127,7 +125,12 @@ def test_a_touched_file_is_hashed_once_and_then_trusted_again(
     os.utime(artifact.folder / "rootfs", ns=(1, 1))
     hashed = []
     real = files.sha256
-    monkeypatch.setattr(files, "sha256", lambda path: hashed.append(path) or real(path))
+
+    def count(path: Path) -> str:
+        hashed.append(path)
+        return real(path)
+
+    monkeypatch.setattr(files, "sha256", count)
     assert cache.get("base").digest == artifact.digest
     assert cache.get("base").digest == artifact.digest
     assert hashed == [artifact.folder / "rootfs"]
@@ -137,7 +140,7 @@ def test_a_changed_file_is_corrupt_and_the_hint_replaces_it(cache: ArtifactCache
     rewrite(ensure(cache).folder / "rootfs", b"ONE")
     with pytest.raises(ImageCorrupt) as caught:
         cache.get("base")
-    assert caught.value.hint == "squib image rm base && squib image build base"
+    assert caught.value.hint == "mend base"
     with pytest.raises(ImageCorrupt):
         ensure(cache, make=never)
     cache.remove("base")
@@ -158,6 +161,14 @@ def test_a_missing_file_is_corrupt(cache: ArtifactCache) -> None:
     (ensure(cache).folder / "rootfs").unlink()
     with pytest.raises(ImageCorrupt, match="is missing"):
         cache.get("base")
+
+
+def test_a_damaged_file_that_is_asked_for_by_digest_names_what_builds_another(cache: ArtifactCache) -> None:
+    artifact = ensure(cache)
+    rewrite(artifact.folder / "rootfs", b"ONE")
+    with pytest.raises(ImageCorrupt) as caught:
+        cache.get(artifact.digest)
+    assert caught.value.hint == "VMs that were made from it cannot start any more; mend base"
 
 
 def test_verify_finds_a_change_that_keeps_the_stamp(cache: ArtifactCache) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from squib.errors import DependencyMissing, DiskFull, NotFound, ToolFailed
+from squib.errors import DependencyMissing, DiskFull, ImageCorrupt, NotFound, ToolFailed
 from squib.host import proc
 from squib.images import cache, runtimes
 from squib.images.cache import ImageStore
@@ -48,6 +48,13 @@ def test_the_packages_go_through_a_pipe_into_a_squashfs(home: Home, tools: ToolB
     assert left_behind(home, tools) == []
 
 
+def test_no_descriptor_is_left_open(home: Home, tools: ToolBox) -> None:
+    asyncio.run(ImageStore(home).ensure("base"))  # what Python opens once and keeps is open now
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    asyncio.run(ImageStore(home).build("base", rebuild=True))
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
 def test_mmdebstrap_is_told_the_suite_and_the_packages_and_no_mirror(home: Home, tools: ToolBox) -> None:
     asyncio.run(ImageStore(home).ensure("python3.13"))
     (call,) = tools.calls("mmdebstrap")
@@ -63,9 +70,27 @@ def test_the_root_directory_of_an_image_is_not_writable_for_all(home: Home, tool
     assert "-root-mode 755 -root-uid 0 -root-gid 0" in call
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root chooses")
+def test_without_root_the_tool_that_maps_users_is_needed(
+    home: Home, tools: ToolBox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    asyncio.run(ImageStore(home).ensure("base"))
+    assert "--mode=unshare" in tools.calls("mmdebstrap")[0]
+    (tools.folder / "newuidmap").unlink()
+    for tool in ("sh", "cat"):
+        (tools.folder / tool).symlink_to(f"/bin/{tool}")
+    monkeypatch.setenv("PATH", str(tools.folder))
+    monkeypatch.setattr(proc, "_SYSTEM_PATH", "")
+    with pytest.raises(DependencyMissing, match="newuidmap") as caught:
+        asyncio.run(ImageStore(home).ensure("python3.13"))
+    assert "uidmap" in caught.value.hint
+
+
 @pytest.mark.parametrize(("status", "mode"), [(0, "unshare"), (1, "root")])
-def test_root_works_in_namespaces_where_it_may(home: Home, tools: ToolBox, status: int, mode: str) -> None:
+def test_root_works_in_namespaces_where_it_may(
+    home: Home, tools: ToolBox, monkeypatch: pytest.MonkeyPatch, status: int, mode: str
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 0)
     tools.add("unshare", f"exit {status}")
     asyncio.run(ImageStore(home).ensure("base"))
     assert f"--mode={mode}" in tools.calls("mmdebstrap")[0]
@@ -151,6 +176,17 @@ def test_a_missing_tool_is_noticed_before_the_long_part(
     with pytest.raises(DependencyMissing, match="sqfstar"):
         asyncio.run(ImageStore(home).ensure("base"))
     assert tools.calls("mmdebstrap") == []
+
+
+def test_the_hints_are_commands_that_mend_it(home: Home, tools: ToolBox) -> None:
+    store = ImageStore(home)
+    with pytest.raises(NotFound) as absent:
+        store.get("base")
+    assert absent.value.hint == "squib image build base"
+    asyncio.run(store.ensure("base")).path.unlink()
+    with pytest.raises(ImageCorrupt) as damaged:
+        store.get("base")
+    assert damaged.value.hint == "squib image rm base && squib image build base"
 
 
 def test_an_unknown_runtime_is_not_found(home: Home) -> None:

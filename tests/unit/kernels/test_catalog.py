@@ -30,7 +30,8 @@ PACKAGE = {
 @pytest.fixture
 def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ToolBox:
     tools = ToolBox(tmp_path, monkeypatch)
-    tools.add("unshare", "exit 0")
+    for name in ("unshare", "newuidmap"):
+        tools.add(name, "exit 0")
     return tools
 
 
@@ -115,6 +116,19 @@ def test_a_damaged_kernel_is_found(home: Home, tools: ToolBox) -> None:
         store.get()
     store.remove()
     assert store.list() == []
+
+
+def test_the_hints_are_commands_that_mend_it(home: Home, tools: ToolBox) -> None:
+    serve(tools, PACKAGE)
+    store = KernelStore(home)
+    with pytest.raises(NotFound) as absent:
+        store.get()
+    assert absent.value.hint == "squib kernel build"
+    asyncio.run(store.ensure()).path.unlink()
+    with pytest.raises(ImageCorrupt) as damaged:
+        store.get()
+    assert damaged.value.hint == "squib kernel build --rebuild"
+    assert asyncio.run(store.ensure(rebuild=True)).path.read_bytes() == vmlinux()
 
 
 @pytest.mark.parametrize("lost", [f"./boot/vmlinuz-{VERSION}", f"./boot/config-{VERSION}"])

@@ -16,7 +16,7 @@ class Found:
 
 def read_archive(data: bytes) -> dict[str, Found]:
     """A reader of its own, after the kernel's description of the format."""
-    found = {}
+    found: dict[str, Found] = {}
     at = 0
     while True:
         assert data[at : at + 6] == b"070701"

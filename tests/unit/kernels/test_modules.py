@@ -1,5 +1,6 @@
 import gzip
 import lzma
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,10 @@ from tests.fakes.tools import ToolBox
 
 
 def add(tree: Path, name: str, depends: str = "", suffix: str = ".ko.xz") -> None:
-    pack = {".ko": bytes, ".ko.xz": lzma.compress, ".ko.gz": gzip.compress}[suffix]
+    packers: dict[str, Callable[[bytes], bytes]] = {".ko": bytes, ".ko.xz": lzma.compress, ".ko.gz": gzip.compress}
     folder = tree / "kernel" / "drivers" / name
     folder.mkdir(parents=True)
-    (folder / f"{name}{suffix}").write_bytes(pack(module(name, depends)))
+    (folder / f"{name}{suffix}").write_bytes(packers[suffix](module(name, depends)))
 
 
 def names(tree: Path, *wanted: str) -> list[str]:

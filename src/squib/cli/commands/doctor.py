@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -32,7 +31,7 @@ async def doctor(
         ),
     ] = False,
 ) -> int:
-    """Check that this host can run VMs, and that what squib keeps is in order.
+    """Check this host and what squib keeps on it.
 
     Each check that does not pass says what to type. The status is 1 if one has failed; warnings do not count.
     """
@@ -55,6 +54,8 @@ async def doctor(
 
 async def _examine(engine: EngineClient) -> list[Check]:
     """What the engine finds. If none can be started, what can be seen without one, and why."""
+    import asyncio
+
     from squib.errors import SquibError
     from squib.models import Check, CheckStatus
 
@@ -95,6 +96,8 @@ def _show_fixes(output: Output, checks: Sequence[Check]) -> None:
 
 async def _mend(output: Output, engine: EngineClient, checks: Sequence[Check]) -> bool:
     """Do what can be done by itself; whether that was anything. Raises `ToolFailed` and what building raises."""
+    import asyncio
+
     from squib.cli.fixes import BuildImage, BuildKernel, Run, plan
     from squib.cli.progress import steps
     from squib.errors import ToolFailed

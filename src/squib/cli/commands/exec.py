@@ -27,7 +27,7 @@ async def exec_(
     vm: options.Ref,
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="COMMAND...", help="Program and arguments; no shell.", show_default=False),
+        typer.Argument(metavar="COMMAND", help="Program and arguments; no shell.", show_default=False),
     ] = None,
     user: options.User = None,
     workdir: options.Workdir = None,

@@ -10,7 +10,7 @@ from squib.cli import options
 from squib.cli.app import command, make_group
 from squib.cli.render import Column, Output
 
-image = make_group("image", "List, build and remove images: the root filesystems that VMs share.")
+image = make_group("image", "List, build and remove images")
 
 _COLUMNS = (
     Column("NAME"),

@@ -11,7 +11,7 @@ from squib.cli.app import command, make_group
 from squib.cli.commands.image import short_digest
 from squib.cli.render import Column, Output
 
-kernel = make_group("kernel", "List and fetch kernels.")
+kernel = make_group("kernel", "List and fetch kernels")
 
 _COLUMNS = (Column("VERSION"), Column("DIGEST"), Column("SIZE", right=True), Column("BUILT", right=True))
 

@@ -21,14 +21,16 @@ if TYPE_CHECKING:
 @command("logs", examples=["squib logs web", "squib logs -n 20 -f web", "squib logs --engine"])
 async def logs(
     output: Output,
-    vm: Annotated[str | None, typer.Argument(metavar="[VM]", help="ID or name of a VM.", show_default=False)] = None,
+    vm: Annotated[str | None, typer.Argument(metavar="VM", help="ID or name of a VM.", show_default=False)] = None,
     lines: options.Lines = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until the VM ends.")] = False,
     engine: Annotated[bool, typer.Option("--engine", help="Show the engine's log instead.")] = False,
 ) -> None:
-    """Show the console of a VM: what its kernel and its first process printed. 1 MiB or more of it is kept.
+    """Show the console of a VM, or the engine's log.
 
-    On a terminal, characters that would control it are shown, not obeyed; elsewhere bytes are as the guest wrote them.
+    The console is what the guest's kernel and first process have printed since the VM's last start; 1 MiB or more of
+    it is kept. On a terminal, characters that would control it are shown, not obeyed; elsewhere bytes are as the guest
+    wrote them.
     """
     from squib.cli.streams import ended_by_broken_pipe, write_all
     from squib.sdk.config import check_ref

@@ -26,7 +26,7 @@ async def run(
     output: Output,
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="COMMAND...", help="Program and arguments; no shell.", show_default=False),
+        typer.Argument(metavar="COMMAND", help="Program and arguments; no shell.", show_default=False),
     ] = None,
     name: options.Name = None,
     project: options.Project = None,
@@ -73,7 +73,7 @@ async def run(
         # From here on there is something to remove: a signal waits until it is known what.
         vm = await carry_through(engine.create_vm(config))
         try:
-            if keep:
+            if keep:  # said first: it may be needed because of what comes
                 output.note(f"VM {vm.name} is kept; squib rm {vm.name} removes it")
             await launch.boot(output, engine, vm, boot_timeout_s=boot_timeout_s)
             return await run_command(output, engine, vm.vm_id, request, interactive=interactive)

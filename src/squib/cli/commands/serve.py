@@ -56,7 +56,7 @@ def serve(
     if listen is None and allow_host:
         raise InvalidArgument("--allow-host is for --listen", hint="squib serve --listen HOST:PORT --allow-host NAME")
     home = Home.from_environment()
-    tcp = _tcp_options(listen, token, tuple(allow_host or ())) if listen else None
+    tcp = _tcp_options(listen, token, tuple(allow_host or ())) if listen is not None else None
 
     def on_ready(url: str | None, used_token: str | None) -> None:
         if output.json:

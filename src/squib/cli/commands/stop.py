@@ -24,7 +24,7 @@ async def stop(
         typer.Option("--timeout", "-t", metavar="TIME", help="Time for the guest to end by itself: 10 (seconds), 30s."),
     ] = "3s",
 ) -> int:
-    """Stop VMs. Their disks are kept, their memory is not.
+    """Stop VMs; their disks are kept, their memory is not.
 
     The guest syncs its disk and powers off; one that has not after the timeout is killed. A VM that does not run is
     left as it is.

@@ -29,6 +29,7 @@ PROGRAM = "qemu-system-x86_64"
 MINIMUM_VERSION = (7, 2)
 _KVM = Path("/dev/kvm")
 _HEAP_MIB = 128  # QEMU itself: 95 MiB private after a boot, translations included
+_MONITOR_TIMEOUT_S = 20.0  # QEMU says hello within 0.1 s on an idle host
 _ADOPT_TIMEOUT_S = 5.0
 _END_TIMEOUT_S = 2.0
 _TOOL_TIMEOUT_S = 10.0
@@ -84,7 +85,7 @@ class QemuDriver:
             pump = await console.pump(connection, BoundedLog(paths.console_log))
             undo.callback(pump.close)
             try:
-                qmp = await QMP.connect(paths.qmp_socket)
+                qmp = await QMP.connect(paths.qmp_socket, timeout_s=_MONITOR_TIMEOUT_S)
             except ToolFailed as error:
                 raise await _launch_failed(process, paths, error) from error
             undo.pop_all()

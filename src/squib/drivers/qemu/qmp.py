@@ -15,8 +15,6 @@ from qemu.qmp import Message, QMPClient, QMPError, Runstate
 from squib.errors import ToolFailed
 from squib.host import sockets
 
-CONNECT_TIMEOUT_S = 20.0
-"""How long QEMU may take to say hello. It does so within 0.1 s on an idle host."""
 EXECUTE_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 1.0
 
@@ -30,8 +28,6 @@ class QMP:
         """``reason`` of the last SHUTDOWN event: ``guest-shutdown``, ``guest-reset``, ``host-signal``, ``host-qmp-
         quit``, …
         """
-        self.panicked = False
-        """A paravirtual panic device reported that the guest's kernel panicked."""
         self._socket = connection
         self._client = QMPClient()
         # The default listener queues every event and keeps them in a history, and the guest decides how many there are.
@@ -39,7 +35,7 @@ class QMP:
         self._client.events.event_filter = self._note
 
     @classmethod
-    async def connect(cls, path: Path, *, timeout_s: float = CONNECT_TIMEOUT_S) -> QMP:
+    async def connect(cls, path: Path, *, timeout_s: float = EXECUTE_TIMEOUT_S) -> QMP:
         """Connect to the monitor at ``path``. Raises `ToolFailed` if QEMU does not answer in time, or ends."""
         try:
             connection = sockets.connect(path)
@@ -63,8 +59,6 @@ class QMP:
         data = event.get("data")
         if event["event"] == "SHUTDOWN" and isinstance(data, dict):
             self.shutdown_reason = str(data.get("reason", ""))
-        elif event["event"] == "GUEST_PANICKED":
-            self.panicked = True
         return False
 
     async def execute(

@@ -1,0 +1,139 @@
+"""``doctor``: what is shown, the status, and what ``--fix`` does."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from squib.cli import options
+from squib.cli.fixes import BuildImage, BuildKernel, Run, plan
+from squib.core import doctor
+from squib.errors import EngineStartFailed
+from squib.host import proc
+from squib.models import Check, CheckStatus
+from squib.paths import Home
+from squib.sdk import client
+from squib.sdk.client import EngineClient
+from tests.fakes.api import FakeAPI
+from tests.unit.cli.conftest import Squib
+
+OK = Check(name="python", status=CheckStatus.OK, detail="3.13")
+WARN = Check(name="kernel", status=CheckStatus.WARN, detail="not there yet", fix="squib kernel build")
+FAIL = Check(name="mmdebstrap", status=CheckStatus.FAIL, detail="not installed", fix="apt-get install mmdebstrap")
+
+
+def test_each_check_has_a_line_and_each_fix_its_command(squib: Squib, api: FakeAPI) -> None:
+    api.checks = [OK, WARN, FAIL]
+    ended = squib("doctor")
+    lines = ended.text.splitlines()
+    assert [line.split()[:2] for line in lines[1:5]] == [
+        ["ok", "engine"],
+        ["ok", "python"],
+        ["warn", "kernel"],
+        ["fail", "mmdebstrap"],
+    ]
+    assert "  apt-get install mmdebstrap    # mmdebstrap" in lines
+    assert "  squib kernel build    # kernel" in lines
+
+
+@pytest.mark.parametrize(("checks", "status"), [([OK], 0), ([OK, WARN], 0), ([WARN, FAIL], 1)])
+def test_only_a_failure_makes_the_status_1(checks: list[Check], status: int, squib: Squib, api: FakeAPI) -> None:
+    api.checks = checks
+    assert squib("doctor").status == status
+    ended = squib("doctor", "--json")
+    assert (ended.status, ended.json["ok"]) == (status, status == 0)
+    assert [check["name"] for check in ended.json["checks"][1:]] == [check.name for check in checks]
+
+
+def test_an_engine_of_another_version_is_told(squib: Squib, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("squib.version.VERSION", "9.9")
+    ended = squib("doctor")
+    assert "this client is 9.9" in ended.text and "kill 7" in ended.text
+
+
+def test_fix_is_for_this_host_only(squib: Squib, api: FakeAPI) -> None:
+    ended = squib("doctor", "--fix")
+    assert (ended.status, api.calls) == (2, [])
+    assert "SQUIB_URL names another" in ended.err
+
+
+@pytest.fixture
+def local(api: FakeAPI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """The engine is that of this host."""
+    home = Home(tmp_path)
+
+    def connect() -> EngineClient:
+        engine = api.client()
+        engine._home = home
+        return engine
+
+    monkeypatch.setattr(options, "connect", connect)
+    return home
+
+
+def test_fix_installs_all_packages_at_once_then_builds_then_looks_again(
+    squib: Squib, api: FakeAPI, local: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.checks = [FAIL, WARN, FAIL.model_copy(update={"fix": "sudo apt-get install --no-install-recommends qemu"})]
+    ran: list[Sequence[str]] = []
+
+    def call(argv: Sequence[str]) -> int:
+        ran.append(argv)
+        api.checks = [OK, WARN]
+        return 0
+
+    monkeypatch.setattr(proc, "call", call)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    ended = squib("doctor", "--fix")
+    assert ended.status == 0
+    assert [" ".join(argv) for argv in ran] == [
+        "apt-get update -q",
+        "apt-get install -q -y --no-install-recommends mmdebstrap qemu",
+    ]
+    assert api.made == ["GET /engine", "GET /doctor", "POST /kernels", "GET /engine", "GET /doctor"]
+    assert "squib: apt-get update -q\n" in ended.err
+
+
+def test_a_fix_that_fails_is_an_error(squib: Squib, api: FakeAPI, local: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    api.checks = [FAIL]
+    monkeypatch.setattr(proc, "call", lambda argv: 100)
+    ended = squib("doctor", "--fix")
+    assert ended.status == 1
+    assert "ended with status 100" in ended.err
+
+
+def test_nothing_to_fix_does_nothing(squib: Squib, api: FakeAPI, local: Home) -> None:
+    api.checks = [OK, WARN.model_copy(update={"fix": "usermod -aG kvm $USER"})]
+    assert squib("doctor", "--fix").status == 0
+    assert api.made == ["GET /engine", "GET /doctor"]
+
+
+def test_where_no_engine_starts_the_host_is_looked_at_from_here(
+    squib: Squib, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def check_host(home: Home) -> list[Check]:
+        return [FAIL]
+
+    async def no_engine(home: Home) -> None:
+        raise EngineStartFailed("the engine ended before it was ready", detail="why")
+
+    monkeypatch.setattr(doctor, "check_host", check_host)
+    monkeypatch.setattr(client, "ensure_engine", no_engine)
+    monkeypatch.setattr(options, "connect", lambda: EngineClient(home=Home(tmp_path)))
+    ended = squib("doctor", "--json")
+    assert ended.status == 1
+    assert [check["name"] for check in ended.json["checks"]] == ["engine", "mmdebstrap"]
+    assert "why" in ended.json["checks"][0]["detail"]
+
+
+def test_a_plan_runs_apt_with_sudo_for_others_than_root() -> None:
+    steps = plan(["sudo apt-get install -y a b", "apt-get install b c"], root=False)
+    assert steps == [
+        Run(("sudo", "apt-get", "update", "-q")),
+        Run(("sudo", "apt-get", "install", "-q", "-y", "--no-install-recommends", "a", "b", "c")),
+    ]
+
+
+def test_a_plan_leaves_out_what_only_a_person_should_do() -> None:
+    fixes = ["rm -r -- /x", "kill 7", "squib image build base", "squib kernel build --rebuild", "chmod 700 /x"]
+    assert plan(fixes, root=True) == [BuildImage("base", False), BuildKernel(True)]

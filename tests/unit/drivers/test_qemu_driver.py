@@ -1,0 +1,313 @@
+"""Launching, watching, ending and adopting machines, with a program that passes for QEMU (`tests.fakes.qemu`)."""
+
+import asyncio
+import os
+import shlex
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from squib.drivers.base import Capability, Driver, ExitKind, Machine, MachineSpec
+from squib.drivers.qemu import driver as qemu_driver
+from squib.drivers.qemu.driver import QemuDriver, parse_version
+from squib.drivers.qemu.machine import QemuMachine
+from squib.errors import BootFailed, DependencyMissing, HostError, WrongState
+from squib.host import proc
+from squib.host.probe import KVMProbe
+from squib.models import CheckStatus
+from squib.paths import VMPaths
+from tests.fakes import qemu as fake_qemu
+from tests.fakes.tools import ToolBox
+
+NO_KVM = KVMProbe(usable=False, reason="a guest stopped at an SSE2 instruction", present=True)
+
+
+@pytest.fixture
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ToolBox:
+    tools = ToolBox(tmp_path, monkeypatch)
+    tools.add("qemu-system-x86_64", f'exec {shlex.quote(sys.executable)} {shlex.quote(fake_qemu.__file__)} "$@"')
+    return tools
+
+
+@pytest.fixture
+def paths(tmp_path: Path, tools: ToolBox) -> Iterator[VMPaths]:
+    """A VM's directory. After the test: no process, no socket, no descriptor more than before."""
+    paths = VMPaths(tmp_path / ("long-name-" * 12) / "vm-1")
+    paths.root.mkdir(parents=True)
+    for path in (paths.root / "kernel", paths.root / "initramfs", paths.root / "base", paths.overlay):
+        path.write_bytes(b"content")
+    before = open_files()
+    yield paths
+    left = proc.holders(paths.vmm_lock)
+    proc.kill_holders(paths.vmm_lock)
+    assert left == []
+    assert list(paths.root.glob("*.sock")) == []
+    assert open_files() == before
+
+
+def open_files() -> list[str]:
+    names = []
+    for fd in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        try:
+            names.append(f"{fd} {os.readlink(f'/proc/self/fd/{fd}')}")  # noqa: PTH115
+        except FileNotFoundError:
+            continue  # that of the listing itself
+    return sorted(names)
+
+
+def spec(paths: VMPaths, behaviour: str) -> MachineSpec:
+    root = paths.root
+    return MachineSpec(
+        "vm-1", 1, 64, root / "kernel", root / "initramfs", root / "base", paths.overlay, f"fake={behaviour}"
+    )
+
+
+async def launch(paths: VMPaths, behaviour: str, on_spawned: Callable[[int], None] = lambda pid: None) -> QemuMachine:
+    return await QemuDriver(NO_KVM).launch(spec(paths, behaviour), paths, None, on_spawned)
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(20):
+            await test()
+            assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(bounded())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+def test_it_is_a_driver() -> None:
+    driver: Driver = QemuDriver(NO_KVM)
+    assert driver.name == "qemu"
+    assert driver.accelerator == "tcg"
+    assert driver.groups == ()
+    assert Capability.SURVIVES_ENGINE in driver.capabilities
+
+
+def test_a_machine_from_launch_to_kill(paths: VMPaths) -> None:
+    async def test() -> None:
+        spawned: list[int] = []
+        machine: Machine = await launch(paths, "run", spawned.append)
+        assert spawned == [machine.pid] == proc.holders(paths.vmm_lock)
+        assert machine.agent.path == paths.agent_socket
+        assert paths.agent_socket.is_socket()
+        await until(lambda: b"squib-agent: ready" in machine.console_tail())
+        waiters = [asyncio.create_task(machine.wait()) for _ in range(2)]
+        await machine.kill()
+        await machine.kill()
+        reasons = {*await asyncio.gather(*waiters), await machine.wait()}
+        assert [reason.kind for reason in reasons] == [ExitKind.KILLED]
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "kind", "text"),
+    [
+        ("poweroff", ExitKind.POWERED_OFF, "powered off"),
+        ("panic", ExitKind.GUEST_PANICKED, "Attempted to kill init!"),
+        ("crash", ExitKind.FAILED, "SIGSEGV"),
+    ],
+)
+def test_the_end_of_a_machine_and_why(paths: VMPaths, behaviour: str, kind: ExitKind, text: str) -> None:
+    async def test() -> None:
+        machine = await launch(paths, behaviour)
+        reason = await machine.wait()
+        assert reason.kind is kind
+        assert text in reason.text
+        assert list(paths.root.glob("*.sock")) == []
+
+    run(test)
+
+
+def test_a_vmm_that_ends_at_once(paths: VMPaths) -> None:
+    async def test() -> None:
+        with pytest.raises(BootFailed, match="ended at once with status 1") as caught:
+            await launch(paths, "die")
+        assert "could not load kernel" in caught.value.detail
+
+    run(test)
+
+
+def test_a_cancelled_launch_leaves_nothing(paths: VMPaths) -> None:
+    async def test() -> None:
+        task = asyncio.create_task(launch(paths, "hang"))
+        await until(lambda: proc.holders(paths.vmm_lock) != [])
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert proc.holders(paths.vmm_lock) == []
+
+    run(test)
+
+
+def test_a_vmm_that_does_not_answer_is_killed(paths: VMPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qemu_driver, "_MONITOR_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(qemu_driver, "_END_TIMEOUT_S", 0.05)
+
+    async def test() -> None:
+        with pytest.raises(BootFailed, match="did not answer"):
+            await launch(paths, "hang")
+
+    run(test)
+
+
+def test_a_caller_that_cannot_take_the_process_ends_it(paths: VMPaths) -> None:
+    def refuse(pid: int) -> None:
+        raise HostError("no cgroup")
+
+    async def test() -> None:
+        with pytest.raises(HostError, match="no cgroup"):
+            await launch(paths, "run", refuse)
+
+    run(test)
+
+
+@pytest.mark.parametrize("missing", ["kernel", "initramfs", "base", "overlay.ext4"])
+def test_a_file_that_cannot_be_opened_is_named(paths: VMPaths, missing: str) -> None:
+    (paths.root / missing).unlink()
+
+    async def test() -> None:
+        with pytest.raises(HostError, match=missing):
+            await launch(paths, "run")
+
+    run(test)
+
+
+def test_without_qemu(paths: VMPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qemu_driver, "PROGRAM", "qemu-system-none")
+
+    async def test() -> None:
+        with pytest.raises(DependencyMissing, match="qemu-system-none"):
+            await launch(paths, "run")
+        check, _ = await QemuDriver(NO_KVM).checks()
+        assert check.status is CheckStatus.FAIL
+        assert "apt-get install" in check.fix
+
+    run(test)
+
+
+def test_one_vmm_of_a_vm_at_a_time(paths: VMPaths) -> None:
+    async def test() -> None:
+        machine = await launch(paths, "run")
+        with pytest.raises(WrongState, match="still running"):
+            await launch(paths, "run")
+        assert machine.qmp
+        assert await machine.qmp.execute("query-status")  # the first one is as it was, and so are its sockets
+        assert paths.agent_socket.is_socket()
+        await machine.kill()
+
+    run(test)
+
+
+def test_a_console_log_is_that_of_the_present_boot(paths: VMPaths) -> None:
+    async def test() -> None:
+        for _ in range(2):
+            reason = await (await launch(paths, "panic")).wait()
+            assert reason.kind is ExitKind.GUEST_PANICKED
+        reason = await (await launch(paths, "poweroff")).wait()
+        assert reason.kind is ExitKind.POWERED_OFF
+        assert paths.console_log.read_bytes() == b"squib-agent: ready\r\n"
+
+    run(test)
+
+
+def test_a_detached_machine_goes_on_and_is_adopted(paths: VMPaths) -> None:
+    async def test() -> None:
+        first = await launch(paths, "run")
+        await first.detach()
+        assert proc.holders(paths.vmm_lock) == [first.pid]
+        second = await QemuDriver(NO_KVM).adopt(paths)
+        assert second
+        assert second.pid == first.pid
+        assert second.qmp
+        assert await second.qmp.execute("query-status") == {"status": "running"}
+        await second.qmp.execute("quit")
+        reason = await second.wait()
+        assert reason.kind is ExitKind.KILLED
+        assert "host-qmp-quit" in reason.text
+
+    run(test)
+
+
+def test_a_machine_that_hangs_is_adopted_all_the_same(paths: VMPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qemu_driver, "_ADOPT_TIMEOUT_S", 0.05)
+
+    async def test() -> None:
+        first = await launch(paths, "run")
+        os.kill(first.pid, 19)  # SIGSTOP
+        await first.detach()
+        second = await QemuDriver(NO_KVM).adopt(paths)
+        assert second
+        assert second.qmp is None
+        await second.kill()
+        assert (await second.wait()).kind is ExitKind.KILLED
+
+    run(test)
+
+
+def test_there_is_nothing_to_adopt(paths: VMPaths) -> None:
+    paths.qmp_socket.touch()
+
+    async def test() -> None:
+        assert await QemuDriver(NO_KVM).adopt(paths) is None
+        assert not paths.qmp_socket.exists()
+
+    run(test)
+
+
+def test_checks(tools: ToolBox) -> None:
+    program, acceleration = asyncio.run(QemuDriver(NO_KVM).checks())
+    assert program.status is CheckStatus.OK
+    assert program.detail.endswith("7.2.22")
+    assert acceleration.status is CheckStatus.WARN
+    assert NO_KVM.reason in acceleration.detail
+
+
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        ("echo QEMU emulator version 6.2.0", "too old"),
+        ("[ $1 != --version ] || echo QEMU emulator version 9.0.1", "no machine type q35"),
+        ("echo broken >&2; exit 1", "broken"),
+    ],
+)
+def test_a_qemu_that_will_not_do(tools: ToolBox, script: str, says: str) -> None:
+    tools.add("qemu-system-x86_64", script)
+    check, _ = asyncio.run(QemuDriver(NO_KVM).checks())
+    assert check.status is CheckStatus.FAIL
+    assert says in check.detail
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)\n", (7, 2, 22)),
+        ("QEMU emulator version 10.0.50 (v10.0.0-1-gabc)", (10, 0, 50)),
+        ("nothing like it", ()),
+    ],
+)
+def test_versions(text: str, version: tuple[int, ...]) -> None:
+    assert parse_version(text) == version
+
+
+def test_kvm_that_vms_may_not_open_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = tmp_path / "kvm"
+    device.touch(0o600)
+    monkeypatch.setattr(qemu_driver, "_KVM", device)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    usable = KVMProbe(usable=True, reason="hardware virtualization works", present=True)
+    driver = QemuDriver(usable)
+    assert driver.accelerator == "tcg"
+    device.chmod(0o660)
+    driver = QemuDriver(usable)
+    assert driver.accelerator == "kvm"
+    assert driver.groups == (device.stat().st_gid,)
+    assert driver.memory_overhead_mib(spec(VMPaths(tmp_path), "run")) < 256

@@ -1,0 +1,64 @@
+"""Why a QEMU ended, from what is left of it."""
+
+import signal
+
+import pytest
+
+from squib.drivers.base import ExitKind
+from squib.drivers.qemu.exit import Evidence, exit_reason
+
+PANIC = "[    0.9] Kernel panic - not syncing: VFS: Unable to mount root fs\r\n[    0.9] CPU: 0 PID: 1\r\n"
+
+
+@pytest.mark.parametrize(
+    ("evidence", "kind"),
+    [
+        (Evidence(0, "guest-shutdown"), ExitKind.POWERED_OFF),
+        (Evidence(0, "guest-reset"), ExitKind.GUEST_REBOOTED),
+        (Evidence(0, "guest-reset", console=PANIC), ExitKind.GUEST_PANICKED),
+        (Evidence(0, "guest-panic"), ExitKind.GUEST_PANICKED),
+        (Evidence(0, "host-qmp-quit"), ExitKind.KILLED),
+        (Evidence(0, "host-signal"), ExitKind.KILLED),
+        (Evidence(-signal.SIGKILL, None), ExitKind.KILLED),
+        (Evidence(None, None, killed=True), ExitKind.KILLED),
+        (Evidence(-signal.SIGSEGV, None), ExitKind.FAILED),
+        (Evidence(-signal.SIGSYS, None), ExitKind.FAILED),
+        (Evidence(1, None), ExitKind.FAILED),
+        (Evidence(0, None, console=PANIC), ExitKind.GUEST_PANICKED),
+        (Evidence(None, None, console="[ 9.1] reboot: Power down\n"), ExitKind.POWERED_OFF),
+        (Evidence(0, None, console="[ 9.1] reboot: Restarting system\n"), ExitKind.GUEST_REBOOTED),
+        (Evidence(0, None), ExitKind.UNKNOWN),
+        (Evidence(None, None, console="squib-agent: ready\n"), ExitKind.UNKNOWN),
+    ],
+)
+def test_kinds(evidence: Evidence, kind: ExitKind) -> None:
+    reason = exit_reason(evidence)
+    assert reason.kind is kind
+    assert reason.text
+
+
+def test_a_machine_that_was_killed_after_it_powered_off_had_powered_off() -> None:
+    assert exit_reason(Evidence(0, "guest-shutdown", killed=True)).kind is ExitKind.POWERED_OFF
+
+
+def test_the_panic_is_quoted() -> None:
+    reason = exit_reason(Evidence(0, "guest-reset", console="boot\n" + PANIC))
+    assert reason.text == "the guest's kernel panicked: Kernel panic - not syncing: VFS: Unable to mount root fs"
+    assert "CPU: 0" in reason.detail
+
+
+def test_an_agent_that_gave_up_is_quoted() -> None:
+    console = "boot\nsquib-agent: fatal: overlay: bad superblock\n[ 1.0] reboot: Power down\n"
+    reason = exit_reason(Evidence(0, "guest-shutdown", console=console))
+    assert reason.text == "the guest powered off: squib-agent: fatal: overlay: bad superblock"
+
+
+def test_qemus_own_words_are_kept() -> None:
+    reason = exit_reason(Evidence(1, None, vmm_log="qemu: could not load kernel"))
+    assert reason.text == "QEMU ended with status 1"
+    assert reason.detail == "qemu: could not load kernel"
+
+
+def test_signals_are_named() -> None:
+    assert "SIGSEGV" in exit_reason(Evidence(-signal.SIGSEGV, None)).text
+    assert "sandbox" in exit_reason(Evidence(-signal.SIGSYS, None)).text

@@ -1,0 +1,234 @@
+"""The monitor's client against a server that answers, refuses, hangs and dies."""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from squib.drivers.qemu.qmp import QMP
+from squib.errors import ToolFailed
+from squib.host import sockets
+from tests.fakes.qemu import GREETING, CommandDecoder
+
+
+class FakeMonitor:
+    """QEMU's end of one session. ``quiet``: commands that get no answer."""
+
+    def __init__(self, *, greet: bool = True, quiet: tuple[str, ...] = ()) -> None:
+        self.greet = greet
+        self.quiet = quiet
+        self.commands: list[str] = []
+        self.writer: asyncio.StreamWriter | None = None
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.writer = writer
+        if self.greet:
+            self.send(GREETING)
+        with contextlib.suppress(ConnectionError):
+            decoder = CommandDecoder()
+            while data := await reader.read(65536):
+                for command in decoder.feed(data):
+                    self.answer(command)
+        writer.close()
+
+    def answer(self, command: dict[str, Any]) -> None:
+        name, reply = command["execute"], {"id": command.get("id")}
+        self.commands.append(name)
+        if name in self.quiet:
+            return
+        if name == "refuse":
+            self.send(reply | {"error": {"class": "GenericError", "desc": "no such device"}})
+        elif name == "hang up":
+            assert self.writer
+            self.writer.close()
+        else:
+            self.send(reply | {"return": {"echo": command.get("arguments", {})}})
+
+    def send(self, message: dict[str, Any]) -> None:
+        assert self.writer
+        self.writer.write(json.dumps(message).encode() + b"\n")
+
+
+@contextlib.asynccontextmanager
+async def serving(path: Path, monitor: FakeMonitor) -> AsyncIterator[None]:
+    server = await asyncio.start_unix_server(monitor.serve, sock=sockets.listen(path))
+    try:
+        yield
+    finally:
+        server.close()
+        if monitor.writer:
+            monitor.writer.transport.abort()
+        await asyncio.sleep(0)
+
+
+def check(path: Path, monitor: FakeMonitor, test: Callable[[QMP], Awaitable[None]]) -> None:
+    """Run ``test`` with a session to ``monitor``; afterwards nothing of the session is left in the loop."""
+
+    async def main() -> None:
+        async with asyncio.timeout(10), serving(path, monitor):
+            qmp = await QMP.connect(path)
+            await test(qmp)
+            await qmp.close()
+            await qmp.close()
+
+    asyncio.run(main())
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "qmp.sock"
+
+
+def test_commands_are_answered(path: Path) -> None:
+    async def test(qmp: QMP) -> None:
+        assert await qmp.execute("query-status", {"a": 1}) == {"echo": {"a": 1}}
+
+    check(path, FakeMonitor(), test)
+
+
+def test_a_refusal_is_an_error_with_qemus_words(path: Path) -> None:
+    async def test(qmp: QMP) -> None:
+        with pytest.raises(ToolFailed, match="refuse: no such device"):
+            await qmp.execute("refuse")
+        assert await qmp.execute("go on")
+
+    check(path, FakeMonitor(), test)
+
+
+def test_a_qemu_that_hangs_costs_a_timeout(path: Path) -> None:
+    async def test(qmp: QMP) -> None:
+        with pytest.raises(ToolFailed, match="did not answer stop within"):
+            await qmp.execute("stop", timeout_s=0.02)
+        assert await qmp.execute("cont")
+
+    check(path, FakeMonitor(quiet=("stop",)), test)
+
+
+def test_a_qemu_that_ends_is_an_error_now_and_later(path: Path) -> None:
+    async def test(qmp: QMP) -> None:
+        for _ in range(2):
+            with pytest.raises(ToolFailed):
+                await qmp.execute("hang up")
+
+    check(path, FakeMonitor(), test)
+
+
+def test_a_monitor_that_says_nothing(path: Path) -> None:
+    async def main() -> None:
+        async with serving(path, FakeMonitor(greet=False)):
+            with pytest.raises(ToolFailed, match="did not answer within"):
+                await QMP.connect(path, timeout_s=0.02)
+
+    asyncio.run(main())
+
+
+def test_a_monitor_that_is_not_there(path: Path) -> None:
+    with pytest.raises(ToolFailed, match="cannot be reached"):
+        asyncio.run(QMP.connect(path))
+
+
+def test_a_monitor_that_hangs_up(path: Path) -> None:
+    async def main() -> None:
+        async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.close()
+
+        server = await asyncio.start_unix_server(hang_up, sock=sockets.listen(path))
+        with pytest.raises(ToolFailed, match="closed the connection"):
+            await QMP.connect(path)
+        server.close()
+
+    asyncio.run(main())
+
+
+def test_a_qemu_that_does_not_read_does_not_hold_up_closing(path: Path) -> None:
+    async def main() -> None:
+        with sockets.listen(path) as server:
+            connecting = asyncio.create_task(QMP.connect(path))
+            peer, _ = await asyncio.get_running_loop().sock_accept(nonblocking(server))
+            with peer:
+                peer.sendall(json.dumps(GREETING).encode() + b"\n")
+                await asyncio.get_running_loop().sock_recv(peer, 4096)
+                peer.sendall(b'{"return": {}}\n')
+                qmp = await connecting
+                with pytest.raises(ToolFailed):
+                    await qmp.execute("fill", {"bytes": "x" * (4 << 20)}, timeout_s=0.02)
+                async with asyncio.timeout(0.5):
+                    await qmp.close()
+
+    asyncio.run(main())
+
+
+def nonblocking(server: socket.socket) -> socket.socket:
+    server.setblocking(False)
+    return server
+
+
+def test_the_reason_of_a_shutdown_is_remembered(path: Path) -> None:
+    monitor = FakeMonitor()
+
+    async def test(qmp: QMP) -> None:
+        monitor.send({"event": "SHUTDOWN", "data": {"guest": True, "reason": "guest-reset"}, "timestamp": {}})
+        with pytest.raises(ToolFailed):
+            await qmp.execute("hang up")
+        await qmp.drained()
+        assert qmp.shutdown_reason == "guest-reset"
+
+    check(path, monitor, test)
+
+
+def test_events_that_a_guest_can_cause_without_end_are_not_kept(path: Path) -> None:
+    monitor = FakeMonitor()
+
+    async def test(qmp: QMP) -> None:
+        for _ in range(1000):
+            monitor.send({"event": "VSERPORT_CHANGE", "data": {"open": True, "id": "port"}, "timestamp": {}})
+        await qmp.execute("query-status")
+        events = qmp._client.events
+        assert events.empty()
+        assert events.history == ()
+
+    check(path, monitor, test)
+
+
+def test_waiting_for_the_end_is_bounded(path: Path) -> None:
+    async def test(qmp: QMP) -> None:
+        await qmp.drained(timeout_s=0.01)
+        assert await qmp.execute("query-status")
+
+    check(path, FakeMonitor(), test)
+
+
+def test_a_descriptor_is_passed(path: Path) -> None:
+    async def main() -> None:
+        with sockets.listen(path) as server:
+            connecting = asyncio.create_task(QMP.connect(path))
+            loop = asyncio.get_running_loop()
+            peer, _ = await loop.sock_accept(nonblocking(server))
+            with peer:
+                peer.sendall(json.dumps(GREETING).encode() + b"\n")
+                await loop.sock_recv(peer, 4096)
+                peer.sendall(b'{"return": {}}\n')
+                qmp = await connecting
+                ours, theirs = os.pipe()
+                passing = asyncio.create_task(qmp.pass_fd("state", theirs))
+                await asyncio.sleep(0)
+                peer.setblocking(True)
+                _, fds, _, _ = await asyncio.to_thread(socket.recv_fds, peer, 1, 1)
+                command = json.loads(await asyncio.to_thread(peer.recv, 4096))
+                assert command["execute"] == "getfd"
+                assert command["arguments"] == {"fdname": "state"}
+                peer.sendall(json.dumps({"return": {}, "id": command["id"]}).encode() + b"\n")
+                await passing
+                os.write(fds[0], b"state")
+                assert os.read(ours, 5) == b"state"
+                for fd in (ours, theirs, *fds):
+                    os.close(fd)
+                await qmp.close()
+
+    asyncio.run(main())

@@ -1,0 +1,109 @@
+"""What the reports of the probe's guest mean, and that a guest that says nothing is not waited for."""
+
+import asyncio
+import os
+import platform
+import sys
+from pathlib import Path
+
+import pytest
+
+from squib.host import kvmguest
+from squib.host.probe import KVMProbe, judge, probe_kvm
+
+USABLE = "cs 8 1.0\nsse2 8 1.0\nidt 8 1.0\nresumed 8 1.000000\nlooped 8 1.000012\nend HLT 1.0\n"
+
+
+def report(**changes: str | None) -> str:
+    """The report of a good guest with lines replaced, or removed if ``None``."""
+    lines = [line.split(" ", 1) for line in USABLE.splitlines()]
+    changed = [(name, changes.get(name, rest)) for name, rest in lines]
+    return "".join(f"{name} {rest}\n" for name, rest in changed if rest is not None)
+
+
+def test_a_guest_that_does_all_it_should() -> None:
+    assert judge(USABLE).usable
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("cs 8 1.0\nend INTERNAL_ERROR 1.0\n", "SSE2"),
+        (report(cs="11 1.0"), "ring 0"),
+        (report(idt=None), "exception handler"),
+        (report(end="SHUTDOWN 1.0"), "SHUTDOWN"),
+    ],
+)
+def test_guests_that_rule_kvm_out(text: str, reason: str) -> None:
+    verdict = judge(text)
+    assert not verdict.usable
+    assert verdict.certain
+    assert reason in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        (report(looped="8 1.200000"), ""),  # slow: interpreted, or a busy host
+        (report(end=None), "python3 ended with status -14"),  # killed by its alarm
+        ("cs 8 1.0\n", "python3 ended with status -14"),
+        ("", "OSError: [Errno 16] Device or resource busy"),
+    ],
+)
+def test_what_a_busy_host_explains_too_is_tried_again(text: str, error: str) -> None:
+    verdict = judge(text, error)
+    assert not verdict.usable
+    assert not verdict.certain
+
+
+def pretend_guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str) -> Path:
+    """Let ``program`` stand for the process with the guest; returns a file that counts its runs."""
+    runs = tmp_path / "runs"
+    script = tmp_path / "guest.py"
+    script.write_text(f"open({str(runs)!r}, 'a').write('x')\n{program}")
+    monkeypatch.setattr(kvmguest, "__file__", str(script))
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    return runs
+
+
+def test_a_certain_answer_is_believed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = pretend_guest(tmp_path, monkeypatch, f"print({USABLE!r}, end='')")
+    assert asyncio.run(probe_kvm(Path("/dev/null"))) == KVMProbe(True, "hardware virtualization works", True)
+    assert runs.read_text() == "x"
+
+
+def test_a_slow_loop_is_believed_the_third_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = pretend_guest(tmp_path, monkeypatch, f"print({report(looped='8 1.5')!r}, end='')")
+    result = asyncio.run(probe_kvm(Path("/dev/null")))
+    assert not result.usable
+    assert "25.0 µs per loop turn" in result.reason
+    assert runs.read_text() == "xxx"
+
+
+def test_a_hanging_guest_is_killed_by_its_alarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alarm = "import os, signal, time\nsignal.setitimer(signal.ITIMER_REAL, 0.02)\nos.write(1, b'cs 8 1.0\\n')\n"
+    pretend_guest(tmp_path, monkeypatch, alarm + "time.sleep(60)")
+    result = asyncio.run(probe_kvm(Path("/dev/null")))
+    assert not result.usable
+    assert "status -14" in result.reason
+
+
+def test_no_device(tmp_path: Path) -> None:
+    result = asyncio.run(probe_kvm(tmp_path / "kvm"))
+    assert not result.usable
+    assert not result.present
+
+
+def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "kvm").touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    result = asyncio.run(probe_kvm(tmp_path / "kvm"))
+    assert not result.usable
+    assert result.present
+    assert "group kvm" in result.reason
+
+
+def test_the_guest_needs_nothing_of_squib() -> None:
+    source = Path(kvmguest.__file__).read_text()
+    imported = {line.split()[1] for line in source.splitlines() if line.startswith(("import ", "from "))}
+    assert imported <= sys.stdlib_module_names | {"__future__"}
