@@ -31,13 +31,14 @@ fmt: setup  ## Format the code
 	$(BIN)/ruff format $(SOURCES)
 
 unit: setup  ## Unit tests: no root, no VM, under 15 s
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest tests/unit -m "not slow"
 
 agent-test: setup  ## The agent's own tests
 	$(BIN)/python tests/go.py test ./...
 
 vm-test: setup  ## Tests on real VMs
 	$(BIN)/python -m squib doctor --fix
+	$(BIN)/pytest tests/unit -m slow
 	$(BIN)/pytest tests/vm
 
 bench: setup  ## The figures that the README quotes

@@ -20,9 +20,10 @@ PROGRAM = """
 from squib import VM
 while True:
     vm = VM().start()
-    vm.run("true")
+    vm.run("sleep 1")
     vm.stop()
     vm.start()
+    vm.run("sleep 1")
     vm.delete()
 """
 USABLE = {VMState.CREATED, VMState.RUNNING, VMState.STOPPED, VMState.ERROR}
@@ -35,7 +36,7 @@ def test_kill_9_of_the_engine_at_random_moments(home: Home, capsys: pytest.Captu
         VM.list()  # an engine runs
         program = subprocess.Popen([sys.executable, "-c", PROGRAM])
         try:
-            time.sleep(moments.uniform(0.3, 4))
+            time.sleep(moments.uniform(0.3, 7))
             for pid in engine_pids(home):
                 os.kill(pid, signal.SIGKILL)
         finally:

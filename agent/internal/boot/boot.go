@@ -35,13 +35,12 @@ func (e *StepError) Unwrap() error { return e.Err }
 func Run() (*Guest, error) {
 	guest := &Guest{}
 	syscall.Umask(0o022)
-	var console error
 	steps := []struct {
 		name string
 		do   func() error
 	}{
 		{"mount /proc, /sys, /dev", mountKernel},
-		{"open /dev/console", func() error { guest.Console, console = OpenConsole(); return console }},
+		{"open /dev/console", func() (err error) { guest.Console, err = OpenConsole(); return err }},
 		{"load modules", func() error { return loadModules(modulesDir, modulesList) }},
 		{"assemble the root", guest.assembleRoot},
 		{"enter the root", enterRoot},

@@ -90,47 +90,49 @@ func (m *Manager) Start(spec Spec) (*Process, error) {
 		return nil, err
 	}
 	env := environment(account, guest, spec.Env)
-
-	argv, name := spec.Argv, ""
+	argv := spec.Argv
 	if spec.Shell != nil {
 		argv = []string{"/bin/sh", "-c", *spec.Shell}
 		if executable(argv[0]) != nil {
 			return nil, fail(NoShell, "the image has no /bin/sh; give argv")
 		}
 	}
-	name = argv[0]
 	cwd, err := workingDirectory(account, spec.Cwd)
 	if err != nil {
 		return nil, err
 	}
-	paths, err := resolve(account, name, cwd, env["PATH"])
+	paths, err := resolve(account, argv[0], cwd, env["PATH"])
 	if err != nil {
 		return nil, err
 	}
 
 	p := &Process{ID: id, Argv: argv, User: cmp.Or(spec.User, "root"), reaper: m.reaper, done: make(chan struct{}), users: 1}
-	files, closeFiles, err := p.openStreams(spec.Stdin)
-	if err != nil {
-		return nil, err
-	}
-	defer closeFiles()
-	attr := &syscall.ProcAttr{Dir: cwd, Env: environ(env), Files: files, Sys: &syscall.SysProcAttr{
-		Setpgid:    true,
-		Credential: credential(account),
-	}}
-	if m.cgroups != nil {
-		if p.group, err = m.cgroups.New(id); err != nil {
-			p.discard()
-			return nil, err
-		}
-		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(p.group.dir.Fd())
-	}
-	p.Started = time.Now()
-	if err := m.launch(p, paths, attr, spec.Timeout); err != nil {
+	attr := &syscall.ProcAttr{Dir: cwd, Env: environ(env), Sys: &syscall.SysProcAttr{Setpgid: true, Credential: credential(account)}}
+	if err := m.equip(p, attr, spec, paths); err != nil {
 		p.discard()
 		return nil, err
 	}
 	return p, nil
+}
+
+// equip gives the command its streams and its cgroup, and starts it. On failure the caller discards what it has got by then.
+func (m *Manager) equip(p *Process, attr *syscall.ProcAttr, spec Spec, paths []string) (err error) {
+	defer func() {
+		for _, fd := range attr.Files {
+			syscall.Close(int(fd)) // the child has its own
+		}
+	}()
+	if err := p.openStreams(attr, spec.Stdin); err != nil {
+		return err
+	}
+	if m.cgroups != nil {
+		if p.group, err = m.cgroups.New(p.ID); err != nil {
+			return err
+		}
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(p.group.dir.Fd())
+	}
+	p.Started = time.Now()
+	return m.launch(p, paths, attr, spec.Timeout)
 }
 
 // launch tries the files that the program's name may mean, as execvp(3) does.
@@ -169,19 +171,8 @@ func (m *Manager) forget(p *Process) {
 	delete(m.running, p.ID)
 }
 
-// openStreams makes the pipes and returns the child's descriptors 0, 1 and 2.
-func (p *Process) openStreams(withStdin bool) (files []uintptr, closeFiles func(), err error) {
-	closeFiles = func() {
-		for _, fd := range files {
-			syscall.Close(int(fd))
-		}
-	}
-	defer func() {
-		if err != nil {
-			closeFiles()
-			p.discard()
-		}
-	}()
+// openStreams makes the pipes, and the child's descriptors 0, 1 and 2 in attr.Files.
+func (p *Process) openStreams(attr *syscall.ProcAttr, withStdin bool) (err error) {
 	var fd int
 	if withStdin {
 		p.stdin, fd, err = newInput()
@@ -189,17 +180,18 @@ func (p *Process) openStreams(withStdin bool) (files []uintptr, closeFiles func(
 		err = &os.PathError{Op: "open", Path: "/dev/null", Err: err}
 	}
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
-	files = append(files, uintptr(fd))
+	attr.Files = append(attr.Files, uintptr(fd))
 	if p.Stdout, fd, err = newOutput("stdout"); err != nil {
-		return nil, nil, err
+		return err
 	}
-	files = append(files, uintptr(fd))
+	attr.Files = append(attr.Files, uintptr(fd))
 	if p.Stderr, fd, err = newOutput("stderr"); err != nil {
-		return nil, nil, err
+		return err
 	}
-	return append(files, uintptr(fd)), closeFiles, nil
+	attr.Files = append(attr.Files, uintptr(fd))
+	return nil
 }
 
 // discard frees what a command that did not start has taken.

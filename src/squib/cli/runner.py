@@ -69,7 +69,7 @@ def first_interrupt(handler: Callable[[], None]) -> Iterator[None]:
 
 
 async def carry_through(work: Coroutine[Any, Any, T]) -> T:
-    """Finish ``work`` whatever signals come meanwhile, and return its result: they take effect at the next ``await``."""
+    """Finish ``work`` whatever signals come meanwhile, and return its result. They take effect at the next await."""
     current = asyncio.current_task()
     assert current is not None
     task = asyncio.ensure_future(work)

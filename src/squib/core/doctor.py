@@ -49,10 +49,12 @@ _SYSCTLS = {
 async def check_host(home: Home) -> list[Check]:
     """Look at the host and the state directory, in this process. Takes a second: files are hashed, a guest is tried."""
     driver = await select_driver()
-    stored = await asyncio.to_thread(_check_stored, home)
+    place = _check_home(home)
+    usable = place.status is not CheckStatus.FAIL
+    stored = await asyncio.to_thread(_check_stored, home) if usable else []
     return [
         _check_python(),
-        _check_home(home),
+        place,
         _check_space(home),
         *await driver.checks(),
         *(_check_tool(package) for package in _TOOLS),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 
 from squib.drivers.base import AgentEndpoint, ExitReason
 from squib.drivers.qemu.console import ConsolePump
@@ -41,9 +40,8 @@ class QemuMachine:
 
     async def detach(self) -> None:
         self._ended.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._ended
-        await self._disconnect()
+        await asyncio.wait([self._ended])
+        self._disconnect()
         self._process.forget()
 
     def console_tail(self, max_bytes: int = 1 << 20, *, lines: int | None = None) -> bytes:
@@ -56,15 +54,15 @@ class QemuMachine:
             await self.qmp.drained()
         if self._console is not None:
             await self._console.drained()
-        await self._disconnect()
+        self._disconnect()
         remove_sockets(self._paths)
         return exit_reason(self._evidence())
 
-    async def _disconnect(self) -> None:
+    def _disconnect(self) -> None:
         if self._console is not None:
             self._console.close()
         if self.qmp is not None:
-            await self.qmp.close()
+            self.qmp.close()
 
     def _evidence(self) -> Evidence:
         return Evidence(

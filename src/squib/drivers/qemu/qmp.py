@@ -1,41 +1,49 @@
-"""QEMU's monitor (QMP): the `qemu.qmp` library with bounded waiting, squib's errors, and a memory of why the machine
-stopped.
+"""QEMU's monitor: the part of QMP that squib needs, with every wait bounded.
+
+Messages are JSON objects, a line each: a greeting, answers with the ``id`` of their command, and events. The reference
+is QEMU's ``docs/interop/qmp-spec``.
+
+Why not the `qemu.qmp` library (0.0.6): a QEMU that ends right after the handshake makes its ``connect`` fail an
+assertion and leave a socket and tasks behind; it keeps a history of all events, whose number the guest decides; and
+its ``disconnect`` waits without end for a QEMU that does not read.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import json
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-
-from qemu.qmp import Message, QMPClient, QMPError, Runstate
+from typing import Any
 
 from squib.errors import ToolFailed
 from squib.host import sockets
 
-EXECUTE_TIMEOUT_S = 10.0
-CLOSE_TIMEOUT_S = 1.0
+TIMEOUT_S = 10.0
+_GREETING = 0  # stands for the id of what comes unasked, and first
+_MAX_LINE_BYTES = 16 << 20
+_CLOSED = {"error": {"desc": "QEMU closed its monitor"}}
 
 
-class QMP:
-    """A connection to one QEMU. A QEMU that hangs costs the caller a timeout, never more."""
+class QMP(asyncio.Protocol):
+    """A session with one QEMU. A QEMU that hangs costs the caller a timeout, never more."""
 
     def __init__(self, connection: socket.socket) -> None:
-        """Take over ``connection``; `connect` says hello."""
+        """See `connect`."""
         self.shutdown_reason: str | None = None
-        """``reason`` of the last SHUTDOWN event: ``guest-shutdown``, ``guest-reset``, ``host-signal``, ``host-qmp-
-        quit``, …
-        """
-        self._socket = connection
-        self._client = QMPClient()
-        # The default listener queues every event and keeps them in a history, and the guest decides how many there are.
-        # A filter that takes none leaves both empty.
-        self._client.events.event_filter = self._note
+        """``reason`` of the last SHUTDOWN event, such as ``guest-shutdown``, ``guest-reset`` or ``host-signal``."""
+        self._connection = connection
+        self._transport: asyncio.Transport | None = None
+        self._received = bytearray()
+        self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._ids = itertools.count(_GREETING + 1)
+        self._closed = asyncio.Event()
 
     @classmethod
-    async def connect(cls, path: Path, *, timeout_s: float = EXECUTE_TIMEOUT_S) -> QMP:
+    async def connect(cls, path: Path, *, timeout_s: float = TIMEOUT_S) -> QMP:
         """Connect to the monitor at ``path``. Raises `ToolFailed` if QEMU does not answer in time, or ends."""
         try:
             connection = sockets.connect(path)
@@ -44,58 +52,93 @@ class QMP:
         connection.setblocking(False)
         qmp = cls(connection)
         try:
-            async with asyncio.timeout(timeout_s):
-                await qmp._client.connect(connection)
-        except TimeoutError:
-            raise ToolFailed(f"QEMU's monitor did not answer within {timeout_s:g} s") from None
-        except QMPError as error:
-            raise ToolFailed(f"QEMU's monitor closed the connection: {error}") from error
-        finally:
-            if qmp._client.greeting is None:
-                connection.close()
+            await asyncio.get_running_loop().create_unix_connection(lambda: qmp, sock=connection)
+            await qmp._answer(_GREETING, "the connection", timeout_s)
+            await qmp.execute("qmp_capabilities", timeout_s=timeout_s)
+        except BaseException:
+            qmp.close()
+            raise
         return qmp
 
-    def _note(self, event: Message) -> bool:
-        data = event.get("data")
-        if event["event"] == "SHUTDOWN" and isinstance(data, dict):
-            self.shutdown_reason = str(data.get("reason", ""))
-        return False
-
     async def execute(
-        self, command: str, arguments: Mapping[str, object] | None = None, *, timeout_s: float = EXECUTE_TIMEOUT_S
+        self, command: str, arguments: Mapping[str, object] | None = None, *, timeout_s: float = TIMEOUT_S
     ) -> object:
-        """Run a command and return its answer.
+        """Run a command and return what it returns.
 
         Raises `ToolFailed` if QEMU refuses, ends, or does not answer in time.
         """
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await self._client.execute(command, arguments)
-        except TimeoutError:
-            raise ToolFailed(f"QEMU did not answer {command} within {timeout_s:g} s") from None
-        except QMPError as error:
-            raise ToolFailed(f"QEMU could not carry out {command}: {error}") from error
+        if self._transport is None or self._closed.is_set():
+            raise ToolFailed(f"QEMU could not carry out {command}: {_CLOSED['error']['desc']}")
+        number = next(self._ids)
+        message = {"execute": command, "arguments": arguments or {}, "id": number}
+        self._transport.write(json.dumps(message).encode() + b"\n")
+        answer = await self._answer(number, command, timeout_s)
+        return answer.get("return")
 
     async def pass_fd(self, name: str, fd: int) -> None:
-        """Give QEMU a copy of ``fd`` that later commands know as ``fd:<name>``."""
+        """Give QEMU a copy of ``fd`` that later commands know as ``fd:<name>``. Raises `ToolFailed`."""
         try:
-            self._client.send_fd_scm(fd)
-        except (QMPError, OSError) as error:
+            # White space between two messages, so there must be no unsent half of one.
+            if self._transport is None or self._transport.get_write_buffer_size():
+                raise BlockingIOError("QEMU does not read")
+            socket.send_fds(self._connection, [b" "], [fd])
+        except OSError as error:
             raise ToolFailed(f"QEMU could not be given a descriptor: {error}") from error
         await self.execute("getfd", {"fdname": name})
 
-    async def drained(self, *, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
+    async def drained(self, *, timeout_s: float = 1.0) -> None:
         """Return when QEMU has closed the connection, so that all its events are known; or after ``timeout_s``."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                while self._client.runstate is Runstate.RUNNING:
-                    await self._client.runstate_changed()
+            await asyncio.wait_for(self._closed.wait(), timeout_s)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Close the connection. QEMU goes on. Idempotent."""
-        # Shut down first: the library waits for its output to be written, which a hung QEMU would never read.
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        with contextlib.suppress(QMPError, OSError, EOFError, TimeoutError):
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await self._client.disconnect()
+        if self._transport is not None:
+            self._transport.abort()
+        else:
+            self._connection.close()
+
+    async def _answer(self, number: int, what: str, timeout_s: float) -> dict[str, Any]:
+        waiting = self._waiting.setdefault(number, asyncio.get_running_loop().create_future())
+        try:
+            async with asyncio.timeout(timeout_s):
+                answer = await waiting
+        except TimeoutError:
+            raise ToolFailed(f"QEMU did not answer {what} within {timeout_s:g} s") from None
+        finally:
+            del self._waiting[number]
+        if "error" in answer:
+            raise ToolFailed(f"QEMU could not carry out {what}: {answer['error'].get('desc')}")
+        return answer
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._waiting[_GREETING] = asyncio.get_running_loop().create_future()
+
+    def data_received(self, data: bytes) -> None:
+        *lines, rest = data.split(b"\n")
+        for line in lines:
+            try:
+                self._take(json.loads(self._received + line))
+            except ValueError:
+                self.close()
+                return
+            self._received.clear()
+        self._received += rest
+        if len(self._received) > _MAX_LINE_BYTES:
+            self.close()
+
+    def _take(self, message: dict[str, Any]) -> None:
+        if message.get("event") == "SHUTDOWN":
+            self.shutdown_reason = str(message.get("data", {}).get("reason", ""))
+        number = _GREETING if "QMP" in message else message.get("id")
+        waiting = self._waiting.get(number) if isinstance(number, int) else None
+        if waiting is not None and not waiting.done():
+            waiting.set_result(message)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closed.set()
+        for waiting in self._waiting.values():
+            if not waiting.done():
+                waiting.set_result(_CLOSED)

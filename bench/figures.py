@@ -1,0 +1,104 @@
+"""What is measured, and what each figure must reach. One table; nothing here measures."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Unit(Enum):
+    """A unit: its symbol, how much it is in seconds, bytes or bytes per second, and the decimals worth showing."""
+
+    S = ("s", 1.0, 2)
+    MS = ("ms", 1e-3, 1)
+    MIB = ("MiB", float(1 << 20), 1)
+    MIB_PER_S = ("MiB/s", float(1 << 20), 1)
+
+    @property
+    def symbol(self) -> str:
+        return self.value[0]
+
+    def of(self, amount: float) -> float:
+        """An amount of seconds, bytes or bytes per second in this unit."""
+        return amount / self.value[1]
+
+    def show(self, amount: float) -> str:
+        """``29.7 ms`` for 0.0297."""
+        return f"{self.of(amount):.{self.value[2]}f} {self.symbol}"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure. ``floor`` is what its median must reach, so the most that it may be, in ``unit``; ``None``: no
+    claim is made.
+    """
+
+    name: str
+    title: str
+    unit: Unit
+    floor: float | None = None
+
+
+FIGURES = (
+    Figure("cold-start", "create, boot and first command (SDK)", Unit.S, 4.5),
+    Figure("create", "  of that: create", Unit.MS),
+    Figure("boot", "  of that: boot until the agent answers", Unit.S),
+    Figure("first-exec", "  of that: first command", Unit.MS),
+    Figure("warm-exec", 'run(["true"]), warm (SDK)', Unit.MS, 20),
+    Figure("warm-exec-shell", 'run("true"), warm: through /bin/sh', Unit.MS),
+    Figure("warm-exec-guest", '  of run(["true"]): start to end in the guest', Unit.MS),
+    Figure("engine-request", "a request that the engine answers alone", Unit.MS),
+    Figure("cli-exec", "squib exec VM true, whole process", Unit.MS, 400),
+    Figure("cli-help", "squib --help, whole process", Unit.MS, 200),
+    Figure("cli-ls", "squib ls, whole process, engine up", Unit.MS, 350),
+    Figure("engine-start", "engine start until its first answer", Unit.S, 1.2),
+    Figure("engine-rss", "engine's RSS, idle", Unit.MIB, 120),
+    Figure("engine-rss-5-vms", "engine's RSS with 5 VMs", Unit.MIB, 120),
+    Figure("vm-memory", "VMM's PSS after boot and one command, 128 MiB guest", Unit.MIB),
+    Figure("stop", "stop, in order", Unit.MS),
+    Figure("delete-stopped", "delete a stopped VM", Unit.MS),
+    Figure("delete-running", "delete a running VM", Unit.MS),
+    Figure("stdout", "a command's output, 64 MiB", Unit.MIB_PER_S),
+    Figure("stdin", "a command's input, 64 MiB", Unit.MIB_PER_S),
+)
+
+BY_NAME = {figure.name: figure for figure in FIGURES}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A figure as measured: in seconds, bytes or bytes per second."""
+
+    figure: Figure
+    median: float
+    minimum: float
+    maximum: float
+    count: int
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the floor is reached; ``None`` if there is none."""
+        floor = self.figure.floor
+        return None if floor is None else self.figure.unit.of(self.median) <= floor
+
+
+@dataclass
+class Results:
+    """Every sample that was taken, by the name of its figure."""
+
+    samples: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, name: str, amount: float) -> None:
+        """Take a sample in seconds, bytes or bytes per second."""
+        self.samples.setdefault(BY_NAME[name].name, []).append(amount)
+
+    def summaries(self, names: Iterable[str]) -> list[Summary]:
+        """Those of ``names`` that were measured, in the table's order."""
+        wanted = set(names)
+        return [
+            Summary(figure, statistics.median(taken), min(taken), max(taken), len(taken))
+            for figure in FIGURES
+            if figure.name in wanted and (taken := self.samples.get(figure.name))
+        ]

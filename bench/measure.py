@@ -1,0 +1,211 @@
+"""How each figure is measured: groups of figures that come from the same VMs."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import cli
+from bench.figures import Results
+from bench.home import end_engine
+from squib import AsyncVM, EngineClient, ExecResult
+from squib.paths import Home
+
+MEM_SIZE_MIB = 128
+STREAM_BYTES = 64 << 20
+_WARM_SAMPLES_PER_RUN = 10
+_WARM_UP_COMMANDS = 20
+_VMS_AT_ONCE = 5
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where to measure, how often, and where results go."""
+
+    home: Home
+    runs: int
+    results: Results
+    on_run: Callable[[int, int], None]
+    """Told before each run: which one it is, and of how many."""
+
+    def client(self) -> EngineClient:
+        return EngineClient(home=self.home)
+
+    async def vm(self, engine: EngineClient) -> AsyncVM:
+        return await AsyncVM.create(engine=engine, mem_size_mib=MEM_SIZE_MIB)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Figures that are measured together."""
+
+    title: str
+    figures: tuple[str, ...]
+    measure: Callable[[Bench], Awaitable[None]]
+
+
+class Laps:
+    """A stopwatch: each lap is a sample of a figure."""
+
+    def __init__(self, results: Results) -> None:
+        self._results = results
+        self._start = time.perf_counter()
+
+    def lap(self, name: str) -> float:
+        """Record the time since the last lap; return it, in seconds."""
+        now = time.perf_counter()
+        took_s, self._start = now - self._start, now
+        self._results.add(name, took_s)
+        return took_s
+
+
+async def prepare(bench: Bench) -> None:
+    """One VM that does not count: it makes the initramfs and the empty disk, and brings files into the page cache."""
+    async with bench.client() as engine:
+        vm = await bench.vm(engine)
+        await vm.start()
+        await vm.run(["true"], check=True)
+        await vm.delete()
+
+
+async def measure_lives(bench: Bench) -> None:
+    """One VM after the other, from create to delete."""
+    async with bench.client() as engine:
+        await engine.info()
+        for run in range(bench.runs):
+            bench.on_run(run, bench.runs)
+            laps = Laps(bench.results)
+            vm = await bench.vm(engine)
+            cold_s = laps.lap("create")
+            await vm.start()
+            cold_s += laps.lap("boot")
+            await vm.run(["true"], check=True)
+            cold_s += laps.lap("first-exec")
+            bench.results.add("cold-start", cold_s)
+            assert vm.info.pid is not None, "a running VM has a VMM"
+            bench.results.add("vm-memory", read_kib(f"/proc/{vm.info.pid}/smaps_rollup", "Pss") * 1024)
+            laps = Laps(bench.results)
+            await vm.stop()
+            laps.lap("stop")
+            await vm.delete()
+            laps.lap("delete-stopped")
+
+
+async def measure_warm_exec(bench: Bench) -> None:
+    """Many commands in one VM, of both kinds in turn, so that noise meets them alike."""
+    samples = bench.runs * _WARM_SAMPLES_PER_RUN
+    async with bench.client() as engine, AsyncVM(engine=engine, mem_size_mib=MEM_SIZE_MIB) as vm:
+        for _ in range(_WARM_UP_COMMANDS):
+            await vm.run(["true"], check=True)
+            await vm.run("true", check=True)
+        for run in range(samples):
+            bench.on_run(run, samples)
+            laps = Laps(bench.results)
+            result = await vm.run(["true"])
+            laps.lap("warm-exec")
+            await vm.run("true")
+            laps.lap("warm-exec-shell")
+            await vm.refresh()
+            laps.lap("engine-request")
+            bench.results.add("warm-exec-guest", result.check("true").duration_s)
+
+
+async def measure_commands(bench: Bench) -> None:
+    """`squib` as a person types it."""
+    async with bench.client() as engine, AsyncVM(engine=engine, mem_size_mib=MEM_SIZE_MIB) as vm:
+        commands = {
+            "cli-exec": ["exec", vm.name, "true"],
+            "cli-help": ["--help"],
+            "cli-ls": ["ls"],
+        }
+        for arguments in commands.values():
+            await cli.time_squib(bench.home, arguments)
+        for run in range(bench.runs):
+            bench.on_run(run, bench.runs)
+            for name, arguments in commands.items():
+                bench.results.add(name, await cli.time_squib(bench.home, arguments))
+
+
+async def measure_engine_start(bench: Bench) -> None:
+    """A new engine each time, started by the client that needs it."""
+    for run in range(bench.runs):
+        bench.on_run(run, bench.runs)
+        await asyncio.to_thread(end_engine, bench.home)
+        async with bench.client() as engine:
+            laps = Laps(bench.results)
+            info = await engine.info()
+            laps.lap("engine-start")
+        bench.results.add("engine-rss", read_kib(f"/proc/{info.pid}/status", "VmRSS") * 1024)
+
+
+async def measure_several_vms(bench: Bench) -> None:
+    """Five VMs at a time, in a new engine."""
+    rounds = -(-bench.runs // _VMS_AT_ONCE)
+    for run in range(rounds):
+        bench.on_run(run, rounds)
+        await asyncio.to_thread(end_engine, bench.home)
+        async with bench.client() as engine, AsyncExitStack() as stack:
+            vms = [await bench.vm(engine) for _ in range(_VMS_AT_ONCE)]
+            for vm in vms:
+                stack.push_async_callback(vm.delete)
+            await asyncio.gather(*(vm.start() for vm in vms))
+            pid = (await engine.info()).pid
+            for vm in vms:
+                await vm.run(["true"], check=True)
+                bench.results.add("engine-rss-5-vms", read_kib(f"/proc/{pid}/status", "VmRSS") * 1024)
+            laps = Laps(bench.results)
+            for vm in vms:
+                await vm.delete()
+                laps.lap("delete-running")
+
+
+async def measure_streams(bench: Bench) -> None:
+    """64 MiB out of a command, and into one that counts them."""
+    async with bench.client() as engine, AsyncVM(engine=engine, mem_size_mib=MEM_SIZE_MIB) as vm:
+        zeros = bytes(STREAM_BYTES)
+        for run in range(bench.runs):
+            bench.on_run(run, bench.runs)
+            start = time.perf_counter()
+            result = await vm.run(["head", "-c", str(STREAM_BYTES), "/dev/zero"], check=True)
+            bench.results.add("stdout", STREAM_BYTES / (time.perf_counter() - start))
+            _expect(result, result.stdout_bytes == zeros)
+            start = time.perf_counter()
+            result = await vm.run(["wc", "-c"], input=zeros, check=True)
+            bench.results.add("stdin", STREAM_BYTES / (time.perf_counter() - start))
+            _expect(result, result.stdout.strip() == str(STREAM_BYTES))
+
+
+def _expect(result: ExecResult, right: bool) -> None:
+    if not right:
+        raise RuntimeError(f"the bytes that were sent are not those that came: {result}")
+
+
+def read_kib(path: str, field: str) -> int:
+    """A field of a file in /proc whose lines are such as ``VmRSS:   4711 kB``."""
+    found = re.search(rf"^{field}:\s+(\d+) kB$", Path(path).read_text(), re.MULTILINE)
+    if not found:
+        raise ValueError(f"{path} has no {field}")
+    return int(found[1])
+
+
+GROUPS = (
+    Group(
+        "lives of VMs",
+        ("cold-start", "create", "boot", "first-exec", "vm-memory", "stop", "delete-stopped"),
+        measure_lives,
+    ),
+    Group(
+        "warm commands",
+        ("warm-exec", "warm-exec-shell", "warm-exec-guest", "engine-request"),
+        measure_warm_exec,
+    ),
+    Group("the command line", ("cli-exec", "cli-help", "cli-ls"), measure_commands),
+    Group("engine starts", ("engine-start", "engine-rss"), measure_engine_start),
+    Group("five VMs at once", ("engine-rss-5-vms", "delete-running"), measure_several_vms),
+    Group("streams", ("stdout", "stdin"), measure_streams),
+)

@@ -1,0 +1,102 @@
+"""`kill -9` of the engine before and after every single write to its database, through a VM's whole life."""
+
+import asyncio
+import itertools
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from squib.core.create import create_vm
+from squib.core.delete import delete_vm
+from squib.core.engine import Engine
+from squib.core.start import start_vm
+from squib.core.stop import stop_vm
+from squib.models import VMState
+from squib.store.db import LeaseKind, Store
+from tests.fakes.engine import Rig
+
+
+async def whole_life(engine: Engine, rig: Rig) -> None:
+    await create_vm(engine, rig.config.model_copy(update={"vm_id": "first"}), start=False, on_progress=lambda _: None)
+    await start_vm(engine, "first")
+    await stop_vm(engine, "first")
+    await create_vm(engine, rig.config.model_copy(update={"vm_id": "second"}), start=True, on_progress=lambda _: None)
+    await delete_vm(engine, "second")
+    await start_vm(engine, "first")
+    await delete_vm(engine, "first")
+
+
+@contextmanager
+def kill_at_write(number: int, *, after: bool) -> Iterator[None]:
+    """In a child: die just before, or just after, the write of this number."""
+    transaction = Store._transaction
+    count = itertools.count(1)
+
+    @contextmanager
+    def counted(self: Store) -> Iterator[None]:
+        mine = next(count) == number
+        if mine and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        with transaction(self):
+            yield
+        if mine:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Store._transaction = counted  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Store._transaction = transaction  # type: ignore[method-assign]
+
+
+def live_and_die(rig: Rig, number: int, *, after: bool) -> bool:
+    """Live a whole life in a child that is killed at a write; whether there was such a write."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+
+            async def main() -> None:
+                async with rig.engine() as engine:
+                    await whole_life(engine, rig)
+
+            with kill_at_write(number, after=after):
+                asyncio.run(main())
+            status = 0
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(child, 0)
+    assert status == 0 or os.WTERMSIG(status) == signal.SIGKILL, f"the child ended with {status}"
+    return status != 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [False, True])
+def test_whatever_the_write_that_was_the_last(rig: Rig, after: bool) -> None:
+    killed = 0
+    for number in itertools.count(1):
+        if not live_and_die(rig, number, after=after):
+            break
+        killed += 1
+        asyncio.run(check_and_clean(rig))
+    assert killed > 20  # the life of two VMs writes more often than that
+
+
+async def check_and_clean(rig: Rig) -> None:
+    """The next engine finds VMs that are usable, or nothing of them; then nothing is left."""
+    async with asyncio.timeout(20), rig.engine() as engine:
+        records = engine.store.list_vms()
+        assert {record.state for record in records} <= {VMState.CREATED, VMState.STOPPED, VMState.RUNNING}
+        assert sorted(path.name for path in rig.home.vms.iterdir()) == sorted(record.vm_id for record in records)
+        running = [record for record in records if record.state is VMState.RUNNING]
+        assert len(rig.vmms()) == len(running) == len(engine.running)
+        kinds = [lease.kind for lease in engine.store.leases()]
+        assert kinds.count(LeaseKind.DIRECTORY) == len(records)
+        assert kinds.count(LeaseKind.PROCESS) == kinds.count(LeaseKind.CGROUP) == len(running)
+        for record in records:
+            assert (await start_vm(engine, record.vm_id)).state is VMState.RUNNING
+            await delete_vm(engine, record.vm_id)
+        assert (rig.vmms(), engine.store.leases(), list(rig.home.vms.iterdir())) == ([], [], [])
