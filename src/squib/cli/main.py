@@ -18,6 +18,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import typer
@@ -25,21 +26,28 @@ import typer
 from squib.cli import commands
 from squib.cli.app import SIGPIPE_STATUS, app
 from squib.cli.render import Output
-from squib.errors import InvalidArgument, SquibError
+from squib.errors import HostError, InvalidArgument, SquibError
 
 _SIGINT_STATUS = 128 + signal.SIGINT
 
 
 def main() -> NoReturn:
     """Run this process's command line and end with its status."""
+    _open_missing_streams()
     status = run(sys.argv[1:])
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        status = SIGPIPE_STATUS
-    if status == SIGPIPE_STATUS:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the interpreter's own flush succeeds
+    except OSError as error:
+        status = SIGPIPE_STATUS if isinstance(error, BrokenPipeError) else status or SquibError.exit_code
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes again
     sys.exit(status)
+
+
+def _open_missing_streams() -> None:
+    """A process may be started without its three standard descriptors (``squib ls >&-``). Nothing else may get them."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 (it stays open)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -52,6 +60,10 @@ def run(arguments: Sequence[str]) -> int:
         return InvalidArgument.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return _SIGINT_STATUS
+    except OSError as error:  # of this process, such as a full disk under its output
+        place = f": {error.filename}" if error.filename else ""
+        Output(json="--json" in arguments).error(HostError(f"{error.strerror or error}{place}"))
+        return HostError.exit_code
 
 
 def _usage_error(error: typer.TyperException) -> SquibError:

@@ -24,43 +24,49 @@ async def open_channel(
     """Connect to the guest's port and shake hands: what follows on the stream is HTTP/2.
 
     After ``retry_s`` of silence it ends whatever session the guest may still be in and tries again with a new nonce,
-    until ``timeout_s`` has passed. (A guest that boots is silent for long, and has no session to end.) Raises
-    `AgentUnreachable`, `AgentVersionMismatch`.
+    and then on a new connection, until ``timeout_s`` has passed. (A guest that boots is silent for long, and has no
+    session to end.) Raises `AgentUnreachable`, `AgentVersionMismatch`.
     """
+    try:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                streams = await _connect(socket_path)
+                try:
+                    if await _shake_hands(*streams, retry_s):
+                        return streams
+                except BaseException:
+                    streams[1].transport.abort()
+                    raise
+                streams[1].transport.abort()
+                retry_s = min(retry_s * 2, _LAST_RETRY_S)
+    except TimeoutError:
+        raise AgentUnreachable(f"the guest did not answer on its port within {timeout_s:g} s") from None
+    except (ConnectionError, asyncio.IncompleteReadError) as error:
+        raise AgentUnreachable("the guest's port was closed during the handshake") from error
+
+
+async def _connect(socket_path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     try:
         connection = sockets.connect(socket_path)
     except OSError as error:
         raise AgentUnreachable(f"the guest's port {socket_path} cannot be opened: {error.strerror}") from error
-    reader, writer = await asyncio.open_unix_connection(sock=connection, limit=1 << 20)
-    try:
-        async with asyncio.timeout(timeout_s):
-            await _shake_hands(reader, writer, retry_s)
-    except BaseException as error:
-        writer.transport.abort()
-        if isinstance(error, TimeoutError):
-            raise AgentUnreachable(f"the guest did not answer on its port within {timeout_s:g} s") from None
-        if isinstance(error, ConnectionError | asyncio.IncompleteReadError):
-            raise AgentUnreachable("the guest's port was closed during the handshake") from error
-        raise
-    return reader, writer
+    return await asyncio.open_unix_connection(sock=connection, limit=1 << 20)
 
 
-async def _shake_hands(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, wait_s: float) -> None:
-    flush = b""
-    while True:
+async def _shake_hands(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, retry_s: float) -> bool:
+    """Two attempts, the second after a flush; whether the guest has answered one. A third needs a new connection."""
+    for flush in (b"", _FLUSH):
         nonce = secrets.token_hex(16).encode()
         writer.write(flush + b"SQUIB-SYNC %d %s\n" % (PROTOCOL_VERSION, nonce))
         try:
-            async with asyncio.timeout(wait_s):
+            async with asyncio.timeout(retry_s):
                 await writer.drain()
                 await _read_ok(reader, nonce)
         except TimeoutError:
-            # Once is enough to end an old session.
-            flush = _FLUSH if not flush else b"\n"
-            wait_s = min(wait_s * 2, max(wait_s, _LAST_RETRY_S))
             continue
         writer.write(b"SQUIB-GO %d %s\n" % (PROTOCOL_VERSION, nonce))
-        return
+        return True
+    return False
 
 
 async def _read_ok(reader: asyncio.StreamReader, nonce: bytes) -> None:

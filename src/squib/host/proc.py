@@ -83,7 +83,7 @@ async def run(
     `DependencyMissing`; `ToolFailed` with the end of its standard error for any status but 0.
     """
     program = find_tool(os.fspath(argv[0]))
-    process = await asyncio.create_subprocess_exec(
+    start = asyncio.create_subprocess_exec(
         program,
         *(os.fspath(argument) for argument in argv[1:]),
         stdin=subprocess.PIPE if isinstance(stdin, bytes) else subprocess.DEVNULL if stdin is None else stdin,
@@ -94,8 +94,12 @@ async def run(
         pass_fds=(lock.fileno(),) if lock else (),
         start_new_session=True,
     )
+    # A task of its own: cancelled half-way, asyncio would kill the tool but not what it has started by then.
+    starting = asyncio.create_task(start)
+    finished = False
     try:
         async with asyncio.timeout(timeout_s):
+            process = await asyncio.shield(starting)
             data = stdin if isinstance(stdin, bytes) else None
             if on_stderr_line is None:
                 out, err = await process.communicate(data)
@@ -103,16 +107,23 @@ async def run(
                 err_reader, process.stderr = process.stderr, None  # read here, not by communicate()
                 assert err_reader is not None
                 (out, _), err = await asyncio.gather(process.communicate(data), _read_lines(err_reader, on_stderr_line))
+        finished = True
     except TimeoutError:
         raise ToolFailed(f"{program.name} did not end within {timeout_s:g} s") from None
     finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await asyncio.shield(process.wait())
+        if not finished:
+            await asyncio.shield(_kill_group(starting))
     if process.returncode:
         raise _failure(program, process.returncode, err)
     return Completed(out or b"", err)
+
+
+async def _kill_group(starting: asyncio.Task[asyncio.subprocess.Process]) -> None:
+    """Kill a tool and what it started, as soon as it is there; it may itself have ended before the others."""
+    process = await starting
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()
 
 
 def pipe_through(argv: Sequence[str], data: bytes) -> bytes:
