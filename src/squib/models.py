@@ -15,6 +15,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"
 DEFAULT_DISK_SIZE_MIB = 10 * 1024
+MAX_TIMEOUT_S = 366 * 86_400
+"""Of a command: a year. The agent counts nanoseconds in 64 bits, and infinity is no number there."""
 _NAME = re.compile(NAME_PATTERN)
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -92,10 +94,16 @@ class VMConfig(Model):
 
     @field_validator("kernel_path", "rootfs_path")
     @classmethod
-    def _absolute(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith("/"):
+    def _usable_path(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        if not value.startswith("/"):
             raise ValueError(f"{value!r} is not an absolute path")
-        return value
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{value!r} is not UTF-8") from None
+        return _check_no_nul(value)
 
     @field_validator("boot_args")
     @classmethod
@@ -141,7 +149,7 @@ class ExecRequest(Model):
     cwd: GuestString | None = None
     user: GuestString | None = None
     stdin: bool = False
-    timeout_s: float | None = Field(default=None, gt=0)
+    timeout_s: float | None = Field(default=None, gt=0, le=MAX_TIMEOUT_S)
 
     @model_validator(mode="after")
     def _one_command(self) -> ExecRequest:
@@ -179,6 +187,8 @@ class Progress(Model):
 
 
 class CheckStatus(StrEnum):
+    """What came of a `Check`. What is only a warning keeps nothing from working."""
+
     OK = "ok"
     WARN = "warn"
     FAIL = "fail"

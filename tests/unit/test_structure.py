@@ -13,6 +13,8 @@ import squib
 SOURCE = Path(squib.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 MAX_LINES = 400
+DOCUMENTED = ("__init__", "api/", "core/", "errors", "models", "sdk/", "store/")
+"""Where everything public has a docstring: the front door and what lies under it."""
 
 Documented = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -91,14 +93,19 @@ def test_what_catches_everything_raises_it_again_or_is_a_boundary() -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_what_is_public_is_documented(path: Path) -> None:
+def test_modules_say_what_they_are(path: Path) -> None:
     tree = ast.parse(path.read_text())
-    assert [node.name for node in public(tree) if not ast.get_docstring(node)] == []
     assert ast.get_docstring(tree) or not tree.body
 
 
+@pytest.mark.parametrize("path", [path for path in FILES if name_of(path).startswith(DOCUMENTED)], ids=name_of)
+def test_what_is_public_is_documented(path: Path) -> None:
+    assert [node.name for node in public(ast.parse(path.read_text())) if not ast.get_docstring(node)] == []
+
+
 def test_the_public_names_are_sorted_and_can_be_imported() -> None:
-    assert squib.__all__ == sorted(squib.__all__)
+    constants_classes_rest = sorted(squib.__all__, key=lambda name: (not name.isupper(), not name[0].isupper(), name))
+    assert squib.__all__ == constants_classes_rest
     assert len(set(squib.__all__)) == len(squib.__all__)
     for name in squib.__all__:
         assert getattr(squib, name) is not None

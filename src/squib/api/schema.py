@@ -57,6 +57,8 @@ class KernelList(Model):
 
 
 class CheckList(Model):
+    """What doctor found, in the order in which it looked."""
+
     checks: list[Check]
 
 

@@ -49,8 +49,8 @@ def plan(fixes: Sequence[str], *, root: bool | None = None) -> list[Step]:
     is_root = os.geteuid() == 0 if root is None else root
     prefix = () if is_root else ("sudo",)
     return [
-        Run((*prefix, "apt-get", "update", "-q")),
-        Run((*prefix, "apt-get", "install", "-q", "-y", "--no-install-recommends", *packages)),
+        Run((*prefix, "apt-get", "update", "-qq")),
+        Run((*prefix, "apt-get", "install", "-qq", "-y", "--no-install-recommends", *packages)),
         *builds,
     ]
 

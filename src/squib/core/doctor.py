@@ -34,11 +34,14 @@ _LITTLE_SPACE_BYTES = 5 << 30
 _NO_SPACE_BYTES = 1 << 30
 _ELF = b"\x7fELF"
 _TOOLS = {
-    "mmdebstrap": ("mmdebstrap", "builds kernels and images"),
-    "squashfs-tools": ("sqfstar", "packs images"),
-    "e2fsprogs": ("mkfs.ext4", "makes disks"),
+    "mmdebstrap": "builds kernels and images",
+    "sqfstar": "packs images",
+    "mkfs.ext4": "makes disks",
+    "zstd": "unpacks kernels",
 }
-"""By package: the program that is looked for, and what it is for."""
+"""The programs that are looked for, and what each is for."""
+_ROOTLESS_TOOLS = {"newuidmap": "lets this user build images"}
+"""Those that only users other than root need."""
 _SYSCTLS = {
     "kernel.unprivileged_userns_clone": "1",
     "kernel.apparmor_restrict_unprivileged_userns": "0",
@@ -57,7 +60,7 @@ async def check_host(home: Home) -> list[Check]:
         place,
         _check_space(home),
         *await driver.checks(),
-        *(_check_tool(package) for package in _TOOLS),
+        *(_check_tool(program, purpose) for program, purpose in (_TOOLS | _rootless_tools()).items()),
         cgroup.check(cgroup.find_layout()),
         _check_users(),
         _check_agent(AGENT_BINARY),
@@ -125,8 +128,12 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _check_tool(package: str) -> Check:
-    program, purpose = _TOOLS[package]
+def _rootless_tools() -> dict[str, str]:
+    return {} if os.geteuid() == 0 else _ROOTLESS_TOOLS
+
+
+def _check_tool(program: str, purpose: str) -> Check:
+    package = proc.PACKAGE_OF[program]
     try:
         return Check(name=package, status=CheckStatus.OK, detail=f"{proc.find_tool(program)} {purpose}")
     except DependencyMissing:

@@ -6,6 +6,7 @@ stands for is taken, and deleted after that resource is released: what a crash l
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -59,6 +60,8 @@ class LeaseKind(StrEnum):
 
 @dataclass(frozen=True)
 class Lease:
+    """A note that a VM holds, or is about to take, a resource of the host."""
+
     lease_id: int
     vm_id: str
     kind: LeaseKind
@@ -103,27 +106,37 @@ class Store:
         self._path = path
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
-            path.chmod(0o600)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = NORMAL")
-            found = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if found == 0:
-                with self._transaction():
-                    for statement in filter(str.strip, _SCHEMA.split(";")):
-                        self._db.execute(statement)
-                    self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            try:
+                self._prepare()
+            except BaseException:
+                self._db.close()
+                raise
         except sqlite3.DatabaseError as error:
+            if _is_disk_full(error):
+                raise disk_full(path) from error
             raise EngineStartFailed(
                 f"the database {path} cannot be opened: {error}",
                 hint=f"if nothing in it is needed: mv {path} {path}.broken",
             ) from error
-        if found not in (0, SCHEMA_VERSION):
+
+    def _prepare(self) -> None:
+        self._path.chmod(0o600)
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        found = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if found == 0:
+            with self._transaction():
+                for statement in filter(str.strip, _SCHEMA.split(";")):
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        elif found != SCHEMA_VERSION:
             raise EngineStartFailed(
-                f"the database {path} has schema {found}, this squib knows {SCHEMA_VERSION}",
+                f"the database {self._path} has schema {found}, this squib knows {SCHEMA_VERSION}",
                 hint="use the squib version that wrote it, or another SQUIB_HOME",
             )
 
     def close(self) -> None:
+        """Close the file. Idempotent."""
         self._db.close()
 
     @contextmanager
@@ -133,10 +146,9 @@ class Store:
             yield
             self._db.execute("COMMIT")
         except sqlite3.OperationalError as error:
-            if "full" in str(error) or "disk I/O" in str(error):
-                self._roll_back()
-                raise disk_full(self._path) from error
             self._roll_back()
+            if _is_disk_full(error):
+                raise disk_full(self._path) from error
             raise
         except BaseException:
             self._roll_back()
@@ -223,9 +235,14 @@ class Store:
             self._db.execute("DELETE FROM leases WHERE lease_id = ?", (lease.lease_id,))
 
 
+def _is_disk_full(error: sqlite3.Error) -> bool:
+    return "full" in str(error) or "disk I/O" in str(error)
+
+
 def _to_column(value: object) -> object:
     if isinstance(value, VMConfig):
-        return value.model_dump_json()
+        # Not pydantic's own JSON, which refuses what is no UTF-8: such bytes are lone surrogates here, as in os.environ.
+        return json.dumps(value.model_dump())
     if isinstance(value, datetime):
         return value.isoformat()
     return value
@@ -234,7 +251,7 @@ def _to_column(value: object) -> object:
 def _from_row(row: tuple[object, ...]) -> VMRecord:
     values = dict(zip(_COLUMNS, row, strict=True))
     values["state"] = VMState(str(values["state"]))
-    values["config"] = VMConfig.model_validate_json(str(values["config"]))
+    values["config"] = VMConfig.model_validate(json.loads(str(values["config"])))
     for name in ("created_at", "started_at", "stopped_at"):
         if values[name] is not None:
             values[name] = datetime.fromisoformat(str(values[name]))

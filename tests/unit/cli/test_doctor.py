@@ -87,8 +87,8 @@ def test_fix_installs_all_packages_at_once_then_builds_then_looks_again(
     ended = squib("doctor", "--fix")
     assert ended.status == 0
     assert [" ".join(argv) for argv in ran] == [
-        "apt-get update -q",
-        "apt-get install -q -y --no-install-recommends mmdebstrap qemu",
+        "apt-get update -qq",
+        "apt-get install -qq -y --no-install-recommends mmdebstrap qemu",
     ]
     assert api.made == ["GET /engine", "GET /doctor", "POST /kernels", "GET /engine", "GET /doctor"]
     assert "squib: apt-get update -q\n" in ended.err
@@ -129,8 +129,8 @@ def test_where_no_engine_starts_the_host_is_looked_at_from_here(
 def test_a_plan_runs_apt_with_sudo_for_others_than_root() -> None:
     steps = plan(["sudo apt-get install -y a b", "apt-get install b c"], root=False)
     assert steps == [
-        Run(("sudo", "apt-get", "update", "-q")),
-        Run(("sudo", "apt-get", "install", "-q", "-y", "--no-install-recommends", "a", "b", "c")),
+        Run(("sudo", "apt-get", "update", "-qq")),
+        Run(("sudo", "apt-get", "install", "-qq", "-y", "--no-install-recommends", "a", "b", "c")),
     ]
 
 

@@ -242,6 +242,35 @@ def test_a_tool_that_takes_too_long_is_killed_with_all_its_children(lock_path: P
     run(test)
 
 
+def test_what_a_tool_left_behind_is_killed_too_when_time_is_up(lock_path: Path) -> None:
+    """The tool itself has ended; a child in the background keeps its output open."""
+
+    async def test() -> None:
+        with FileLock(lock_path) as lock:
+            assert lock.try_acquire()
+            with pytest.raises(ToolFailed, match="did not end within"):
+                await proc.run(["sh", "-c", "sleep 60 &"], timeout_s=0.1, lock=lock)
+        await until(lambda: proc.holders(lock_path) == [])
+
+    run(test)
+
+
+@pytest.mark.parametrize("turns", range(12))
+def test_cancelling_at_any_moment_of_the_start_leaves_nothing(lock_path: Path, turns: int) -> None:
+    async def test() -> None:
+        with FileLock(lock_path) as lock:
+            assert lock.try_acquire()
+            task = asyncio.create_task(proc.run(FAMILY, lock=lock))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        await until(lambda: proc.holders(lock_path) == [])
+
+    run(test)
+
+
 def test_cancelling_kills_the_tool_with_all_its_children(lock_path: Path) -> None:
     async def test() -> None:
         with FileLock(lock_path) as lock:

@@ -96,12 +96,16 @@ class QemuDriver:
         if process is None:
             remove_sockets(paths)
             return None
-        qmp, pump = None, None
-        with contextlib.suppress(ToolFailed):  # a QEMU that hangs is still a process to wait for and to kill
-            qmp = await QMP.connect(paths.qmp_socket, timeout_s=_ADOPT_TIMEOUT_S)
-        with contextlib.suppress(OSError):
-            pump = await console.pump(sockets.connect(paths.console_socket), BoundedLog(paths.console_log))
-        return QemuMachine(process, paths, qmp, pump)
+        async with contextlib.AsyncExitStack() as undo:
+            undo.callback(process.forget)
+            qmp, pump = None, None
+            with contextlib.suppress(ToolFailed):  # a QEMU that hangs is still a process to wait for and to kill
+                qmp = await QMP.connect(paths.qmp_socket, timeout_s=_ADOPT_TIMEOUT_S)
+                undo.callback(qmp.close)
+            with contextlib.suppress(OSError):
+                pump = await console.pump(sockets.connect(paths.console_socket), BoundedLog(paths.console_log))
+            undo.pop_all()
+            return QemuMachine(process, paths, qmp, pump)
 
     async def checks(self) -> list[Check]:
         return [await _program_check(), self._acceleration_check()]
