@@ -91,7 +91,7 @@ def test_fix_installs_all_packages_at_once_then_builds_then_looks_again(
         "apt-get install -qq -y --no-install-recommends mmdebstrap qemu",
     ]
     assert api.made == ["GET /engine", "GET /doctor", "POST /kernels", "GET /engine", "GET /doctor"]
-    assert "squib: apt-get update -q\n" in ended.err
+    assert "squib: apt-get update -qq\n" in ended.err
 
 
 def test_a_fix_that_fails_is_an_error(squib: Squib, api: FakeAPI, local: Home, monkeypatch: pytest.MonkeyPatch) -> None:
