@@ -95,8 +95,13 @@ class FakeAPI:
 
     @property
     def made(self) -> list[str]:
-        """The requests, in order."""
-        return [call.what for call in self.calls]
+        """The requests, in order, but those that hold a VM: they run beside the others."""
+        return [call.what for call in self.calls if not call.what.endswith("/hold")]
+
+    @property
+    def held(self) -> list[str]:
+        """The requests that hold a VM."""
+        return [call.what for call in self.calls if call.what.endswith("/hold")]
 
     def body(self, what: str) -> Any:
         """The body of the one request ``what``."""

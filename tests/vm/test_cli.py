@@ -56,7 +56,9 @@ def test_run_keep_leaves_the_vm(home: Home) -> None:
 
 
 def test_a_vms_life(home: Home) -> None:
-    vm_id = ok("create", "--name", "web", "--cpus", "2", "--memory", "200", "--disk", "1gb", "--project", "p").split()[0]
+    vm_id = ok("create", "--name", "web", "--cpus", "2", "--memory", "200", "--disk", "1gb", "--project", "p").split()[
+        0
+    ]
     try:
         (row,) = json.loads(ok("--json", "ls", "--project", "p"))
         assert (row["vm_id"], row["name"], row["state"], row["vcpu_count"]) == (vm_id, "web", "running", 2)
@@ -145,6 +147,18 @@ def test_a_run_that_is_terminated_removes_its_vm(home: Home) -> None:
         client.send_signal(signal.SIGTERM)
         client.wait(timeout=20)
     assert resources(home).vms == before
+
+
+def test_a_run_that_is_killed_leaves_no_vm(home: Home) -> None:
+    before = resources(home).vms
+    command = [sys.executable, "-m", "squib", "run", "--", "sh", "-c", "echo ready; sleep 1000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as client:
+        assert client.stdout and client.stdout.readline() == b"ready\n"
+        client.kill()
+    deadline = time.monotonic() + 10
+    while resources(home).directories != before:
+        assert time.monotonic() < deadline, "the VM of a killed client is still there"
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("bad", BAD_NAMES)

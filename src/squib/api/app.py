@@ -21,6 +21,7 @@ from squib.version import VERSION
 UNIX_SOCKET_HOST = "squib"
 """The Host that clients of the unix socket send."""
 
+_JSON_HINT = "the body has to be JSON, with the header Content-Type: application/json"
 _CLIENT_GONE = 499  # as nginx has it; there is no status for this
 
 
@@ -35,6 +36,7 @@ def create_app(
         openapi_url="/v1/openapi.json",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         responses={"default": {"model": ErrorBody, "description": "what failed, and what to do"}},
     )
     api.state.engine = engine
@@ -55,26 +57,36 @@ async def _on_squib_error(request: Request, error: Exception) -> Response:
 
 async def _on_invalid_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return error_response(InvalidArgument(describe_validation(error.errors())))
+    problems = error.errors()
+    no_json = "json" not in request.headers.get("content-type", "")
+    hint = _JSON_HINT if no_json and any(problem["loc"][:1] == ("body",) for problem in problems) else ""
+    return error_response(InvalidArgument(describe_validation(problems), hint=hint))
 
 
 def describe_validation(problems: Collection[dict[str, object]]) -> str:
-    """Validation errors as one line: the field, what is wrong with it, and its value where that is short."""
+    """Validation errors as one line: the field, what is wrong with it, and its value where that is short and no part
+    of an environment.
+    """
     return "; ".join(map(_describe_problem, problems))
 
 
 def _describe_problem(problem: dict[str, object]) -> str:
     loc = problem.get("loc", ())
-    parts = [str(part) for part in loc if part not in ("body", "path", "query")] if isinstance(loc, tuple) else []
+    place, *fields = loc if isinstance(loc, tuple) and loc else ("",)
+    if problem.get("type") == "json_invalid":
+        fields = []  # it is where in the text
     message = str(problem.get("msg", "")).removeprefix("Value error, ")
     value = problem.get("input")
-    shown = f" (got {value!r})" if isinstance(value, str | int | float) and len(str(value)) <= 80 else ""
-    name = ".".join(parts)
-    return f"{name}: {message}{'' if shown[6:-1] in message else shown}" if name else f"{message}"
+    short = isinstance(value, str | int | float) and len(str(value)) <= 80
+    shown = short and repr(value) not in message and not {"env", "env_vars"}.intersection(fields)
+    name = ".".join(map(str, fields)) or f"the {place}"
+    return f"{name}: {message}" + (f" (got {value!r})" if shown else "")
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, SquibError):  # raised while the body was read
+        return error_response(error.__cause__)
     if error.status_code in (404, 405):
         return error_response(
             NotFound(f"no such route: {request.method} {request.url.path}", hint="see /v1/openapi.json")

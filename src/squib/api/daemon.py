@@ -20,6 +20,7 @@ DEFAULT_IDLE_EXIT_S = 60.0
 
 
 def main() -> None:
+    """Run the engine of the state directory in ``argv``, and report its start."""
     home, ready_fd = Home(Path(sys.argv[1])), int(sys.argv[2])
     os.set_inheritable(ready_fd, False)
     idle_exit_s = float(os.environ.get("SQUIB_IDLE_EXIT_S") or DEFAULT_IDLE_EXIT_S)

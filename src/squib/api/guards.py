@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hmac
+import json
+import re
+import shlex
 from collections.abc import Collection
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from squib.core.engine import Engine
@@ -15,11 +18,14 @@ from squib.errors import BodyTooLarge, HostNotAllowed, SquibError, Unauthorized,
 MAX_BODY_BYTES = 1 << 20
 """For every request but streams of bytes into a guest, which are passed on as they come."""
 _STREAMED = "/stdin"
+_MAX_LENGTH_DIGITS = 18
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:]+)(:[0-9]+)?")
 
 
-def error_response(error: SquibError) -> JSONResponse:
-    """The answer that reports an error."""
-    return JSONResponse({"error": to_wire(error)}, status_code=error.http_status)
+def error_response(error: SquibError) -> Response:
+    """The answer that reports an error. In ASCII: a message may quote what is no UTF-8."""
+    body = json.dumps({"error": to_wire(error)}).encode("ascii")
+    return Response(body, status_code=error.http_status, media_type="application/json")
 
 
 class Guards:
@@ -54,7 +60,7 @@ class Guards:
         if host not in self._allowed_hosts:
             raise HostNotAllowed(
                 f"the engine does not answer to the host name {host[:100]!r}",
-                hint=f"squib serve --allow-host {host[:100]}",
+                hint=f"squib serve --allow-host {shlex.quote(host[:100]) if host else 'NAME'}",
             )
         if self._token is None:
             return
@@ -64,15 +70,14 @@ class Guards:
 
 
 def host_of(header: str) -> str:
-    """The host of a Host header, without its port: ``[::1]:80`` is ``[::1]``."""
-    if header.startswith("["):
-        return header.partition("]")[0].lower() + "]"
-    return header.partition(":")[0].lower()
+    """The host of a Host header, without its port: ``[::1]:80`` is ``[::1]``. Empty if it is none."""
+    found = _HOST.fullmatch(header.lower())
+    return found[1] if found else ""
 
 
 def _limited(headers: Headers, receive: Receive) -> Receive:
     length = headers.get("content-length", "0")
-    if not length.isdecimal() or int(length) > MAX_BODY_BYTES:
+    if not length.isdecimal() or len(length) > _MAX_LENGTH_DIGITS or int(length) > MAX_BODY_BYTES:
         raise _too_large()
     received = 0
 

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from squib.core.start import DEFAULT_BOOT_TIMEOUT_S
 from squib.core.stop import DEFAULT_STOP_TIMEOUT_S
-from squib.models import Check, ImageInfo, KernelInfo, Model, Progress, VMConfig, VMInfo
+from squib.models import Check, ImageInfo, KernelInfo, Model, Name, Progress, VMConfig, VMInfo
 
 
 class WireError(Model):
@@ -33,30 +33,44 @@ class CreateRequest(Model):
 
 
 class StartRequest(Model):
+    """How long the guest may take to answer."""
+
     boot_timeout_s: float = Field(default=DEFAULT_BOOT_TIMEOUT_S, gt=0, le=3600)
 
 
 class StopRequest(Model):
+    """How long the guest may take to power off; 0 forces it at once."""
+
     timeout_s: float = Field(default=DEFAULT_STOP_TIMEOUT_S, ge=0, le=3600)
 
 
 class SignalRequest(Model):
+    """A signal, by its number on Linux."""
+
     signal: int = Field(ge=1, le=64)
 
 
 class VMList(Model):
+    """VMs, oldest first."""
+
     vms: list[VMInfo]
 
 
 class ImageList(Model):
+    """Images, by name."""
+
     images: list[ImageInfo]
 
 
 class KernelList(Model):
+    """The kernels in the cache."""
+
     kernels: list[KernelInfo]
 
 
 class CheckList(Model):
+    """What doctor has found."""
+
     """What doctor found, in the order in which it looked."""
 
     checks: list[Check]
@@ -71,7 +85,7 @@ class KernelBuildRequest(Model):
 class BuildRequest(Model):
     """What to build. Without ``rebuild``, what is in the cache already is kept."""
 
-    name: str
+    name: Name
     rebuild: bool = False
 
 

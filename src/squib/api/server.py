@@ -27,6 +27,7 @@ from squib.paths import Home
 log = logging.getLogger("squib.server")
 
 _LOG_BYTES = 4 << 20
+_IDLE_POLL_S = 1.0
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -75,7 +76,7 @@ async def serve(
             on_ready(url, token)
             while not stop.is_set() and (idle_exit_s is None or engine.idle_s < idle_exit_s):
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), 1.0)
+                    await asyncio.wait_for(stop.wait(), _IDLE_POLL_S)
             log.info("engine ends: %s", "asked to" if stop.is_set() else "idle")
             home.engine_socket.unlink(missing_ok=True)  # from here on, clients start another engine
             for server in servers:
@@ -116,8 +117,8 @@ def _bind(tcp: TcpOptions) -> socket.socket:
 
 def _own_token(home: Home) -> str:
     """The token of this state directory; made once."""
-    if home.token.exists():
-        return home.token.read_text().strip()
+    if home.token.exists() and (kept := home.token.read_text().strip()):
+        return kept
     token = secrets.token_urlsafe(32)
     write_atomic(home.token, token.encode())
     return token

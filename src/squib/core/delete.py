@@ -29,6 +29,11 @@ async def delete_vm(engine: Engine, ref: str) -> None:
         await asyncio.shield(remove(engine, record))
 
 
+async def until_deleted(engine: Engine, ref: str) -> None:
+    """Return when the VM ``ref`` is no more. Raises `NotFound` if there is none."""
+    await engine.gone(engine.store.get_vm(ref).vm_id).wait()
+
+
 async def remove(engine: Engine, record: VMRecord) -> None:
     """Delete a VM whose lock is held (or that nobody knows of yet)."""
     lifecycle.move(engine.store, record, VMState.DELETING)

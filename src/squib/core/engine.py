@@ -78,6 +78,7 @@ class Engine:
         """A boot keeps a processor busy: more at once than there are would only make each of them slower."""
         self.started_at: datetime = now()
         self._locks: dict[str, asyncio.Lock] = {}
+        self._gone: dict[str, asyncio.Event] = {}
         self._last_activity = time.monotonic()
         self._requests = 0
 
@@ -88,9 +89,15 @@ class Engine:
         async with lock:
             yield
 
+    def gone(self, vm_id: str) -> asyncio.Event:
+        """Set when a VM that is there now is no more."""
+        return self._gone.setdefault(vm_id, asyncio.Event())
+
     def forget(self, vm_id: str) -> None:
         """Drop what is kept for a VM that is no more."""
         self._locks.pop(vm_id, None)
+        if gone := self._gone.pop(vm_id, None):
+            gone.set()
 
     def cgroup_name(self, vm_id: str) -> str:
         """The cgroup of a VM."""

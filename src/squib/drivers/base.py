@@ -137,8 +137,8 @@ class Driver(Protocol):
     ) -> Machine:
         """Start a VMM; return when it runs the guest.
 
-        ``identity`` is the user it runs as; ``None``: that of the engine. ``on_spawned`` is called with its pid before
-        it has touched the guest's memory, for the cgroup and the record; what it raises ends the launch. After any
+        ``identity`` is the user it runs as; ``None``: that of the engine. ``on_spawned`` is called with its pid as soon
+        as it exists, before it runs the guest, for the cgroup and the record; what it raises ends the launch. After any
         error, and after a cancellation, no process and no socket is left. Raises `WrongState` if a VMM of this VM still
         runs, `DependencyMissing`, `BootFailed` with the end of the VMM's log if it ends at once or does not answer.
         """

@@ -1,4 +1,4 @@
-"""A 51-byte guest that tells whether ``/dev/kvm`` runs a stock x86-64 kernel. A program, not a library: see
+"""A tiny guest that tells whether ``/dev/kvm`` runs a stock x86-64 kernel. A program, not a library: see
 `squib.host.probe`.
 
 It is run as a script by a bare interpreter, so it imports nothing of squib. What the guest does is printed as it
@@ -35,13 +35,16 @@ LOOP_TURNS = 20_000
 KVM_GET_API_VERSION = 0xAE00
 KVM_CREATE_VM = 0xAE01
 KVM_GET_VCPU_MMAP_SIZE = 0xAE04
+KVM_GET_SUPPORTED_CPUID = 0xC008AE05  # 8 bytes and a variable part
 KVM_CREATE_VCPU = 0xAE41
 KVM_RUN = 0xAE80
 KVM_SET_USER_MEMORY_REGION = 0x4020AE46  # 32 bytes
 KVM_SET_REGS = 0x4090AE82  # 144 bytes
 KVM_GET_SREGS = 0x8138AE83  # 312 bytes
 KVM_SET_SREGS = 0x4138AE84
+KVM_SET_CPUID2 = 0x4008AE90  # 8 bytes and a variable part
 KVM_API_VERSION = 12
+CPUID_ENTRIES = 256  # KVM's own limit
 
 EXIT_IO = 2
 EXIT_NAMES = {5: "HLT", 6: "MMIO", 8: "SHUTDOWN", 9: "FAIL_ENTRY", 17: "INTERNAL_ERROR"}
@@ -77,6 +80,7 @@ def main() -> None:
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     fcntl.ioctl(vm, KVM_SET_USER_MEMORY_REGION, struct.pack("<IIQQQ", 0, 0, 0, len(memory), address))
     vcpu = fcntl.ioctl(vm, KVM_CREATE_VCPU, 0)
+    _set_cpuid(kvm, vcpu)
     _set_registers(vcpu)
     _run(vcpu, mmap.mmap(vcpu, fcntl.ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0)))
 
@@ -98,6 +102,17 @@ def _guest_memory() -> mmap.mmap:
     gate = (handler & 0xFFFF, CODE_SELECTOR, 0, 0x8E, handler >> 16 & 0xFFFF, handler >> 32, 0)
     struct.pack_into("<HHBBHII", memory, IDT + 16 * VECTOR_UD, *gate)
     return memory
+
+
+def _set_cpuid(kvm: int, vcpu: int) -> None:
+    """Let the guest see all that KVM supports: without long mode in its CPUID, current kernels refuse it that mode.
+
+    struct kvm_cpuid2: u32 entries, padding; then entries of 40 bytes.
+    """
+    cpuid = bytearray(8 + 40 * CPUID_ENTRIES)
+    struct.pack_into("<I", cpuid, 0, CPUID_ENTRIES)
+    fcntl.ioctl(kvm, KVM_GET_SUPPORTED_CPUID, cpuid, True)
+    fcntl.ioctl(vcpu, KVM_SET_CPUID2, cpuid, True)
 
 
 def _segment(selector: int, kind: int, *, long_mode: bool) -> bytes:

@@ -30,17 +30,15 @@ class BoundedLog:
         if self.dropped_bytes:
             lost = b"\n[squib: %d bytes lost: the log could not be written]\n" % self.dropped_bytes
             if self._write(lost):
-                return self._drop(len(data))
+                self.dropped_bytes += len(data)
+                return
             self.dropped_bytes = 0
-        return self._drop(len(self._write(data)))
+        self.dropped_bytes += len(self._write(data))
 
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-    def _drop(self, count: int) -> None:
-        self.dropped_bytes += count
 
     def _write(self, data: bytes) -> bytes:
         """Write and rotate; return what could not be written."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import Self, Unpack
 
@@ -22,7 +22,7 @@ _ON_THE_WAY = (VMState.CREATING, VMState.STARTING)
 class AsyncVM:
     """A Linux microVM. Made by `create` (registered, not running) or `from_id`; `start` boots it.
 
-        async with AsyncVM() as vm:                 # created and started; deleted on exit
+        async with AsyncVM() as vm:                 # created and started; deleted on exit, even on kill -9
             print((await vm.run("uname -a")).output)
 
     ``engine`` is the engine to use, by default the local one or ``$SQUIB_URL``; an engine that is passed in is not
@@ -36,6 +36,7 @@ class AsyncVM:
         self._engine = engine or EngineClient()
         self._owns_engine = engine is None
         self._info: VMInfo | None = None
+        self._held = AsyncExitStack()
 
     def __repr__(self) -> str:
         return (
@@ -143,6 +144,8 @@ class AsyncVM:
 
     async def __aenter__(self) -> Self:
         try:
+            await self._register()
+            await self._held.enter_async_context(self._engine.holding(self.vm_id))
             return await self.start()
         except BaseException:
             await self._discard()
@@ -158,6 +161,7 @@ class AsyncVM:
             if self._info is not None:
                 await self.delete()
         finally:
+            await self._held.aclose()
             await self.close()
 
     async def wait_for_ready(self, timeout: float = 30.0) -> None:

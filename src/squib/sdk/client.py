@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import urlencode
 
 import httpx
 
-from squib.errors import EngineUnavailable, SquibError, from_wire
+from squib.errors import EngineStartFailed, EngineUnavailable, NotFound, SquibError, from_wire
 from squib.models import Check, EngineInfo, ImageInfo, KernelInfo, Progress, VMConfig, VMInfo
 from squib.paths import Home
 from squib.sdk.config import check_ref
@@ -20,6 +21,7 @@ from squib.sdk.local import ensure_engine, make_state_directory
 _UNIX_PATH_MAX_BYTES = 107
 _BASE_URL = "http://squib"
 _CONNECT_TIMEOUT_S = 10.0
+_HOLD_AGAIN_S = 0.5
 _REPEATABLE = ("GET", "DELETE")
 """Requests that may be sent again when the engine was lost before it answered."""
 
@@ -177,6 +179,27 @@ class EngineClient:
     async def delete_vm(self, ref: str) -> None:
         """Delete a VM. Raises `NotFound`."""
         await self.request("DELETE", _vm_path(ref))
+
+    @asynccontextmanager
+    async def holding(self, ref: str) -> AsyncIterator[None]:
+        """While the block runs, the VM lives only as long as this process: if that is gone, the engine deletes it.
+
+        Whoever wants to keep the VM does not hold it: at the end of the block it should be deleted.
+        """
+        holder = asyncio.create_task(self._hold(ref), name=f"hold {ref}")
+        try:
+            yield
+        finally:
+            holder.cancel()
+            await asyncio.wait({holder})
+
+    async def _hold(self, ref: str) -> None:
+        while True:
+            with suppress(EngineUnavailable):
+                with suppress(NotFound, EngineStartFailed):
+                    await self.request("POST", f"{_vm_path(ref)}/hold")
+                return
+            await asyncio.sleep(_HOLD_AGAIN_S)
 
     async def vm_logs(self, ref: str, *, lines: int | None = None, follow: bool = False) -> AsyncIterator[bytes]:
         """What the guest wrote to its console: the last ``lines`` of it and, with ``follow``, what comes until it ends.

@@ -29,6 +29,7 @@ def test_a_vm_is_made_used_and_removed(words: list[str], argv: list[str], squib:
     ended = squib("run", *words)
     assert (ended.status, ended.out) == (3, b"hello\n")
     assert api.made == LIFE
+    assert api.held == ["POST /vms/vm-new/hold"]
     assert api.body("POST /vms/vm-new/exec")["argv"] == argv
     assert api.vms == {}
 
@@ -37,6 +38,7 @@ def test_keep_leaves_it_and_says_its_name(squib: Squib, api: FakeAPI) -> None:
     ended = squib("run", "--keep", "--name", "web", "true")
     assert "squib rm web" in ended.err
     assert list(api.vms) == ["vm-new"]
+    assert api.held == []
 
 
 @pytest.mark.parametrize(

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from squib import frames
 from squib.api.context import EngineDep, Ref
 from squib.api.schema import SignalRequest
 from squib.core import exec
+from squib.guest.http2 import Response
 from squib.models import ExecRequest
 
 router = APIRouter(prefix="/vms/{ref}", tags=["exec"])
 
-ProcessId = Annotated[str, Path(pattern=re.compile(r"^p[0-9]{1,18}$"))]
+ProcessId = Annotated[str, Path(pattern=r"^p[0-9]{1,18}$")]
+
+
+class _CommandResponse(StreamingResponse):
+    """The output of a command, which is killed even if the client has left before there was any."""
+
+    def __init__(self, command: Response) -> None:
+        super().__init__(exec.stream(command), media_type=frames.CONTENT_TYPE)
+        self._command = command
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._command.close()
 
 
 @router.post("/exec", response_class=StreamingResponse, responses={200: {"content": {frames.CONTENT_TYPE: {}}}})
@@ -24,8 +39,7 @@ async def run(engine: EngineDep, ref: Ref, body: ExecRequest) -> StreamingRespon
     """Run a command and stream its output as frames (protocol/agent.md). If the client goes away, the command is
     killed.
     """
-    response = await exec.start_exec(engine, ref, body)
-    return StreamingResponse(exec.stream(response), media_type=frames.CONTENT_TYPE)
+    return _CommandResponse(await exec.start_exec(engine, ref, body))
 
 
 @router.post("/processes/{process_id}/stdin")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from fastapi import APIRouter, Request
+from starlette.requests import ClientDisconnect
 
 from squib.api.context import EngineDep, Ref, while_connected
 from squib.api.schema import CreateRequest, StartRequest, StopRequest, VMList
 from squib.core.create import create_vm
-from squib.core.delete import delete_vm
+from squib.core.delete import delete_vm, until_deleted
 from squib.core.inspect import describe, get_vm, list_vms
 from squib.core.start import start_vm
 from squib.core.stop import stop_vm
+from squib.errors import NotFound
 from squib.models import Name, VMInfo
 
 router = APIRouter(prefix="/vms", tags=["vms"])
@@ -53,3 +57,17 @@ async def stop(engine: EngineDep, ref: Ref, body: StopRequest) -> VMInfo:
 async def delete(engine: EngineDep, ref: Ref) -> None:
     """Delete a VM and all that it has. The answer comes when it is gone."""
     await delete_vm(engine, ref)
+
+
+@router.post("/{ref}/hold", status_code=204)
+async def hold(engine: EngineDep, ref: Ref, request: Request) -> None:
+    """Tie a VM to this request: if the client goes away, however it ends, the VM is deleted.
+
+    Answers when the VM was deleted otherwise. An engine that ends deletes nothing: the client asks the next one again.
+    """
+    try:
+        await while_connected(request, until_deleted(engine, ref))
+    except ClientDisconnect:
+        with suppress(NotFound):
+            await delete_vm(engine, ref)
+        raise

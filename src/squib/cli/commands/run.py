@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Annotated
 
 import typer
@@ -50,7 +51,7 @@ async def run(
     """Make a VM, run a command in it, and remove the VM again.
 
     The status is that of the command: 128 + n if signal n ended it, 124 if its timeout did. The VM is removed
-    whatever happens, Ctrl-C included, unless --keep is given.
+    whatever happens, Ctrl-C and kill -9 included, unless --keep is given.
     """
     from squib.cli import launch
     from squib.cli.runner import carry_through
@@ -72,11 +73,12 @@ async def run(
         await launch.ensure_assets(output, engine, config)
         # From here on there is something to remove: a signal waits until it is known what.
         vm = await carry_through(engine.create_vm(config))
-        try:
-            if keep:  # said first: it may be needed because of what comes
-                output.note(f"VM {vm.name} is kept; squib rm {vm.name} removes it")
-            await launch.boot(output, engine, vm, boot_timeout_s=boot_timeout_s)
-            return await run_command(output, engine, vm.vm_id, request, interactive=interactive)
-        finally:
-            if not keep:
-                await carry_through(launch.remove(engine, vm))
+        async with nullcontext() if keep else engine.holding(vm.vm_id):
+            try:
+                if keep:  # said first: it may be needed because of what comes
+                    output.note(f"VM {vm.name} is kept; squib rm {vm.name} removes it")
+                await launch.boot(output, engine, vm, boot_timeout_s=boot_timeout_s)
+                return await run_command(output, engine, vm.vm_id, request, interactive=interactive)
+            finally:
+                if not keep:
+                    await carry_through(launch.remove(engine, vm))

@@ -28,7 +28,7 @@ from squib.paths import VMPaths
 PROGRAM = "qemu-system-x86_64"
 MINIMUM_VERSION = (7, 2)
 _KVM = Path("/dev/kvm")
-_HEAP_MIB = 128  # QEMU itself: 95 MiB private after a boot, translations included
+_HEAP_MIB = 128  # QEMU's own takes 25 MiB after a boot; the rest is for threads, requests and cached files
 _MONITOR_TIMEOUT_S = 20.0  # QEMU says hello within 0.1 s on an idle host
 _ADOPT_TIMEOUT_S = 5.0
 _END_TIMEOUT_S = 2.0

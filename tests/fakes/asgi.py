@@ -1,0 +1,97 @@
+"""Requests by hand: paths that no client would send, bodies in pieces, and clients that leave."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote
+
+from starlette.types import ASGIApp, Message
+
+JSON = (("content-type", "application/json"),)
+
+
+@dataclass
+class Request:
+    """A request to an ASGI app. ``path`` is as on the request line.
+
+    `leave` is the client's going away; `blocked` keeps it from reading the answer. `head` is set with the answer's
+    status, `arrived` with each piece of its body.
+    """
+
+    method: str
+    path: str
+    body: bytes | Sequence[bytes] = b""
+    headers: Sequence[tuple[str, str]] = JSON
+    host: str | None = "squib"
+    status: int = 0
+    received: bytearray = field(default_factory=bytearray)
+    leave: asyncio.Event = field(default_factory=asyncio.Event)
+    reads: asyncio.Event = field(default_factory=asyncio.Event)
+    head: asyncio.Event = field(default_factory=asyncio.Event)
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self._pieces = [self.body] if isinstance(self.body, bytes) else list(self.body)
+        self._finished = asyncio.Event()
+        self.reads.set()
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.received)
+
+    @property
+    def error(self) -> Any:
+        return self.json["error"]
+
+    async def send_to(self, app: ASGIApp) -> Request:
+        """Send it and read the answer to its end."""
+        path, _, query = self.path.partition("?")
+        headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in self.headers]
+        if self.host is not None:
+            headers.append((b"host", self.host.encode("latin-1")))
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},  # as uvicorn's
+            "http_version": "1.1",
+            "method": self.method,
+            "scheme": "http",
+            "path": unquote(path),
+            "raw_path": path.encode(),
+            "query_string": query.encode(),
+            "root_path": "",
+            "headers": headers,
+            "client": None,
+            "server": ("squib", None),
+            "state": {},
+        }
+        try:
+            await app(scope, self._receive, self._send)
+        finally:
+            self._finished.set()
+        return self
+
+    async def _receive(self) -> Message:
+        if self._pieces:
+            piece = self._pieces.pop(0)
+            return {"type": "http.request", "body": piece, "more_body": bool(self._pieces)}
+        waiting = {asyncio.ensure_future(event.wait()) for event in (self.leave, self._finished)}
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for waiter in waiting:
+                waiter.cancel()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.head.set()
+        else:
+            self.received += message.get("body", b"")
+            if message.get("body"):
+                self.arrived.set()
+            await self.reads.wait()

@@ -1,0 +1,69 @@
+"""A VM that runs in this process: an agent, and no VMM. What its commands do can be looked at, and costs no process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from squib.core.create import create_vm
+from squib.core.engine import Engine, RunningVM
+from squib.guest.agent import AgentClient
+from squib.host import sockets
+from squib.models import VMConfig, VMState
+from tests.fakes.agent import FakeAgent
+
+
+class NoMachine:
+    """In the place of a VMM."""
+
+    async def detach(self) -> None:
+        """There is nothing to let go of."""
+
+
+@contextlib.asynccontextmanager
+async def serve_agent(path: Path, agent: FakeAgent) -> AsyncIterator[None]:
+    """An agent that answers at ``path``."""
+    connections: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task
+        connections.add(task)
+        try:
+            await agent.serve(reader, writer)
+        finally:
+            writer.transport.abort()
+
+    server = await asyncio.start_unix_server(serve, sock=sockets.listen(path))
+    try:
+        yield
+    finally:
+        server.close()
+        for task in connections:
+            task.cancel()
+        if connections:
+            await asyncio.wait(connections)
+        await asyncio.sleep(0)
+
+
+@contextlib.asynccontextmanager
+async def running_vm(engine: Engine, config: VMConfig, name: str = "web") -> AsyncIterator[FakeAgent]:
+    """A VM that runs, and its agent."""
+    agent = FakeAgent()
+    record = await create_vm(
+        engine, config.model_copy(update={"name": name}), start=False, on_progress=lambda _: None
+    )
+    paths = engine.home.vm(record.vm_id)
+    async with serve_agent(paths.agent_socket, agent):
+        client = AgentClient(paths.agent_socket)
+        await client.connect(timeout_s=5)
+        engine.running[record.vm_id] = RunningVM(NoMachine(), client)  # type: ignore[arg-type]
+        assert engine.store.change_state(record.vm_id, expected={VMState.CREATED}, to=VMState.RUNNING)
+        try:
+            yield agent
+        finally:
+            del engine.running[record.vm_id]
+            engine.store.change_state(record.vm_id, expected={VMState.RUNNING}, to=VMState.STOPPED)
+            await client.close()

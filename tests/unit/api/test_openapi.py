@@ -1,0 +1,85 @@
+"""The API describes itself, all of it."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.fakes.asgi import Request
+
+METHODS = {"get", "post", "put", "delete", "patch"}
+
+
+@pytest.fixture
+def document(answer: Callable[..., Request]) -> Any:
+    request = answer("GET", "/v1/openapi.json")
+    assert request.status == 200
+    return request.json
+
+
+def operations(document: Any) -> Iterator[tuple[str, Any]]:
+    for path, item in document["paths"].items():
+        for method in item.keys() & METHODS:
+            yield f"{method} {path}", item[method]
+
+
+def references(value: object) -> Iterator[str]:
+    if isinstance(value, dict):
+        if isinstance(value.get("$ref"), str):
+            yield value["$ref"]
+        for child in value.values():
+            yield from references(child)
+    elif isinstance(value, list):
+        for child in value:
+            yield from references(child)
+
+
+def test_every_route_is_there(document: Any) -> None:
+    assert {name for name, _ in operations(document)} == {
+        "get /v1/engine", "get /v1/engine/logs", "get /v1/doctor",
+        "get /v1/vms", "post /v1/vms", "get /v1/vms/{ref}", "delete /v1/vms/{ref}", "post /v1/vms/{ref}/start",
+        "post /v1/vms/{ref}/stop", "post /v1/vms/{ref}/hold", "post /v1/vms/{ref}/exec", "get /v1/vms/{ref}/logs",
+        "post /v1/vms/{ref}/processes/{process_id}/stdin", "post /v1/vms/{ref}/processes/{process_id}/signal",
+        "get /v1/images", "post /v1/images", "delete /v1/images/{ref}", "get /v1/kernels", "post /v1/kernels",
+    }  # fmt: skip
+
+
+def test_every_route_says_what_it_does_and_how_it_fails(document: Any) -> None:
+    for name, operation in operations(document):
+        assert operation["description"], name
+        assert operation["tags"], name
+        schema = operation["responses"]["default"]["content"]["application/json"]["schema"]
+        assert schema == {"$ref": "#/components/schemas/ErrorBody"}, name
+        assert "422" not in operation["responses"], name
+        assert any(status.startswith("2") for status in operation["responses"]), name
+
+
+def test_the_error_schema_is_that_of_the_errors(document: Any) -> None:
+    schemas = document["components"]["schemas"]
+    assert schemas["ErrorBody"]["properties"] == {"error": {"$ref": "#/components/schemas/WireError"}}
+    assert schemas["WireError"]["properties"].keys() == {"code", "message", "hint", "detail"}
+
+
+def test_every_reference_leads_somewhere_and_every_id_is_one(document: Any) -> None:
+    schemas = document["components"]["schemas"]
+    found = set(references(document))
+    assert {ref.removeprefix("#/components/schemas/") for ref in found} <= schemas.keys()
+    ids = [operation["operationId"] for _, operation in operations(document)]
+    assert len(set(ids)) == len(ids) and len(found) > 10
+
+
+def test_parameters_in_paths_are_declared(document: Any) -> None:
+    for name, operation in operations(document):
+        declared = {parameter["name"] for parameter in operation.get("parameters", []) if parameter["in"] == "path"}
+        assert {part.strip("{}") for part in name.split("/") if part.startswith("{")} == declared, name
+
+
+def test_streams_say_what_they_are(document: Any) -> None:
+    kinds = {name: set(operation["responses"].get("200", {}).get("content", {})) for name, operation in operations(document)}
+    assert kinds["post /v1/vms/{ref}/exec"] == {"application/vnd.squib.frames"}
+    assert kinds["post /v1/images"] == kinds["post /v1/kernels"] == {"application/x-ndjson"}
+    assert kinds["get /v1/vms/{ref}/logs"] == {"text/plain"}
+
+
+def test_no_schema_offers_values_of_the_environment(document: Any) -> None:
+    assert "env_vars" not in document["components"]["schemas"]["VMInfo"]["properties"]

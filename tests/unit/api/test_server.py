@@ -1,0 +1,314 @@
+"""The engine as a process: who may connect to it, when it ends, and what it leaves."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import stat
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import httpx
+import pytest
+
+from squib.api import daemon, server
+from squib.api.server import TcpOptions, serve
+from squib.core import engine
+from squib.core.create import create_vm
+from squib.core.engine import open_engine
+from squib.errors import BootFailed, EngineStartFailed, InvalidArgument
+from squib.models import EngineInfo
+from squib.paths import Home
+from tests.fakes.driver import FakeDriver
+from tests.fakes.engine import Rig
+
+Ready = tuple[str | None, str | None]
+
+
+@pytest.fixture(autouse=True)
+def faked(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def select_driver() -> FakeDriver:
+        return rig.driver
+
+    monkeypatch.setattr(server, "select_driver", select_driver)
+    monkeypatch.setattr(server, "open_engine", partial(open_engine, agent_binary=rig.agent_binary))
+    monkeypatch.setattr(server, "_IDLE_POLL_S", 0.01)
+
+
+@asynccontextmanager
+async def serving(home: Home, **options: object):  # type: ignore[no-untyped-def]
+    """An engine that answers; it is asked to stop at the end of the block, if it has not."""
+    ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(serve(home, on_ready=lambda url, token: ready.set_result((url, token)), **options))  # type: ignore[arg-type]
+    async with asyncio.timeout(20):
+        await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+        yield task, ready.result()
+        if not task.done():
+            os.kill(os.getpid(), signal.SIGTERM)
+        await task
+
+
+def client(home: Home) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(home.engine_socket)), base_url="http://squib")
+
+
+def check(test: Callable[[], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(20):
+            await test()
+
+    asyncio.run(main())
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_it_answers_on_a_socket_that_only_its_user_may_use(rig: Rig) -> None:
+    async def test() -> None:
+        umask = os.umask(0)
+        try:
+            async with serving(rig.home) as (_, ready), client(rig.home) as http:
+                assert ready == (None, None)
+                assert EngineInfo.model_validate((await http.get("/v1/engine")).json()).pid == os.getpid()
+                assert (mode(rig.home.engine_socket), mode(rig.home.root)) == (0o600, 0o700)
+        finally:
+            os.umask(umask)
+
+    check(test)
+
+
+def test_a_state_directory_that_others_may_read_is_closed_to_them(rig: Rig) -> None:
+    async def test() -> None:
+        rig.home.root.mkdir()
+        rig.home.root.chmod(0o755)
+        async with serving(rig.home):
+            assert mode(rig.home.root) == 0o700
+
+    check(test)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_and_it_leaves_no_socket(rig: Rig, number: int) -> None:
+    async def test() -> None:
+        async with serving(rig.home) as (task, _):
+            os.kill(os.getpid(), number)
+            await task
+            assert not rig.home.engine_socket.exists()
+
+    check(test)
+
+
+def test_vms_go_on_when_it_ends_and_are_there_for_the_next(rig: Rig) -> None:
+    async def test() -> None:
+        async with serving(rig.home), client(rig.home) as http:
+            body = {"config": rig.config.model_dump(exclude_unset=True) | {"name": "web"}, "start": True}
+            assert (await http.post("/v1/vms", json=body)).status_code == 201
+        [pid] = rig.vmms()
+        async with serving(rig.home), client(rig.home) as http:
+            found = (await http.get("/v1/vms/web")).json()
+            assert (found["state"], found["pid"]) == ("running", pid)
+
+    check(test)
+
+
+def test_it_ends_when_nobody_has_needed_it_for_a_while(rig: Rig) -> None:
+    async def test() -> None:
+        async with serving(rig.home, idle_exit_s=0.05) as (task, _):
+            async with client(rig.home) as http:
+                assert (await http.get("/v1/engine")).status_code == 200
+            await task
+            assert not rig.home.engine_socket.exists()
+
+    check(test)
+
+
+def test_it_stays_while_a_vm_runs_and_ends_after_the_last(rig: Rig) -> None:
+    async def test() -> None:
+        async with rig.engine() as first:
+            await create_vm(first, rig.config.model_copy(update={"name": "web"}), start=True, on_progress=lambda _: None)
+        async with serving(rig.home, idle_exit_s=0.01) as (task, _):
+            with pytest.raises(TimeoutError):  # many times as long as it may be idle
+                await asyncio.wait_for(asyncio.shield(task), 0.2)
+            async with client(rig.home) as http:
+                assert (await http.delete("/v1/vms/web")).status_code == 204
+            await task
+
+    check(test)
+
+
+def test_without_an_idle_time_it_stays(rig: Rig) -> None:
+    async def test() -> None:
+        async with serving(rig.home) as (task, _):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(task), 0.1)
+
+    check(test)
+
+
+def test_a_second_engine_is_refused_and_the_first_goes_on(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_LOCK_TIMEOUT_S", 0.02)
+
+    async def test() -> None:
+        async with serving(rig.home), client(rig.home) as http:
+            tcp = TcpOptions("127.0.0.1", 0)
+            with pytest.raises(EngineStartFailed, match="another engine"):
+                await serve(rig.home, tcp=tcp, on_ready=lambda url, token: pytest.fail("it is not ready"))
+            assert (await http.get("/v1/engine")).status_code == 200
+
+    check(test)
+
+
+@pytest.mark.parametrize("left", ["socket", "file"])
+def test_what_a_killed_engine_left_in_the_sockets_place_is_replaced(rig: Rig, left: str) -> None:
+    async def test() -> None:
+        rig.home.root.mkdir()
+        if left == "socket":
+            with socket.socket(socket.AF_UNIX) as stale:
+                stale.bind(str(rig.home.engine_socket))
+        else:
+            rig.home.engine_socket.write_text("")
+        async with serving(rig.home), client(rig.home) as http:
+            assert (await http.get("/v1/engine")).status_code == 200
+
+    check(test)
+
+
+def test_no_tcp_port_is_opened_unless_asked_for(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "create_server", lambda *args: pytest.fail("a TCP port was opened"))
+
+    async def test() -> None:
+        async with serving(rig.home):
+            pass
+
+    check(test)
+
+
+def test_tcp_needs_the_token_and_the_unix_socket_does_not(rig: Rig) -> None:
+    async def test() -> None:
+        tcp = TcpOptions("127.0.0.1", 0, token="secret", allowed_hosts=("VMS.example.org",))
+        async with serving(rig.home, tcp=tcp) as (_, (url, token)), client(rig.home) as local:
+            assert token == "secret" and not rig.home.token.exists()
+            async with httpx.AsyncClient(base_url=url, trust_env=False) as http:
+                right = {"authorization": "Bearer secret"}
+                assert (await http.get("/v1/engine")).status_code == 401
+                assert (await http.get("/v1/engine", headers={"authorization": "Bearer wrong"})).status_code == 401
+                assert (await http.get("/v1/engine", headers=right)).status_code == 200
+                for host, status in (("vms.example.org", 200), ("localhost:1", 200), ("[::1]:1", 200), ("evil", 403)):
+                    assert (await http.get("/v1/engine", headers=right | {"host": host})).status_code == status
+            assert (await local.get("/v1/engine")).status_code == 200
+
+    check(test)
+
+
+def test_a_token_is_made_once_and_only_its_user_may_read_it(rig: Rig) -> None:
+    async def test() -> None:
+        tokens = []
+        for _ in range(2):
+            async with serving(rig.home, tcp=TcpOptions("127.0.0.1", 0)) as (_, (_, token)):
+                tokens.append(token)
+                assert mode(rig.home.token) == 0o600
+                assert rig.home.token.read_text().strip() == token
+        assert tokens[0] == tokens[1] and len(tokens[0]) >= 32
+
+    check(test)
+
+
+@pytest.mark.parametrize("content", ["", "\n"])
+def test_an_empty_token_file_opens_no_door(rig: Rig, content: str) -> None:
+    async def test() -> None:
+        rig.home.root.mkdir()
+        rig.home.token.write_text(content)
+        async with serving(rig.home, tcp=TcpOptions("127.0.0.1", 0)) as (_, (url, token)):
+            assert token and len(token) >= 32
+            async with httpx.AsyncClient(base_url=url, trust_env=False) as http:
+                assert (await http.get("/v1/engine")).status_code == 401
+
+    check(test)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "host.invalid"])
+def test_an_address_that_cannot_be_bound_is_said_before_the_engine_starts(rig: Rig, host: str) -> None:
+    async def test() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            tcp = TcpOptions(host, taken.getsockname()[1])
+            with pytest.raises(InvalidArgument, match=f"cannot listen on {host}") as caught:
+                await serve(rig.home, tcp=tcp, on_ready=lambda url, token: pytest.fail("it is not ready"))
+        assert "--listen" in caught.value.hint and not rig.home.root.exists()
+
+    check(test)
+
+
+def test_a_request_that_is_under_way_is_answered_before_the_end(rig: Rig) -> None:
+    async def test() -> None:
+        async with serving(rig.home) as (task, _), client(rig.home) as http:
+            body = {"config": rig.config.model_dump(exclude_unset=True) | {"name": "web"}, "start": True}
+            making = asyncio.create_task(http.post("/v1/vms", json=body))
+            while not rig.vmms():
+                await asyncio.sleep(0.005)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert (await making).status_code == 201
+            await task
+
+    check(test)
+
+
+# --- the detached process ------------------------------------------------------------------------------------------
+
+
+def run_daemon(home: Home, monkeypatch: pytest.MonkeyPatch) -> object:
+    """What it reports. It runs in this process, as it would in its own."""
+    read_fd, write_fd = os.pipe()
+    monkeypatch.setattr(sys, "argv", ["squib.api.daemon", str(home.root), str(write_fd)])
+    monkeypatch.setattr(daemon, "log_to_file", lambda home: None)
+    try:
+        daemon.main()
+    finally:
+        with os.fdopen(read_fd) as pipe:
+            told = pipe.read()
+    return json.loads(told)
+
+
+def test_the_daemon_reports_that_it_answers_and_ends_when_idle(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SQUIB_IDLE_EXIT_S", "0")
+    assert run_daemon(rig.home, monkeypatch) == {}
+    assert not rig.home.engine_socket.exists()
+
+
+def test_the_daemon_reports_why_it_did_not_start(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail() -> FakeDriver:
+        raise BootFailed("no VMM", hint="h", detail="d")
+
+    monkeypatch.setattr(server, "select_driver", fail)
+    told: list[object] = []
+    monkeypatch.setattr(json, "dump", lambda value, file: told.append(value) or file.write("0"))
+    with pytest.raises(SystemExit) as ended:
+        run_daemon(rig.home, monkeypatch)
+    assert ended.value.code == 1
+    assert told == [{"error": {"code": "boot_failed", "message": "no VMM", "hint": "h", "detail": "d"}}]
+
+
+def test_the_daemon_lets_no_vmm_inherit_its_pipe(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    inheritable: list[bool] = []
+
+    async def look() -> FakeDriver:
+        inheritable.append(os.get_inheritable(int(sys.argv[2])))
+        return rig.driver
+
+    monkeypatch.setattr(server, "select_driver", look)
+    monkeypatch.setenv("SQUIB_IDLE_EXIT_S", "0")
+    monkeypatch.setattr(os, "pipe", partial(_inheritable_pipe, os.pipe))
+    run_daemon(rig.home, monkeypatch)
+    assert inheritable == [False]
+
+
+def _inheritable_pipe(pipe: Callable[[], tuple[int, int]]) -> tuple[int, int]:
+    read_fd, write_fd = pipe()
+    os.set_inheritable(write_fd, True)
+    return read_fd, write_fd
