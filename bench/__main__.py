@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Measure squib on this machine, in a state directory of its own. Nothing is left behind.",
         epilog="Figures: " + ", ".join(figure.name for figure in FIGURES),
     )
-    parser.add_argument("--runs", type=_positive, default=_DEFAULT_RUNS, help="how often to measure (%(default)s)")
+    parser.add_argument("--runs", type=_count, default=_DEFAULT_RUNS, help="how often to measure (%(default)s)")
     parser.add_argument(
         "--only",
         metavar="NAME",
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _positive(text: str) -> int:
+def _count(text: str) -> int:
     if (number := int(text)) < 1:
         raise ValueError(text)
     return number

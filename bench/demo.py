@@ -26,7 +26,7 @@ from squib.models import EngineInfo
 
 T = TypeVar("T")
 
-FIRST_COMMAND = ("python3", "-c", "import platform; print('Python', platform.python_version(), 'says', 6 * 7)")
+FIRST_COMMAND = ("python3", "-c", 'import platform; print("Python", platform.python_version(), "says", 6 * 7)')
 SECOND_COMMAND = ("uname", "-a")
 NEXT_COMMAND = ("run", "--", "python3", "-c", "print(6 * 7)")
 _STEP_CHARS = 16

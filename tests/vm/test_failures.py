@@ -25,7 +25,7 @@ from squib import (
     VMConfig,
 )
 from squib.core.create import create_vm
-from squib.core.engine import open_engine
+from squib.core.opening import open_engine
 from squib.drivers.select import select_driver
 from squib.host import proc
 from squib.kernels import bzimage

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 
 from squib.api.app import create_app
 from squib.api.guards import host_of
-from squib.core.engine import open_engine
+from squib.core.opening import open_engine
 from squib.drivers.select import select_driver
 from squib.errors import InvalidArgument
 from squib.host import sockets
@@ -53,8 +53,9 @@ async def serve(
     ``on_ready`` is called with the URL and the token of the TCP listener (or ``None``) when requests are answered.
     Raises `EngineStartFailed`, `InvalidArgument` if the address cannot be bound.
     """
-    tcp_socket = _bind(tcp) if tcp else None
-    async with open_engine(home, await select_driver()) as engine, contextlib.AsyncExitStack() as stack:
+    async with contextlib.AsyncExitStack() as stack:
+        tcp_socket = stack.enter_context(_bind(tcp)) if tcp else None
+        engine = await stack.enter_async_context(open_engine(home, await select_driver()))
         log.info("engine of %s: %s, %s", home.root, engine.driver.name, engine.driver.accelerator)
         unix_socket = sockets.listen(home.engine_socket)
         stack.callback(home.engine_socket.unlink, missing_ok=True)

@@ -1,7 +1,7 @@
 """The engine: the one owner of a state directory. It holds what the verbs (`squib.core.create` and so on) work with.
 
-The lock on the state directory is held for as long as this object is open. VMMs are not its children in spirit: they
-go on when it ends, and the next engine adopts them (`squib.core.reconcile`).
+It is made by `squib.core.opening`. VMMs are not its children in spirit: they go on when it ends, and the next engine
+adopts them (`squib.core.reconcile`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import logging
 import os
-import resource
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -20,11 +19,8 @@ from pathlib import Path
 
 from squib.core.lifecycle import WITH_VMM
 from squib.drivers.base import Driver, Machine
-from squib.errors import EngineStartFailed
 from squib.guest.agent import AGENT_BINARY, AgentClient
 from squib.host import cgroup
-from squib.host.files import disk_errors
-from squib.host.locks import FileLock
 from squib.images.cache import ImageStore
 from squib.images.overlay import OverlayStore
 from squib.kernels.catalog import KernelStore
@@ -35,8 +31,6 @@ from squib.store.db import Store, now
 from squib.version import VERSION
 
 log = logging.getLogger("squib.engine")
-
-_LOCK_TIMEOUT_S = 10.0
 
 
 @dataclass
@@ -60,7 +54,7 @@ class RunningVM:
 
 
 class Engine:
-    """Everything of one state directory. Made by `open_engine`."""
+    """Everything of one state directory."""
 
     def __init__(self, home: Home, driver: Driver, agent_binary: Path = AGENT_BINARY) -> None:
         self.home = home
@@ -120,6 +114,15 @@ class Engine:
             return 0.0
         return time.monotonic() - self._last_activity
 
+    async def close(self) -> None:
+        """End what is under way and let go of the VMs, which go on."""
+        for task in list(self.starts.values()):
+            task.cancel()
+        await asyncio.gather(*self.starts.values(), return_exceptions=True)
+        for vm in list(self.running.values()):
+            await vm.close()
+        self.store.close()
+
     def info(self) -> EngineInfo:
         """What this engine is."""
         records = self.store.list_vms()
@@ -138,55 +141,3 @@ class Engine:
 def cgroup_parent(home: Home) -> str:
     """The cgroup of all VMs of a state directory: apart from those of others on this host."""
     return f"squib/{hashlib.sha256(os.fsencode(home.root)).hexdigest()[:8]}"
-
-
-@contextlib.asynccontextmanager
-async def open_engine(home: Home, driver: Driver, agent_binary: Path = AGENT_BINARY) -> AsyncIterator[Engine]:
-    """Take the state directory, settle what a former engine left, and serve until the block ends.
-
-    Raises `EngineStartFailed` if another engine has the directory, or it cannot be used; `DiskFull`.
-    """
-    from squib.core.reconcile import reconcile
-
-    _make_home(home)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a VMM's core dump would hold the guest's memory
-    with FileLock(home.engine_lock) as lock:
-        await _acquire(lock)
-        engine = Engine(home, driver, agent_binary)
-        try:
-            await reconcile(engine)
-            yield engine
-        finally:
-            for task in list(engine.starts.values()):
-                task.cancel()
-            await asyncio.gather(*engine.starts.values(), return_exceptions=True)
-            for vm in list(engine.running.values()):
-                await vm.close()
-            engine.store.close()
-
-
-def _make_home(home: Home) -> None:
-    folders = (home.vms, home.images, home.kernels, home.initramfs, home.overlays, home.building, home.locks)
-    try:
-        with disk_errors(home.root):
-            home.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            home.root.chmod(0o700)
-            for folder in folders:
-                folder.mkdir(parents=True, exist_ok=True)
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        raise EngineStartFailed(
-            f"the state directory {home.root} cannot be used: {error.strerror}",
-            hint="set SQUIB_HOME to a directory that this user may write",
-        ) from error
-
-
-async def _acquire(lock: FileLock) -> None:
-    """Take the engine's lock; an engine that is just ending gives it up in a moment."""
-    deadline = time.monotonic() + _LOCK_TIMEOUT_S
-    while not lock.try_acquire():
-        if time.monotonic() > deadline:
-            raise EngineStartFailed(
-                f"another engine uses {lock.path.parent}",
-                hint="squib version shows it; set SQUIB_HOME for a second one",
-            )
-        await asyncio.sleep(0.02)

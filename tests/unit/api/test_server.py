@@ -19,7 +19,7 @@ from squib.api import daemon, server
 from squib.api.server import TcpOptions, serve
 from squib.core import engine
 from squib.core.create import create_vm
-from squib.core.engine import open_engine
+from squib.core.opening import open_engine
 from squib.errors import BootFailed, EngineStartFailed, InvalidArgument
 from squib.models import EngineInfo
 from squib.paths import Home
@@ -37,6 +37,12 @@ def faked(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "select_driver", select_driver)
     monkeypatch.setattr(server, "open_engine", partial(open_engine, agent_binary=rig.agent_binary))
     monkeypatch.setattr(server, "_IDLE_POLL_S", 0.01)
+    monkeypatch.setattr(asyncio, "sleep", partial(_sleep_at_most, asyncio.sleep))
+
+
+async def _sleep_at_most(sleep: Callable[[float], Awaitable[None]], delay: float) -> None:
+    """uvicorn looks every 0.1 s whether it should end."""
+    await sleep(min(delay, 0.005))
 
 
 @asynccontextmanager
@@ -135,7 +141,7 @@ def test_it_stays_while_a_vm_runs_and_ends_after_the_last(rig: Rig) -> None:
             await create_vm(first, rig.config.model_copy(update={"name": "web"}), start=True, on_progress=lambda _: None)
         async with serving(rig.home, idle_exit_s=0.01) as (task, _):
             with pytest.raises(TimeoutError):  # many times as long as it may be idle
-                await asyncio.wait_for(asyncio.shield(task), 0.2)
+                await asyncio.wait_for(asyncio.shield(task), 0.1)
             async with client(rig.home) as http:
                 assert (await http.delete("/v1/vms/web")).status_code == 204
             await task

@@ -111,7 +111,7 @@ def test_a_lease_without_a_vm_is_released(rig: Rig) -> None:
 
 
 def test_only_one_engine_has_a_state_directory(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("squib.core.engine._LOCK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("squib.core.opening._LOCK_TIMEOUT_S", 0.05)
 
     async def main() -> None:
         async with rig.engine():

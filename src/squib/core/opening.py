@@ -1,0 +1,66 @@
+"""Becoming the engine of a state directory: taking its lock, and settling what a former engine left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from squib.core.engine import Engine
+from squib.core.reconcile import reconcile
+from squib.drivers.base import Driver
+from squib.errors import EngineStartFailed
+from squib.guest.agent import AGENT_BINARY
+from squib.host.files import disk_errors
+from squib.host.locks import FileLock
+from squib.paths import Home
+
+_LOCK_TIMEOUT_S = 10.0
+
+
+@contextlib.asynccontextmanager
+async def open_engine(home: Home, driver: Driver, agent_binary: Path = AGENT_BINARY) -> AsyncIterator[Engine]:
+    """Take the state directory, settle what a former engine left, and serve until the block ends.
+
+    Raises `EngineStartFailed` if another engine has the directory, or it cannot be used; `DiskFull`.
+    """
+    _make_home(home)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a VMM's core dump would hold the guest's memory
+    with FileLock(home.engine_lock) as lock:
+        await _acquire(lock)
+        engine = Engine(home, driver, agent_binary)
+        try:
+            await reconcile(engine)
+            yield engine
+        finally:
+            await engine.close()
+
+
+def _make_home(home: Home) -> None:
+    folders = (home.vms, home.images, home.kernels, home.initramfs, home.overlays, home.building, home.locks)
+    try:
+        with disk_errors(home.root):
+            home.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            home.root.chmod(0o700)
+            for folder in folders:
+                folder.mkdir(parents=True, exist_ok=True)
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        raise EngineStartFailed(
+            f"the state directory {home.root} cannot be used: {error.strerror}",
+            hint="set SQUIB_HOME to a directory that this user may write",
+        ) from error
+
+
+async def _acquire(lock: FileLock) -> None:
+    """Take the engine's lock; an engine that is just ending gives it up in a moment."""
+    deadline = time.monotonic() + _LOCK_TIMEOUT_S
+    while not lock.try_acquire():
+        if time.monotonic() > deadline:
+            raise EngineStartFailed(
+                f"another engine uses {lock.path.parent}",
+                hint="squib version shows it; set SQUIB_HOME for a second one",
+            )
+        await asyncio.sleep(0.02)

@@ -1,0 +1,35 @@
+"""Client programs and the engine that they find by ``$SQUIB_HOME``."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from squib.host import cgroup
+from squib.images.overlay import OverlayStore
+from tests.fakes.engine import Rig, write_overlay
+from tests.fakes.served import Served
+
+
+@pytest.fixture(autouse=True)
+def nothing_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reaches an engine of whoever runs the tests."""
+    for name in ("SQUIB_URL", "SQUIB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SQUIB_HOME", "/proc/nosuch/squib")
+
+
+@pytest.fixture(scope="module")
+def module_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OverlayStore, "create", write_overlay)
+        patch.setattr(cgroup, "find_layout", cgroup.Layout)
+        with Served(Rig(tmp_path_factory.mktemp("served"))).running() as served:
+            yield served
+
+
+@pytest.fixture
+def served(module_engine: Served, monkeypatch: pytest.MonkeyPatch) -> Served:
+    """An engine, one for all tests of a module, that `EngineClient` finds."""
+    monkeypatch.setenv("SQUIB_HOME", str(module_engine.rig.home.root))
+    module_engine.rig.driver.behaviour = "--ok"
+    return module_engine
