@@ -47,13 +47,13 @@ async def _power_off(vm: RunningVM, timeout_s: float) -> str:
     """Ask the guest to power off and wait for its VMM's end, at most ``timeout_s``. Returns how that went."""
     try:
         async with asyncio.timeout(timeout_s):
-            await vm.agent.poweroff(grace_s=timeout_s * _GRACE_SHARE)
+            try:
+                await vm.agent.poweroff(grace_s=timeout_s * _GRACE_SHARE)
+            except AgentError as error:  # which may be because the guest is powering off already
+                log.warning("the agent did not answer to a stop: %s", error.message)
             await vm.machine.wait()
     except TimeoutError:
         return f"killed: the guest did not power off within {timeout_s:g} s"
-    except AgentError as error:
-        log.warning("the agent does not power off: %s", error.message)
-        return f"killed: {error.message}"
     return "stopped"
 
 

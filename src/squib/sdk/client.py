@@ -22,6 +22,7 @@ _UNIX_PATH_MAX_BYTES = 107
 _BASE_URL = "http://squib"
 _CONNECT_TIMEOUT_S = 10.0
 _HOLD_AGAIN_S = 0.5
+_HOLD_END_S = 0.5
 _REPEATABLE = ("GET", "DELETE")
 """Requests that may be sent again when the engine was lost before it answered."""
 
@@ -190,6 +191,7 @@ class EngineClient:
         try:
             yield
         finally:
+            await asyncio.wait({holder}, timeout=_HOLD_END_S)  # the VM's deletion ends it
             holder.cancel()
             await asyncio.wait({holder})
 

@@ -189,7 +189,7 @@ def test_what_cannot_be_is_refused_before_it_is_sent(vm: VM, cmd: object, option
         vm.run(cmd, **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("env", [{"TOKEN": 13371337}, {"TOKEN": "13371337\0"}, {"TOKEN": b"13371337"}])
+@pytest.mark.parametrize("env", [{"TOKEN": 13371337}, {"TOKEN": "13371337\0"}])
 def test_a_refused_environment_does_not_show_its_values(vm: VM, env: dict[str, str]) -> None:
     with pytest.raises(InvalidArgument, match="env") as caught:
         vm.run(["a"], env=env)
