@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -42,6 +44,12 @@ class FakeMachine:
                 return ExitReason(ExitKind.KILLED, f"the VMM was killed by signal {-code}")
             case code:
                 return ExitReason(ExitKind.FAILED, f"the VMM ended with status {code}")
+
+    async def pause(self) -> None:
+        os.kill(self._process.pid, signal.SIGSTOP)
+
+    async def resume(self) -> None:
+        os.kill(self._process.pid, signal.SIGCONT)
 
     async def kill(self) -> None:
         await self._process.kill()

@@ -52,9 +52,7 @@ async def serve_agent(path: Path, agent: FakeAgent) -> AsyncIterator[None]:
 async def running_vm(engine: Engine, config: VMConfig, name: str = "web") -> AsyncIterator[FakeAgent]:
     """A VM that runs, and its agent."""
     agent = FakeAgent()
-    record = await create_vm(
-        engine, config.model_copy(update={"name": name}), start=False, on_progress=lambda _: None
-    )
+    record = await create_vm(engine, config.model_copy(update={"name": name}), start=False, on_progress=lambda _: None)
     paths = engine.home.vm(record.vm_id)
     async with serve_agent(paths.agent_socket, agent):
         client = AgentClient(paths.agent_socket)

@@ -97,6 +97,21 @@ def test_a_guest_that_panics_is_an_error_with_its_words(vm: VM) -> None:
     assert b"Kernel panic" in vm.logs(lines=40)
 
 
+def test_a_paused_vm_stands_still_and_goes_on_with_the_time_of_now(vm: VM, home: Home) -> None:
+    vm.run("(while :; do date +%s.%N > /run/beat; sleep 0.02; done) > /dev/null 2>&1 &", check=True)
+    assert vm.pause().status is VMState.PAUSED
+    with pytest.raises(WrongState, match="paused"):
+        vm.run("true")
+    end_engine(home, signal.SIGKILL)
+    assert vm.refresh().state is VMState.PAUSED
+    paused_at = time.time()
+    time.sleep(1)  # the time in which it stands still
+    assert vm.resume().status is VMState.RUNNING
+    guest = float(vm.run(["date", "+%s.%N"]).stdout)
+    assert paused_at + 1 < guest < time.time() + 0.5
+    assert vm.pause().stop().info.reason == "stopped"
+
+
 def test_the_engine_can_be_killed_and_vms_go_on(vm: VM, home: Home) -> None:
     vm.run("echo state > /run/in-memory", check=True)
     pid = vm.info.pid

@@ -6,8 +6,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from squib.cli import options
+from squib.cli.progress import waiting
 from squib.cli.render import Output
 from squib.errors import EngineError, SquibError
+from squib.models import VMInfo
 from squib.sdk.client import EngineClient
 from squib.sdk.config import check_ref
 
@@ -36,3 +38,24 @@ async def for_each(
                 output.error(error)
                 status = 1
     return results, status
+
+
+async def change_each(
+    output: Output, refs: Sequence[str], doing: str, change: Callable[[EngineClient, str], Awaitable[VMInfo]]
+) -> int:
+    """Change the state of each VM and print its name, or with --json all VMs as they are then; the exit status.
+
+    ``doing`` is the change as it is told while it takes its time: ``starting``.
+    """
+
+    async def act(engine: EngineClient, ref: str) -> VMInfo:
+        async with waiting(output, f"{doing} VM {ref}"):
+            vm = await change(engine, ref)
+        if not output.json:
+            output.line(ref)
+        return vm
+
+    changed, status = await for_each(output, refs, act)
+    if output.json:
+        output.data(changed)
+    return status

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from squib import frames
 from squib.core import lifecycle
 from squib.core.engine import Engine
+from squib.core.pause import running
 from squib.errors import AgentUnreachable, SquibError, to_wire
 from squib.guest.agent import AgentClient
 from squib.guest.http2 import Body, Response
@@ -22,10 +23,7 @@ def agent_of(engine: Engine, ref: str) -> AgentClient:
     record = engine.store.get_vm(ref)
     if record.state is not VMState.RUNNING:
         raise lifecycle.wrong_state(record, "running a command")
-    vm = engine.running.get(record.vm_id)
-    if vm is None:
-        raise AgentUnreachable(f"VM {record.name} has just ended", hint=f"squib inspect {record.name} shows why")
-    return vm.agent
+    return running(engine, record).agent
 
 
 async def start_exec(engine: Engine, ref: str, request: ExecRequest) -> Response:

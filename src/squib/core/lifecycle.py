@@ -1,9 +1,10 @@
 """The states of a VM and the ways between them: one table, which every state change goes through.
 
     creating ──> created ──> starting ──> running ──> stopping ──> stopped
-        │                       │  ^         │                        │
-        │                       v  └─────────┼──── error, stopped <───┘ (start again)
-        └──────> running      error <────────┘ (the VMM ended by itself)
+        │                       │  ^       ^   │  │                   │
+        │                       v  └───────┼───┼──┴ error, stopped <──┘ (start again)
+        └──────> running      error        v   └─> (the VMM ended by itself)
+                                         paused
 
 ``deleting`` can follow every state and ends in nothing.
 """
@@ -18,14 +19,18 @@ TRANSITIONS: dict[VMState, frozenset[VMState]] = {
     VMState.CREATING: frozenset({VMState.CREATED, VMState.RUNNING, VMState.DELETING}),
     VMState.CREATED: frozenset({VMState.STARTING, VMState.DELETING}),
     VMState.STARTING: frozenset({VMState.RUNNING, VMState.STOPPED, VMState.ERROR, VMState.DELETING}),
-    VMState.RUNNING: frozenset({VMState.STOPPING, VMState.STOPPED, VMState.ERROR, VMState.DELETING}),
+    VMState.RUNNING: frozenset({VMState.PAUSED, VMState.STOPPING, VMState.STOPPED, VMState.ERROR, VMState.DELETING}),
+    VMState.PAUSED: frozenset({VMState.RUNNING, VMState.STOPPING, VMState.STOPPED, VMState.ERROR, VMState.DELETING}),
     VMState.STOPPING: frozenset({VMState.STOPPED, VMState.DELETING}),
     VMState.STOPPED: frozenset({VMState.STARTING, VMState.DELETING}),
     VMState.ERROR: frozenset({VMState.STARTING, VMState.DELETING}),
     VMState.DELETING: frozenset({VMState.DELETING}),
 }
 
-WITH_VMM = frozenset({VMState.CREATING, VMState.STARTING, VMState.RUNNING, VMState.STOPPING, VMState.DELETING})
+UP = frozenset({VMState.RUNNING, VMState.PAUSED})
+"""The states in which a VM has a VMM that is to go on."""
+
+WITH_VMM = UP | {VMState.CREATING, VMState.STARTING, VMState.STOPPING, VMState.DELETING}
 """The states in which a VMM may exist: the engine stays while a VM is in one of them."""
 
 
@@ -45,6 +50,7 @@ def wrong_state(record: VMRecord, wanted: str) -> WrongState:
     why = f" ({record.reason})" if record.reason else ""
     hint = {
         VMState.CREATED: f"squib start {record.name}",
+        VMState.PAUSED: f"squib resume {record.name}",
         VMState.STOPPED: f"squib start {record.name}",
         VMState.ERROR: f"squib logs {record.name} shows why; squib start {record.name} tries again",
     }.get(record.state, f"squib inspect {record.name} shows what it is doing")

@@ -53,7 +53,7 @@ async def _settle(engine: Engine, record: VMRecord) -> None:
             lifecycle.move(engine.store, record, VMState.STOPPED, reason=reason, pid=None, stopped_at=now())
         case VMState.STOPPING:
             await _finish_stop(engine, record)
-        case VMState.RUNNING:
+        case VMState.RUNNING | VMState.PAUSED:
             await _adopt(engine, record)
         case VMState.CREATED | VMState.STOPPED | VMState.ERROR:
             await release(engine, record.vm_id, RUN)
@@ -69,6 +69,8 @@ async def _adopt(engine: Engine, record: VMRecord) -> None:
         return
     vm = engine.running[record.vm_id] = RunningVM(machine, AgentClient(machine.agent.path))
     watch(engine, record.vm_id, vm)
+    if record.state is VMState.PAUSED:
+        await machine.pause()
     log.info("adopted VM %s, pid %d", record.vm_id, machine.pid)
 
 

@@ -206,7 +206,7 @@ async def _settle_when_it_ends(engine: Engine, vm_id: str, vm: RunningVM) -> Non
             return  # a stop or delete has settled it
         state = VMState.STOPPED if reason.kind is ExitKind.POWERED_OFF else VMState.ERROR
         engine.store.change_state(
-            vm_id, expected={VMState.RUNNING}, to=state, reason=reason.text, pid=None, stopped_at=now()
+            vm_id, expected=lifecycle.UP, to=state, reason=reason.text, pid=None, stopped_at=now()
         )
         log.info("VM %s is %s: %s", vm_id, state, reason.text)
         await release(engine, vm_id, RUN)

@@ -30,12 +30,14 @@ async def stop_vm(engine: Engine, ref: str, *, timeout_s: float = DEFAULT_STOP_T
     cancel_start(engine, vm_id)
     async with engine.lock(vm_id):
         record = engine.store.get_vm(vm_id)
-        if record.state is not VMState.RUNNING:
+        if record.state not in lifecycle.UP:
             return record
         lifecycle.move(engine.store, record, VMState.STOPPING)
         vm = engine.running.get(vm_id)
         reason = "killed: the stop was interrupted"
         try:
+            if vm and record.state is VMState.PAUSED:
+                await vm.machine.resume()
             reason = await _power_off(vm, timeout_s) if vm else "its VMM had ended"
         finally:
             # Whatever happens to the caller, a stop that has begun is carried through.

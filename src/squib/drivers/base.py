@@ -92,6 +92,12 @@ class Machine(Protocol):
         May be called often.
         """
 
+    async def pause(self) -> None:
+        """Halt the guest's processors. Idempotent. Raises `ToolFailed` if the VMM does not answer."""
+
+    async def resume(self) -> None:
+        """Let the guest's processors run. Idempotent. Raises `ToolFailed` if the VMM does not answer."""
+
     async def kill(self) -> None:
         """End the VMM at once and return when `wait` would.
 

@@ -70,10 +70,14 @@ class AgentClient:
                 "hostname": hostname,
                 "machine_id": machine_id,
                 "env": env,
-                "time_unix_ms": time.time_ns() // 1_000_000,
+                "time_unix_ms": _now_unix_ms(),
                 "entropy": base64.b64encode(os.urandom(_ENTROPY_BYTES)).decode(),
             },
         )
+
+    async def set_clock(self) -> None:
+        """Set the guest's clock to the host's."""
+        await self._json("POST", "/v1/setup", {"time_unix_ms": _now_unix_ms()})
 
     async def exec(self, request: ExecRequest) -> Response:
         """Start a command; the response streams frames (`squib.frames`). Closing it early kills the command.
@@ -123,6 +127,10 @@ class AgentClient:
         async with await self._send(method, path, body, content_type="application/json") as response:
             answer = await response.read()
             return _decode(answer) if answer else {}
+
+
+def _now_unix_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _encode(value: dict[str, Any]) -> bytes:

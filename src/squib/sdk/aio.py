@@ -132,6 +132,16 @@ class AsyncVM:
         self._info = await self._engine.stop_vm(self.vm_id, timeout_s=timeout)
         return self
 
+    async def pause(self) -> Self:
+        """Halt the VM's processors: it keeps its memory and its commands stand still. Raises `WrongState`."""
+        self._info = await self._engine.pause_vm(self.vm_id)
+        return self
+
+    async def resume(self) -> Self:
+        """Let the paused VM go on, with the time of now. Raises `WrongState`."""
+        self._info = await self._engine.resume_vm(self.vm_id)
+        return self
+
     async def delete(self) -> None:
         """Delete the VM for good, in whatever state it is. Done already: nothing."""
         with suppress(NotFound):

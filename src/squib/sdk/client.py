@@ -7,16 +7,19 @@ import json
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 import httpx
+from pydantic import ValidationError
 
-from squib.errors import EngineStartFailed, EngineUnavailable, NotFound, SquibError, from_wire
-from squib.models import Check, EngineInfo, ImageInfo, KernelInfo, Progress, VMConfig, VMInfo
+from squib.errors import EngineStartFailed, EngineUnavailable, InvalidArgument, NotFound, SquibError, from_wire
+from squib.models import Check, EngineInfo, ImageInfo, KernelInfo, Model, Progress, VMConfig, VMInfo
 from squib.paths import Home
 from squib.sdk.config import check_ref
 from squib.sdk.local import ensure_engine, make_state_directory
+
+M = TypeVar("M", bound=Model)
 
 _UNIX_PATH_MAX_BYTES = 107
 _BASE_URL = "http://squib"
@@ -31,12 +34,14 @@ class EngineClient:
     """An engine: by default that of the state directory (started if need be), or a remote one by ``url`` and ``token``.
 
     ``url`` defaults to ``$SQUIB_URL`` and ``token`` to ``$SQUIB_TOKEN``; with neither, the engine is local. Belongs
-    to one event loop. `close` it, or use it as an async context manager.
+    to one event loop. `close` it, or use it as an async context manager. Raises `InvalidArgument` for a URL or token
+    that cannot be one.
     """
 
     def __init__(self, *, url: str | None = None, token: str | None = None, home: Home | None = None) -> None:
-        self._url = url or (None if home else os.environ.get("SQUIB_URL") or None)
-        self._token = token or os.environ.get("SQUIB_TOKEN") or None
+        url = url or (None if home else os.environ.get("SQUIB_URL") or None)
+        self._url = _checked_url(url) if url else None
+        self._token = _checked_token(token or os.environ.get("SQUIB_TOKEN") or "") or None
         self._home = home or (None if self._url else Home.from_environment())
         self._folder_fd = -1
         self._http: httpx.AsyncClient | None = None
@@ -77,7 +82,10 @@ class EngineClient:
         content = None if body is None else json.dumps(body).encode()
         async with self.stream(method, path, content) as response:
             answer = await response.aread()
-        return json.loads(answer) if answer else None
+        try:
+            return json.loads(answer) if answer else None
+        except ValueError:
+            raise _not_understood(self._where) from None
 
     @asynccontextmanager
     async def stream(
@@ -90,7 +98,7 @@ class EngineClient:
         try:
             response = await self._send(http, request)
             try:
-                if response.status_code >= 400:
+                if response.status_code >= 300:
                     raise _error_of(response.status_code, await response.aread())
                 yield response
             finally:
@@ -143,39 +151,47 @@ class EngineClient:
 
     async def info(self) -> EngineInfo:
         """What the engine is."""
-        return EngineInfo.model_validate(await self.request("GET", "/engine"))
+        return _read(EngineInfo, await self.request("GET", "/engine"))
 
     async def doctor(self) -> list[Check]:
         """What the engine finds when it looks at its host and its state directory."""
-        return [Check.model_validate(check) for check in (await self.request("GET", "/doctor"))["checks"]]
+        return _read_list(Check, await self.request("GET", "/doctor"), "checks")
 
     async def vms(self, *, project: str | None = None) -> list[VMInfo]:
         """All VMs, or those of one project; oldest first."""
         query = f"?project={check_ref(project)}" if project is not None else ""
-        return [VMInfo.model_validate(vm) for vm in (await self.request("GET", f"/vms{query}"))["vms"]]
+        return _read_list(VMInfo, await self.request("GET", f"/vms{query}"), "vms")
 
     async def vm(self, ref: str) -> VMInfo:
         """The VM with this ID or name. Raises `NotFound`."""
-        return VMInfo.model_validate(await self.request("GET", _vm_path(ref)))
+        return _read(VMInfo, await self.request("GET", _vm_path(ref)))
 
     async def create_vm(self, config: VMConfig) -> VMInfo:
         """Register a VM. Raises `NameTaken`, `DiskFull` and as `build_image`."""
         body = {"config": config.model_dump(exclude_unset=True), "start": False}
-        return VMInfo.model_validate(await self.request("POST", "/vms", body))
+        return _read(VMInfo, await self.request("POST", "/vms", body))
 
     async def launch_vm(self, config: VMConfig, *, boot_timeout_s: float) -> VMInfo:
         """Make a VM and boot it; if it does not come up, nothing of it stays. Raises as `create_vm` and `start_vm`."""
         body = {"config": config.model_dump(exclude_unset=True), "start": True, "boot_timeout_s": boot_timeout_s}
-        return VMInfo.model_validate(await self.request("POST", "/vms", body))
+        return _read(VMInfo, await self.request("POST", "/vms", body))
 
     async def start_vm(self, ref: str, *, boot_timeout_s: float) -> VMInfo:
         """Boot a VM. Raises `BootFailed`, `BootTimeout`, `WrongState`, `NotFound`."""
         body = {"boot_timeout_s": boot_timeout_s}
-        return VMInfo.model_validate(await self.request("POST", f"{_vm_path(ref)}/start", body))
+        return _read(VMInfo, await self.request("POST", f"{_vm_path(ref)}/start", body))
 
     async def stop_vm(self, ref: str, *, timeout_s: float) -> VMInfo:
         """Stop a VM, by force after ``timeout_s``. Raises `NotFound`."""
-        return VMInfo.model_validate(await self.request("POST", f"{_vm_path(ref)}/stop", {"timeout_s": timeout_s}))
+        return _read(VMInfo, await self.request("POST", f"{_vm_path(ref)}/stop", {"timeout_s": timeout_s}))
+
+    async def pause_vm(self, ref: str) -> VMInfo:
+        """Halt a VM's processors. Raises `WrongState`, `NotFound`."""
+        return VMInfo.model_validate(await self.request("POST", f"{_vm_path(ref)}/pause"))
+
+    async def resume_vm(self, ref: str) -> VMInfo:
+        """Let a paused VM go on. Raises `WrongState`, `NotFound`."""
+        return VMInfo.model_validate(await self.request("POST", f"{_vm_path(ref)}/resume"))
 
     async def delete_vm(self, ref: str) -> None:
         """Delete a VM. Raises `NotFound`."""
@@ -224,11 +240,11 @@ class EngineClient:
 
     async def images(self) -> list[ImageInfo]:
         """The images in the engine's cache."""
-        return [ImageInfo.model_validate(image) for image in (await self.request("GET", "/images"))["images"]]
+        return _read_list(ImageInfo, await self.request("GET", "/images"), "images")
 
     async def kernels(self) -> list[KernelInfo]:
         """The kernels in the engine's cache."""
-        return [KernelInfo.model_validate(kernel) for kernel in (await self.request("GET", "/kernels"))["kernels"]]
+        return _read_list(KernelInfo, await self.request("GET", "/kernels"), "kernels")
 
     async def build_image(
         self, name: str, *, rebuild: bool = False, on_progress: Callable[[Progress], None] = lambda _: None
@@ -237,13 +253,14 @@ class EngineClient:
         `DiskFull`.
         """
         result = await self._build("/images", {"name": name, "rebuild": rebuild}, on_progress)
-        return ImageInfo.model_validate(result["image"])
+        return _read(ImageInfo, result.get("image"))
 
     async def build_kernel(
         self, *, rebuild: bool = False, on_progress: Callable[[Progress], None] = lambda _: None
     ) -> KernelInfo:
         """Fetch the kernel unless it is there. Raises as `build_image`."""
-        return KernelInfo.model_validate((await self._build("/kernels", {"rebuild": rebuild}, on_progress))["kernel"])
+        result = await self._build("/kernels", {"rebuild": rebuild}, on_progress)
+        return _read(KernelInfo, result.get("kernel"))
 
     async def remove_image(self, name: str) -> None:
         """Remove an image from the cache. Raises `NotFound`, `Conflict` if a VM uses it."""
@@ -252,14 +269,64 @@ class EngineClient:
     async def _build(self, path: str, body: dict[str, Any], on_progress: Callable[[Progress], None]) -> dict[str, Any]:
         async with self.stream("POST", path, json.dumps(body).encode()) as response:
             async for line in response.aiter_lines():
-                event: dict[str, Any] = json.loads(line)
+                event = _event(line)
                 if progress := event.get("progress"):
-                    on_progress(Progress.model_validate(progress))
+                    on_progress(_read(Progress, progress))
                 elif error := event.get("error"):
                     raise from_wire(error)
                 else:
                     return event
         raise EngineUnavailable("the engine ended while it built", hint="type the command again: it goes on")
+
+
+def _checked_url(url: str) -> str:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        parsed = httpx.URL()
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise InvalidArgument(
+            f"{url!r} is not the URL of an engine", hint="it is like http://127.0.0.1:8765; check SQUIB_URL"
+        )
+    return url
+
+
+def _checked_token(token: str) -> str:
+    token = token.strip()
+    if not token.isascii() or not token.isprintable():
+        raise InvalidArgument("the token holds characters that no token has", hint="check SQUIB_TOKEN")
+    return token
+
+
+def _read(model: type[M], answer: object) -> M:
+    try:
+        return model.model_validate(answer)
+    except ValidationError as error:
+        raise _not_understood(model.__name__) from error
+
+
+def _event(line: str) -> dict[str, Any]:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        event = None
+    if not isinstance(event, dict):
+        raise _not_understood("a step of a build")
+    return event
+
+
+def _read_list(model: type[M], answer: object, name: str) -> list[M]:
+    values = answer.get(name) if isinstance(answer, dict) else None
+    if not isinstance(values, list):
+        raise _not_understood(name)
+    return [_read(model, value) for value in values]
+
+
+def _not_understood(what: str) -> EngineUnavailable:
+    return EngineUnavailable(
+        f"the answer cannot be read ({what}): the engine is of another version, or it is not a squib engine",
+        hint="squib version shows both versions; check SQUIB_URL",
+    )
 
 
 def _vm_path(ref: str) -> str:

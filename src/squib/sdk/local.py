@@ -6,7 +6,9 @@ import asyncio
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from squib.errors import EngineStartFailed, from_wire
 from squib.host import proc, sockets
@@ -53,14 +55,20 @@ async def ensure_engine(home: Home) -> None:
         return
     make_state_directory(home)
     try:
-        async with locked(home.start_lock, timeout_s=START_TIMEOUT_S):
-            if not engine_answers(home):
-                await _start_engine(home)
+        with disk_errors(home.root):
+            async with locked(home.start_lock, timeout_s=START_TIMEOUT_S):
+                if not engine_answers(home):
+                    await _start_engine(home)
     except TimeoutError:
         raise EngineStartFailed(
             f"another process has been starting the engine of {home.root} for {START_TIMEOUT_S:g} s",
             hint=f"is it suspended? fuser {home.start_lock} shows it",
         ) from None
+    except OSError as error:
+        raise EngineStartFailed(
+            f"the engine of {home.root} cannot be started: {error.strerror}",
+            hint="set SQUIB_HOME to a directory that this user may write",
+        ) from error
 
 
 async def _start_engine(home: Home) -> None:
@@ -68,6 +76,9 @@ async def _start_engine(home: Home) -> None:
     try:
         argv = [sys.executable, "-P", "-m", "squib.api.daemon", str(home.root), str(write_fd)]
         proc.spawn_daemon(argv, log_path=home.engine_log, pass_fds=(write_fd,))
+    except BaseException:
+        os.close(read_fd)
+        raise
     finally:
         os.close(write_fd)
     answer = await _read_all(read_fd)
@@ -75,13 +86,21 @@ async def _start_engine(home: Home) -> None:
         raise EngineStartFailed(
             f"the engine did not start within {START_TIMEOUT_S:g} s", hint=f"its log is {home.engine_log}"
         )
-    if not answer:
+    verdict = _verdict(answer)
+    if verdict is None:
         raise EngineStartFailed(
             "the engine ended before it was ready", detail=_tail(home.engine_log), hint=f"its log is {home.engine_log}"
         )
-    verdict = json.loads(answer)
     if error := verdict.get("error"):
         raise from_wire(error)
+
+
+def _verdict(answer: bytes) -> dict[str, Any] | None:
+    """What the engine reported; ``None`` if it ended before it had said all of it."""
+    with suppress(ValueError):
+        verdict = json.loads(answer)
+        return verdict if isinstance(verdict, dict) else None
+    return None
 
 
 async def _read_all(fd: int) -> bytes | None:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from squib.errors import WrongState
 from squib.sdk.client import EngineClient
 
 T = TypeVar("T")
@@ -46,7 +47,19 @@ class Portal:
         return self._engines.setdefault(engine.key, engine)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine to its end. Ctrl-C cancels it, waits for its clean-up, and is raised on."""
+        """Run a coroutine to its end. Ctrl-C cancels it, waits for its clean-up, and is raised on.
+
+        Raises `WrongState` where that would wait for ever: on this loop itself, and in a fork of the process.
+        """
+        if self._pid != os.getpid():
+            work.close()
+            raise WrongState("this VM object was made before a fork of the process", hint="use VM.from_id after it")
+        if threading.current_thread() is self._thread:
+            work.close()
+            raise WrongState(
+                "a callback of run() cannot wait for a VM: what it waits for comes after it",
+                hint="use another thread, or AsyncVM",
+            )
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()

@@ -86,6 +86,16 @@ class VM:
         self._portal.run(self._vm.stop(timeout))
         return self
 
+    def pause(self) -> Self:
+        """See `AsyncVM.pause`."""
+        self._portal.run(self._vm.pause())
+        return self
+
+    def resume(self) -> Self:
+        """See `AsyncVM.resume`."""
+        self._portal.run(self._vm.resume())
+        return self
+
     def delete(self) -> None:
         """See `AsyncVM.delete`."""
         self._portal.run(self._vm.delete())

@@ -159,7 +159,7 @@ def test_without_an_idle_time_it_stays(rig: Rig) -> None:
 
 
 def test_a_second_engine_is_refused_and_the_first_goes_on(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "_LOCK_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(opening, "_LOCK_TIMEOUT_S", 0.02)
 
     async def test() -> None:
         async with serving(rig.home), client(rig.home) as http:

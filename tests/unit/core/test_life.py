@@ -10,11 +10,13 @@ import pytest
 from squib.core.create import create_vm, new_id
 from squib.core.delete import delete_vm
 from squib.core.engine import Engine
+from squib.core.exec import start_exec
 from squib.core.inspect import get_vm, list_vms
+from squib.core.pause import pause_vm, resume_vm
 from squib.core.start import start_vm
 from squib.core.stop import stop_vm
 from squib.errors import BootFailed, BootTimeout, InvalidArgument, NameTaken, NotFound, WrongState
-from squib.models import VMConfig, VMState
+from squib.models import ExecRequest, VMConfig, VMState
 from squib.store.db import VMRecord
 from tests.fakes.engine import Rig
 
@@ -62,6 +64,45 @@ def test_start_on_a_running_vm_is_a_no_op(rig: Rig) -> None:
         assert await start_vm(engine, vm.vm_id) == vm
         assert rig.vmms() == [vm.pid]
         assert len(rig.driver.launched) == 1
+
+    rig.run(test)
+
+
+def test_a_paused_vm_stands_still_and_goes_on(rig: Rig) -> None:
+    async def test(engine: Engine) -> None:
+        vm = await make(engine, rig.config, start=True)
+        assert (await pause_vm(engine, vm.vm_id)).state is VMState.PAUSED
+        assert (await pause_vm(engine, vm.vm_id)).pid == vm.pid
+        with pytest.raises(WrongState, match="is paused") as refused:
+            await start_exec(engine, vm.vm_id, ExecRequest(argv=["true"]))
+        assert refused.value.hint == f"squib resume {vm.name}"
+        with pytest.raises(WrongState, match="is paused"):
+            await start_vm(engine, vm.vm_id)
+        assert (await resume_vm(engine, vm.vm_id)).state is VMState.RUNNING
+        assert (await resume_vm(engine, vm.vm_id)).state is VMState.RUNNING
+        (await start_exec(engine, vm.vm_id, ExecRequest(argv=["true"]))).close()
+
+    rig.run(test)
+
+
+@pytest.mark.parametrize("verb", [stop_vm, delete_vm])
+def test_a_paused_vm_can_be_stopped_and_deleted(rig: Rig, verb: object) -> None:
+    async def test(engine: Engine) -> None:
+        vm = await make(engine, rig.config, start=True)
+        await pause_vm(engine, vm.vm_id)
+        await verb(engine, vm.vm_id)  # type: ignore[operator]
+        assert rig.vmms() == []
+        assert [record.reason for record in engine.store.list_vms()] == ["stopped"] * (verb is stop_vm)
+
+    rig.run(test)
+
+
+def test_only_what_runs_can_be_paused_and_only_what_is_paused_resumed(rig: Rig) -> None:
+    async def test(engine: Engine) -> None:
+        vm = await make(engine, rig.config)
+        for change in (pause_vm, resume_vm):
+            with pytest.raises(WrongState, match="is created"):
+                await change(engine, vm.vm_id)
 
     rig.run(test)
 

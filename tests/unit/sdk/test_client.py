@@ -256,14 +256,9 @@ def test_an_answer_of_another_version_is_told() -> None:
 
 @pytest.mark.parametrize("url", ["http://[::1", "http://host:port", "vms.example.org:8765", "ftp://host", "//host", "http://", "nonsense"])
 def test_what_is_no_url_is_refused(url: str) -> None:
-    async def main() -> None:
-        async with EngineClient(url=url) as engine:
-            for request in (engine.info(), engine.create_vm(VMConfig())):
-                with pytest.raises(InvalidArgument, match="is not the URL of an engine") as caught:
-                    await request
-                assert "SQUIB_URL" in caught.value.hint
-
-    asyncio.run(main())
+    with pytest.raises(InvalidArgument, match="is not the URL of an engine") as caught:
+        EngineClient(url=url)
+    assert "SQUIB_URL" in caught.value.hint
 
 
 @pytest.mark.parametrize("token", ["hunter2\nx", "hunter2\0", "hunter2 é", "hunter2 \udcff"])

@@ -12,6 +12,7 @@ from squib.api.schema import CreateRequest, StartRequest, StopRequest, VMList
 from squib.core.create import create_vm
 from squib.core.delete import delete_vm, until_deleted
 from squib.core.inspect import describe, get_vm, list_vms
+from squib.core.pause import pause_vm, resume_vm
 from squib.core.start import start_vm
 from squib.core.stop import stop_vm
 from squib.errors import NotFound
@@ -51,6 +52,18 @@ async def start(engine: EngineDep, ref: Ref, body: StartRequest) -> VMInfo:
 async def stop(engine: EngineDep, ref: Ref, body: StopRequest) -> VMInfo:
     """Stop a VM, by force after the timeout. On a VM that does not run: nothing."""
     return describe(engine, await stop_vm(engine, ref, timeout_s=body.timeout_s))
+
+
+@router.post("/{ref}/pause")
+async def pause(engine: EngineDep, ref: Ref) -> VMInfo:
+    """Halt a VM's processors; it keeps its memory. On a VM that is paused: nothing."""
+    return describe(engine, await pause_vm(engine, ref))
+
+
+@router.post("/{ref}/resume")
+async def resume(engine: EngineDep, ref: Ref) -> VMInfo:
+    """Let a paused VM go on. On a VM that runs: nothing."""
+    return describe(engine, await resume_vm(engine, ref))
 
 
 @router.delete("/{ref}", status_code=204)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from squib.cli import options
 from squib.cli.app import command
 from squib.cli.render import Output
-
-if TYPE_CHECKING:
-    from squib.models import VMInfo
-    from squib.sdk.client import EngineClient
 
 
 @command("stop", examples=["squib stop web", "squib stop --timeout 30s web db"])
@@ -29,20 +25,8 @@ async def stop(
     The guest syncs its disk and powers off; one that has not after the timeout is killed. A VM that does not run is
     left as it is.
     """
-    from squib.cli.each import for_each
-    from squib.cli.progress import waiting
+    from squib.cli.each import change_each
     from squib.cli.units import parse_duration_s
 
     timeout_s = parse_duration_s(timeout, flag="--timeout")
-
-    async def act(engine: EngineClient, ref: str) -> VMInfo:
-        async with waiting(output, f"stopping VM {ref}"):
-            vm = await engine.stop_vm(ref, timeout_s=timeout_s)
-        if not output.json:
-            output.line(ref)
-        return vm
-
-    stopped, status = await for_each(output, vms, act)
-    if output.json:
-        output.data(stopped)
-    return status
+    return await change_each(output, vms, "stopping", lambda engine, ref: engine.stop_vm(ref, timeout_s=timeout_s))

@@ -8,6 +8,7 @@ from squib.drivers.base import AgentEndpoint, ExitReason
 from squib.drivers.qemu.console import ConsolePump
 from squib.drivers.qemu.exit import Evidence, exit_reason
 from squib.drivers.qemu.qmp import QMP
+from squib.errors import ToolFailed
 from squib.host import logs, proc
 from squib.paths import VMPaths
 
@@ -32,6 +33,17 @@ class QemuMachine:
 
     async def wait(self) -> ExitReason:
         return await asyncio.shield(self._ended)
+
+    async def pause(self) -> None:
+        await self._monitor().execute("stop")
+
+    async def resume(self) -> None:
+        await self._monitor().execute("cont")
+
+    def _monitor(self) -> QMP:
+        if self.qmp is None:
+            raise ToolFailed("QEMU's monitor did not answer when the engine came back to it")
+        return self.qmp
 
     async def kill(self) -> None:
         self._killed = self._killed or self._process.running

@@ -1,0 +1,69 @@
+"""How a command's end is read from what a guest, which may be hostile, sends."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from squib.errors import CommandFailed
+from squib.frames import Frame, FrameError, FrameKind
+from squib.sdk.result import Collector, CommandEnd, ExecResult
+
+
+def end_of(**values: object) -> CommandEnd:
+    return CommandEnd.of(Frame(FrameKind.EXIT, json.dumps(values).encode()))
+
+
+@pytest.mark.parametrize(
+    ("values", "exit_code", "signal", "timed_out"),
+    [
+        ({"exit_code": 3, "signal": None, "timed_out": False}, 3, None, False),
+        ({"exit_code": None, "signal": 15, "timed_out": False}, 143, 15, False),
+        ({"exit_code": None, "signal": 9, "timed_out": True}, 124, 9, True),
+        ({"exit_code": 0, "timed_out": True}, 124, None, True),
+    ],
+)
+def test_an_end_is_told_as_a_shell_does(values: dict[str, object], exit_code: int, signal: int | None, timed_out: bool) -> None:
+    assert end_of(**values, duration_ms=1500) == CommandEnd(exit_code, signal, timed_out, 1.5)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {}, {"exit_code": None, "signal": None}, {"exit_code": "0"}, {"exit_code": True}, {"exit_code": -1}, {"exit_code": 256},
+        {"exit_code": 10**400}, {"exit_code": 0.0}, {"signal": 500}, {"signal": "9"}, {"signal": -1},
+        {"exit_code": 0, "duration_ms": 10**400}, {"exit_code": 0, "duration_ms": "long"}, {"exit_code": 0, "duration_ms": float("nan")},
+    ],
+)  # fmt: skip
+def test_an_end_that_says_nothing_is_refused(values: dict[str, object]) -> None:
+    with pytest.raises(FrameError, match="exit frame"):
+        end_of(**values)
+
+
+@given(st.dictionaries(st.sampled_from(["exit_code", "signal", "timed_out", "duration_ms"]), st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists)))
+def test_whatever_a_guest_sends_is_an_end_or_refused(values: dict[str, object]) -> None:
+    try:
+        assert 0 <= end_of(**values).exit_code <= 255
+    except FrameError:
+        pass
+
+
+def test_both_streams_are_kept_in_the_order_in_which_they_were_read() -> None:
+    collector = Collector(None, None)
+    for kind, text in ((FrameKind.STDOUT, b"a"), (FrameKind.STDERR, b"b"), (FrameKind.STDOUT, b"c")):
+        collector.add(Frame(kind, text))
+    done = collector.result(CommandEnd(0, None, False, 0.1))
+    assert (done.stdout, done.stderr, done.output, done.truncated) == ("ac", "b", "abc", False)
+
+
+def test_output_is_not_in_the_repr() -> None:
+    done = ExecResult(0, None, False, 0.1, b"hunter2", b"hunter2", b"hunter2")
+    assert "hunter2" not in repr(done)
+
+
+def test_a_failed_command_is_shown_with_the_end_of_its_standard_error_and_both_are_bounded() -> None:
+    done = ExecResult(1, None, False, 0.1, b"", b"x" * 5000 + b"the last words\n", b"")
+    with pytest.raises(CommandFailed, match="status 1") as caught:
+        done.check("c" * 5000)
+    assert caught.value.detail.endswith("the last words") and len(str(caught.value)) < 2500
