@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from squib.drivers.base import AgentEndpoint, Capability, ExitKind, ExitReason, MachineSpec
+from squib.drivers.base import AgentEndpoint, ExitKind, ExitReason, MachineSpec
 from squib.errors import WrongState
 from squib.host import proc, sockets
 from squib.host.locks import FileLock
@@ -73,7 +73,6 @@ class FakeDriver:
     launched: list[MachineSpec] = field(default_factory=list)
     name: str = "fake"
     accelerator: str = "none"
-    capabilities: frozenset[Capability] = frozenset(Capability)
     groups: tuple[int, ...] = ()
 
     def memory_overhead_mib(self, spec: MachineSpec) -> int:

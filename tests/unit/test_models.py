@@ -15,7 +15,25 @@ from squib.sdk.config import VMOptions
 
 FIRST = string.ascii_letters + string.digits
 LATER = FIRST + "_.-"
-HOSTILE = ["", ".", "..", "a/b", "-rf", "_a", "$(x)", "a b", "a" * 64, "a" * 300, "a\0", "a\n", "é", "ａ", "٣", "a\udcff", "%2e"]
+HOSTILE = [
+    "",
+    ".",
+    "..",
+    "a/b",
+    "-rf",
+    "_a",
+    "$(x)",
+    "a b",
+    "a" * 64,
+    "a" * 300,
+    "a\0",
+    "a\n",
+    "é",
+    "ａ",
+    "٣",
+    "a\udcff",
+    "%2e",
+]
 
 
 def refusal(**fields: Any) -> str:
@@ -67,7 +85,13 @@ def test_sizes_have_bounds(field: str, low: int, high: int) -> None:
 @pytest.mark.parametrize("field", ["kernel_path", "rootfs_path"])
 @pytest.mark.parametrize(
     ("path", "why"),
-    [("a/b", "not an absolute path"), ("", "not an absolute path"), ("~/k", "not an absolute"), ("/a\0b", "NUL"), ("/a\udc80", "UTF-8")],
+    [
+        ("a/b", "not an absolute path"),
+        ("", "not an absolute path"),
+        ("~/k", "not an absolute"),
+        ("/a\0b", "NUL"),
+        ("/a\udc80", "UTF-8"),
+    ],
 )
 def test_paths_are_absolute_and_can_be_used(field: str, path: str, why: str) -> None:
     assert why in refusal(**{field: path})
@@ -110,7 +134,13 @@ def test_a_command_has_a_program() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"argv": ["a\0"]}, {"argv": ["a", "\0"]}, {"shell": "a\0"}, {"argv": ["a"], "cwd": "/\0"}, {"argv": ["a"], "user": "\0"}],
+    [
+        {"argv": ["a\0"]},
+        {"argv": ["a", "\0"]},
+        {"shell": "a\0"},
+        {"argv": ["a"], "cwd": "/\0"},
+        {"argv": ["a"], "user": "\0"},
+    ],
 )
 def test_no_part_of_a_command_holds_a_nul(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="NUL"):
@@ -124,7 +154,10 @@ def test_a_timeout_is_a_time(timeout_s: object) -> None:
 
 
 def test_a_timeout_may_be_short_or_days() -> None:
-    assert [ExecRequest(argv=["true"], timeout_s=seconds).timeout_s for seconds in (0.001, 7 * 86400)] == [0.001, 604800]
+    assert [ExecRequest(argv=["true"], timeout_s=seconds).timeout_s for seconds in (0.001, 7 * 86400)] == [
+        0.001,
+        604800,
+    ]
 
 
 MODELS = [value for value in vars(models).values() if isinstance(value, type) and issubclass(value, Model)]

@@ -55,26 +55,11 @@ class ExitReason:
     detail: str = ""
 
 
-class Capability(StrEnum):
-    """What not every VMM can do."""
-
-    SURVIVES_ENGINE = "survives_engine"
-    """Machines go on without the engine, and `Driver.adopt` finds them."""
-    ROOTLESS = "rootless"
-    """Machines can be launched by an engine that is not root."""
-
-
-class AgentEndpointKind(StrEnum):
-    STREAM = "stream"
-    """A connection to the socket is the agent's byte stream."""
-
-
 @dataclass(frozen=True)
 class AgentEndpoint:
-    """Where the agent's byte stream is: a unix socket, and what to do after connecting to it."""
+    """Where the agent's byte stream is: a unix socket whose connections are that stream."""
 
     path: Path
-    kind: AgentEndpointKind = AgentEndpointKind.STREAM
 
 
 class Machine(Protocol):
@@ -120,9 +105,6 @@ class Driver(Protocol):
     @property
     def accelerator(self) -> str:
         """What executes guest code: ``kvm``, or ``tcg`` for QEMU's translator."""
-
-    @property
-    def capabilities(self) -> frozenset[Capability]: ...
 
     @property
     def groups(self) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator
 from types import TracebackType
@@ -27,6 +28,7 @@ CONNECTION_WINDOW_BYTES = 256 * STREAM_WINDOW_BYTES
 """More than all streams (the agent allows 250) can hold: readers that have stopped never stop the others."""
 _READ_BYTES = 256 * 1024
 _MAX_FRAME_BYTES = 256 * 1024
+_STATUS = re.compile(rb"[1-5][0-9][0-9]")
 
 Body = bytes | AsyncIterable[bytes]
 
@@ -90,8 +92,7 @@ class Response:
 
     def _receive(self, event: h2.events.Event) -> None:
         if isinstance(event, h2.events.ResponseReceived):
-            status = dict(event.headers or [])[b":status"]
-            self.status = int(status)
+            self.status = _status_of(event)
         elif isinstance(event, h2.events.DataReceived):
             self._chunks.append((event.data or b"", event.flow_controlled_length or 0))
         elif isinstance(event, h2.events.StreamReset) and not self._ended:
@@ -107,6 +108,13 @@ class Response:
             self._error = error
             self._ended = True
         self._changed.set()
+
+
+def _status_of(event: h2.events.ResponseReceived) -> int:
+    text = dict(event.headers or [])[b":status"]
+    if not _STATUS.fullmatch(text):
+        raise h2.exceptions.ProtocolError(f"{text[:20]!r} is no status")
+    return int(text)
 
 
 class Http2Connection:
@@ -195,6 +203,7 @@ class Http2Connection:
                 for event in self._h2.receive_data(data):
                     await self._dispatch(event)
                 self._flush()
+                await self._writer.drain()  # or a guest that asks for answers and reads none would fill our memory
         except (OSError, h2.exceptions.ProtocolError) as error:
             reason = f"the connection to the guest broke: {error}"
         finally:
@@ -234,7 +243,7 @@ class Http2Connection:
 
     async def _shut_down(self, reason: AgentUnreachable) -> None:
         self._closed = reason
-        self._writer.close()
+        self._writer.transport.abort()  # not close(), which waits for a guest that does not read
         for response in self._responses.values():
             response._fail(reason)
         async with self._window_opened:

@@ -100,8 +100,3 @@ def sha256(path: Path) -> str:
     """``sha256:`` and the hex digest of the file's content."""
     with path.open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-
-
-def allocated_bytes(path: Path) -> int:
-    """What the file takes on the disk."""
-    return path.stat().st_blocks * 512

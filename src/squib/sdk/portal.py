@@ -70,7 +70,7 @@ class Portal:
             raise
 
     def _stop(self) -> None:
-        if self._pid == os.getpid():
+        if self._pid == os.getpid() and self._thread.is_alive():
             for engine in self._engines.values():
                 self.run(engine.close())
             self._loop.call_soon_threadsafe(self._loop.stop)

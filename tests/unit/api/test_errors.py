@@ -26,7 +26,12 @@ def test_an_error_of_the_engine_is_told_with_its_status(
     monkeypatch.setattr(vms, "get_vm", fail)
     request = answer("GET", "/v1/vms/web")
     assert request.status == cls.http_status
-    assert request.error == {"code": cls.code, "message": "what failed", "hint": "what to do", "detail": "evidence \udcff"}
+    assert request.error == {
+        "code": cls.code,
+        "message": "what failed",
+        "hint": "what to do",
+        "detail": "evidence \udcff",
+    }
 
 
 def test_a_fault_is_told_without_its_content(over_http: OverHttp, monkeypatch: pytest.MonkeyPatch) -> None:

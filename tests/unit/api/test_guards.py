@@ -31,7 +31,9 @@ def test_the_host_of_a_header_is_what_is_before_its_port(header: str, host: str)
     assert host_of(header) == host
 
 
-@pytest.mark.parametrize("host", ["evil.example.org", "squib.evil", "evil:80", "", None, "127.0.0.1", "[::1]", "squib:x"])
+@pytest.mark.parametrize(
+    "host", ["evil.example.org", "squib.evil", "evil:80", "", None, "127.0.0.1", "[::1]", "squib:x"]
+)
 @pytest.mark.parametrize("path", ["/v1/vms", "/v1/openapi.json", "/nosuch", "/v1/vms/a/processes/p1/stdin"])
 def test_a_foreign_host_is_refused_on_every_path(host: str | None, path: str, answer: Send) -> None:
     request = answer("GET", path, host=host)
@@ -59,7 +61,9 @@ def test_without_the_token_nothing_is_answered(authorization: str | None, path: 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
 def test_with_the_token_requests_are_answered(scheme: str, answer: Send) -> None:
-    assert answer("GET", "/v1/vms", headers=[("authorization", f"{scheme} {TOKEN}")], app={"token": TOKEN}).status == 200
+    assert (
+        answer("GET", "/v1/vms", headers=[("authorization", f"{scheme} {TOKEN}")], app={"token": TOKEN}).status == 200
+    )
 
 
 def test_the_host_is_checked_before_the_token(answer: Send) -> None:
@@ -113,7 +117,9 @@ def test_standard_input_has_no_limit(rig: Rig) -> None:
             running = asyncio.create_task(command.send_to(app))
             await command.head.wait()
             path = "/v1/vms/web/processes/p1/stdin?close=true"
-            stdin = await Request("POST", path, [PIECE] * count, headers=[("content-length", str(count * len(PIECE)))]).send_to(app)
+            stdin = await Request(
+                "POST", path, [PIECE] * count, headers=[("content-length", str(count * len(PIECE)))]
+            ).send_to(app)
             assert (stdin.status, stdin.json) == (200, {"written": count * len(PIECE)})
             await running
             assert command.received.count(b"x") >= count * len(PIECE)

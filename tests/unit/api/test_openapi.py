@@ -75,7 +75,9 @@ def test_parameters_in_paths_are_declared(document: Any) -> None:
 
 
 def test_streams_say_what_they_are(document: Any) -> None:
-    kinds = {name: set(operation["responses"].get("200", {}).get("content", {})) for name, operation in operations(document)}
+    kinds = {
+        name: set(operation["responses"].get("200", {}).get("content", {})) for name, operation in operations(document)
+    }
     assert kinds["post /v1/vms/{ref}/exec"] == {"application/vnd.squib.frames"}
     assert kinds["post /v1/images"] == kinds["post /v1/kernels"] == {"application/x-ndjson"}
     assert kinds["get /v1/vms/{ref}/logs"] == {"text/plain"}

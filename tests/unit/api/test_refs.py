@@ -96,7 +96,9 @@ def test_hostile_names_are_refused_as_a_project_to_list(rig: Rig) -> None:
         assert request.error["message"].startswith("project: ")
 
 
-@pytest.mark.parametrize("process_id", ["1", "p", "px", "p-1", "p1%0A", "p1%00", "p" + "1" * 19, "P1", "p1%3Fclose=1", "p%D9%A3", ".."])
+@pytest.mark.parametrize(
+    "process_id", ["1", "p", "px", "p-1", "p1%0A", "p1%00", "p" + "1" * 19, "P1", "p1%3Fclose=1", "p%D9%A3", ".."]
+)
 @pytest.mark.parametrize("route", ["signal", "stdin"])
 def test_what_is_no_process_id_is_refused(rig: Rig, process_id: str, route: str) -> None:
     [request] = answers(rig, [Request("POST", f"/v1/vms/web/processes/{process_id}/{route}", b'{"signal": 9}')])

@@ -134,7 +134,12 @@ def test_images_and_kernels_are_listed_with_their_users(
         await http.post("/v1/vms", json=body(rig, name="web"))
         engine.store._db.execute("UPDATE vms SET rootfs = 'sha256:1'")
         [found] = (await http.get("/v1/images")).json()["images"]
-        assert (found["name"], found["digest"], found["size_bytes"], found["in_use_by"]) == ("base", "sha256:1", 7, ["web"])
+        assert (found["name"], found["digest"], found["size_bytes"], found["in_use_by"]) == (
+            "base",
+            "sha256:1",
+            7,
+            ["web"],
+        )
         [found] = (await http.get("/v1/kernels")).json()["kernels"]
         assert (found["version"], found["digest"], found["size_bytes"]) == ("6.1", "sha256:2", 8)
         removed: list[str] = []

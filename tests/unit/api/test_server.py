@@ -138,7 +138,9 @@ def test_it_ends_when_nobody_has_needed_it_for_a_while(rig: Rig) -> None:
 def test_it_stays_while_a_vm_runs_and_ends_after_the_last(rig: Rig) -> None:
     async def test() -> None:
         async with rig.engine() as first:
-            await create_vm(first, rig.config.model_copy(update={"name": "web"}), start=True, on_progress=lambda _: None)
+            await create_vm(
+                first, rig.config.model_copy(update={"name": "web"}), start=True, on_progress=lambda _: None
+            )
         async with serving(rig.home, idle_exit_s=0.01) as (task, _):
             with pytest.raises(TimeoutError):  # many times as long as it may be idle
                 await asyncio.wait_for(asyncio.shield(task), 0.1)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from squib.drivers.base import Capability, Driver, ExitKind, Machine, MachineSpec
+from squib.drivers.base import Driver, ExitKind, Machine, MachineSpec
 from squib.drivers.qemu import driver as qemu_driver
 from squib.drivers.qemu.driver import QemuDriver, parse_version
 from squib.drivers.qemu.machine import QemuMachine
@@ -88,7 +88,6 @@ def test_it_is_a_driver() -> None:
     assert driver.name == "qemu"
     assert driver.accelerator == "tcg"
     assert driver.groups == ()
-    assert Capability.SURVIVES_ENGINE in driver.capabilities
 
 
 def test_a_machine_from_launch_to_kill(paths: VMPaths) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -148,11 +147,9 @@ def test_a_monitor_that_hangs_up(path: Path) -> None:
 
 def test_a_qemu_that_does_not_read_does_not_hold_up_closing(path: Path) -> None:
     async def main() -> None:
-        async with by_hand(path) as (peer, qmp):
+        async with by_hand(path) as (_, qmp):
             with pytest.raises(ToolFailed, match="did not answer fill"):
                 await qmp.execute("fill", {"bytes": "x" * (4 << 20)}, timeout_s=0.02)
-            with pytest.raises(ToolFailed, match="does not read"):
-                await qmp.pass_fd("state", peer.fileno())
 
     asyncio.run(main())
 
@@ -255,24 +252,3 @@ def test_waiting_for_the_end_is_bounded(path: Path) -> None:
         assert await qmp.execute("query-status")
 
     check(path, FakeMonitor(), test)
-
-
-def test_a_descriptor_is_passed(path: Path) -> None:
-    async def main() -> None:
-        ours, theirs = os.pipe()
-        async with by_hand(path) as (peer, qmp):
-            passing = asyncio.create_task(qmp.pass_fd("state", theirs))
-            await asyncio.sleep(0)
-            said, fds, _, _ = await asyncio.to_thread(socket.recv_fds, peer, 4096, 1)
-            while not said.strip():  # the descriptor comes with a blank
-                said = await asyncio.to_thread(peer.recv, 4096)
-            command = json.loads(said)
-            assert (command["execute"], command["arguments"]) == ("getfd", {"fdname": "state"})
-            peer.sendall(json.dumps({"return": {}, "id": command["id"]}).encode() + b"\r\n")
-            await passing
-        os.write(fds[0], b"state")
-        assert os.read(ours, 5) == b"state"
-        for fd in (ours, theirs, *fds):
-            os.close(fd)
-
-    asyncio.run(main())

@@ -51,7 +51,9 @@ class Lossy:
         writer.close()
 
 
-def with_lossy(home: Home, monkeypatch: pytest.MonkeyPatch, losses: int, test: Callable[[EngineClient], Awaitable[None]]) -> Lossy:
+def with_lossy(
+    home: Home, monkeypatch: pytest.MonkeyPatch, losses: int, test: Callable[[EngineClient], Awaitable[None]]
+) -> Lossy:
     lossy = Lossy(home, losses)
     monkeypatch.setattr(client_module, "ensure_engine", lossy.ensure_engine)
     home.root.mkdir(exist_ok=True)
@@ -107,7 +109,9 @@ def test_the_token_is_in_no_repr(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "hunter2" not in repr(EngineClient(url="http://a")) + repr(EngineClient(url="http://a", token="hunter2"))
 
 
-def test_a_remote_engine_gets_the_token_and_nothing_of_the_environments_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_remote_engine_gets_the_token_and_nothing_of_the_environments_proxies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     seen: list[str] = []
 
@@ -254,7 +258,9 @@ def test_an_answer_of_another_version_is_told() -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("url", ["http://[::1", "http://host:port", "vms.example.org:8765", "ftp://host", "//host", "http://", "nonsense"])
+@pytest.mark.parametrize(
+    "url", ["http://[::1", "http://host:port", "vms.example.org:8765", "ftp://host", "//host", "http://", "nonsense"]
+)
 def test_what_is_no_url_is_refused(url: str) -> None:
     with pytest.raises(InvalidArgument, match="is not the URL of an engine") as caught:
         EngineClient(url=url)

@@ -121,7 +121,9 @@ def test_what_the_engine_reports_is_raised(home: Home, daemons: Daemons) -> None
     assert (caught.value.hint, caught.value.detail) == ("h", "d")
 
 
-def test_an_engine_that_ends_without_a_word_is_told_with_its_log(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_ends_without_a_word_is_told_with_its_log(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The one test here that starts a process: a program in the place of Python."""
     program = tmp_path / "python"
     program.write_text('#!/bin/sh\necho "$*" >"$4/argv"\necho "Traceback: no module named é" >&2\nexit 1\n')
@@ -138,7 +140,9 @@ def test_an_engine_that_ends_without_a_word_is_told_with_its_log(home: Home, tmp
     assert open_fds() == before
 
 
-def test_an_engine_that_never_answers_is_given_up(home: Home, daemons: Daemons, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_never_answers_is_given_up(
+    home: Home, daemons: Daemons, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(local, "START_TIMEOUT_S", 0.02)
     daemons.report = None
     with pytest.raises(EngineStartFailed, match=r"did not start within 0.02 s") as caught:
@@ -156,7 +160,9 @@ def test_a_report_that_broke_off_is_a_failed_start(home: Home, daemons: Daemons,
     assert caught.value.detail == "Killed"
 
 
-def test_waiting_for_somebody_elses_start_has_an_end(home: Home, daemons: Daemons, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_somebody_elses_start_has_an_end(
+    home: Home, daemons: Daemons, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(local, "START_TIMEOUT_S", 0.02)
     home.root.mkdir()
     with FileLock(home.start_lock) as lock:

@@ -127,3 +127,4 @@ def test_a_portal_that_is_stopped_ends_its_thread_and_its_connections() -> None:
     http = engine._client()
     portal._stop()
     assert not portal._thread.is_alive() and http.is_closed
+    portal._stop()

@@ -24,7 +24,9 @@ def end_of(**values: object) -> CommandEnd:
         ({"exit_code": 0, "timed_out": True}, 124, None, True),
     ],
 )
-def test_an_end_is_told_as_a_shell_does(values: dict[str, object], exit_code: int, signal: int | None, timed_out: bool) -> None:
+def test_an_end_is_told_as_a_shell_does(
+    values: dict[str, object], exit_code: int, signal: int | None, timed_out: bool
+) -> None:
     assert end_of(**values, duration_ms=1500) == CommandEnd(exit_code, signal, timed_out, 1.5)
 
 
@@ -41,7 +43,12 @@ def test_an_end_that_says_nothing_is_refused(values: dict[str, object]) -> None:
         end_of(**values)
 
 
-@given(st.dictionaries(st.sampled_from(["exit_code", "signal", "timed_out", "duration_ms"]), st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists)))
+@given(
+    st.dictionaries(
+        st.sampled_from(["exit_code", "signal", "timed_out", "duration_ms"]),
+        st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists),
+    )
+)
 def test_whatever_a_guest_sends_is_an_end_or_refused(values: dict[str, object]) -> None:
     try:
         assert 0 <= end_of(**values).exit_code <= 255

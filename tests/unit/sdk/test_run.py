@@ -184,7 +184,9 @@ def test_a_command_that_is_not_there(vm: VM) -> None:
         (["a"], {"user": "\0"}, "user: "),
     ],
 )
-def test_what_cannot_be_is_refused_before_it_is_sent(vm: VM, cmd: object, options: dict[str, object], message: str) -> None:
+def test_what_cannot_be_is_refused_before_it_is_sent(
+    vm: VM, cmd: object, options: dict[str, object], message: str
+) -> None:
     with pytest.raises(InvalidArgument, match=message):
         vm.run(cmd, **options)  # type: ignore[arg-type]
 
@@ -203,7 +205,9 @@ def test_many_commands_at_once_and_from_many_threads(vm: VM) -> None:
 
     check(test)
     answers: dict[int, str] = {}
-    threads = [threading.Thread(target=lambda n=n: answers.update({n: vm.run(["echo", str(n)]).stdout})) for n in range(10)]
+    threads = [
+        threading.Thread(target=lambda n=n: answers.update({n: vm.run(["echo", str(n)]).stdout})) for n in range(10)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -203,7 +203,10 @@ def test_options_are_laid_over_a_config() -> None:
 
 
 def test_only_what_was_chosen_is_sent() -> None:
-    assert make_config(VMConfig(vcpu_count=2), {"name": "a"}).model_dump(exclude_unset=True) == {"vcpu_count": 2, "name": "a"}
+    assert make_config(VMConfig(vcpu_count=2), {"name": "a"}).model_dump(exclude_unset=True) == {
+        "vcpu_count": 2,
+        "name": "a",
+    }
 
 
 def test_relative_paths_are_of_the_callers_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,5 +275,7 @@ def test_making_a_vm_takes_the_same_in_both() -> None:
 @pytest.mark.parametrize("cls", [VM, AsyncVM])
 def test_every_method_is_documented(cls: type) -> None:
     assert inspect.getdoc(cls)
-    undocumented = [name for name, value in public(cls).items() if not isinstance(value, property) and not inspect.getdoc(value)]
+    undocumented = [
+        name for name, value in public(cls).items() if not isinstance(value, property) and not inspect.getdoc(value)
+    ]
     assert undocumented == []

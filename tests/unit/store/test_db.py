@@ -51,10 +51,21 @@ def store(path: Path) -> Iterator[Store]:
 
 def test_a_record_comes_back_as_it_was_from_a_new_store(path: Path) -> None:
     config = VMConfig(
-        vm_id="vm-1", project="lab", vcpu_count=3, mem_size_mib=512, boot_args="quiet", env_vars={"A": "é\n'\"", "B": ""}
+        vm_id="vm-1",
+        project="lab",
+        vcpu_count=3,
+        mem_size_mib=512,
+        boot_args="quiet",
+        env_vars={"A": "é\n'\"", "B": ""},
     )
     record = make_record(
-        name="web", config=config, uid=0x7000_0001, pid=4711, reason="it's fine", started_at=CREATED_AT, stopped_at=CREATED_AT
+        name="web",
+        config=config,
+        uid=0x7000_0001,
+        pid=4711,
+        reason="it's fine",
+        started_at=CREATED_AT,
+        stopped_at=CREATED_AT,
     )
     store = Store(path)
     store.add_vm(record)
@@ -116,7 +127,9 @@ def test_vms_are_listed_oldest_first(store: Store) -> None:
 def test_of_two_callers_one_wins_a_change_of_state(store: Store) -> None:
     store.add_vm(make_record())
     wins = [
-        store.change_state("vm-1", expected={VMState.CREATED, VMState.STOPPED}, to=VMState.STARTING, reason=f"caller {n}")
+        store.change_state(
+            "vm-1", expected={VMState.CREATED, VMState.STOPPED}, to=VMState.STARTING, reason=f"caller {n}"
+        )
         for n in (1, 2)
     ]
     assert wins == [True, False]
@@ -126,7 +139,9 @@ def test_of_two_callers_one_wins_a_change_of_state(store: Store) -> None:
 def test_a_change_that_loses_changes_no_other_column(store: Store) -> None:
     store.add_vm(make_record(pid=7))
     before = store.get_vm("vm-1")
-    assert not store.change_state("vm-1", expected={VMState.RUNNING}, to=VMState.STOPPED, pid=None, stopped_at=CREATED_AT)
+    assert not store.change_state(
+        "vm-1", expected={VMState.RUNNING}, to=VMState.STOPPED, pid=None, stopped_at=CREATED_AT
+    )
     assert not store.change_state("vm-1", expected=(), to=VMState.STOPPED)
     assert not store.change_state("nosuch", expected=set(VMState), to=VMState.STOPPED)
     assert store.get_vm("vm-1") == before

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from squib.drivers.base import Capability, MachineSpec
+from squib.drivers.base import MachineSpec
 from squib.drivers.qemu import console
 from squib.drivers.qemu.command import Acceleration, Descriptors, command_line
 from squib.drivers.qemu.machine import QemuMachine, remove_sockets
@@ -41,7 +41,6 @@ class QemuDriver:
     """`squib.drivers.base.Driver` for QEMU. One per engine; ``probe`` decides between KVM and TCG."""
 
     name = "qemu"
-    capabilities = frozenset({Capability.SURVIVES_ENGINE, Capability.ROOTLESS})
 
     def __init__(self, probe: KVMProbe) -> None:
         if probe.usable and not _open_to_vms(_KVM):

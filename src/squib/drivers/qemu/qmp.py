@@ -75,17 +75,6 @@ class QMP(asyncio.Protocol):
         answer = await self._answer(number, command, timeout_s)
         return answer.get("return")
 
-    async def pass_fd(self, name: str, fd: int) -> None:
-        """Give QEMU a copy of ``fd`` that later commands know as ``fd:<name>``. Raises `ToolFailed`."""
-        try:
-            # White space between two messages, so there must be no unsent half of one.
-            if self._transport is None or self._transport.get_write_buffer_size():
-                raise BlockingIOError("QEMU does not read")
-            socket.send_fds(self._connection, [b" "], [fd])
-        except OSError as error:
-            raise ToolFailed(f"QEMU could not be given a descriptor: {error}") from error
-        await self.execute("getfd", {"fdname": name})
-
     async def drained(self, *, timeout_s: float = 1.0) -> None:
         """Return when QEMU has closed the connection, so that all its events are known; or after ``timeout_s``."""
         with contextlib.suppress(TimeoutError):
