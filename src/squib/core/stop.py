@@ -9,7 +9,7 @@ from squib.core import lifecycle
 from squib.core.engine import Engine, RunningVM
 from squib.core.release import RUN, release
 from squib.core.start import cancel_start
-from squib.errors import AgentError
+from squib.errors import SquibError
 from squib.models import VMState
 from squib.store.db import VMRecord, now
 
@@ -30,6 +30,9 @@ async def stop_vm(engine: Engine, ref: str, *, timeout_s: float = DEFAULT_STOP_T
     cancel_start(engine, vm_id)
     async with engine.lock(vm_id):
         record = engine.store.get_vm(vm_id)
+        if record.state is VMState.STOPPING:  # a stop that could not be carried through
+            await asyncio.shield(_settle(engine, record, "killed: an earlier stop had failed"))
+            return engine.store.get_vm(vm_id)
         if record.state not in lifecycle.UP:
             return record
         lifecycle.move(engine.store, record, VMState.STOPPING)
@@ -51,7 +54,7 @@ async def _power_off(vm: RunningVM, timeout_s: float) -> str:
         async with asyncio.timeout(timeout_s):
             try:
                 await vm.agent.poweroff(grace_s=timeout_s * _GRACE_SHARE)
-            except AgentError as error:  # which may be because the guest is powering off already
+            except SquibError as error:  # which may be because the guest is powering off already
                 log.warning("the agent did not answer to a stop: %s", error.message)
             await vm.machine.wait()
     except TimeoutError:

@@ -21,6 +21,8 @@ AGENT_BINARY = Path(__file__).parent / "bin" / "squib-agent"
 """The agent, built when squib was installed (``hatch_build.py``)."""
 
 _RECONNECT_TIMEOUT_S = 5.0
+_ANSWER_TIMEOUT_S = 15.0
+"""For what a guest answers at once. It may be slow; one that is silent must not hold up whoever asks."""
 _ENTROPY_BYTES = 64
 
 
@@ -97,7 +99,8 @@ class AgentClient:
         query = "?close=1" if close else ""
         path = f"/v1/processes/{process_id}/stdin{query}"
         async with await self._send("POST", path, body, content_type="application/octet-stream") as response:
-            return int(_decode(await response.read()).get("written", 0))
+            written = _decode(await response.read()).get("written")
+            return written if isinstance(written, int) else 0
 
     async def signal(self, process_id: str, signal: int) -> None:
         """Send a signal to a process's group."""
@@ -124,9 +127,15 @@ class AgentClient:
 
     async def _json(self, method: str, path: str, value: dict[str, Any] | None = None) -> dict[str, Any]:
         body = b"" if value is None else _encode(value)
-        async with await self._send(method, path, body, content_type="application/json") as response:
-            answer = await response.read()
-            return _decode(answer) if answer else {}
+        try:
+            async with (
+                asyncio.timeout(_ANSWER_TIMEOUT_S),
+                await self._send(method, path, body, content_type="application/json") as response,
+            ):
+                answer = await response.read()
+        except TimeoutError:
+            raise AgentUnreachable(f"the guest did not answer within {_ANSWER_TIMEOUT_S:g} s") from None
+        return _decode(answer) if answer else {}
 
 
 def _now_unix_ms() -> int:
@@ -141,7 +150,7 @@ def _encode(value: dict[str, Any]) -> bytes:
 def _decode(body: bytes) -> dict[str, Any]:
     try:
         value = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise AgentUnreachable("the guest's answer is not JSON") from error
     if not isinstance(value, dict):
         raise AgentUnreachable("the guest's answer is not a JSON object")
@@ -154,12 +163,26 @@ _HINTS = {
 }
 
 
+_SPOKEN = (
+    errors.InternalError,
+    errors.NoShell,
+    errors.CommandNotFound,
+    errors.NotExecutable,
+    errors.BadWorkingDirectory,
+    errors.NoSuchUser,
+    errors.NoSuchProcess,
+    errors.StdinClosed,
+)
+_CLASSES: dict[str, type[SquibError]] = {cls.code: cls for cls in _SPOKEN} | {"bad_request": errors.InvalidArgument}
+"""What an agent may say (``protocol/agent.md`` §3). A guest cannot speak for the engine: no other error is believed."""
+
+
 def _agent_error(status: int, body: bytes) -> SquibError:
     error = _decode(body).get("error")
     if not isinstance(error, dict):
         return AgentUnreachable(f"the guest answered with status {status} and no error")
     code = str(error.get("code"))
-    wire = {"code": code, "message": str(error.get("message", ""))[:2000], "hint": _HINTS.get(code, "")}
-    if code == "bad_request":
-        wire["code"] = errors.InvalidArgument.code
-    return errors.from_wire(wire)
+    cls = _CLASSES.get(code)
+    if cls is None:
+        return AgentUnreachable(f"the guest answered with status {status} and an unknown error: {code[:50]!r}")
+    return cls(str(error.get("message", ""))[:2000], hint=_HINTS.get(code, ""))

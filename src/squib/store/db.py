@@ -241,7 +241,7 @@ def _is_disk_full(error: sqlite3.Error) -> bool:
 
 def _to_column(value: object) -> object:
     if isinstance(value, VMConfig):
-        # Not pydantic's own JSON, which refuses what is no UTF-8: such bytes are lone surrogates here, as in os.environ.
+        # Not pydantic's own JSON, which refuses what is no UTF-8: lone surrogates here, as in os.environ.
         return json.dumps(value.model_dump())
     if isinstance(value, datetime):
         return value.isoformat()

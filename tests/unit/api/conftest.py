@@ -1,13 +1,16 @@
 """The API in this process, on a real engine with a fake driver."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
 
 import httpx
 import pytest
+from starlette.types import ASGIApp
 
 from squib.api.app import create_app
 from squib.core.engine import Engine
+from squib.host import cgroup
 from tests.fakes.asgi import Request
 from tests.fakes.engine import Rig
 
@@ -29,16 +32,36 @@ def over_http(rig: Rig) -> Callable[[Test], None]:
     return run
 
 
+@pytest.fixture(scope="module")
+def empty_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[asyncio.Runner, Engine]]:
+    """An engine without VMs, and the loop it lives on: one for all tests of a module that change nothing."""
+    with pytest.MonkeyPatch.context() as patch, asyncio.Runner() as runner:
+        patch.setattr(cgroup, "find_layout", cgroup.Layout)
+        stack = contextlib.AsyncExitStack()
+        engine = runner.run(stack.enter_async_context(Rig(tmp_path_factory.mktemp("empty")).engine()))
+        try:
+            yield runner, engine
+            assert engine.store.list_vms() == []
+        finally:
+            runner.run(stack.aclose())
+
+
+@pytest.fixture(scope="module")
+def apps(empty_engine: tuple[asyncio.Runner, Engine]) -> dict[str, ASGIApp]:
+    """The apps that were made of it, by their options: each takes 15 ms to make."""
+    return {}
+
+
 @pytest.fixture
-def answer(rig: Rig) -> Callable[..., Request]:
-    """Sends one request by hand to an engine without VMs: ``answer("GET", "/v1/vms", host="x", token=None)``."""
+def answer(empty_engine: tuple[asyncio.Runner, Engine], apps: dict[str, ASGIApp]) -> Callable[..., Request]:
+    """Sends a request by hand to an engine without VMs: ``answer("GET", "/v1/vms", host="x", app={"token": "t"})``."""
+    runner, engine = empty_engine
 
     def send(method: str, path: str, *, app: dict[str, object] | None = None, **options: object) -> Request:
-        async def main() -> Request:
-            async with asyncio.timeout(20), rig.engine() as engine:
-                request = Request(method, path, **options)  # type: ignore[arg-type]
-                return await request.send_to(create_app(engine, **(app or {})))  # type: ignore[arg-type]
-
-        return asyncio.run(main())
+        key = repr(app)
+        if key not in apps:
+            apps[key] = create_app(engine, **(app or {}))  # type: ignore[arg-type]
+        request = Request(method, path, **options)  # type: ignore[arg-type]
+        return runner.run(asyncio.wait_for(request.send_to(apps[key]), 20))
 
     return send

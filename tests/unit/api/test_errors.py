@@ -54,12 +54,25 @@ def test_a_fault_is_told_without_its_content(over_http: OverHttp, monkeypatch: p
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("GET", "/"), ("GET", "/v1"), ("GET", "/v1/nosuch"), ("GET", "/v2/vms"), ("GET", "/docs"), ("GET", "/openapi.json"),
-        ("PUT", "/v1/vms"), ("DELETE", "/v1/vms"), ("DELETE", "/v1/vms/"), ("GET", "/v1/vms/"), ("GET", "/v1/vms//start"),
-        ("POST", "/v1/vms/web"), ("GET", "/v1/vms/web/exec"), ("PATCH", "/v1/engine"), ("GET", "//v1/vms"),
-        ("OPTIONS", "/v1/vms"), ("GET", "/v1/vms/web/processes/p1/stdin"),
+        ("GET", "/"),
+        ("GET", "/v1"),
+        ("GET", "/v1/nosuch"),
+        ("GET", "/v2/vms"),
+        ("GET", "/docs"),
+        ("GET", "/openapi.json"),
+        ("PUT", "/v1/vms"),
+        ("DELETE", "/v1/vms"),
+        ("DELETE", "/v1/vms/"),
+        ("GET", "/v1/vms/"),
+        ("GET", "/v1/vms//start"),
+        ("POST", "/v1/vms/web"),
+        ("GET", "/v1/vms/web/exec"),
+        ("PATCH", "/v1/engine"),
+        ("GET", "//v1/vms"),
+        ("OPTIONS", "/v1/vms"),
+        ("GET", "/v1/vms/web/processes/p1/stdin"),
     ],
-)  # fmt: skip
+)
 def test_an_unknown_route_or_method_is_not_found(method: str, path: str, answer: Send) -> None:
     request = answer(method, path)
     assert (request.status, request.error["code"]) == (404, "not_found")
@@ -69,7 +82,11 @@ def test_an_unknown_route_or_method_is_not_found(method: str, path: str, answer:
 @pytest.mark.parametrize(
     ("path", "body", "message"),
     [
-        ("/v1/vms", {"config": {"vcpu_count": 0}}, "config.vcpu_count: Input should be greater than or equal to 1 (got 0)"),
+        (
+            "/v1/vms",
+            {"config": {"vcpu_count": 0}},
+            "config.vcpu_count: Input should be greater than or equal to 1 (got 0)",
+        ),
         ("/v1/vms", {"config": {"mem_size_mib": "lots"}}, "config.mem_size_mib: "),
         ("/v1/vms", {"config": {"vcpus": 2}}, "config.vcpus: Extra inputs are not permitted"),
         ("/v1/vms", {"config": {"rootfs_path": "x"}}, "config.rootfs_path: 'x' is not an absolute path"),
@@ -88,12 +105,16 @@ def test_an_unknown_route_or_method_is_not_found(method: str, path: str, answer:
         ("/v1/vms/web/exec", {}, "the body: give exactly one of argv and shell"),
         ("/v1/vms/web/exec", {"argv": ["a", "b\0"]}, "argv.1: holds a NUL byte"),
         ("/v1/vms/web/exec", {"argv": ["a"], "timeout_s": float("inf")}, "timeout_s: "),
-        ("/v1/vms/web/processes/p1/signal", {"signal": 0}, "signal: Input should be greater than or equal to 1 (got 0)"),
+        (
+            "/v1/vms/web/processes/p1/signal",
+            {"signal": 0},
+            "signal: Input should be greater than or equal to 1 (got 0)",
+        ),
         ("/v1/vms/web/processes/p1/signal", {"signal": 65}, "signal: "),
         ("/v1/images", {"rebuild": True}, "name: Field required"),
         ("/v1/kernels", {"rebuild": 5}, "rebuild: "),
     ],
-)  # fmt: skip
+)
 def test_a_refused_body_names_the_field(path: str, body: object, message: str, answer: Send) -> None:
     request = answer("POST", path, body=json.dumps(body).encode())
     assert (request.status, request.error["code"]) == (400, "invalid_argument")

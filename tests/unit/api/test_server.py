@@ -17,7 +17,7 @@ import pytest
 
 from squib.api import daemon, server
 from squib.api.server import TcpOptions, serve
-from squib.core import engine
+from squib.core import opening
 from squib.core.create import create_vm
 from squib.core.opening import open_engine
 from squib.errors import BootFailed, EngineStartFailed, InvalidArgument
@@ -49,7 +49,8 @@ async def _sleep_at_most(sleep: Callable[[float], Awaitable[None]], delay: float
 async def serving(home: Home, **options: object):  # type: ignore[no-untyped-def]
     """An engine that answers; it is asked to stop at the end of the block, if it has not."""
     ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
-    task = asyncio.create_task(serve(home, on_ready=lambda url, token: ready.set_result((url, token)), **options))  # type: ignore[arg-type]
+    served = serve(home, on_ready=lambda url, token: ready.set_result((url, token)), **options)  # type: ignore[arg-type]
+    task = asyncio.create_task(served)
     async with asyncio.timeout(20):
         await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():

@@ -15,7 +15,8 @@ from squib.core.inspect import get_vm, list_vms
 from squib.core.pause import pause_vm, resume_vm
 from squib.core.start import start_vm
 from squib.core.stop import stop_vm
-from squib.errors import BootFailed, BootTimeout, InvalidArgument, NameTaken, NotFound, WrongState
+from squib.errors import BootFailed, BootTimeout, HostError, InvalidArgument, NameTaken, NotFound, WrongState
+from squib.guest.agent import AgentClient
 from squib.models import ExecRequest, VMConfig, VMState
 from squib.store.db import VMRecord
 from tests.fakes.engine import Rig
@@ -284,5 +285,34 @@ def test_values_of_the_environment_are_not_shown(rig: Rig) -> None:
         info = get_vm(engine, vm.vm_id)
         assert info.env_names == ["TOKEN"]
         assert "hunter2" not in repr(info) + info.model_dump_json() + repr(vm)
+
+    rig.run(test)
+
+
+def test_a_stop_that_failed_half_way_is_carried_through_by_the_next(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fails(self: AgentClient) -> None:
+        raise HostError("of something unforeseen")
+
+    async def test(engine: Engine) -> None:
+        vm = await make(engine, rig.config, start=True)
+        with monkeypatch.context() as patched, pytest.raises(HostError):
+            patched.setattr(AgentClient, "close", fails)
+            await stop_vm(engine, vm.vm_id, timeout_s=2)
+        assert engine.store.get_vm(vm.vm_id).state is VMState.STOPPING
+        stopped = await stop_vm(engine, vm.vm_id)
+        assert (stopped.state, stopped.reason) == (VMState.STOPPED, "killed: an earlier stop had failed")
+        assert rig.vmms() == [] and [lease.kind for lease in engine.store.leases()] == ["directory"]
+
+    rig.run(test)
+
+
+def test_a_guest_that_refuses_to_power_off_is_killed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuses(self: AgentClient, *, grace_s: float) -> None:
+        raise InvalidArgument("says the guest")
+
+    async def test(engine: Engine) -> None:
+        vm = await make(engine, rig.config, start=True)
+        monkeypatch.setattr(AgentClient, "poweroff", refuses)
+        assert (await stop_vm(engine, vm.vm_id, timeout_s=0.2)).reason.startswith("killed")
 
     rig.run(test)

@@ -19,7 +19,7 @@ from tests.fakes.served import Served
 
 INFO = EngineInfo(
     version="1", pid=7, home="/h", driver="fake", accelerator="none", started_at=NOW, vm_count=0, running_count=0
-).model_dump_json()  # fmt: skip
+).model_dump_json()
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -219,7 +219,7 @@ def test_an_engine_elsewhere_is_not_started(monkeypatch: pytest.MonkeyPatch) -> 
     async def main() -> None:
         async with EngineClient(url="http://127.0.0.1:1") as engine:
             for request in (engine.info(), engine.create_vm(VMConfig())):
-                with pytest.raises(EngineUnavailable, match="no engine answers at http://127.0.0.1:1") as caught:
+                with pytest.raises(EngineUnavailable, match=r"no engine answers at http://127\.0\.0\.1:1") as caught:
                     await request
                 assert "SQUIB_URL" in caught.value.hint
 
@@ -232,16 +232,27 @@ def test_an_engine_elsewhere_is_not_started(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("status", "body"),
     [
-        (404, "<html>not found</html>"), (502, ""), (500, "{}"), (400, "[]"), (403, '{"error": "no"}'), (500, '{"error": null}'),
-        (401, "\xff"), (200, "<html>hello</html>"), (200, "{"), (200, ""), (200, "[]"), (200, "null"), (200, '{"status": "up"}'),
+        (404, "<html>not found</html>"),
+        (502, ""),
+        (500, "{}"),
+        (400, "[]"),
+        (403, '{"error": "no"}'),
+        (500, '{"error": null}'),
+        (401, "\xff"),
+        (200, "<html>hello</html>"),
+        (200, "{"),
+        (200, ""),
+        (200, "[]"),
+        (200, "null"),
+        (200, '{"status": "up"}'),
         (302, ""),
     ],
-)  # fmt: skip
+)
 def test_what_answers_and_is_no_engine_is_told(status: int, body: str) -> None:
     async def main() -> None:
         async with answering(status, body) as engine:
             for ask in (engine.info, engine.vms, engine.images, engine.kernels, engine.doctor):
-                with pytest.raises(EngineUnavailable, match="not a squib engine|another version") as caught:
+                with pytest.raises(EngineUnavailable, match=r"not a squib engine|another version") as caught:
                     await ask()
                 assert "SQUIB_URL" in caught.value.hint
 

@@ -1,9 +1,10 @@
 """How a command's end is read from what a guest, which may be hostile, sends."""
 
 import json
+from contextlib import suppress
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from squib.errors import CommandFailed
@@ -33,16 +34,28 @@ def test_an_end_is_told_as_a_shell_does(
 @pytest.mark.parametrize(
     "values",
     [
-        {}, {"exit_code": None, "signal": None}, {"exit_code": "0"}, {"exit_code": True}, {"exit_code": -1}, {"exit_code": 256},
-        {"exit_code": 10**400}, {"exit_code": 0.0}, {"signal": 500}, {"signal": "9"}, {"signal": -1},
-        {"exit_code": 0, "duration_ms": 10**400}, {"exit_code": 0, "duration_ms": "long"}, {"exit_code": 0, "duration_ms": float("nan")},
+        {},
+        {"exit_code": None, "signal": None},
+        {"exit_code": "0"},
+        {"exit_code": True},
+        {"exit_code": -1},
+        {"exit_code": 256},
+        {"exit_code": 10**400},
+        {"exit_code": 0.0},
+        {"signal": 500},
+        {"signal": "9"},
+        {"signal": -1},
+        {"exit_code": 0, "duration_ms": 10**400},
+        {"exit_code": 0, "duration_ms": "long"},
+        {"exit_code": 0, "duration_ms": float("nan")},
     ],
-)  # fmt: skip
+)
 def test_an_end_that_says_nothing_is_refused(values: dict[str, object]) -> None:
     with pytest.raises(FrameError, match="exit frame"):
         end_of(**values)
 
 
+@settings(max_examples=40)
 @given(
     st.dictionaries(
         st.sampled_from(["exit_code", "signal", "timed_out", "duration_ms"]),
@@ -50,10 +63,8 @@ def test_an_end_that_says_nothing_is_refused(values: dict[str, object]) -> None:
     )
 )
 def test_whatever_a_guest_sends_is_an_end_or_refused(values: dict[str, object]) -> None:
-    try:
+    with suppress(FrameError):
         assert 0 <= end_of(**values).exit_code <= 255
-    except FrameError:
-        pass
 
 
 def test_both_streams_are_kept_in_the_order_in_which_they_were_read() -> None:

@@ -168,7 +168,7 @@ def test_waiting_for_a_vm_that_is_never_ready_ends(served: Served) -> None:
         other = await AsyncVM.from_id("never")
         while (await other.refresh()).state is VMState.CREATED:
             await asyncio.sleep(0)
-        with pytest.raises(BootTimeout, match="never was not ready within 0.01 s"):
+        with pytest.raises(BootTimeout, match=r"never was not ready within 0\.01 s"):
             await other.wait_for_ready(0.01)
         await other.delete()
         with pytest.raises(WrongState, match="cancelled"):
