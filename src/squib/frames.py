@@ -44,7 +44,7 @@ class Frame:
         """The payload of a frame that is not a stream. Raises `FrameError` if it is not a JSON object."""
         try:
             value = json.loads(self.payload)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise FrameError(f"the payload of a {self.kind.name} frame is not JSON") from error
         if not isinstance(value, dict):
             raise FrameError(f"the payload of a {self.kind.name} frame is not a JSON object")

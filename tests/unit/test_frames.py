@@ -40,7 +40,7 @@ def test_hostile_bytes_end_in_frames_or_frame_errors(data: bytes) -> None:
         pass
 
 
-@pytest.mark.parametrize("payload", [b"", b"{", b"[]", b"\xff"])
+@pytest.mark.parametrize("payload", [b"", b"{", b"[]", b"\xff", b"[" * 50_000])
 def test_a_payload_that_is_no_object_is_refused(payload: bytes) -> None:
     with pytest.raises(FrameError):
         Frame(FrameKind.EXIT, payload).json()

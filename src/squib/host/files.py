@@ -7,10 +7,12 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from squib.errors import DiskFull
 
@@ -70,6 +72,15 @@ def _copy_extents(src: int, dst: int) -> None:
         os.lseek(dst, start, os.SEEK_SET)
         while start < end:
             start += os.sendfile(dst, src, start, end - start)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file that somebody named. Raises `OSError`, also for what is no regular file: that could block."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return os.fdopen(fd, "rb")
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o600) -> None:

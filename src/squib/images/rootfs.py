@@ -7,6 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from squib.errors import InvalidArgument
+from squib.host.files import open_regular
 
 
 class RootfsFormat(StrEnum):
@@ -65,7 +66,7 @@ def inspect(path: Path) -> Rootfs:
             f"{path} is a directory, not a root filesystem", hint=f"tar -C {path} -c . | {_TO_SQUASHFS}"
         )
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(_HEAD_BYTES)
     except OSError as error:
         raise InvalidArgument(f"root filesystem {path} cannot be read: {error.strerror}") from error

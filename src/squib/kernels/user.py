@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
 from squib.errors import InvalidArgument
+from squib.host.files import open_regular
 from squib.kernels import bzimage, modules
 from squib.kernels.catalog import Kernel
 
@@ -19,8 +21,9 @@ def inspect(path: Path) -> Kernel:
     a file that is missing, no kernel, or of another architecture.
     """
     try:
-        data = path.read_bytes()
-        built_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        with open_regular(path) as file:
+            data = file.read()
+            built_at = datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, UTC)
     except OSError as error:
         raise InvalidArgument(f"kernel {path} cannot be read: {error.strerror}") from error
     if not bzimage.is_bzimage(data) and not bzimage.is_elf_kernel(data):

@@ -1,4 +1,5 @@
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -71,3 +72,9 @@ def test_a_directory_and_a_missing_file_are_refused(tmp_path: Path) -> None:
     assert f"tar -C {tmp_path}" in caught.value.hint
     with pytest.raises(InvalidArgument, match="No such file"):
         rootfs.inspect(tmp_path / "nothing")
+
+
+def test_a_pipe_is_no_rootfs_and_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InvalidArgument, match="not a regular file"):
+        rootfs.inspect(tmp_path / "pipe")

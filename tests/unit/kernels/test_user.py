@@ -1,4 +1,5 @@
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,9 @@ def test_a_version_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
 def test_a_missing_file_and_a_directory_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(InvalidArgument, match="cannot be read"):
         user.inspect(tmp_path / name)
+
+
+def test_a_pipe_is_no_kernel_and_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InvalidArgument, match="not a regular file"):
+        user.inspect(tmp_path / "pipe")
