@@ -4,10 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from squib.host import cgroup
 from squib.images.overlay import OverlayStore
 from tests.fakes.engine import Rig, write_overlay
+
+# A busy machine is no reason to fail, and every run tries the same values.
+settings.register_profile("squib", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("squib")
 
 
 @pytest.fixture

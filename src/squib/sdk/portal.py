@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import concurrent.futures
 import os
 import threading
 from collections.abc import Coroutine
@@ -14,6 +13,8 @@ from squib.errors import WrongState
 from squib.sdk.client import EngineClient
 
 T = TypeVar("T")
+
+_CLEAN_UP_S = 10.0
 
 
 class Portal:
@@ -60,14 +61,29 @@ class Portal:
                 "a callback of run() cannot wait for a VM: what it waits for comes after it",
                 hint="use another thread, or AsyncVM",
             )
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        tasks: list[asyncio.Task[T]] = []
+        ended = threading.Event()
+
+        def start() -> None:
+            tasks.append(self._loop.create_task(work))
+            tasks[0].add_done_callback(lambda _: ended.set())
+
+        def cancel() -> None:
+            for task in tasks:
+                task.cancel()
+            if not tasks:
+                work.close()
+                ended.set()
+
+        # Not run_coroutine_threadsafe: a Ctrl-C inside it would leave work behind that nobody can cancel.
         try:
-            return future.result()
+            self._loop.call_soon_threadsafe(start)
+            ended.wait()
         except BaseException:
-            if not future.done():
-                future.cancel()
-                concurrent.futures.wait([future], timeout=10)
+            self._loop.call_soon_threadsafe(cancel)
+            ended.wait(_CLEAN_UP_S)
             raise
+        return tasks[0].result()
 
     def _stop(self) -> None:
         if self._pid == os.getpid() and self._thread.is_alive():

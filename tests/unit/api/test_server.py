@@ -144,7 +144,7 @@ def test_it_stays_while_a_vm_runs_and_ends_after_the_last(rig: Rig) -> None:
             )
         async with serving(rig.home, idle_exit_s=0.01) as (task, _):
             with pytest.raises(TimeoutError):  # many times as long as it may be idle
-                await asyncio.wait_for(asyncio.shield(task), 0.1)
+                await asyncio.wait_for(asyncio.shield(task), 0.05)
             async with client(rig.home) as http:
                 assert (await http.delete("/v1/vms/web")).status_code == 204
             await task
@@ -156,7 +156,7 @@ def test_without_an_idle_time_it_stays(rig: Rig) -> None:
     async def test() -> None:
         async with serving(rig.home) as (task, _):
             with pytest.raises(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(task), 0.1)
+                await asyncio.wait_for(asyncio.shield(task), 0.05)
 
     check(test)
 

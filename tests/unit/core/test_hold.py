@@ -51,6 +51,7 @@ def test_an_engine_that_ends_does_not_delete_what_is_held(rig: Rig) -> None:
             async with asyncio.timeout(5):
                 while vm.vm_id not in engine._gone:
                     await asyncio.sleep(0.01)
+            server.config.timeout_graceful_shutdown = 0
             server.should_exit = True
             await task
             with pytest.raises(Exception):  # noqa: B017 (whatever the transport says)

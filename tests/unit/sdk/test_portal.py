@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,6 +74,27 @@ def test_ctrl_c_cancels_what_runs_waits_for_its_clean_up_and_is_raised(portal: P
     with pytest.raises(KeyboardInterrupt):
         portal.run(work())
     assert log == ["cleaned up"]
+
+
+def test_ctrl_c_in_the_first_moment_cancels_too(portal: Portal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may come when the work is already on the loop, and nobody waits for it yet."""
+    hand_over = portal._loop.call_soon_threadsafe
+
+    def interrupted(*arguments: Any) -> None:
+        monkeypatch.undo()
+        hand_over(*arguments)
+        raise KeyboardInterrupt
+
+    async def work() -> None:
+        await asyncio.Event().wait()
+
+    async def left() -> int:
+        return len(asyncio.all_tasks()) - 1
+
+    monkeypatch.setattr(portal._loop, "call_soon_threadsafe", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        portal.run(work())
+    assert portal.run(left()) == 0
 
 
 def test_a_fork_gets_its_own() -> None:
