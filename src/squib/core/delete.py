@@ -6,9 +6,9 @@ import asyncio
 
 from squib.core import lifecycle
 from squib.core.engine import Engine
-from squib.core.release import ALL, release
+from squib.core.release import ALL, end, release
 from squib.core.start import cancel_start
-from squib.errors import NotFound
+from squib.errors import DiskFull, NotFound
 from squib.models import VMState
 from squib.store.db import VMRecord
 
@@ -36,7 +36,12 @@ async def until_deleted(engine: Engine, ref: str) -> None:
 
 async def remove(engine: Engine, record: VMRecord) -> None:
     """Delete a VM whose lock is held (or that nobody knows of yet)."""
-    lifecycle.move(engine.store, record, VMState.DELETING)
+    try:
+        lifecycle.move(engine.store, record, VMState.DELETING)
+    except DiskFull:
+        # Nothing can be noted, and it may be this VM that fills the disk: what it has goes first, then the notes of it.
+        await end(engine, record.vm_id, ALL)
+        lifecycle.move(engine.store, record, VMState.DELETING)
     await release(engine, record.vm_id, ALL)
     engine.store.remove_vm(record.vm_id)
     engine.forget(record.vm_id)

@@ -129,7 +129,7 @@ class Engine:
         return EngineInfo(
             version=VERSION,
             pid=os.getpid(),
-            home=str(self.home.root),
+            home=os.fsencode(self.home.root).decode(errors="backslashreplace"),
             driver=self.driver.name,
             accelerator=self.driver.accelerator,
             started_at=self.started_at,

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 from squib import frames
 from squib.core import lifecycle
 from squib.core.engine import Engine
 from squib.core.pause import running
-from squib.errors import AgentUnreachable, SquibError, to_wire
+from squib.errors import AgentUnreachable, NotFound, SquibError, to_wire
 from squib.guest.agent import AgentClient
 from squib.guest.http2 import Body, Response
 from squib.models import ExecRequest, VMState
 
 log = logging.getLogger("squib.exec")
+
+_START_TIMEOUT_S = 30.0
+_TIMEOUT_GRACE_S = 10.0
+"""Beyond a command's timeout, for a busy guest to end it and to send the rest of its output."""
+_SILENCE_S = 60.0
+"""The agent says every 15 s that a command goes on."""
+_WATCH_S = 0.5
 
 
 def agent_of(engine: Engine, ref: str) -> AgentClient:
@@ -26,17 +36,42 @@ def agent_of(engine: Engine, ref: str) -> AgentClient:
     return running(engine, record).agent
 
 
-async def start_exec(engine: Engine, ref: str, request: ExecRequest) -> Response:
+@dataclass(frozen=True)
+class Command:
+    """A command that runs in the VM ``vm_id``."""
+
+    engine: Engine
+    vm_id: str
+    response: Response
+    timeout_s: float | None
+
+    def close(self) -> None:
+        """Kill it, if it has not ended. Idempotent."""
+        self.response.close()
+
+
+async def start_exec(engine: Engine, ref: str, request: ExecRequest) -> Command:
     """Start a command; `stream` reads it. Raises `WrongState`, `ExecError`, `AgentError`, `NotFound`."""
-    return await agent_of(engine, ref).exec(request)
+    agent = agent_of(engine, ref)
+    patience_s = min(_START_TIMEOUT_S, math.inf if request.timeout_s is None else request.timeout_s + _TIMEOUT_GRACE_S)
+    try:
+        async with asyncio.timeout(patience_s):
+            response = await agent.exec(request)
+    except TimeoutError:
+        raise AgentUnreachable(
+            f"the guest did not start the command within {patience_s:g} s", hint=f"does it hang? squib logs {ref}"
+        ) from None
+    return Command(engine, engine.store.get_vm(ref).vm_id, response, request.timeout_s)
 
 
-async def stream(response: Response) -> AsyncIterator[bytes]:
+async def stream(command: Command) -> AsyncIterator[bytes]:
     """The command's frames as they come, as bytes. The guest's frames are passed on unread: whoever decodes them
     bounds them.
 
     If the guest is lost, the last frame is an ``ERROR``. Leaving early kills the command.
     """
+    response = command.response
+    watchdog = asyncio.create_task(_give_up_on_a_guest_that_hangs(command), name=f"watchdog {command.vm_id}")
     async with response:
         with contextlib.suppress(GeneratorExit):
             try:
@@ -46,6 +81,35 @@ async def stream(response: Response) -> AsyncIterator[bytes]:
                 log.info("a command was lost: %s", error.message)
                 lost = AgentUnreachable(f"the VM ended, or was lost, while the command ran: {error.message}")
                 yield frames.encode_json(frames.FrameKind.ERROR, to_wire(lost))
+            finally:
+                watchdog.cancel()
+
+
+async def _give_up_on_a_guest_that_hangs(command: Command) -> None:
+    """Fail a command whose guest neither ends it after its timeout nor says that it goes on.
+
+    What counts is the time for which a reader waits for the guest: not that of a slow reader or a paused VM.
+    """
+    waited_s = silent_s = 0.0
+    received = -1
+    while True:
+        await asyncio.sleep(_WATCH_S)
+        if not command.response.waiting or _is_paused(command):
+            continue
+        waited_s += _WATCH_S
+        silent_s = silent_s + _WATCH_S if received == command.response.received_bytes else 0.0
+        received = command.response.received_bytes
+        if command.timeout_s is not None and waited_s > command.timeout_s + _TIMEOUT_GRACE_S:
+            return command.response.give_up(AgentUnreachable("the guest did not end it after its timeout"))
+        if silent_s > _SILENCE_S:
+            return command.response.give_up(AgentUnreachable(f"the guest was silent for {_SILENCE_S:g} s"))
+
+
+def _is_paused(command: Command) -> bool:
+    try:
+        return command.engine.store.get_vm(command.vm_id).state is VMState.PAUSED
+    except NotFound:
+        return False
 
 
 async def write_stdin(engine: Engine, ref: str, process_id: str, body: Body, *, close: bool) -> int:

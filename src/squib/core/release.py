@@ -24,6 +24,13 @@ async def release(engine: Engine, vm_id: str, kinds: frozenset[LeaseKind]) -> No
             engine.store.remove_lease(lease)
 
 
+async def end(engine: Engine, vm_id: str, kinds: frozenset[LeaseKind]) -> None:
+    """Do as `release` and note nothing: the leases stay, for a release that follows."""
+    for lease in engine.store.leases(vm_id):
+        if lease.kind in kinds:
+            await _RELEASE[lease.kind](engine, lease)
+
+
 async def _release_process(engine: Engine, lease: Lease) -> None:
     vm = engine.running.pop(lease.key, None)
     if vm:

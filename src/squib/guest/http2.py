@@ -44,6 +44,9 @@ class Response:
         self._ended = False
         self._error: AgentUnreachable | None = None
         self.status = 0
+        self.waiting = False
+        """Whether somebody reads on and the guest has sent nothing more."""
+        self.received_bytes = 0
 
     async def __aenter__(self) -> Response:
         return self
@@ -81,7 +84,11 @@ class Response:
             if self._ended:
                 return
             self._changed.clear()
-            await self._changed.wait()
+            self.waiting = True
+            try:
+                await self._changed.wait()
+            finally:
+                self.waiting = False
 
     async def _wait_for_status(self) -> None:
         while not self.status:
@@ -94,13 +101,21 @@ class Response:
         if isinstance(event, h2.events.ResponseReceived):
             self.status = _status_of(event)
         elif isinstance(event, h2.events.DataReceived):
-            self._chunks.append((event.data or b"", event.flow_controlled_length or 0))
+            data = event.data or b""
+            self._chunks.append((data, event.flow_controlled_length or 0))
+            self.received_bytes += len(data)
         elif isinstance(event, h2.events.StreamReset) and not self._ended:
             # (After the whole answer, a reset only says that the rest of the request is not wanted.)
             self._error = AgentUnreachable(f"the guest reset the stream (error {event.error_code})")
             self._ended = True
         elif isinstance(event, h2.events.StreamEnded):
             self._ended = True
+        self._changed.set()
+
+    def give_up(self, error: AgentUnreachable) -> None:
+        """As `close`; whoever reads it gets ``error``."""
+        self.close()
+        self._error = error
         self._changed.set()
 
     def _fail(self, error: AgentUnreachable) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from squib.core.inspect import get_vm, list_vms
 from squib.core.pause import pause_vm, resume_vm
 from squib.core.start import start_vm
 from squib.core.stop import stop_vm
-from squib.errors import BootFailed, BootTimeout, HostError, InvalidArgument, NameTaken, NotFound, WrongState
+from squib.errors import BootFailed, BootTimeout, DiskFull, HostError, InvalidArgument, NameTaken, NotFound, WrongState
 from squib.guest.agent import AgentClient
 from squib.models import ExecRequest, VMConfig, VMState
 from squib.store.db import VMRecord
@@ -314,5 +315,22 @@ def test_a_guest_that_refuses_to_power_off_is_killed(rig: Rig, monkeypatch: pyte
         vm = await make(engine, rig.config, start=True)
         monkeypatch.setattr(AgentClient, "poweroff", refuses)
         assert (await stop_vm(engine, vm.vm_id, timeout_s=0.2)).reason.startswith("killed")
+
+    rig.run(test)
+
+
+def test_a_vm_that_fills_the_disk_can_be_deleted(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(engine: Engine) -> None:
+        vm = await make(engine, rig.config, start=True)
+        change_state = engine.store.change_state
+
+        def on_a_full_disk(vm_id: str, **change: Any) -> bool:
+            if rig.home.vm(vm_id).overlay.exists():
+                raise DiskFull("no space left")
+            return change_state(vm_id, **change)
+
+        monkeypatch.setattr(engine.store, "change_state", on_a_full_disk)
+        await delete_vm(engine, vm.vm_id)
+        nothing_left(engine, rig)
 
     rig.run(test)

@@ -12,7 +12,6 @@ from squib import frames
 from squib.api.context import EngineDep, Ref
 from squib.api.schema import SignalRequest
 from squib.core import exec
-from squib.guest.http2 import Response
 from squib.models import ExecRequest
 
 router = APIRouter(prefix="/vms/{ref}", tags=["exec"])
@@ -23,7 +22,7 @@ ProcessId = Annotated[str, Path(pattern=r"^p[0-9]{1,18}$")]
 class _CommandResponse(StreamingResponse):
     """The output of a command, which is killed even if the client has left before there was any."""
 
-    def __init__(self, command: Response) -> None:
+    def __init__(self, command: exec.Command) -> None:
         super().__init__(exec.stream(command), media_type=frames.CONTENT_TYPE)
         self._command = command
 

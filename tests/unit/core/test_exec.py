@@ -1,0 +1,100 @@
+"""Commands in a guest that hangs: whoever waits for one learns of it in bounded time."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from squib.core import exec
+from squib.core.create import create_vm
+from squib.core.engine import Engine
+from squib.core.pause import pause_vm, resume_vm
+from squib.core.stop import stop_vm
+from squib.errors import AgentUnreachable
+from squib.frames import Frame, FrameDecoder, FrameKind
+from squib.models import ExecRequest
+from tests.fakes.engine import Rig
+
+
+def check(rig: Rig, monkeypatch: pytest.MonkeyPatch, test: Callable[[Engine, str, int], Awaitable[None]]) -> None:
+    monkeypatch.setattr(exec, "_START_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(exec, "_TIMEOUT_GRACE_S", 0.1)
+    monkeypatch.setattr(exec, "_SILENCE_S", 0.5)
+    monkeypatch.setattr(exec, "_WATCH_S", 0.05)
+
+    async def with_vm(engine: Engine) -> None:
+        vm = await create_vm(engine, rig.config, start=True, on_progress=lambda _: None)
+        pid = rig.vmms()[0]
+        try:
+            async with asyncio.timeout(10):
+                await test(engine, vm.vm_id, pid)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+            await stop_vm(engine, vm.vm_id)
+
+    rig.run(with_vm)
+
+
+async def last_frame(command: exec.Command) -> Frame:
+    decoder = FrameDecoder()
+    return [frame async for chunk in exec.stream(command) for frame in decoder.feed(chunk)][-1]
+
+
+def error_of(frame: Frame) -> str:
+    assert frame.kind is FrameKind.ERROR
+    return str(frame.json()["message"])
+
+
+def test_a_command_that_a_hung_guest_does_not_start(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(engine: Engine, vm_id: str, pid: int) -> None:
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(AgentUnreachable, match="did not start the command"):
+            await exec.start_exec(engine, vm_id, ExecRequest(argv=["true"]))
+
+    check(rig, monkeypatch, test)
+
+
+def test_a_command_whose_timeout_a_hung_guest_does_not_keep(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(engine: Engine, vm_id: str, pid: int) -> None:
+        command = await exec.start_exec(engine, vm_id, ExecRequest(argv=["sleep"], timeout_s=0.2))
+        os.kill(pid, signal.SIGSTOP)
+        assert "did not end it after its timeout" in error_of(await last_frame(command))
+
+    check(rig, monkeypatch, test)
+
+
+def test_a_command_of_a_guest_that_falls_silent(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(engine: Engine, vm_id: str, pid: int) -> None:
+        command = await exec.start_exec(engine, vm_id, ExecRequest(argv=["sleep"]))
+        os.kill(pid, signal.SIGSTOP)
+        assert "was silent" in error_of(await last_frame(command))
+
+    check(rig, monkeypatch, test)
+
+
+def test_a_pause_is_no_silence_and_does_not_use_up_the_timeout(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(engine: Engine, vm_id: str, pid: int) -> None:
+        command = await exec.start_exec(engine, vm_id, ExecRequest(argv=["sleep"], timeout_s=0.2))
+        end = asyncio.create_task(last_frame(command))
+        await pause_vm(engine, vm_id)
+        await asyncio.sleep(0.8)
+        assert not end.done()
+        await resume_vm(engine, vm_id)
+        assert (await end).json()["timed_out"] is True
+
+    check(rig, monkeypatch, test)
+
+
+def test_a_reader_that_stops_for_long_loses_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(engine: Engine, vm_id: str, pid: int) -> None:
+        command = await exec.start_exec(engine, vm_id, ExecRequest(argv=["sleep"], timeout_s=0.2))
+        chunks = exec.stream(command)
+        decoder = FrameDecoder()
+        frames = list(decoder.feed(await anext(chunks)))
+        await asyncio.sleep(0.8)
+        frames += [frame async for chunk in chunks for frame in decoder.feed(chunk)]
+        assert frames[-1].kind is FrameKind.EXIT
+
+    check(rig, monkeypatch, test)
