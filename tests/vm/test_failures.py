@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -156,25 +156,46 @@ def test_no_qemu(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     asyncio.run(main())
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system")
-def test_a_full_disk(tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A state directory on a disk with room for the cache and one VM's empty disk, but no more."""
-    small = tmp_path / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "squib-test", small], check=True)
-    try:
-        own = Home(small / "own")
+@pytest.fixture
+def small_disk(tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Home]]:
+    """Makes a state directory on a disk of some MiB of its own, with the images and kernels of the session."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    place = tmp_path / "small"
+    place.mkdir()
+    made: list[Home] = []
+
+    def make(size_mib: int) -> Home:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_mib}m", "squib-test", place], check=True)
+        own = Home(place / "own")
+        made.append(own)
         own.root.mkdir()
         own.cache.mkdir()
         for name in ("images", "kernels"):
             (own.cache / name).symlink_to(home.cache / name)
         monkeypatch.setenv("SQUIB_HOME", str(own.root))
-        try:
-            with pytest.raises(DiskFull, match=str(small)) as refused, VM():
-                pass
-            assert "SQUIB_HOME" in refused.value.hint
-            nothing_in(own)
-        finally:
-            end_engine(own)
-    finally:
-        subprocess.run(["umount", "-l", small], check=True)
+        return own
+
+    yield make
+    for own in made:
+        end_engine(own)
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_a_full_disk(small_disk: Callable[[int], Home]) -> None:
+    """Room for the database, but not for what a VM boots from."""
+    own = small_disk(4)
+    with pytest.raises(DiskFull, match=str(own.root.parent)) as refused, VM():
+        pass
+    assert "SQUIB_HOME" in refused.value.hint
+    nothing_in(own)
+
+
+def test_a_disk_that_fills_up_under_a_guest(small_disk: Callable[[int], Home]) -> None:
+    own = small_disk(48)
+    with VM() as vm:
+        filled = vm.run("dd if=/dev/urandom of=/root/big bs=1M count=100 conv=fsync", timeout=60)
+        assert not filled.ok and not filled.timed_out
+        assert "rror" in filled.stderr
+        assert vm.run(["echo", "alive"]).output == "alive\n"
+    nothing_in(own)

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"squib/agent/internal/guestfile"
 )
 
 // Guest is where the identity is written.
@@ -46,7 +48,7 @@ func (g Guest) WriteHostname(name string) error {
 	if err := g.write("etc/hostname", name+"\n", 0o644); err != nil {
 		return err
 	}
-	old, err := os.ReadFile(g.path("etc/hosts"))
+	old, err := guestfile.Read(g.path("etc/hosts"))
 	if err != nil && !os.IsNotExist(err) {
 		return err
 	}

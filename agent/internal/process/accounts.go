@@ -1,10 +1,11 @@
 package process
 
 import (
-	"os"
 	"slices"
 	"strconv"
 	"strings"
+
+	"squib/agent/internal/guestfile"
 )
 
 // Accounts reads users and groups from the files of an image. It asks no other source: the guest's NSS is not ours to load.
@@ -97,9 +98,9 @@ func findGroup(groups [][]string, name string) (uint32, error) {
 	return 0, fail(NoSuchUser, quote(name)+": not in /etc/group")
 }
 
-// lines returns the entries of a file that have at least n fields. A file that is not there has none.
+// lines returns the entries of a file that have at least n fields. A file that is not there, or none, has none.
 func (a Accounts) lines(name string, n int) (entries [][]string) {
-	content, _ := os.ReadFile(a.Root + "/" + name)
+	content, _ := guestfile.Read(a.Root + "/" + name)
 	for line := range strings.Lines(string(content)) {
 		if entry := strings.Split(strings.TrimRight(line, "\r\n"), ":"); len(entry) >= n {
 			entries = append(entries, entry)

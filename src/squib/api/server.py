@@ -11,6 +11,7 @@ import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -18,6 +19,7 @@ from starlette.types import ASGIApp
 from squib.api.app import create_app
 from squib.api.guards import host_of
 from squib.core.opening import open_engine
+from squib.core.release import abandon
 from squib.drivers.select import select_driver
 from squib.errors import InvalidArgument
 from squib.host import sockets
@@ -58,7 +60,8 @@ async def serve(
         engine = await stack.enter_async_context(open_engine(home, await select_driver()))
         log.info("engine of %s: %s, %s", home.root, engine.driver.name, engine.driver.accelerator)
         unix_socket = sockets.listen(home.engine_socket)
-        stack.callback(home.engine_socket.unlink, missing_ok=True)
+        socket_inode = home.engine_socket.stat().st_ino
+        stack.callback(_unlink, home.engine_socket, socket_inode)
         servers = [_Server(create_app(engine), unix_socket)]
         url = token = None
         if tcp and tcp_socket:
@@ -75,13 +78,27 @@ async def serve(
             for server in servers:
                 await server.answering.wait()
             on_ready(url, token)
-            while not stop.is_set() and (idle_exit_s is None or engine.idle_s < idle_exit_s):
+            while not stop.is_set() and not engine.evicted and (idle_exit_s is None or engine.idle_s < idle_exit_s):
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), _IDLE_POLL_S)
-            log.info("engine ends: %s", "asked to" if stop.is_set() else "idle")
-            home.engine_socket.unlink(missing_ok=True)  # from here on, clients start another engine
+            if engine.evicted:
+                await abandon(engine)
+            log.info("engine ends: %s", "asked to" if stop.is_set() else "not needed any more")
+            _unlink(home.engine_socket, socket_inode)  # from here on, clients start another engine
             for server in servers:
                 server.should_exit = True
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach ``host``."""
+    return host == "localhost" or host.startswith("127.") or host in ("::1", "[::1]")
+
+
+def _unlink(path: Path, inode: int) -> None:
+    """Remove our own socket, not that of an engine which has the place by now."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        if path.stat().st_ino == inode:
+            path.unlink()
 
 
 class _Server(uvicorn.Server):

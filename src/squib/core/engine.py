@@ -61,6 +61,7 @@ class Engine:
         self.driver = driver
         self.agent_binary = agent_binary
         self.store = Store(home.database)
+        self._database_inode = home.database.stat().st_ino
         self.images = ImageStore(home)
         self.overlays = OverlayStore(home)
         self.kernels = KernelStore(home)
@@ -113,6 +114,14 @@ class Engine:
         if self._requests or any(record.state in WITH_VMM for record in self.store.list_vms()):
             return 0.0
         return time.monotonic() - self._last_activity
+
+    @property
+    def evicted(self) -> bool:
+        """Whether somebody has removed the state directory, or put another in its place."""
+        try:
+            return self.home.database.stat().st_ino != self._database_inode
+        except (FileNotFoundError, NotADirectoryError):
+            return True
 
     async def close(self) -> None:
         """End what is under way and let go of the VMs, which go on."""

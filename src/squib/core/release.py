@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 
 from squib.core.engine import Engine
 from squib.host import cgroup, proc
 from squib.host.files import remove_tree
 from squib.store.db import Lease, LeaseKind
+
+log = logging.getLogger("squib.release")
 
 RUN = frozenset({LeaseKind.PROCESS, LeaseKind.CGROUP})
 """What a VM holds while it runs."""
@@ -29,6 +32,16 @@ async def end(engine: Engine, vm_id: str, kinds: frozenset[LeaseKind]) -> None:
     for lease in engine.store.leases(vm_id):
         if lease.kind in kinds:
             await _RELEASE[lease.kind](engine, lease)
+
+
+async def abandon(engine: Engine) -> None:
+    """End all VMs of an engine whose state directory was removed: no other engine will ever know of them."""
+    for vm_id, vm in list(engine.running.items()):
+        log.warning("the state directory %s is gone: VM %s is ended", engine.home.root, vm_id)
+        del engine.running[vm_id]
+        await vm.agent.close()
+        await vm.machine.kill()
+        await asyncio.to_thread(cgroup.remove, engine.cgroups, engine.cgroup_name(vm_id))
 
 
 async def _release_process(engine: Engine, lease: Lease) -> None:

@@ -24,6 +24,8 @@ M = TypeVar("M", bound=Model)
 _UNIX_PATH_MAX_BYTES = 107
 _BASE_URL = "http://squib"
 _CONNECT_TIMEOUT_S = 10.0
+_ANSWER_TIMEOUT_S = 60.0
+"""For what an engine answers at once; starting a VM or a build takes its time."""
 _HOLD_AGAIN_S = 0.5
 _HOLD_END_S = 0.5
 _REPEATABLE = ("GET", "DELETE")
@@ -80,7 +82,8 @@ class EngineClient:
         Raises the `SquibError` that the engine reports; `EngineUnavailable`, `EngineStartFailed`.
         """
         content = None if body is None else json.dumps(body).encode()
-        async with self.stream(method, path, content) as response:
+        timeout_s = _ANSWER_TIMEOUT_S if method == "GET" else None
+        async with self.stream(method, path, content, timeout_s=timeout_s) as response:
             answer = await response.aread()
         try:
             return json.loads(answer) if answer else None
@@ -89,12 +92,21 @@ class EngineClient:
 
     @asynccontextmanager
     async def stream(
-        self, method: str, path: str, content: bytes | AsyncIterator[bytes] | None = None
+        self,
+        method: str,
+        path: str,
+        content: bytes | AsyncIterator[bytes] | None = None,
+        *,
+        timeout_s: float | None = None,
     ) -> AsyncIterator[httpx.Response]:
-        """Send a request; the block reads the answer as it comes. Raises as `request`."""
+        """Send a request; the block reads the answer as it comes.
+
+        Raises as `request`; `EngineUnavailable` too if nothing comes for ``timeout_s``.
+        """
         headers = {"content-type": "application/json"} if isinstance(content, bytes) else {}
         http = self._client()
-        request = http.build_request(method, f"/v1{path}", content=content, headers=headers)
+        timeout = httpx.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S)
+        request = http.build_request(method, f"/v1{path}", content=content, headers=headers, timeout=timeout)
         try:
             response = await self._send(http, request)
             try:
@@ -103,6 +115,11 @@ class EngineClient:
                 yield response
             finally:
                 await response.aclose()
+        except httpx.ReadTimeout as error:
+            raise EngineUnavailable(
+                f"the engine {self._where} did not answer within {timeout_s:g} s",
+                hint="is it suspended, or its host overloaded? squib version shows its pid",
+            ) from error
         except httpx.TransportError as error:
             raise EngineUnavailable(
                 f"the connection to the engine {self._where} broke: {error or type(error).__name__}",
@@ -113,7 +130,8 @@ class EngineClient:
         try:
             return await http.send(request, stream=True)
         except httpx.TransportError as error:
-            if not isinstance(error, httpx.ConnectError) and request.method not in _REPEATABLE:
+            lost_before_an_answer = request.method in _REPEATABLE and not isinstance(error, httpx.ReadTimeout)
+            if not isinstance(error, httpx.ConnectError) and not lost_before_an_answer:
                 raise
             if self._home is None:
                 raise EngineUnavailable(
@@ -284,7 +302,7 @@ def _checked_url(url: str) -> str:
         parsed = httpx.URL(url)
     except httpx.InvalidURL:
         parsed = httpx.URL()
-    if parsed.scheme not in ("http", "https") or not parsed.host:
+    if parsed.scheme not in ("http", "https") or not parsed.host or not 0 < (parsed.port or 80) < 1 << 16:
         raise InvalidArgument(
             f"{url!r} is not the URL of an engine", hint="it is like http://127.0.0.1:8765; check SQUIB_URL"
         )

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -127,7 +128,7 @@ def test_vms_go_on_when_it_ends_and_are_there_for_the_next(rig: Rig) -> None:
 
 def test_it_ends_when_nobody_has_needed_it_for_a_while(rig: Rig) -> None:
     async def test() -> None:
-        async with serving(rig.home, idle_exit_s=0.05) as (task, _):
+        async with serving(rig.home, idle_exit_s=0.3) as (task, _):
             async with client(rig.home) as http:
                 assert (await http.get("/v1/engine")).status_code == 200
             await task
@@ -321,3 +322,16 @@ def _inheritable_pipe(pipe: Callable[[], tuple[int, int]]) -> tuple[int, int]:
     read_fd, write_fd = pipe()
     os.set_inheritable(write_fd, True)
     return read_fd, write_fd
+
+
+def test_when_its_state_directory_is_removed_it_ends_with_its_vms(rig: Rig) -> None:
+    async def test() -> None:
+        async with serving(rig.home) as (task, _):
+            async with client(rig.home) as http:
+                body = {"config": rig.config.model_dump(exclude_unset=True), "start": True}
+                pid = (await http.post("/v1/vms", json=body)).json()["pid"]
+            shutil.rmtree(rig.home.root)
+            await task
+            assert not Path(f"/proc/{pid}").exists()
+
+    check(test)

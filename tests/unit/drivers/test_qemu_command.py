@@ -52,8 +52,8 @@ def test_the_base_is_read_only_and_the_overlay_gives_space_back() -> None:
 
 def test_the_agent_finds_its_disks_and_its_port() -> None:
     devices = values("-device", line())
-    assert "virtio-blk-pci,drive=base,serial=squib-base" in devices
-    assert "virtio-blk-pci,drive=overlay,serial=squib-overlay" in devices
+    assert "virtio-blk-pci,drive=base,serial=squib-base,werror=report,rerror=report" in devices
+    assert "virtio-blk-pci,drive=overlay,serial=squib-overlay,werror=report,rerror=report" in devices
     assert "virtserialport,chardev=agent,name=squib.agent" in devices
 
 

@@ -51,6 +51,7 @@ def serve(
     import asyncio
 
     from squib.api import server
+    from squib.api.server import is_loopback
     from squib.paths import Home
 
     if listen is None and allow_host:
@@ -65,6 +66,8 @@ def serve(
         output.line(f"the engine of {home.root} is ready")
         if url:
             output.line(f"export SQUIB_URL={url}\nexport SQUIB_TOKEN={used_token}")
+            if tcp and not is_loopback(tcp.host):
+                output.note("other machines can reach this port, and what passes is not encrypted: use TLS or a tunnel")
 
     server.log_to_file(home)
     asyncio.run(server.serve(home, tcp=tcp, on_ready=on_ready))

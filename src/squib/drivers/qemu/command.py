@@ -143,7 +143,7 @@ def _disk(name: str, fd: int, fdset: int, *, writable: bool) -> list[str]:
 
     Caching is write-back with the guest's flushes honoured. QEMU's image locks are off: who may use an overlay is
     decided by the engine, and locks that belong to an inherited open file would be shared with whoever else inherited
-    it.
+    it. An error of the host's disk, a full one too, is the guest's to see: by default QEMU would stop the guest.
     """
     file = {"driver": "file", "filename": f"/dev/fdset/{fdset}", "locking": "off", "aio": "threads"}
     mode: dict[str, object] = {"discard": "unmap"} if writable else {"read-only": True}
@@ -151,5 +151,5 @@ def _disk(name: str, fd: int, fdset: int, *, writable: bool) -> list[str]:
     return [
         "-add-fd", f"fd={fd},set={fdset}",
         "-blockdev", json.dumps(node),
-        "-device", f"virtio-blk-pci,drive={name},serial=squib-{name}",
+        "-device", f"virtio-blk-pci,drive={name},serial=squib-{name},werror=report,rerror=report",
     ]  # fmt: skip
