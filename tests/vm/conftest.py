@@ -32,7 +32,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     os.environ["SQUIB_HOME"] = str(home.root)
     yield home
     end_engine(home)
-    for vm in home.vms.iterdir():
+    for vm in home.vms.glob("*"):
         proc.kill_holders(vm / "vmm.lock")
 
 
