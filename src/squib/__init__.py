@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from squib.models import VMConfig, VMInfo, VMState
     from squib.sdk.aio import AsyncVM
     from squib.sdk.client import EngineClient
+    from squib.sdk.images import AsyncImages, Images
     from squib.sdk.result import ExecResult
     from squib.sdk.vm import VM
     from squib.version import VERSION as __version__
@@ -60,6 +61,7 @@ __all__ = [
     "AgentError",
     "AgentUnreachable",
     "AgentVersionMismatch",
+    "AsyncImages",
     "AsyncVM",
     "BadWorkingDirectory",
     "BodyTooLarge",
@@ -81,6 +83,7 @@ __all__ = [
     "HostError",
     "HostNotAllowed",
     "ImageCorrupt",
+    "Images",
     "InternalError",
     "InvalidArgument",
     "NameTaken",
@@ -102,9 +105,11 @@ __all__ = [
 
 _HOME = {
     "VM": "squib.sdk.vm",
+    "AsyncImages": "squib.sdk.images",
     "AsyncVM": "squib.sdk.aio",
     "EngineClient": "squib.sdk.client",
     "ExecResult": "squib.sdk.result",
+    "Images": "squib.sdk.images",
     "VMConfig": "squib.models",
     "VMInfo": "squib.models",
     "VMState": "squib.models",

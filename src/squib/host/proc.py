@@ -24,14 +24,18 @@ from squib.errors import DependencyMissing, HostError, ToolFailed
 from squib.host.locks import FileLock
 
 PACKAGE_OF = {
+    "bzip2": "bzip2",
     "debugfs": "e2fsprogs",
+    "gzip": "gzip",
     "lz4": "lz4",
     "mkfs.ext4": "e2fsprogs",
+    "mksquashfs": "squashfs-tools",
     "mmdebstrap": "mmdebstrap",
     "newuidmap": "uidmap",
     "qemu-system-x86_64": "qemu-system-x86",
     "sqfstar": "squashfs-tools",
     "unshare": "util-linux",
+    "xz": "xz-utils",
     "zstd": "zstd",
 }
 """The Debian package of each program that squib may start."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,7 +11,7 @@ from squib.cli import options
 from squib.cli.app import command, make_group
 from squib.cli.render import Column, Output
 
-image = make_group("image", "List, build and remove images")
+image = make_group("image", "List, build, pack and remove images")
 
 _COLUMNS = (
     Column("NAME"),
@@ -88,6 +89,26 @@ async def remove(output: Output, name: _Name) -> None:
         output.data({"image": name, "removed": True})
     else:
         output.line(name)
+
+
+@command(
+    "pack", group=image, examples=["squib image pack ./tree rootfs.squashfs", "squib image pack a.tar.gz a.squashfs"]
+)
+async def pack(
+    output: Output,
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A directory, or a tar, compressed or not.")],
+    target: Annotated[Path, typer.Argument(metavar="FILE", help="The squashfs to make; it must not exist.")],
+) -> None:
+    """Pack a directory or a tar into a root filesystem for squib create --rootfs FILE."""
+    from squib.cli.progress import waiting
+    from squib.images.packing import pack_rootfs
+
+    async with waiting(output, f"packing {source}"):
+        rootfs = await pack_rootfs(source, target)
+    if output.json:
+        output.data({"rootfs": str(rootfs.path)})
+    else:
+        output.line(str(rootfs.path))
 
 
 def short_digest(digest: str) -> str:
