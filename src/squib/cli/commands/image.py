@@ -92,7 +92,7 @@ async def remove(output: Output, name: _Name) -> None:
 
 
 @command(
-    "pack", group=image, examples=["squib image pack ./tree rootfs.squashfs", "squib image pack a.tar.gz a.squashfs"]
+    "pack", group=image, examples=["squib image pack ./tree my.squashfs", "squib image pack my.tar.gz my.squashfs"]
 )
 async def pack(
     output: Output,
