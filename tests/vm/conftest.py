@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import signal
 import sqlite3
@@ -53,10 +54,9 @@ def end_engine(home: Home, number: int = signal.SIGTERM) -> None:
     for pid in engine_pids(home):
         pidfd = os.pidfd_open(pid)
         signal.pidfd_send_signal(pidfd, number)
-        deadline = time.monotonic() + 20
-        while pid in engine_pids(home):
-            assert time.monotonic() < deadline, "the engine does not end"
-            time.sleep(0.01)
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        assert poller.poll(20_000), "the engine does not end"
         os.close(pidfd)
 
 

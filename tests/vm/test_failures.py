@@ -1,6 +1,7 @@
 """When the host or what a user brings is not as it should be: a clear error with a hint, soon, and nothing left."""
 
 import asyncio
+import ctypes
 import io
 import os
 import shutil
@@ -31,6 +32,9 @@ from squib.host import proc
 from squib.kernels import bzimage
 from squib.paths import Home
 from tests.vm.conftest import Resources, end_engine, link_or_copy, resources
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+MNT_DETACH = 2
 
 
 @pytest.fixture
@@ -166,7 +170,8 @@ def small_disk(tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> I
     made: list[Home] = []
 
     def make(size_mib: int) -> Home:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_mib}m", "squib-test", place], check=True)
+        options = f"size={size_mib}m".encode()
+        assert LIBC.mount(b"squib-test", os.fsencode(place), b"tmpfs", 0, options) == 0, os.strerror(ctypes.get_errno())
         own = Home(place / "own")
         made.append(own)
         own.root.mkdir()
@@ -179,7 +184,7 @@ def small_disk(tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> I
     yield make
     for own in made:
         end_engine(own)
-        subprocess.run(["umount", "-l", place], check=True)
+        assert LIBC.umount2(os.fsencode(place), MNT_DETACH) == 0, os.strerror(ctypes.get_errno())
 
 
 def test_a_full_disk(small_disk: Callable[[int], Home]) -> None:

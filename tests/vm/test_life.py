@@ -94,7 +94,7 @@ def test_a_guest_that_panics_is_an_error_with_its_words(vm: VM) -> None:
         vm.run("echo c > /proc/sysrq-trigger", timeout=5)
     wait_for_state(vm, VMState.ERROR, within_s=10)
     assert "panic" in vm.info.reason
-    assert b"Kernel panic" in vm.logs(lines=40)
+    assert b"Kernel panic" in vm.logs()
 
 
 def test_a_paused_vm_stands_still_and_goes_on_with_the_time_of_now(vm: VM, home: Home) -> None:

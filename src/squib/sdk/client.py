@@ -28,6 +28,8 @@ _ANSWER_TIMEOUT_S = 60.0
 """For what an engine answers at once; starting a VM or a build takes its time."""
 _HOLD_AGAIN_S = 0.5
 _HOLD_END_S = 0.5
+_PAUSES_S = (0.0, 0.05, 0.25)
+"""Before a request is sent again: an engine that was killed still accepts connections for a moment, and drops them."""
 _REPEATABLE = ("GET", "DELETE")
 """Requests that may be sent again when the engine was lost before it answered."""
 
@@ -127,18 +129,21 @@ class EngineClient:
             ) from error
 
     async def _send(self, http: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
-        try:
-            return await http.send(request, stream=True)
-        except httpx.TransportError as error:
-            lost_before_an_answer = request.method in _REPEATABLE and not isinstance(error, httpx.ReadTimeout)
-            if not isinstance(error, httpx.ConnectError) and not lost_before_an_answer:
-                raise
-            if self._home is None:
-                raise EngineUnavailable(
-                    f"no engine answers at {self._url}: {error}", hint="is squib serve running there? check SQUIB_URL"
-                ) from error
-            await ensure_engine(self._home)
-            return await http.send(request, stream=True)
+        for pause_s in _PAUSES_S:
+            try:
+                return await http.send(request, stream=True)
+            except httpx.TransportError as error:
+                lost_before_an_answer = request.method in _REPEATABLE and not isinstance(error, httpx.ReadTimeout)
+                if not isinstance(error, httpx.ConnectError) and not lost_before_an_answer:
+                    raise
+                if self._home is None:
+                    raise EngineUnavailable(
+                        f"no engine answers at {self._url}: {error}",
+                        hint="is squib serve running there? check SQUIB_URL",
+                    ) from error
+                await asyncio.sleep(pause_s)
+                await ensure_engine(self._home)
+        return await http.send(request, stream=True)
 
     @property
     def _where(self) -> str:
