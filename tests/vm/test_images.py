@@ -1,6 +1,9 @@
 """Root filesystems of a user's own, packed from Python and booted."""
 
+import bz2
+import gzip
 import io
+import lzma
 import subprocess
 import tarfile
 from pathlib import Path
@@ -11,7 +14,17 @@ from squib import VM, Images, InvalidArgument, NoShell, NotFound, ToolFailed
 from squib.paths import Home
 
 FOLDERS = ("bin", "dev", "etc", "proc", "run", "sys", "tmp")
-COMPRESS = {"": ["cat"], ".gz": ["gzip"], ".bz2": ["bzip2"], ".xz": ["xz"], ".zst": ["zstd", "-q"]}
+COMPRESS = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda data: zstd(data),
+}
+
+
+def zstd(data: bytes) -> bytes:
+    return subprocess.run(["zstd", "-q"], input=data, capture_output=True, check=True).stdout
 
 
 @pytest.fixture
@@ -41,9 +54,8 @@ def test_a_tar_is_packed(home: Home, tree: Path, tmp_path: Path, suffix: str) ->
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as archive:
         archive.add(tree, arcname=".")
-    packed = subprocess.run(COMPRESS[suffix], input=buffer.getvalue(), capture_output=True, check=True).stdout
     source, target = tmp_path / f"rootfs.tar{suffix}", tmp_path / "rootfs.squashfs"
-    source.write_bytes(packed)
+    source.write_bytes(COMPRESS[suffix](buffer.getvalue()))
     Images().pack(source, target)
     listing = subprocess.run(["unsquashfs", "-ll", target], capture_output=True, text=True, check=True).stdout
     assert "squashfs-root/etc/passwd" in listing

@@ -24,9 +24,7 @@ from squib.errors import DependencyMissing, HostError, ToolFailed
 from squib.host.locks import FileLock
 
 PACKAGE_OF = {
-    "bzip2": "bzip2",
     "debugfs": "e2fsprogs",
-    "gzip": "gzip",
     "lz4": "lz4",
     "mkfs.ext4": "e2fsprogs",
     "mksquashfs": "squashfs-tools",
@@ -35,7 +33,6 @@ PACKAGE_OF = {
     "qemu-system-x86_64": "qemu-system-x86",
     "sqfstar": "squashfs-tools",
     "unshare": "util-linux",
-    "xz": "xz-utils",
     "zstd": "zstd",
 }
 """The Debian package of each program that squib may start."""

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import bz2
+import gzip
+import lzma
 import os
 import secrets
+import shutil
+import zlib
+from collections.abc import Awaitable, Callable
+from io import BufferedIOBase
 from pathlib import Path
 
 from squib.errors import InvalidArgument, ToolFailed
@@ -12,7 +19,13 @@ from squib.host import proc
 from squib.host.files import disk_errors, open_regular
 from squib.images.rootfs import Rootfs, inspect
 
-_DECOMPRESSORS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_OPENERS: dict[bytes, Callable[[Path], BufferedIOBase]] = {
+    b"\x1f\x8b": gzip.GzipFile,
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ\0": lzma.LZMAFile,
+}
+_ZSTD = b"\x28\xb5\x2f\xfd"
+_CHUNK_BYTES = 1 << 20
 _TAR_MAGIC_OFFSET = 0x101
 _HEAD_BYTES = 512
 _COMPRESSION = ("-comp", "lz4")
@@ -50,31 +63,48 @@ async def _pack_tar(source: Path, target: Path) -> None:
     with file:
         head = file.read(_HEAD_BYTES)
         os.lseek(file.fileno(), 0, os.SEEK_SET)  # of the open file, which the tools inherit
-        tool = next((tool for magic, tool in _DECOMPRESSORS.items() if head.startswith(magic)), None)
-        if tool is not None:
-            await _decompress_into(tool, file.fileno(), target)
+        unpack = next((opener for magic, opener in _OPENERS.items() if head.startswith(magic)), None)
+        if unpack is not None:
+            await _squash_stream(lambda pipe: asyncio.to_thread(_unpack, unpack, source, pipe), target)
+        elif head.startswith(_ZSTD):
+            await _squash_stream(lambda pipe: _unpack_zstd(file.fileno(), pipe), target)
         elif head[_TAR_MAGIC_OFFSET : _TAR_MAGIC_OFFSET + 5] == b"ustar":
             await _squash(file.fileno(), target)
         else:
             raise InvalidArgument(f"{source} is neither a directory nor a tar", hint="docker export NAME > rootfs.tar")
 
 
-async def _decompress_into(tool: str, source: int, target: Path) -> None:
+def _unpack(opener: Callable[[Path], BufferedIOBase], source: Path, pipe: int) -> None:
+    try:
+        with opener(source) as packed, open(pipe, "wb", closefd=False) as tar:
+            shutil.copyfileobj(packed, tar, _CHUNK_BYTES)
+    except BrokenPipeError:
+        return  # who reads it has an error of its own
+    except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+        raise ToolFailed(f"{source} is damaged: {error}") from error
+
+
+async def _unpack_zstd(source: int, pipe: int) -> None:
+    await proc.run(["zstd", "-dc"], stdin=source, stdout=pipe)
+
+
+async def _squash_stream(unpack: Callable[[int], Awaitable[object]], target: Path) -> None:
+    """Squash the tar that ``unpack`` writes to the pipe that it is given."""
     read_end, write_end = os.pipe()
 
-    async def decompress() -> None:
+    async def write() -> None:
         try:
-            await proc.run([tool, "-dc"], stdin=source, stdout=write_end)
+            await unpack(write_end)
         finally:
             os.close(write_end)
 
-    async def squash() -> None:
+    async def read() -> None:
         try:
             await _squash(read_end, target)
         finally:
             os.close(read_end)
 
-    results = await asyncio.gather(decompress(), squash(), return_exceptions=True)
+    results = await asyncio.gather(write(), read(), return_exceptions=True)
     for failed in filter(None, results):
         raise failed
 
