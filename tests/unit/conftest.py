@@ -18,7 +18,6 @@ settings.load_profile("squib")
 @pytest.fixture
 def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     monkeypatch.setattr(OverlayStore, "create", write_overlay)
-    monkeypatch.setattr("squib.core.start._END_GRACE_S", 0.05)
     monkeypatch.setattr("squib.sdk.client._HOLD_END_S", 0.05)
     monkeypatch.setattr(cgroup, "find_layout", cgroup.Layout)
     rig = Rig(tmp_path)
