@@ -39,23 +39,23 @@ async def stop_vm(engine: Engine, ref: str, *, timeout_s: float = DEFAULT_STOP_T
         vm = engine.running.get(vm_id)
         reason = "killed: the stop was interrupted"
         try:
-            if vm and record.state is VMState.PAUSED:
-                await vm.machine.resume()
-            reason = await _power_off(vm, timeout_s) if vm else "its VMM had ended"
+            reason = await _power_off(vm, record.state, timeout_s) if vm else "its VMM had ended"
         finally:
             # Whatever happens to the caller, a stop that has begun is carried through.
             await asyncio.shield(_settle(engine, record, reason))
         return engine.store.get_vm(vm_id)
 
 
-async def _power_off(vm: RunningVM, timeout_s: float) -> str:
+async def _power_off(vm: RunningVM, state: VMState, timeout_s: float) -> str:
     """Ask the guest to power off and wait for its VMM's end, at most ``timeout_s``. Returns how that went."""
     try:
         async with asyncio.timeout(timeout_s):
             try:
+                if state is VMState.PAUSED:
+                    await vm.machine.resume()
                 await vm.agent.poweroff(grace_s=timeout_s * _GRACE_SHARE)
             except SquibError as error:  # which may be because the guest is powering off already
-                log.warning("the agent did not answer to a stop: %s", error.message)
+                log.warning("the guest did not take a stop: %s", error.message)
             await vm.machine.wait()
     except TimeoutError:
         return f"killed: the guest did not power off within {timeout_s:g} s"

@@ -26,11 +26,13 @@ from squib.errors import (
     InvalidArgument,
     NameTaken,
     NotFound,
+    ToolFailed,
     WrongState,
 )
 from squib.guest.agent import AgentClient
 from squib.models import ExecRequest, VMConfig, VMState
 from squib.store.db import VMRecord
+from tests.fakes.driver import FakeMachine
 from tests.fakes.engine import Rig
 
 
@@ -106,6 +108,23 @@ def test_a_paused_vm_can_be_stopped_and_deleted(rig: Rig, verb: object) -> None:
         await verb(engine, vm.vm_id)  # type: ignore[operator]
         assert rig.vmms() == []
         assert [record.reason for record in engine.store.list_vms()] == ["stopped"] * (verb is stop_vm)
+
+    rig.run(test)
+
+
+def test_a_paused_vm_whose_vmm_does_not_answer_is_stopped_all_the_same(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(machine: FakeMachine) -> None:
+        raise ToolFailed("QEMU did not answer cont")
+
+    async def test(engine: Engine) -> None:
+        vm = await make(engine, rig.config, start=True)
+        await pause_vm(engine, vm.vm_id)
+        monkeypatch.setattr(FakeMachine, "resume", refuse)
+        stopped = await stop_vm(engine, vm.vm_id, timeout_s=0.1)
+        assert (stopped.state, rig.vmms()) == (VMState.STOPPED, [])
+        assert "did not power off" in stopped.reason
 
     rig.run(test)
 
