@@ -7,6 +7,7 @@ here and only here, so a value that exists is a value that can be used.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
@@ -185,6 +186,10 @@ class Progress(Model):
     done: int = 0
     total: int | None = None
     unit: str = ""
+
+
+OnProgress = Callable[[Progress], None]
+"""Is told of the steps of something long, as they come."""
 
 
 class CheckStatus(StrEnum):

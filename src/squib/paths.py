@@ -48,6 +48,10 @@ class VMPaths:
     def console_socket(self) -> Path:
         return self.root / "console.sock"
 
+    def sockets(self) -> tuple[Path, ...]:
+        """All sockets of a VM that runs."""
+        return (self.agent_socket, self.qmp_socket, self.console_socket)
+
 
 @dataclass(frozen=True)
 class Home:

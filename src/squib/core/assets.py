@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from squib.core.create import OnProgress
 from squib.core.engine import Engine
 from squib.errors import Conflict
 from squib.images.cache import Image
 from squib.kernels.catalog import Kernel
-from squib.models import ImageInfo, KernelInfo
+from squib.models import ImageInfo, KernelInfo, OnProgress
 
 
 def list_images(engine: Engine) -> list[ImageInfo]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Callable
 from pathlib import Path
 
 from squib.core import lifecycle
@@ -16,14 +15,12 @@ from squib.host.files import disk_errors
 from squib.images import rootfs
 from squib.images.runtimes import RUNTIMES
 from squib.kernels import user
-from squib.models import Progress, VMConfig, VMState
+from squib.models import OnProgress, Progress, VMConfig, VMState
 from squib.store.db import LeaseKind, VMRecord, now
 
 ID_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _ID_LENGTH = 8
 _USER_ROOTFS_MEM_SIZE_MIB = 256
-
-OnProgress = Callable[[Progress], None]
 
 
 async def create_vm(

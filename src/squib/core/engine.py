@@ -19,6 +19,7 @@ from pathlib import Path
 
 from squib.core.lifecycle import WITH_VMM
 from squib.drivers.base import Driver, Machine
+from squib.errors import AgentUnreachable
 from squib.guest.agent import AGENT_BINARY, AgentClient
 from squib.host import cgroup
 from squib.images.cache import ImageStore
@@ -27,7 +28,7 @@ from squib.kernels.catalog import KernelStore
 from squib.kernels.initramfs import InitramfsStore
 from squib.models import EngineInfo
 from squib.paths import Home
-from squib.store.db import Store, now
+from squib.store.db import Store, VMRecord, now
 from squib.version import VERSION
 
 log = logging.getLogger("squib.engine")
@@ -83,6 +84,13 @@ class Engine:
         lock = self._locks.setdefault(vm_id, asyncio.Lock())
         async with lock:
             yield
+
+    def vm_of(self, record: VMRecord) -> RunningVM:
+        """What is held of a VM that is up. Raises `AgentUnreachable` if it has just ended."""
+        vm = self.running.get(record.vm_id)
+        if vm is None:
+            raise AgentUnreachable(f"VM {record.name} has just ended", hint=f"squib inspect {record.name} shows why")
+        return vm
 
     def gone(self, vm_id: str) -> asyncio.Event:
         """Set when a VM that is there now is no more."""

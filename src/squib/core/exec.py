@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from squib import frames
 from squib.core import lifecycle
 from squib.core.engine import Engine
-from squib.core.pause import running
 from squib.errors import AgentUnreachable, NotFound, SquibError, to_wire
 from squib.guest.agent import AgentClient
 from squib.guest.http2 import Body, Response
@@ -33,7 +32,7 @@ def agent_of(engine: Engine, ref: str) -> AgentClient:
     record = engine.store.get_vm(ref)
     if record.state is not VMState.RUNNING:
         raise lifecycle.wrong_state(record, "running a command")
-    return running(engine, record).agent
+    return engine.vm_of(record).agent
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 
 from squib.core import lifecycle
-from squib.core.engine import Engine, RunningVM
-from squib.errors import AgentError, AgentUnreachable, SquibError
+from squib.core.engine import Engine
+from squib.errors import AgentError, SquibError
 from squib.models import VMState
 from squib.store.db import VMRecord
 
@@ -26,7 +26,7 @@ async def pause_vm(engine: Engine, ref: str) -> VMRecord:
         # The state first: if the engine dies in between, the next one pauses it again.
         lifecycle.move(engine.store, record, VMState.PAUSED)
         try:
-            await running(engine, record).machine.pause()
+            await engine.vm_of(record).machine.pause()
         except SquibError:
             lifecycle.move(engine.store, record, VMState.RUNNING)
             raise
@@ -45,7 +45,7 @@ async def resume_vm(engine: Engine, ref: str) -> VMRecord:
             return record
         if record.state is not VMState.PAUSED:
             raise lifecycle.wrong_state(record, "resuming")
-        vm = running(engine, record)
+        vm = engine.vm_of(record)
         await vm.machine.resume()
         lifecycle.move(engine.store, record, VMState.RUNNING)
         try:
@@ -53,11 +53,3 @@ async def resume_vm(engine: Engine, ref: str) -> VMRecord:
         except AgentError as error:
             log.warning("VM %s goes on with the time at which it was paused: %s", vm_id, error.message)
         return engine.store.get_vm(vm_id)
-
-
-def running(engine: Engine, record: VMRecord) -> RunningVM:
-    """What the engine holds of a VM that is up. Raises `AgentUnreachable` if it has just ended."""
-    vm = engine.running.get(record.vm_id)
-    if vm is None:
-        raise AgentUnreachable(f"VM {record.name} has just ended", hint=f"squib inspect {record.name} shows why")
-    return vm

@@ -21,17 +21,19 @@ ALL = frozenset(LeaseKind)
 
 async def release(engine: Engine, vm_id: str, kinds: frozenset[LeaseKind]) -> None:
     """Release what a VM holds, of these kinds. A lease goes only after its resource is really gone."""
-    for lease in engine.store.leases(vm_id):
-        if lease.kind in kinds:
-            await _RELEASE[lease.kind](engine, lease)
-            engine.store.remove_lease(lease)
+    for lease in _held(engine, vm_id, kinds):
+        await _RELEASE[lease.kind](engine, lease)
+        engine.store.remove_lease(lease)
 
 
 async def end(engine: Engine, vm_id: str, kinds: frozenset[LeaseKind]) -> None:
     """Do as `release` and note nothing: the leases stay, for a release that follows."""
-    for lease in engine.store.leases(vm_id):
-        if lease.kind in kinds:
-            await _RELEASE[lease.kind](engine, lease)
+    for lease in _held(engine, vm_id, kinds):
+        await _RELEASE[lease.kind](engine, lease)
+
+
+def _held(engine: Engine, vm_id: str, kinds: frozenset[LeaseKind]) -> list[Lease]:
+    return [lease for lease in engine.store.leases(vm_id) if lease.kind in kinds]
 
 
 async def abandon(engine: Engine) -> None:
@@ -51,7 +53,7 @@ async def _release_process(engine: Engine, lease: Lease) -> None:
         await vm.machine.kill()
     paths = engine.home.vm(lease.key)
     await asyncio.to_thread(proc.kill_holders, paths.vmm_lock)
-    for socket in (paths.agent_socket, paths.qmp_socket, paths.console_socket):
+    for socket in paths.sockets():
         socket.unlink(missing_ok=True)
 
 

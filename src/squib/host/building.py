@@ -21,10 +21,8 @@ from pathlib import Path
 from squib.errors import DiskFull, ToolFailed
 from squib.host import files, proc
 from squib.host.locks import FileLock, locked
-from squib.models import Progress
+from squib.models import OnProgress, Progress
 from squib.paths import Home
-
-OnProgress = Callable[[Progress], None]
 
 _SCRATCH_LINK = "scratch"
 _SCRATCH_BYTES = 2 << 30

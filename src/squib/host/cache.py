@@ -25,9 +25,9 @@ from pydantic import ValidationError
 
 from squib.errors import ImageCorrupt, InvalidArgument, NotFound
 from squib.host import files
-from squib.host.building import Build, OnProgress, building, no_progress
+from squib.host.building import Build, building, no_progress
 from squib.host.locks import FileLock
-from squib.models import Model, Progress, check_name
+from squib.models import Model, OnProgress, Progress, check_name
 from squib.paths import Home
 
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from squib.host.building import Build, OnProgress, no_progress
+from squib.host.building import Build, no_progress
 from squib.host.cache import Artifact, ArtifactCache
 from squib.images.debian import build_rootfs
 from squib.images.runtimes import find_runtime
+from squib.models import OnProgress
 from squib.paths import Home
 
 _ROOTFS = "rootfs.squashfs"

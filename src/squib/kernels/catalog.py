@@ -13,11 +13,11 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 
 from squib.errors import ToolFailed
-from squib.host.building import Build, OnProgress, no_progress
+from squib.host.building import Build, no_progress
 from squib.host.cache import Artifact, ArtifactCache
 from squib.host.mmdebstrap import SUITE, bootstrap
 from squib.kernels import bzimage, modules
-from squib.models import Progress
+from squib.models import OnProgress, Progress
 from squib.paths import Home
 
 DEFAULT_KERNEL = "debian-cloud"

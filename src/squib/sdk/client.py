@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 from urllib.parse import urlencode
@@ -14,7 +14,7 @@ import httpx
 from pydantic import ValidationError
 
 from squib.errors import EngineStartFailed, EngineUnavailable, InvalidArgument, NotFound, SquibError, from_wire
-from squib.models import Check, EngineInfo, ImageInfo, KernelInfo, Model, Progress, VMConfig, VMInfo
+from squib.models import Check, EngineInfo, ImageInfo, KernelInfo, Model, OnProgress, Progress, VMConfig, VMInfo
 from squib.paths import Home
 from squib.sdk.config import check_ref
 from squib.sdk.local import ensure_engine, make_state_directory
@@ -270,7 +270,7 @@ class EngineClient:
         return _read_list(KernelInfo, await self.request("GET", "/kernels"), "kernels")
 
     async def build_image(
-        self, name: str, *, rebuild: bool = False, on_progress: Callable[[Progress], None] = lambda _: None
+        self, name: str, *, rebuild: bool = False, on_progress: OnProgress = lambda _: None
     ) -> ImageInfo:
         """Build a runtime's image unless it is there. Raises `NotFound`, `ToolFailed`, `DependencyMissing`,
         `DiskFull`.
@@ -278,9 +278,7 @@ class EngineClient:
         result = await self._build("/images", {"name": name, "rebuild": rebuild}, on_progress)
         return _read(ImageInfo, result.get("image"))
 
-    async def build_kernel(
-        self, *, rebuild: bool = False, on_progress: Callable[[Progress], None] = lambda _: None
-    ) -> KernelInfo:
+    async def build_kernel(self, *, rebuild: bool = False, on_progress: OnProgress = lambda _: None) -> KernelInfo:
         """Fetch the kernel unless it is there. Raises as `build_image`."""
         result = await self._build("/kernels", {"rebuild": rebuild}, on_progress)
         return _read(KernelInfo, result.get("kernel"))
@@ -289,7 +287,7 @@ class EngineClient:
         """Remove an image from the cache. Raises `NotFound`, `Conflict` if a VM uses it."""
         await self.request("DELETE", f"/images/{check_ref(name)}")
 
-    async def _build(self, path: str, body: dict[str, Any], on_progress: Callable[[Progress], None]) -> dict[str, Any]:
+    async def _build(self, path: str, body: dict[str, Any], on_progress: OnProgress) -> dict[str, Any]:
         async with self.stream("POST", path, json.dumps(body).encode()) as response:
             async for line in response.aiter_lines():
                 event = _event(line)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from squib.images.packing import pack_rootfs
-from squib.models import ImageInfo, Progress
+from squib.models import ImageInfo, OnProgress
 from squib.sdk.client import EngineClient
 from squib.sdk.portal import Portal
-
-OnProgress = Callable[[Progress], None]
 
 
 class AsyncImages:

@@ -12,35 +12,21 @@ from squib.errors import AgentUnreachable, AgentVersionMismatch, CommandNotFound
 from squib.frames import Frame, FrameDecoder, FrameKind
 from squib.guest.agent import AgentClient
 from squib.guest.http2 import CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, Response
-from squib.host import sockets
 from squib.models import ExecRequest
 from tests.fakes.agent import FakeAgent
+from tests.fakes.guest import serve_agent
 
 
 @asynccontextmanager
 async def agent_and_client(folder: Path) -> AsyncIterator[tuple[FakeAgent, AgentClient]]:
     agent = FakeAgent()
-    connections: set[asyncio.Task[None]] = set()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task
-        connections.add(task)
+    async with serve_agent(folder / "agent.sock", agent):
+        client = AgentClient(folder / "agent.sock")
         try:
-            await agent.serve(reader, writer)
+            await client.connect(timeout_s=5)
+            yield agent, client
         finally:
-            writer.transport.abort()
-
-    server = await asyncio.start_unix_server(serve, sock=sockets.listen(folder / "agent.sock"))
-    client = AgentClient(folder / "agent.sock")
-    try:
-        await client.connect(timeout_s=5)
-        yield agent, client
-    finally:
-        await client.close()
-        await asyncio.wait(connections, timeout=5)
-        server.close()
-        await asyncio.sleep(0)
+            await client.close()
 
 
 def check(folder: Path, test: Callable[[FakeAgent, AgentClient], Awaitable[None]]) -> None:

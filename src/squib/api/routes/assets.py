@@ -11,9 +11,8 @@ from starlette.responses import StreamingResponse
 from squib.api.context import EngineDep, Ref
 from squib.api.schema import BuildEvent, BuildRequest, ImageList, KernelBuildRequest, KernelList, WireError
 from squib.core import assets
-from squib.core.create import OnProgress
 from squib.errors import SquibError, to_wire
-from squib.models import Progress
+from squib.models import OnProgress, Progress
 
 router = APIRouter(tags=["images"])
 

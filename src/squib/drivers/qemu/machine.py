@@ -87,5 +87,5 @@ class QemuMachine:
 
 
 def remove_sockets(paths: VMPaths) -> None:
-    for path in (paths.agent_socket, paths.qmp_socket, paths.console_socket):
+    for path in paths.sockets():
         path.unlink(missing_ok=True)
