@@ -28,16 +28,26 @@ failed, with the value; a hint says what to type next.
     ├── AgentError
     │   ├── AgentUnreachable        agent_unreachable
     │   └── AgentVersionMismatch    agent_version_mismatch
-    └── ExecError
-        ├── CommandNotFound         command_not_found
-        ├── NotExecutable           not_executable
-        ├── NoShell                 no_shell
-        ├── BadWorkingDirectory     bad_cwd
-        ├── NoSuchUser              no_such_user
-        ├── NoSuchProcess           no_such_process
-        ├── StdinClosed             stdin_closed
-        ├── CommandFailed           command_failed
-        └── CommandTimeout          command_timeout
+    ├── ExecError
+    │   ├── CommandNotFound         command_not_found
+    │   ├── NotExecutable           not_executable
+    │   ├── NoShell                 no_shell
+    │   ├── BadWorkingDirectory     bad_cwd
+    │   ├── NoSuchUser              no_such_user
+    │   ├── NoSuchProcess           no_such_process
+    │   ├── StdinClosed             stdin_closed
+    │   ├── NoTerminal              no_terminal
+    │   ├── CommandFailed           command_failed
+    │   └── CommandTimeout          command_timeout
+    └── FileError
+        ├── NoSuchFile              no_such_file
+        ├── FileExists              file_exists
+        ├── NotAFile                not_a_file
+        ├── NotADirectory           not_a_directory
+        ├── DirectoryNotEmpty       directory_not_empty
+        ├── PermissionDenied        permission_denied
+        ├── GuestDiskFull           guest_disk_full
+        └── ArchiveRefused          archive_refused
 """
 
 from __future__ import annotations
@@ -273,6 +283,13 @@ class StdinClosed(ExecError):
     http_status = 409
 
 
+class NoTerminal(ExecError):
+    """The process has no terminal whose size could be set."""
+
+    code = "no_terminal"
+    http_status = 409
+
+
 class CommandFailed(ExecError):
     """A command that was run with ``check=True`` ended with another status than 0."""
 
@@ -284,6 +301,63 @@ class CommandTimeout(ExecError):
 
     code = "command_timeout"
     exit_code = 124
+
+
+class FileError(SquibError):
+    """A file of a guest, or one that goes there or comes from there."""
+
+    http_status = 409
+
+
+class NoSuchFile(FileError):
+    """The path, or a directory on the way to it, does not exist."""
+
+    code = "no_such_file"
+    http_status = 404
+
+
+class FileExists(FileError):
+    """The path exists, and was to be made."""
+
+    code = "file_exists"
+
+
+class NotAFile(FileError):
+    """The path is not a regular file."""
+
+    code = "not_a_file"
+
+
+class NotADirectory(FileError):
+    """The path is not a directory."""
+
+    code = "not_a_directory"
+
+
+class DirectoryNotEmpty(FileError):
+    """The directory has entries."""
+
+    code = "directory_not_empty"
+
+
+class PermissionDenied(FileError):
+    """The operating system does not allow it."""
+
+    code = "permission_denied"
+    http_status = 403
+
+
+class GuestDiskFull(FileError):
+    """The guest's disk has no room."""
+
+    code = "guest_disk_full"
+    http_status = 507
+
+
+class ArchiveRefused(FileError):
+    """What a guest sent as a directory is not what may be unpacked on this host."""
+
+    code = "archive_refused"
 
 
 def _with_subclasses(cls: type[SquibError]) -> list[type[SquibError]]:

@@ -142,22 +142,124 @@ class VMInfo(Model):
     stopped_at: datetime | None
 
 
+class PtySize(Model):
+    """The size of a terminal, in characters."""
+
+    rows: int = Field(default=24, ge=1, le=65_535)
+    cols: int = Field(default=80, ge=1, le=65_535)
+
+
 class ExecRequest(Model):
-    """A command for a guest. Exactly one of ``argv`` (no shell) and ``shell`` (``/bin/sh -c``)."""
+    """A command for a guest. Exactly one of ``argv`` (no shell), ``shell`` (``/bin/sh -c``) and ``login`` (the user's
+    login shell).
+
+    ``sudo`` runs it as root on behalf of ``user``. A command in the ``background`` outlives its client. With ``pty`` it
+    gets a terminal of that size; all its output is then standard output.
+    """
 
     argv: list[GuestString] | None = Field(default=None, min_length=1)
     shell: GuestString | None = None
+    login: bool = False
     env: Env = Field(default_factory=dict, repr=False)
     cwd: GuestString | None = None
     user: GuestString | None = None
+    sudo: bool = False
     stdin: bool = False
     timeout_s: float | None = Field(default=None, gt=0, le=MAX_TIMEOUT_S)
+    background: bool = False
+    pty: PtySize | None = None
 
     @model_validator(mode="after")
     def _one_command(self) -> ExecRequest:
-        if (self.argv is None) == (self.shell is None):
-            raise ValueError("give exactly one of argv and shell")
+        if (self.argv is not None) + (self.shell is not None) + self.login != 1:
+            raise ValueError("give exactly one of argv, shell and login")
         return self
+
+
+class OutputRange(Model):
+    """Which bytes of a command's stream are kept: from ``start`` up to ``end``, which is how much there was so far."""
+
+    start: int = Field(default=0, ge=0)
+    end: int = Field(default=0, ge=0)
+
+
+class ProcessInfo(Model):
+    """A command in a guest: one that runs, or one of the background that has ended and is still kept.
+
+    ``id`` names it in this VM until the VM is stopped. Either ``running``, or ``exit_code`` (as a shell shows it: 128 +
+    n after ``signal`` n, 124 after its timeout) says how it ended. ``readers`` is how many follow its output.
+    """
+
+    id: str
+    pid: int
+    argv: list[str]
+    user: str
+    started_at: datetime
+    background: bool
+    pty: PtySize | None
+    stdin: bool
+    readers: int
+    stdout: OutputRange
+    stderr: OutputRange
+    running: bool
+    exit_code: int | None = None
+    signal: int | None = None
+    timed_out: bool = False
+    duration_s: float | None = None
+
+
+class FileType(StrEnum):
+    """What a path in a guest names."""
+
+    FILE = "file"
+    DIRECTORY = "directory"
+    SYMLINK = "symlink"
+    FIFO = "fifo"
+    SOCKET = "socket"
+    CHAR_DEVICE = "char_device"
+    BLOCK_DEVICE = "block_device"
+
+
+class FileInfo(Model):
+    """A file in a guest. Names may hold any bytes: those that are not UTF-8 are lone surrogates, as in `os.listdir`.
+
+    ``mode`` is the permission bits, with set-id and sticky. ``user`` and ``group`` are ``None`` where the image does
+    not name ``uid`` and ``gid``. ``mtime`` is in seconds since 1970, ``mtime_ns`` the same in nanoseconds.
+    """
+
+    name: str
+    type: FileType
+    size: int
+    mode: int
+    uid: int
+    gid: int
+    user: str | None
+    group: str | None
+    mtime_ns: int
+    link_target: str | None = None
+
+    @property
+    def mtime(self) -> float:
+        return self.mtime_ns / 1e9
+
+
+class FileEventType(StrEnum):
+    """What happened to a file; ``overflow``: so much that some of it is not told."""
+
+    CREATED = "created"
+    MODIFIED = "modified"
+    DELETED = "deleted"
+    MOVED = "moved"
+    ATTRIBUTES = "attributes"
+    OVERFLOW = "overflow"
+
+
+class FileEvent(Model):
+    """A change below a watched directory. ``path`` is absolute; ``source`` is where a ``moved`` file was before."""
+
+    type: FileEventType
+    path: str = ""
+    source: str | None = None
 
 
 class ImageInfo(Model):

@@ -16,6 +16,7 @@ GROUPS = {
     errors.HostError,
     errors.BootError,
     errors.AgentError,
+    errors.FileError,
     errors.ExecError,
 }
 

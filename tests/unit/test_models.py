@@ -123,7 +123,7 @@ def test_the_environment_is_not_in_a_repr() -> None:
 
 @pytest.mark.parametrize("fields", [{}, {"argv": ["a"], "shell": "a"}, {"argv": None, "shell": None}])
 def test_a_command_is_exactly_one_of_argv_and_shell(fields: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match="exactly one of argv and shell"):
+    with pytest.raises(ValidationError, match="exactly one of argv, shell and login"):
         ExecRequest(**fields)
 
 

@@ -88,7 +88,7 @@ async def start_command(
     Raises the `ExecError` that says why it could not be started, `WrongState`, `NotFound`, `AgentUnreachable`.
     """
     request = request.model_copy(update={"stdin": stdin is not None})
-    body = json.dumps(request.model_dump(exclude_none=True)).encode("ascii")
+    body = json.dumps(request.model_dump(exclude_defaults=True)).encode("ascii")
     vm_path = f"/vms/{check_ref(ref)}"
     try:
         async with engine.stream("POST", f"{vm_path}/exec", body) as response:

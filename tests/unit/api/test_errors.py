@@ -102,7 +102,7 @@ def test_an_unknown_route_or_method_is_not_found(method: str, path: str, answer:
         ("/v1/vms/web/start", {"boot_timeout_s": 1e9}, "boot_timeout_s: "),
         ("/v1/vms/web/start", {"boot_timeout_s": float("nan")}, "boot_timeout_s: "),
         ("/v1/vms/web/stop", {"timeout_s": -1}, "timeout_s: Input should be greater than or equal to 0 (got -1"),
-        ("/v1/vms/web/exec", {}, "the body: give exactly one of argv and shell"),
+        ("/v1/vms/web/exec", {}, "the body: give exactly one of argv, shell and login"),
         ("/v1/vms/web/exec", {"argv": ["a", "b\0"]}, "argv.1: holds a NUL byte"),
         ("/v1/vms/web/exec", {"argv": ["a"], "timeout_s": float("inf")}, "timeout_s: "),
         (
