@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     )
     from squib.sdk.aio import AsyncVM
     from squib.sdk.client import EngineClient
+    from squib.sdk.env import AsyncEnv, Env, EnvVars
     from squib.sdk.images import AsyncImages, Images
     from squib.sdk.result import ExecResult
     from squib.sdk.vm import VM
@@ -82,6 +83,7 @@ __all__ = [
     "AgentUnreachable",
     "AgentVersionMismatch",
     "ArchiveRefused",
+    "AsyncEnv",
     "AsyncImages",
     "AsyncVM",
     "BadWorkingDirectory",
@@ -100,6 +102,8 @@ __all__ = [
     "EngineError",
     "EngineStartFailed",
     "EngineUnavailable",
+    "Env",
+    "EnvVars",
     "ExecError",
     "ExecResult",
     "FileError",
@@ -141,9 +145,12 @@ __all__ = [
 
 _HOME = {
     "VM": "squib.sdk.vm",
+    "AsyncEnv": "squib.sdk.env",
     "AsyncImages": "squib.sdk.images",
     "AsyncVM": "squib.sdk.aio",
     "EngineClient": "squib.sdk.client",
+    "Env": "squib.sdk.env",
+    "EnvVars": "squib.sdk.env",
     "ExecResult": "squib.sdk.result",
     "Images": "squib.sdk.images",
     "FileEvent": "squib.models",

@@ -91,7 +91,7 @@ class FakeAgent:
                 hello = {"protocol": self.protocol, "agent_version": "fake", "boot_id": "b", "kernel": "6.0-fake"}
                 await session.send_json(stream_id, 200, hello)
             case "POST", ["setup"]:
-                self.setup = json.loads(await stream.read())
+                self.setup |= json.loads(await stream.read())
                 await session.send_json(stream_id, 204, None)
             case "POST", ["exec"]:
                 await self._exec(json.loads(await stream.read()), session, stream_id)

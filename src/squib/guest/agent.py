@@ -77,6 +77,10 @@ class AgentClient:
             },
         )
 
+    async def set_env(self, env: dict[str, str]) -> None:
+        """Replace the environment that every command starts with."""
+        await self._json("POST", "/v1/setup", {"env": env})
+
     async def set_clock(self) -> None:
         """Set the guest's clock to the host's."""
         await self._json("POST", "/v1/setup", {"time_unix_ms": _now_unix_ms()})
