@@ -48,6 +48,7 @@ def check(folder: Path, guest: Behaviour, test: Callable[[AgentClient], Awaitabl
         server = await asyncio.start_unix_server(serve, sock=sockets.listen(folder / "agent.sock"))
         client = AgentClient(folder / "agent.sock")
         async with asyncio.timeout(20):
+            await client._session(20, retry_s=20)  # so that a slow machine sees no second attempt
             await test(client)
             await client.close()
         server.close()
