@@ -117,8 +117,8 @@ class AgentClient:
     async def _session(self, timeout_s: float, retry_s: float = 0.25) -> Http2Connection:
         async with self._connecting:
             if self._connection is None or self._connection.closed:
-                streams = await open_channel(self._socket_path, timeout_s=timeout_s, retry_s=retry_s)
-                self._connection = Http2Connection(*streams)
+                channel = await open_channel(self._socket_path, timeout_s=timeout_s, retry_s=retry_s)
+                self._connection = await Http2Connection.open(*channel)
             return self._connection
 
     async def _send(self, method: str, path: str, body: Body, *, content_type: str) -> Response:

@@ -10,6 +10,7 @@ import pytest
 from squib.errors import AgentUnreachable
 from squib.guest import agent as agent_module
 from squib.guest.agent import AgentClient
+from squib.guest.http2 import STREAM_WINDOW_BYTES
 from squib.host import sockets
 from squib.models import ExecRequest
 
@@ -139,3 +140,29 @@ def test_a_guest_that_shakes_hands_and_is_then_silent_holds_nobody_up(
             await client.set_clock()
 
     check(tmp_path, answering(), test)
+
+
+def test_more_data_than_the_window_allows_ends_the_session(tmp_path: Path) -> None:
+    body = frame(_DATA, bytes(STREAM_WINDOW_BYTES), stream=1)
+
+    async def test(client: AgentClient) -> None:
+        async with await client.exec(COMMAND) as response:
+            while client._connection and not client._connection.closed:
+                await asyncio.sleep(0.01)
+            assert response.received_bytes == STREAM_WINDOW_BYTES
+            with pytest.raises(AgentUnreachable, match="more data than was allowed"):
+                await response.read()
+
+    check(tmp_path, answering(headers(b"200"), body, frame(_DATA, b"x", stream=1)), test)
+
+
+def test_a_body_in_single_bytes_takes_no_more_memory_than_one_in_large_pieces(tmp_path: Path) -> None:
+    single = frame(_DATA, b"x", stream=1) * 100_000
+
+    async def test(client: AgentClient) -> None:
+        async with await client.exec(COMMAND) as response:
+            while response.received_bytes < 100_000:
+                await asyncio.sleep(0.01)
+            assert len(response._pieces) < 100
+
+    check(tmp_path, answering(headers(b"200"), single), test)
