@@ -80,7 +80,7 @@ func TestDrainIsBounded(t *testing.T) {
 	pid := p.line(t, Stderr)
 	waitDone(t, p.Process)
 	out, _ := finish(t, p)
-	if len(out) > 2*pipeSize {
+	if len(out) > 3*pipeSize {
 		t.Errorf("%d bytes", len(out))
 	}
 	n, _ := strconv.Atoi(pid)

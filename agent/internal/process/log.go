@@ -97,6 +97,7 @@ func (l *Log) Offsets(s Stream) (from, to int64) {
 func (l *Log) size() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.trim()
 	return int(l.end - l.start)
 }
 
@@ -121,12 +122,12 @@ func (l *Log) watch() (stop func()) {
 	}
 }
 
-// addWriter announces a goroutine that calls take, and writerDone in the end.
-func (l *Log) addWriter() {
+// addWriters announces goroutines that call take, and writerDone in the end.
+func (l *Log) addWriters(n int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.writers++
-	l.users++
+	l.writers += n
+	l.users += n
 }
 
 func (l *Log) writerDone() {

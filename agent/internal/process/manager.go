@@ -130,13 +130,11 @@ func (m *Manager) Start(spec Spec) (*Process, *Reader, error) {
 		return nil, nil, err
 	}
 
+	p.Log.addWriters(len(p.sources))
 	reader, _ := p.Attach(0, 0)
 	m.mu.Lock()
 	m.sessions[p.ID] = p
 	m.mu.Unlock()
-	for range p.sources {
-		p.Log.addWriter()
-	}
 	go func() {
 		p.pump()
 		if p.timer != nil {
@@ -226,19 +224,18 @@ func (p *Process) openPipes(withStdin bool) (own []int, err error) {
 	} else if fd, err = syscall.Open("/dev/null", syscall.O_RDWR|syscall.O_CLOEXEC, 0); err != nil {
 		err = &os.PathError{Op: "open", Path: "/dev/null", Err: err}
 	}
+	if err != nil {
+		return nil, err
+	}
+	own = append(own, fd)
 	for _, name := range []string{"stdout", "stderr"} {
+		output, fd, err := newOutput(name)
 		if err != nil {
 			return own, err
 		}
-		own = append(own, fd)
-		var source *source
-		source, fd, err = newOutput(name)
-		p.sources = append(p.sources, source)
+		p.sources, own = append(p.sources, output), append(own, fd)
 	}
-	if err != nil {
-		return own, err
-	}
-	return append(own, fd), nil
+	return own, nil
 }
 
 // discard frees what a command that did not start has taken.
