@@ -362,6 +362,10 @@ func TestMakeDirectory(t *testing.T) {
 	s.refused("POST", "/v1/files/mkdir", `{"path": "`+dir+`/f", "parents": true}`, 409, "file_exists")
 	s.refused("POST", "/v1/files/mkdir", `{"path": "`+dir+`/x/y"}`, 404, "no_such_file")
 	s.refused("POST", "/v1/files/mkdir", `{"path": "x"}`, 400, "bad_request")
+	s.refused("POST", "/v1/files/mkdir", `{"path": "`+strings.Repeat("/x", 5_000_000)+`", "parents": true}`, 400, "bad_request")
+	if status, answer := s.post("/v1/files/mkdir", map[string]any{"path": dir + "/nulls", "mode": nil, "user": nil}); status != 204 {
+		t.Errorf("got %d %v", status, answer)
+	}
 	s.refused("POST", "/v1/files/mkdir", `{"path": "/x", "mode": "9"}`, 400, "bad_request")
 }
 
