@@ -15,9 +15,10 @@ import (
 
 // Receive windows. All streams share the connection's, and a command that does not read its stdin holds its stream's for as
 // long as it likes: so the connection's is many times the stream's, or two such commands would shut out every other request body.
+// A stream's has room for several of the host's largest frames, or each would wait for the word that the one before was read.
 const (
-	connectionWindow = 4<<20 - 1
-	streamWindow     = 256 << 10
+	connectionWindow = 16<<20 - 1
+	streamWindow     = 1 << 20
 )
 
 // Config is what the server needs of the guest.
