@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         SquibError,
         StdinClosed,
         ToolFailed,
+        TransferFailed,
         Unauthorized,
         WrongState,
     )
@@ -131,6 +132,7 @@ __all__ = [
     "SquibError",
     "StdinClosed",
     "ToolFailed",
+    "TransferFailed",
     "Unauthorized",
     "VMConfig",
     "VMInfo",
