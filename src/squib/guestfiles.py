@@ -1,7 +1,8 @@
 """How files of a guest are spoken of: paths and queries on the way in, descriptions and events on the way out.
 
 A path is bytes, in Python a `str` with lone surrogates for what is not UTF-8 (`os.fsdecode`), percent-encoded in a
-query. What comes from a guest is hostile: a line that breaks the rules is `AgentUnreachable`. See ``protocol/agent.md``.
+query. What comes from a guest is hostile: a line that breaks the rules is `AgentUnreachable`
+(``protocol/agent.md``).
 """
 
 from __future__ import annotations
@@ -47,7 +48,11 @@ def check_path(path: GuestPath) -> str:
 
 def encode_query(*pairs: tuple[str, str | int | bool | None]) -> str:
     """A query, with its question mark, of those pairs that say something: ``None`` and ``False`` are left out."""
-    said = [(name, "1" if value is True else str(value)) for name, value in pairs if value is not None and value is not False]
+    said = [
+        (name, "1" if value is True else str(value))
+        for name, value in pairs
+        if value is not None and value is not False
+    ]
     return "?" + urlencode(said, quote_via=quote, safe="/", errors="surrogateescape") if said else ""
 
 
@@ -98,6 +103,4 @@ def _parse(model: type[M], values: dict[str, Any], names: Iterable[str]) -> M:
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         field = ".".join(map(str, problem["loc"]))
-        raise AgentUnreachable(
-            f"the guest sent what is no {model.__name__}: {field}: {problem['msg'][:200]}"
-        ) from None
+        raise AgentUnreachable(f"the guest sent what is no {model.__name__}: {field}: {problem['msg'][:200]}") from None

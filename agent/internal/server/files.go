@@ -68,6 +68,18 @@ func (q *query) number(name string, fallback int64) int64 {
 	return n
 }
 
+// time is a time in nanoseconds since 1970, or nil.
+func (q *query) time(name string) *int64 {
+	if !q.Has(name) {
+		return nil
+	}
+	n, err := strconv.ParseInt(q.Get(name), 10, 64)
+	if err != nil {
+		q.refuse(badRequest(name + " must be a number of nanoseconds"))
+	}
+	return &n
+}
+
 // attributes reads the mode and the owner of what is to be made; empty strings ask for neither.
 func (s *Server) attributes(mode, user string) (want files.Attributes, err error) {
 	if mode != "" {
@@ -119,6 +131,7 @@ func (s *Server) writeFile(w http.ResponseWriter, r *http.Request) error {
 	q := queryOf(r)
 	path := q.path()
 	parents := q.flag("parents", false)
+	mtime := q.time("mtime_ns")
 	if q.err != nil {
 		return q.err
 	}
@@ -126,6 +139,7 @@ func (s *Server) writeFile(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	want.Mtime = mtime
 	info, err := files.Write(path, r.Body, want, parents)
 	if err != nil {
 		return err

@@ -131,13 +131,20 @@ func TestAttributes(t *testing.T) {
 	if content(t, path) != "z" {
 		t.Error("the content is old")
 	}
+	for _, mtime := range []int64{1234567890123456789, 0, -1} {
+		var st syscall.Stat_t
+		s.ask("PUT", "/v1/files"+at(path, fmt.Sprint("mtime_ns=", mtime)), "z")
+		if err := syscall.Stat(path, &st); err != nil || st.Mtim.Nano() != mtime {
+			t.Errorf("mtime_ns=%d made %d", mtime, st.Mtim.Nano())
+		}
+	}
 	if os.Getuid() == 0 {
 		s.ask("PUT", "/v1/files"+at(path, "user=7:8", "mode=2755"), "z")
 		is(0o2755, 7)
 		s.ask("PUT", "/v1/files"+at(path), "z")
 		is(0o2755, 7)
 	}
-	for _, bad := range []string{"mode=8", "mode=10000", "mode=-1", "mode=rw", "parents=yes"} {
+	for _, bad := range []string{"mode=8", "mode=10000", "mode=-1", "mode=rw", "parents=yes", "mtime_ns=x", "mtime_ns=1.5"} {
 		s.refused("PUT", "/v1/files"+at(path, bad), "bad", 400, "bad_request")
 	}
 	s.refused("PUT", "/v1/files"+at(path, "user=nobody-here"), "bad", 422, "no_such_user")

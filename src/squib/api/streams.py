@@ -14,8 +14,8 @@ log = logging.getLogger("squib.streams")
 
 
 class PassedOn(StreamingResponse):
-    """What a guest sends, as it comes. If it breaks off so does the answer: the connection is closed before its end, and
-    no client takes it for whole.
+    """What a guest sends, as it comes. If it breaks off so does the answer: the connection is closed before its end,
+    and no client takes it for whole.
     """
 
     def __init__(self, stream: GuestStream, media_type: str) -> None:

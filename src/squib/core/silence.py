@@ -89,8 +89,8 @@ class Feeding:
 
 
 async def fed(engine: Engine, vm_id: str, body: AsyncIterator[bytes], send: Callable[[Feeding], Awaitable[T]]) -> T:
-    """What ``send`` makes of ``body``. Raises `AgentUnreachable` if the guest takes nothing, or does not answer, for too
-    long; what was sent is then taken back, as when ``body`` raises.
+    """What ``send`` makes of ``body``. Raises `AgentUnreachable` if the guest takes nothing, or does not answer, for
+    too long; what was sent is then taken back, as when ``body`` raises.
     """
     feeding = Feeding(body)
     sending = asyncio.ensure_future(send(feeding))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from squib.errors import AgentUnreachable
 from squib.guestfiles import MAX_LINE_BYTES, encode_query, parse_info, parse_line
 from squib.models import FileInfo
 
@@ -43,13 +42,8 @@ class AgentFiles:
         self._ask = ask
 
     async def read(self, path: str, *, offset: int, length: int | None) -> Response:
-        """A file's bytes; the response has a length."""
-        query = encode_query(("path", path), ("offset", offset)) + ("" if length is None else f"&length={length}")
-        response = await self._open(f"/v1/files{query}")
-        if response.length is None:
-            response.close()
-            raise AgentUnreachable("the guest did not say how many bytes it sends")
-        return response
+        """A file's bytes; the response has a length, but for files of ``/proc``."""
+        return await self._open("/v1/files" + encode_query(("path", path), ("offset", offset), ("length", length)))
 
     async def list(self, path: str) -> Response:
         """The entries of a directory, as lines."""
@@ -59,7 +53,7 @@ class AgentFiles:
         """What happens in a directory, as lines."""
         return await self._open("/v1/files/watch" + encode_query(("path", path), ("recursive", recursive)))
 
-    async def read_tar(self, paths: list[str]) -> Response:
+    async def read_tar(self, paths: Sequence[str]) -> Response:
         """Files and directories as a tar."""
         return await self._open("/v1/files/tar" + encode_query(*(("path", path) for path in paths)))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from typing import IO, Any, TypeVar
 
 from squib.errors import InvalidArgument
@@ -16,7 +16,7 @@ Data = bytes | bytearray | memoryview | str | IO[bytes] | Iterable[bytes] | Asyn
 """What can be written: bytes, text (as UTF-8), a binary file, or an iterable of bytes, which may be asynchronous."""
 
 
-def chunks_of(data: Data) -> AsyncIterator[bytes]:
+def chunks_of(data: Data) -> AsyncGenerator[bytes, None]:
     """The bytes of ``data`` in pieces. Files and plain iterables are read in a thread.
 
     Raises `InvalidArgument` for what holds no bytes, also later, when a piece is none.
@@ -34,12 +34,12 @@ def chunks_of(data: Data) -> AsyncIterator[bytes]:
     raise _not_bytes(data)
 
 
-async def _sliced(view: memoryview) -> AsyncIterator[bytes]:
+async def _sliced(view: memoryview) -> AsyncGenerator[bytes, None]:
     for start in range(0, len(view), CHUNK_BYTES):
         yield bytes(view[start : start + CHUNK_BYTES])
 
 
-async def _checked(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+async def _checked(chunks: AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
     async for chunk in chunks:
         yield _bytes(chunk)
 
@@ -64,11 +64,12 @@ def _bytes(piece: object) -> bytes:
 
 def _not_bytes(value: object) -> InvalidArgument:
     return InvalidArgument(
-        f"{type(value).__name__} is not bytes", hint="open a file in binary mode; encode text, or give all of it as one str"
+        f"{type(value).__name__} is not bytes",
+        hint="open a file in binary mode; encode text, or give all of it as one str",
     )
 
 
-async def in_thread(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+async def in_thread(pieces: Iterator[bytes]) -> AsyncGenerator[bytes, None]:
     """What a blocking iterator yields. It runs in threads, one piece ahead."""
     loop = asyncio.get_running_loop()
     coming = loop.run_in_executor(None, next, pieces, None)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
 from squib.errors import EngineUnavailable, InvalidArgument, TransferFailed
-from squib.guestfiles import GuestPath, LineDecoder, check_path, encode_query, parse_info
+from squib.guestfiles import GuestPath, LineDecoder, check_path, encode_query, parse_info, parse_line
 from squib.models import FileInfo
 from squib.sdk.client import EngineClient
 from squib.sdk.config import check_ref
@@ -67,7 +67,7 @@ class FileClient:
     async def write(
         self,
         path: GuestPath,
-        chunks: AsyncIterator[bytes],
+        chunks: AsyncGenerator[bytes, None],
         *,
         mode: int | None = None,
         owner: str | None = None,
@@ -82,16 +82,20 @@ class FileClient:
             ("parents", parents),
             ("mtime_ns", mtime_ns),
         )
-        return parse_info(await self._engine.upload(self._url + query, chunks))
+        return parse_info(await self._put(query, chunks))
 
     async def write_tar(
-        self, path: GuestPath, chunks: AsyncIterator[bytes], *, owner: str | None, keep_owner: bool, create: bool
+        self, path: GuestPath, chunks: AsyncGenerator[bytes, None], *, owner: str | None, keep_owner: bool, create: bool
     ) -> None:
         """Unpack a tar below the directory ``path``, which with ``create`` appears when all of it is there."""
         query = encode_query(
             ("path", check_path(path)), ("user", owner), ("keep_owner", keep_owner), ("create", create)
         )
-        await self._engine.upload(f"{self._url}/tar{query}", chunks)
+        await self._put(f"/tar{query}", chunks)
+
+    async def _put(self, url: str, chunks: AsyncGenerator[bytes, None]) -> dict[str, Any]:
+        async with aclosing(chunks), self._engine.stream("PUT", self._url + url, chunks) as response:
+            return parse_line(await response.aread())
 
     async def stat(self, path: GuestPath, *, follow: bool = True) -> FileInfo:
         """A file's description."""
@@ -105,7 +109,9 @@ class FileClient:
 
     async def rename(self, source: GuestPath, target: GuestPath) -> None:
         """Give a file another name."""
-        await self._engine.request("POST", f"{self._url}/rename", {"from": check_path(source), "to": check_path(target)})
+        await self._engine.request(
+            "POST", f"{self._url}/rename", {"from": check_path(source), "to": check_path(target)}
+        )
 
     async def remove(self, path: GuestPath, *, recursive: bool) -> None:
         """Remove a file or directory."""

@@ -37,7 +37,9 @@ def _path(paths: Annotated[list[str], Depends(_paths)]) -> str:
     return paths[0]
 
 
-def _user(request: Request, user: Annotated[str | None, Query(description="who owns it, as in exec")] = None) -> str | None:
+def _user(
+    request: Request, user: Annotated[str | None, Query(description="who owns it, as in exec")] = None
+) -> str | None:
     found = [value for name, value in decode_query(request.scope["query_string"]) if name == "user"]
     return found[-1] if found else None
 
@@ -57,7 +59,11 @@ def _described(info: FileInfo) -> Response:
 
 @router.get("", response_class=Response, responses={200: {"content": {BYTES: {}}}})
 async def read(
-    engine: EngineDep, ref: Ref, path: Path, offset: Size = 0, length: Annotated[int | None, Query(ge=0, lt=1 << 63)] = None
+    engine: EngineDep,
+    ref: Ref,
+    path: Path,
+    offset: Size = 0,
+    length: Annotated[int | None, Query(ge=0, lt=1 << 63)] = None,
 ) -> Response:
     """The bytes of a regular file. An answer that breaks off ends before its content-length."""
     return PassedOn(await files.read(engine, ref, path, offset=offset, length=length), BYTES)
@@ -74,11 +80,9 @@ async def write(
     parents: Parents = False,
     mtime_ns: Annotated[int | None, Query(ge=-(1 << 63), lt=1 << 63, description="its time; by default now")] = None,
 ) -> Response:
-    """Make the body a file, in one step, and describe it. If the client goes away before the end, nothing is changed."""
+    """Make the body a file, in one step, and describe it. A client that leaves before the end has changed nothing."""
     return _described(
-        await files.write(
-            engine, ref, path, request.stream(), mode=mode, user=user, parents=parents, mtime_ns=mtime_ns
-        )
+        await files.write(engine, ref, path, request.stream(), mode=mode, user=user, parents=parents, mtime_ns=mtime_ns)
     )
 
 
@@ -135,7 +139,5 @@ async def write_tar(
     create: Annotated[bool, Query(description="the directory does not exist: it appears with all of the tar")] = False,
 ) -> TarResult:
     """Unpack a tar below a directory."""
-    counts = await files.write_tar(
-        engine, ref, path, request.stream(), user=user, keep_owner=keep_owner, create=create
-    )
+    counts = await files.write_tar(engine, ref, path, request.stream(), user=user, keep_owner=keep_owner, create=create)
     return TarResult(**counts)
