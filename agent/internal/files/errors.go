@@ -3,7 +3,6 @@
 package files
 
 import (
-	"errors"
 	"strconv"
 	"syscall"
 	"unicode"
@@ -38,18 +37,17 @@ var codes = map[syscall.Errno]process.Code{
 	syscall.ENAMETOOLONG: process.BadRequest,
 }
 
-// fail says that err, if it is one, came of path. An error that says so already is left as it is.
+// fail says that err, if it is the operating system's, came of path. Any other is left as it is.
 func fail(path string, err error) error {
-	var known *process.Error
-	if err == nil || errors.As(err, &known) {
+	errno, ok := err.(syscall.Errno)
+	if !ok {
 		return err
 	}
-	code := process.Internal
-	var errno syscall.Errno
-	if errors.As(err, &errno) && codes[errno] != "" {
-		code = codes[errno]
+	code, known := codes[errno]
+	if !known {
+		code = process.Internal
 	}
-	return refuse(code, path, err.Error())
+	return refuse(code, path, errno.Error())
 }
 
 func refuse(code process.Code, path, problem string) error {

@@ -1,17 +1,20 @@
 package files
 
 import (
-	"errors"
 	"io"
 	"syscall"
+
+	"squib/agent/internal/process"
 )
 
 // keepCached is how much of a file is left in the guest's page cache behind a transfer: the cache belongs to the guest's programs,
 // and dirty pages make everybody wait who writes.
 const keepCached = 8 << 20
 
-// ErrShrunk says that a file ended before the size that it had.
-var ErrShrunk = errors.New("the file was cut while it was read")
+// shrunk says that a file ended before the size that it had.
+func shrunk(path string) error {
+	return refuse(process.Internal, path, "the file was cut while it was read")
+}
 
 // Reader reads a part of a regular file.
 type Reader struct {
@@ -79,7 +82,7 @@ func regular(path string, st *syscall.Stat_t) error {
 	return refuse(NotAFile, path, "is a "+types[st.Mode&syscall.S_IFMT]+", not a regular file")
 }
 
-// WriteTo writes what there is to read to w, in large pieces. ErrShrunk: there was less than Length.
+// WriteTo writes what there is to read to w, in large pieces. It is an error if there is less than Length.
 func (r *Reader) WriteTo(w io.Writer) (sent int64, err error) {
 	want := r.Length
 	if want < 0 {
@@ -97,7 +100,7 @@ func (r *Reader) WriteTo(w io.Writer) (sent int64, err error) {
 			if r.Length < 0 {
 				return sent, nil
 			}
-			return sent, ErrShrunk
+			return sent, shrunk(r.path)
 		}
 		if _, err := w.Write((*buffer)[:n]); err != nil {
 			return sent, err

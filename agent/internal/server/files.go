@@ -261,24 +261,21 @@ const (
 	lineBuffer = 64 << 10
 )
 
-// names are what the image calls its users and groups.
-type names struct{ users, groups map[uint32]string }
-
-func namesOf(accounts process.Accounts) names {
+func namesOf(accounts process.Accounts) files.Names {
 	users, groups := accounts.Names()
-	return names{users, groups}
+	return files.Names{Users: users, Groups: groups}
 }
 
 // appendInfo appends a file's description as JSON.
-func appendInfo(b []byte, info files.Info, names names) []byte {
+func appendInfo(b []byte, info files.Info, names files.Names) []byte {
 	b = appendQuoted(append(b, `{"name":`...), info.Name)
 	b = appendQuoted(append(b, `,"type":`...), info.Type)
 	b = strconv.AppendInt(append(b, `,"size":`...), info.Size, 10)
 	b = strconv.AppendUint(append(b, `,"mode":`...), uint64(info.Mode), 10)
 	b = strconv.AppendUint(append(b, `,"uid":`...), uint64(info.UID), 10)
 	b = strconv.AppendUint(append(b, `,"gid":`...), uint64(info.GID), 10)
-	b = appendName(append(b, `,"user":`...), names.users, info.UID)
-	b = appendName(append(b, `,"group":`...), names.groups, info.GID)
+	b = appendName(append(b, `,"user":`...), names.Users, info.UID)
+	b = appendName(append(b, `,"group":`...), names.Groups, info.GID)
 	b = strconv.AppendInt(append(b, `,"mtime_ns":`...), info.MtimeNS, 10)
 	b = append(b, `,"link_target":`...)
 	if info.LinkTarget == nil {

@@ -56,6 +56,8 @@ func New(processes *process.Manager, config Config) *Server {
 		"DELETE /v1/files":               s.removeFile,
 		"GET /v1/files/stat":             s.statFile,
 		"GET /v1/files/list":             s.listFiles,
+		"GET /v1/files/tar":              s.readTar,
+		"PUT /v1/files/tar":              s.writeTar,
 		"POST /v1/files/mkdir":           s.makeDirectory,
 		"POST /v1/files/rename":          s.renameFile,
 		"/": func(_ http.ResponseWriter, r *http.Request) error {
