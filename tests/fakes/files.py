@@ -60,10 +60,12 @@ class FakeFiles:
     stalled: set[str] = field(default_factory=set)
     """Requests (as in ``break_off``, or ``write``) that never end."""
     watching: int = 0
-    written: list[str] = field(default_factory=list)
+    loop: asyncio.AbstractEventLoop | None = None
+    """Where it answers."""
     owners: dict[str, str] = field(default_factory=dict)
 
     async def answer(self, stream: Stream, session: _Session, stream_id: int) -> None:
+        self.loop = asyncio.get_running_loop()
         path, _, query = stream.path.partition("?")
         values = parse_qs(query, keep_blank_values=True, errors="surrogateescape")
         what = path.removeprefix("/v1/files").strip("/")
@@ -176,7 +178,6 @@ class FakeFiles:
                 temporary.rename(path.resolve())
             finally:
                 temporary.unlink(missing_ok=True)
-        self.written.append(named)
         self.owners[named] = values.get("user", [""])[0]
         return self._describe(path, follow=True)
 
