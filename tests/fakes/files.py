@@ -224,7 +224,7 @@ class FakeFiles:
             for named in paths:
                 contents = named.endswith(("/.", "/"))
                 path = self.at(named)
-                archive.add(path, arcname="." if contents else path.name)
+                archive.add(path.resolve() if contents else path, arcname="." if contents else path.name)
         session.headers(stream_id, 200, "application/x-tar")
         data = packed.getvalue()
         if self._breaks("tar"):
