@@ -25,6 +25,49 @@ func Unpack(path string, archive io.Reader, owner *Owner, keep bool) (count Unpa
 	if err != nil {
 		return count, fail(path, err)
 	}
+	return unpackInto(root, path, archive, owner, keep)
+}
+
+// UnpackNew unpacks a tar archive, as Unpack does, as the new directory at path. It is made under another name, and takes its own when all is
+// there: if anything fails, nothing stays.
+func UnpackNew(path string, archive io.Reader, owner *Owner, keep bool) (count Unpacked, err error) {
+	parent, name := split(strings.TrimRight(path, "/"))
+	if name == "" || name == "." || name == ".." {
+		return count, fail(path, syscall.EEXIST)
+	}
+	dir, err := openat(atFdCwd, parent, oPath|syscall.O_DIRECTORY, 0)
+	if err != nil {
+		return count, fail(path, err)
+	}
+	defer syscall.Close(dir)
+	var st syscall.Stat_t
+	if fstatat(dir, name, &st, atSymlinkNoFollow) == nil {
+		return count, fail(path, syscall.EEXIST)
+	}
+	temporary := temporaryName()
+	if err := syscall.Mkdirat(dir, temporary, defaultDirMode); err != nil {
+		return count, fail(path, err)
+	}
+	root, err := openat(dir, temporary, syscall.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NOFOLLOW, 0)
+	if err == nil && owner != nil {
+		if err = syscall.Fchown(root, int(owner.UID), int(owner.GID)); err != nil {
+			syscall.Close(root)
+		}
+	}
+	if err == nil {
+		count, err = unpackInto(root, path, archive, owner, keep)
+	}
+	if err == nil {
+		err = syscall.Renameat(dir, temporary, dir, name)
+	}
+	if err != nil {
+		removeDir(dir, temporary, true, temporary, maxDepth)
+	}
+	return count, fail(path, err)
+}
+
+// unpackInto unpacks an archive into the open directory root, which it closes.
+func unpackInto(root int, path string, archive io.Reader, owner *Owner, keep bool) (count Unpacked, err error) {
 	u := &unpacker{path: path, seed: maphash.MakeSeed(), owner: owner, keep: keep, temporary: temporaryName(), links: map[inode]bool{}, timed: map[uint64]bool{}}
 	u.stack = []level{{fd: root}}
 	defer u.pop(0)

@@ -15,6 +15,7 @@ const maxLinks = 40
 type Attributes struct {
 	Mode  *uint32 // nil: the default, or what a file that is replaced has
 	Owner *Owner  // nil: root, or whom a file that is replaced belongs to
+	Mtime *int64  // of a file that is written, in nanoseconds; nil: now
 }
 
 // Owner is a user and a group.
@@ -61,6 +62,9 @@ func Write(path string, body io.Reader, want Attributes, parents bool) (Info, er
 	var st syscall.Stat_t
 	if _, err = copyToFile(fd, body, path); err == nil {
 		err = finish(fd, mode, owner)
+	}
+	if err == nil && want.Mtime != nil {
+		err = setTimes(fd, "", syscall.NsecToTimespec(*want.Mtime))
 	}
 	if err == nil {
 		err = syscall.Renameat(dir, temporary, dir, name)

@@ -11,6 +11,10 @@ import (
 	"squib/agent/internal/process"
 )
 
+// lengthHeader says how many bytes of a file follow. It is not Content-Length, which has every frame of the body go through the
+// host's HTTP/2 library.
+const lengthHeader = "Squib-Length"
+
 // maxPath is the kernel's limit.
 const maxPath = 4095
 
@@ -74,6 +78,18 @@ func (q *query) number(name string, fallback int64) int64 {
 	return n
 }
 
+// time is a time in nanoseconds since 1970, or nil.
+func (q *query) time(name string) *int64 {
+	if !q.Has(name) {
+		return nil
+	}
+	n, err := strconv.ParseInt(q.Get(name), 10, 64)
+	if err != nil {
+		q.refuse(badRequest(name + " must be a number of nanoseconds"))
+	}
+	return &n
+}
+
 // attributes reads the mode and the owner of what is to be made; empty strings ask for neither.
 func (s *Server) attributes(mode, user string) (want files.Attributes, err error) {
 	if mode != "" {
@@ -113,7 +129,7 @@ func (s *Server) readFile(w http.ResponseWriter, r *http.Request) error {
 	defer file.Close()
 	w.Header().Set("Content-Type", "application/octet-stream")
 	if file.Length >= 0 {
-		w.Header().Set("Content-Length", strconv.FormatInt(file.Length, 10))
+		w.Header().Set(lengthHeader, strconv.FormatInt(file.Length, 10))
 	}
 	if _, err := file.WriteTo(w); err != nil {
 		panic(http.ErrAbortHandler) // RST_STREAM: a body that has begun cannot say what went wrong
@@ -125,6 +141,7 @@ func (s *Server) writeFile(w http.ResponseWriter, r *http.Request) error {
 	q := queryOf(r)
 	path := q.path()
 	parents := q.flag("parents", false)
+	mtime := q.time("mtime_ns")
 	if q.err != nil {
 		return q.err
 	}
@@ -132,6 +149,7 @@ func (s *Server) writeFile(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	want.Mtime = mtime
 	info, err := files.Write(path, r.Body, want, parents)
 	if err != nil {
 		return err

@@ -33,6 +33,10 @@ func (s *Server) readTar(w http.ResponseWriter, r *http.Request) error {
 func (s *Server) writeTar(w http.ResponseWriter, r *http.Request) error {
 	q := queryOf(r)
 	path, keep := q.path(), q.flag("keep_owner", false)
+	unpack := files.Unpack
+	if q.flag("create", false) {
+		unpack = files.UnpackNew
+	}
 	owner, err := s.owner(q.Get("user"))
 	q.refuse(err)
 	if owner != nil && keep {
@@ -41,7 +45,7 @@ func (s *Server) writeTar(w http.ResponseWriter, r *http.Request) error {
 	if q.err != nil {
 		return q.err
 	}
-	count, err := files.Unpack(path, r.Body, owner, keep)
+	count, err := unpack(path, r.Body, owner, keep)
 	if err != nil {
 		return err
 	}

@@ -40,6 +40,7 @@ _SMALL_PIECE_BYTES = 4096
 _WINDOW_UPDATE = struct.Struct(">IBII")
 _WINDOW_UPDATE_KIND = 0x4_08
 _STATUS = re.compile(rb"[1-5][0-9][0-9]")
+_LENGTH = re.compile(rb"[0-9]{1,18}")
 
 Body = bytes | AsyncIterable[bytes]
 
@@ -58,6 +59,8 @@ class Response:
         self._ended = False
         self._error: AgentUnreachable | None = None
         self.status = 0
+        self.length: int | None = None
+        """How many bytes the body has, if the guest has said so."""
         self.waiting = False
         """Whether somebody reads on and the guest has sent nothing more."""
         self.received_bytes = 0
@@ -87,7 +90,10 @@ class Response:
         return bytes(body)
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """The body as it comes, in pieces of what has come by then. The sender is let go on as they are taken."""
+        """The body as it comes, in pieces of what has come by then. The sender is let go on as they are taken.
+
+        Raises `AgentUnreachable` if it breaks off, or is not as long as the guest has said.
+        """
         while True:
             if self._pieces:
                 piece = self._pieces.popleft() if len(self._pieces) == 1 else b"".join(self._pieces)
@@ -98,6 +104,8 @@ class Response:
             if self._error:
                 raise self._error
             if self._ended:
+                if self.length not in (None, self.received_bytes):
+                    raise AgentUnreachable(f"the guest sent {self.received_bytes} bytes and had said {self.length}")
                 return
             self._changed.clear()
             self.waiting = True
@@ -115,7 +123,7 @@ class Response:
 
     def _receive(self, event: h2.events.Event) -> None:
         if isinstance(event, h2.events.ResponseReceived):
-            self.status = _status_of(event)
+            self.status, self.length = _status_of(event), _length_of(event)
             self._direct = all(name != b"content-length" for name, _ in event.headers or [])
         elif isinstance(event, h2.events.DataReceived):
             self._unread += event.flow_controlled_length or 0
@@ -159,6 +167,11 @@ def _status_of(event: h2.events.ResponseReceived) -> int:
     if not _STATUS.fullmatch(text):
         raise h2.exceptions.ProtocolError(f"{text[:20]!r} is no status")
     return int(text)
+
+
+def _length_of(event: h2.events.ResponseReceived) -> int | None:
+    text = dict(event.headers or []).get(b"squib-length", b"")
+    return int(text) if _LENGTH.fullmatch(text) else None
 
 
 class Http2Connection:
@@ -227,6 +240,10 @@ class Http2Connection:
         else:
             async for chunk in body:
                 await self._send_data(response, stream_id, chunk)
+                if (
+                    response._ended
+                ):  # it has answered already: the rest of the body, which may have no end, is not wanted
+                    return
         if not response._ended and not self._closed:
             self._h2.end_stream(stream_id)
             self._flush()

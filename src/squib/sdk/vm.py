@@ -13,6 +13,7 @@ from squib.sdk.config import VMOptions
 from squib.sdk.env import Env
 from squib.sdk.portal import Portal
 from squib.sdk.result import ExecResult, OnOutput
+from squib.sdk.syncfiles import Files
 
 
 class VM:
@@ -77,6 +78,11 @@ class VM:
     def env(self) -> Env:
         """The environment that every command starts with."""
         return Env(self._portal, self._vm.env)
+
+    @property
+    def files(self) -> Files:
+        """The files of the guest."""
+        return Files(self._portal, self._vm.files)
 
     def refresh(self) -> VMInfo:
         """See `AsyncVM.refresh`."""
