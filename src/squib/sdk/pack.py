@@ -239,14 +239,16 @@ def _walk(sources: Sequence[Source]) -> Iterator[_Found]:
 
 def _below(parent: _Found) -> Iterator[_Found]:
     prefix = "" if parent.member == CONTENTS else f"{parent.member}/"
-    if prefix.count("/") >= MAX_DEPTH:
-        raise InvalidArgument(f"{escaped(parent.path)} is more than {MAX_DEPTH} directories deep")
     with local_errors(parent.path), _open_directory(parent) as fd:
         if fd is None:
             return
         with os.scandir(fd) as entries:
             for entry in entries:
                 name = entry.name
+                if prefix.count("/") == MAX_DEPTH:
+                    raise InvalidArgument(
+                        f"what is in {escaped(parent.path)} is more than {MAX_DEPTH} directories deep"
+                    )
                 try:
                     status = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
