@@ -72,9 +72,12 @@ if TYPE_CHECKING:
     )
     from squib.sdk.aio import AsyncVM
     from squib.sdk.client import EngineClient
+    from squib.sdk.files import AsyncFiles
     from squib.sdk.images import AsyncImages, Images
     from squib.sdk.result import ExecResult
+    from squib.sdk.syncfiles import Files
     from squib.sdk.vm import VM
+    from squib.sdk.watching import AsyncWatch, Watch
     from squib.version import VERSION as __version__
 
 __all__ = [
@@ -83,8 +86,10 @@ __all__ = [
     "AgentUnreachable",
     "AgentVersionMismatch",
     "ArchiveRefused",
+    "AsyncFiles",
     "AsyncImages",
     "AsyncVM",
+    "AsyncWatch",
     "BadWorkingDirectory",
     "BodyTooLarge",
     "BootError",
@@ -109,6 +114,7 @@ __all__ = [
     "FileExists",
     "FileInfo",
     "FileType",
+    "Files",
     "GuestDiskFull",
     "HostError",
     "HostNotAllowed",
@@ -137,16 +143,20 @@ __all__ = [
     "VMConfig",
     "VMInfo",
     "VMState",
+    "Watch",
     "WrongState",
     "__version__",
 ]
 
 _HOME = {
     "VM": "squib.sdk.vm",
+    "AsyncFiles": "squib.sdk.files",
     "AsyncImages": "squib.sdk.images",
     "AsyncVM": "squib.sdk.aio",
+    "AsyncWatch": "squib.sdk.watching",
     "EngineClient": "squib.sdk.client",
     "ExecResult": "squib.sdk.result",
+    "Files": "squib.sdk.syncfiles",
     "Images": "squib.sdk.images",
     "FileEvent": "squib.models",
     "FileEventType": "squib.models",
@@ -157,6 +167,7 @@ _HOME = {
     "VMConfig": "squib.models",
     "VMInfo": "squib.models",
     "VMState": "squib.models",
+    "Watch": "squib.sdk.watching",
 }
 """Where the public names that are no errors live. They are imported at first use: the command line and the engine
 start without what they do not need."""

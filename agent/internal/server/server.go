@@ -24,6 +24,7 @@ const (
 type Config struct {
 	Version  string // of the agent
 	Guest    identity.Guest
+	Accounts process.Accounts
 	PowerOff func(grace time.Duration) // called once in its own goroutine, after the host was answered
 	Log      *log.Logger
 }
@@ -50,6 +51,15 @@ func New(processes *process.Manager, config Config) *Server {
 		"POST /v1/processes/{id}/signal": s.signal,
 		"DELETE /v1/processes/{id}":      s.kill,
 		"POST /v1/poweroff":              s.powerOff,
+		"GET /v1/files":                  s.readFile,
+		"PUT /v1/files":                  s.writeFile,
+		"DELETE /v1/files":               s.removeFile,
+		"GET /v1/files/stat":             s.statFile,
+		"GET /v1/files/list":             s.listFiles,
+		"GET /v1/files/tar":              s.readTar,
+		"PUT /v1/files/tar":              s.writeTar,
+		"POST /v1/files/mkdir":           s.makeDirectory,
+		"POST /v1/files/rename":          s.renameFile,
 		"/": func(_ http.ResponseWriter, r *http.Request) error {
 			return badRequest("no such endpoint: " + r.Method + " " + r.URL.Path)
 		},

@@ -45,8 +45,9 @@ func newGuest(t *testing.T) *guest {
 	root := t.TempDir()
 	os.MkdirAll(root+"/etc", 0o755)
 	os.WriteFile(root+"/etc/passwd", []byte(fmt.Sprintf("me:x:%d:%d::/:/bin/sh\n", os.Getuid(), os.Getgid())), 0o644)
-	processes := process.NewManager(reaper, nil, process.Accounts{Root: root})
-	s := New(processes, Config{Version: "1.2.3", Guest: identity.Guest{Root: root}, PowerOff: func(d time.Duration) { g.off <- d }, Log: log.New(g.log, "", 0)})
+	accounts := process.Accounts{Root: root}
+	processes := process.NewManager(reaper, nil, accounts)
+	s := New(processes, Config{Version: "1.2.3", Guest: identity.Guest{Root: root}, Accounts: accounts, PowerOff: func(d time.Duration) { g.off <- d }, Log: log.New(g.log, "", 0)})
 	l := transport.Listen(g.port)
 	ended := make(chan error, 1)
 	go func() { ended <- s.Serve(l) }()

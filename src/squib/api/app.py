@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from squib.api.guards import Guards, error_response
-from squib.api.routes import assets, engine_info, exec, logs, vms
+from squib.api.routes import assets, engine_info, exec, files, logs, vms
 from squib.api.schema import ErrorBody
 from squib.core.engine import Engine
 from squib.errors import InternalError, InvalidArgument, NotFound, SquibError
@@ -40,7 +40,7 @@ def create_app(
         responses={"default": {"model": ErrorBody, "description": "what failed, and what to do"}},
     )
     api.state.engine = engine
-    for routes in (engine_info, vms, exec, logs, assets):
+    for routes in (engine_info, vms, exec, files, logs, assets):
         api.include_router(routes.router, prefix="/v1")
     api.add_exception_handler(SquibError, _on_squib_error)
     api.add_exception_handler(RequestValidationError, _on_invalid_request)

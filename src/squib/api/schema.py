@@ -50,6 +50,29 @@ class SignalRequest(Model):
     signal: int = Field(ge=1, le=64)
 
 
+class MkdirRequest(Model):
+    """A directory to make. ``user`` owns it; ``mode`` is octal digits."""
+
+    path: str
+    mode: str | None = Field(default=None, pattern="^[0-7]{1,4}$")
+    user: str | None = None
+    parents: bool = False
+
+
+class RenameRequest(Model):
+    """A file's present path, and the one it gets."""
+
+    source: str = Field(alias="from")
+    target: str = Field(alias="to")
+
+
+class TarResult(Model):
+    """What was unpacked."""
+
+    entries: int = 0
+    bytes: int = 0
+
+
 class VMList(Model):
     """VMs, oldest first."""
 

@@ -27,11 +27,11 @@ _SILENCE_S = 60.0
 _WATCH_S = 0.5
 
 
-def agent_of(engine: Engine, ref: str) -> AgentClient:
+def agent_of(engine: Engine, ref: str, doing: str = "running a command") -> AgentClient:
     """The agent of the VM ``ref``. Raises `WrongState` if it does not run, `NotFound`."""
     record = engine.store.get_vm(ref)
     if record.state is not VMState.RUNNING:
-        raise lifecycle.wrong_state(record, "running a command")
+        raise lifecycle.wrong_state(record, doing)
     return engine.vm_of(record).agent
 
 

@@ -29,6 +29,7 @@ CONNECTION_WINDOW_BYTES = 256 * STREAM_WINDOW_BYTES
 _READ_BYTES = 256 * 1024
 _MAX_FRAME_BYTES = 256 * 1024
 _STATUS = re.compile(rb"[1-5][0-9][0-9]")
+_LENGTH = re.compile(rb"[0-9]{1,18}")
 
 Body = bytes | AsyncIterable[bytes]
 
@@ -44,6 +45,8 @@ class Response:
         self._ended = False
         self._error: AgentUnreachable | None = None
         self.status = 0
+        self.length: int | None = None
+        """How many bytes the body has, if the guest has said so; a body of another length ends the session."""
         self.waiting = False
         """Whether somebody reads on and the guest has sent nothing more."""
         self.received_bytes = 0
@@ -99,7 +102,7 @@ class Response:
 
     def _receive(self, event: h2.events.Event) -> None:
         if isinstance(event, h2.events.ResponseReceived):
-            self.status = _status_of(event)
+            self.status, self.length = _status_of(event), _length_of(event)
         elif isinstance(event, h2.events.DataReceived):
             data = event.data or b""
             self._chunks.append((data, event.flow_controlled_length or 0))
@@ -130,6 +133,11 @@ def _status_of(event: h2.events.ResponseReceived) -> int:
     if not _STATUS.fullmatch(text):
         raise h2.exceptions.ProtocolError(f"{text[:20]!r} is no status")
     return int(text)
+
+
+def _length_of(event: h2.events.ResponseReceived) -> int | None:
+    text = dict(event.headers or []).get(b"content-length", b"")
+    return int(text) if _LENGTH.fullmatch(text) else None
 
 
 class Http2Connection:
@@ -190,6 +198,10 @@ class Http2Connection:
         else:
             async for chunk in body:
                 await self._send_data(response, stream_id, chunk)
+                if (
+                    response._ended
+                ):  # it has answered already: the rest of the body, which may have no end, is not wanted
+                    return
         if not response._ended and not self._closed:
             self._h2.end_stream(stream_id)
             self._flush()

@@ -12,6 +12,7 @@ from squib.sdk.client import EngineClient
 from squib.sdk.config import VMOptions
 from squib.sdk.portal import Portal
 from squib.sdk.result import ExecResult, OnOutput
+from squib.sdk.syncfiles import Files
 
 
 class VM:
@@ -71,6 +72,11 @@ class VM:
     def status(self) -> VMState:
         """The state as last seen."""
         return self._vm.status
+
+    @property
+    def files(self) -> Files:
+        """The files of the guest."""
+        return Files(self._portal, self._vm.files)
 
     def refresh(self) -> VMInfo:
         """See `AsyncVM.refresh`."""
