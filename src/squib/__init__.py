@@ -74,7 +74,7 @@ if TYPE_CHECKING:
     from squib.sdk.client import EngineClient
     from squib.sdk.files import AsyncFiles
     from squib.sdk.images import AsyncImages, Images
-    from squib.sdk.result import ExecResult
+    from squib.sdk.result import Copied, ExecResult
     from squib.sdk.syncfiles import Files
     from squib.sdk.vm import VM
     from squib.sdk.watching import AsyncWatch, Watch
@@ -99,6 +99,7 @@ __all__ = [
     "CommandNotFound",
     "CommandTimeout",
     "Conflict",
+    "Copied",
     "DependencyMissing",
     "DirectoryNotEmpty",
     "DiskFull",
@@ -155,6 +156,7 @@ _HOME = {
     "AsyncVM": "squib.sdk.aio",
     "AsyncWatch": "squib.sdk.watching",
     "EngineClient": "squib.sdk.client",
+    "Copied": "squib.sdk.result",
     "ExecResult": "squib.sdk.result",
     "Files": "squib.sdk.syncfiles",
     "Images": "squib.sdk.images",

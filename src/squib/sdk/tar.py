@@ -10,7 +10,7 @@ Known are ustar headers, PAX records (``x``; of global ones, ``g``, only `ERROR_
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -25,9 +25,6 @@ BLOCK = 512
 CHUNK = 1 << 18
 MAX_DEPTH = 100
 """How many components a name in an archive may have, either way: each is an open directory."""
-
-OnCopied = Callable[[int, int], None]
-"""Is told how many entries and how many bytes of files are done."""
 
 _ZEROS = bytes(BLOCK)
 _MAX_EXTENSION = 1 << 20

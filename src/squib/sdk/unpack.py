@@ -22,7 +22,8 @@ from pathlib import Path
 
 from squib.errors import ArchiveRefused, DiskFull, PermissionDenied
 from squib.sdk.localfiles import escaped, local_errors
-from squib.sdk.tar import MAX_DEPTH, Kind, Member, OnCopied, Readable, TarReader, refused
+from squib.sdk.result import Copied
+from squib.sdk.tar import MAX_DEPTH, Kind, Member, Readable, TarReader, refused
 
 _MAX_PATH = 4096
 _MAX_NAME = 255
@@ -45,14 +46,6 @@ class Limits:
     max_bytes: int | None = None
 
 
-@dataclass(frozen=True)
-class Unpacked:
-    """How much was unpacked."""
-
-    entries: int
-    bytes: int
-
-
 def unpack(
     source: Readable,
     target: str | os.PathLike[str],
@@ -61,8 +54,7 @@ def unpack(
     unsafe_links: bool = False,
     new_target: bool = False,
     limits: Limits | None = None,
-    on_progress: OnCopied | None = None,
-) -> Unpacked:
+) -> Copied:
     """Unpack the archive that ``source`` reads below the directory ``target``, which must exist. Blocks.
 
     Files get the permission bits, without set-id, and the time of the archive, and take their names in one step: what
@@ -83,9 +75,7 @@ def unpack(
     with local_errors(target):
         tree = _Tree(Path(target))
     with contextlib.closing(tree):
-        return _Unpacking(tree, TarReader(source), keep_owner, unsafe_links, limits or Limits(), on_progress).run(
-            new_target
-        )
+        return _Unpacking(tree, TarReader(source), keep_owner, unsafe_links, limits or Limits()).run(new_target)
 
 
 class _Unpacking:
@@ -98,31 +88,28 @@ class _Unpacking:
         keep_owner: bool,
         unsafe_links: bool,
         limits: Limits,
-        on_progress: OnCopied | None,
     ) -> None:
         self._tree = tree
         self._archive = archive
         self._keep_owner = keep_owner
         self._unsafe_links = unsafe_links
         self._limits = limits
-        self._on_progress = on_progress or (lambda entries, size: None)
         self._entries = 0
         self._bytes = 0
         self._directories: dict[bytes, tuple[int, int, int, int]] = {}
         self._remembered = 0
         self._files: set[tuple[int, int]] = set()
 
-    def run(self, new_target: bool) -> Unpacked:
+    def run(self, new_target: bool) -> Copied:
         for member in self._archive:
             self._count(member)
             names = _split(member)
             with local_errors(member.path):
                 self._make(member, names)
-            self._on_progress(self._entries, self._bytes)
         if not new_target:
             self._directories.pop(b"", None)
         self._finish_directories()
-        return Unpacked(self._entries, self._bytes)
+        return Copied(self._entries, self._bytes)
 
     def _count(self, member: Member) -> None:
         self._entries += 1
@@ -174,7 +161,6 @@ class _Unpacking:
                 if checked - left >= _CHECK_ROOM_EVERY:
                     self._tree.check_room(member, left)
                     checked = left
-                self._on_progress(self._entries, self._bytes)
             self._set_attributes(fd, member.mode, member.mtime_ns, member.uid, member.gid)
             status = os.fstat(fd)
             self._files.add((status.st_dev, status.st_ino))

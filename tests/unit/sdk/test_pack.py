@@ -8,7 +8,7 @@ import socket
 import stat
 import tarfile
 import tracemalloc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,17 +16,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from squib.errors import InvalidArgument, NoSuchFile, NotADirectory, TransferFailed
-from squib.sdk.pack import CONTENTS, Source, Total, measure, pack
-from squib.sdk.unpack import Unpacked, unpack
+from squib.sdk.pack import Packing, measure
+from squib.sdk.unpack import unpack
 from tests.fakes.trees import snapshot
 
 
-def packed(*sources: Source) -> bytes:
-    return b"".join(pack(sources))
+def packed(directory: Path) -> bytes:
+    return b"".join(Packing(str(directory)).chunks())
 
 
-def members(*sources: Source) -> dict[str, tarfile.TarInfo]:
-    with tarfile.open(fileobj=io.BytesIO(packed(*sources))) as tar:
+def members(data: bytes) -> dict[str, tarfile.TarInfo]:
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         return {member.name: member for member in tar}
 
 
@@ -44,11 +44,11 @@ def test_a_directory_is_packed_with_what_is_below_it(tree: Path) -> None:
     (tree / "sub" / "file").chmod(0o4751)
     os.mkfifo(tree / "fifo")
     os.utime(tree / "sub" / "file", ns=(0, 1_000_000_007))
-    found = members(Source.of(tree))
-    assert set(found) == {"tree", "tree/sub", "tree/sub/file", "tree/sub/link", "tree/again", "tree/fifo"}
-    assert found["tree/sub/link"].issym() and found["tree/sub/link"].linkname == "../missing"
-    assert found["tree/fifo"].isfifo()
-    file, again = found["tree/sub/file"], found["tree/again"]
+    found = members(packed(tree))
+    assert set(found) == {".", "sub", "sub/file", "sub/link", "again", "fifo"}
+    assert found["sub/link"].issym() and found["sub/link"].linkname == "../missing"
+    assert found["fifo"].isfifo()
+    file, again = found["sub/file"], found["again"]
     assert {file.islnk(), again.islnk()} == {True, False}
     assert {file.linkname, again.linkname} == {"", again.name if file.islnk() else file.name}
     assert file.mode == again.mode == 0o4751
@@ -56,70 +56,39 @@ def test_a_directory_is_packed_with_what_is_below_it(tree: Path) -> None:
     assert (file.uid, file.gid) == (os.getuid(), os.getgid())
 
 
-def test_the_contents_of_a_directory_have_names_without_it(tree: Path) -> None:
-    assert set(members(Source(tree, CONTENTS))) == {".", "sub", "sub/file", "sub/link", "again"}
-
-
-def test_sources_have_their_own_names_or_given_ones(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tree / "sub")
-    assert Source.of("file").name == "file"
-    assert Source.of("../sub/").name == "sub"
-    assert Source.of(".").name == "sub"
-    assert Source.of("..").name == "tree"
-    assert set(members(Source(Path("file"), "other"), Source.of("../again"))) == {"other", "again"}
-    with pytest.raises(InvalidArgument, match="/ has no name of its own"):
-        Source.of("/")
-
-
-def test_two_sources_of_one_name_are_refused(tree: Path) -> None:
-    with pytest.raises(InvalidArgument, match="two of the sources are called 'file'"):
-        packed(Source.of(tree / "sub" / "file"), Source(tree / "again", "file"))
-
-
-def test_a_source_that_is_not_there_or_no_directory_is_said(tree: Path) -> None:
-    for function in (measure, lambda sources: packed(*sources)):
+def test_a_directory_that_is_not_there_or_none_is_said(tree: Path) -> None:
+    for function in (lambda path: measure(str(path)), packed):
         with pytest.raises(NoSuchFile, match="missing: No such file or directory, on this machine"):
-            function([Source.of(tree / "missing")])
-        with pytest.raises(NotADirectory, match="again is not a directory"):
-            function([Source(tree / "again", CONTENTS)])
-
-
-def test_a_source_that_is_a_link_is_followed_and_links_below_are_not(tree: Path) -> None:
-    (tree.parent / "link").symlink_to(tree)
-    (tree.parent / "file-link").symlink_to(tree / "again")
-    found = members(Source.of(tree.parent / "link"), Source.of(tree.parent / "file-link"))
-    assert found["link"].isdir() and found["link/sub/file"].size + found["link/again"].size == 7
-    assert found["link/sub/link"].issym()
+            function(tree / "missing")
+        with pytest.raises(NotADirectory, match="again: Not a directory"):
+            function(tree / "again")
 
 
 def test_sockets_are_left_out_and_said(tree: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tree / "s"))
-        told: list[str] = []
-        data = b"".join(pack([Source.of(tree)], on_left_out=told.append))
-    assert told == [f"{tree}/s: a socket or a device"]
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        assert "tree/s" not in tar.getnames()
+        packing = Packing(str(tree))
+        assert "s" not in members(b"".join(packing.chunks()))
+    assert packing.left_out == [f"{tree}/s: a socket or a device"]
 
 
-def test_measure_tells_what_will_be_packed(tree: Path) -> None:
+def test_what_is_packed_is_counted_and_can_be_measured_before(tree: Path) -> None:
     (tree / "large").write_bytes(bytes(1 << 20))
-    told: list[tuple[int, int]] = []
-    b"".join(pack([Source.of(tree)], on_progress=lambda *done: told.append(done)))
-    assert measure([Source.of(tree)]) == Total(entries=6, bytes=(1 << 20) + 7)
-    assert told == sorted(told) and told[-1] == (6, (1 << 20) + 7)
-    assert any(1 << 18 <= size < 1 << 20 for _, size in told)
+    packing = Packing(str(tree))
+    counts = [(packing.entries, packing.bytes) for _ in packing.chunks()]
+    assert counts == sorted(counts) and any(1 << 18 <= size < 1 << 20 for _, size in counts)
+    assert (packing.entries, packing.bytes) == (6, (1 << 20) + 7)
+    assert measure(str(tree)) == (1 << 20) + 7
 
 
 def test_chunks_are_of_a_good_size_and_files_never_whole_in_memory(tmp_path: Path) -> None:
-    for number in range(2000):
+    for number in range(1000):
         (tmp_path / str(number)).write_bytes(b"x" * 100)
     with (tmp_path / "large").open("wb") as file:
         file.truncate(64 << 20)
-    sizes = []
     tracemalloc.start()
     try:
-        sizes = [len(chunk) for chunk in pack([Source(tmp_path, CONTENTS)])]
+        sizes = [len(chunk) for chunk in Packing(str(tmp_path)).chunks()]
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -130,41 +99,43 @@ def test_chunks_are_of_a_good_size_and_files_never_whole_in_memory(tmp_path: Pat
 # Files that change meanwhile
 
 
-def _while_packing(sources: Sequence[Source], work: Callable[[], object]) -> bytes:
-    """The archive, where ``work`` is done after its first chunk."""
-    archive = pack(sources)
-    data = next(archive)
+def _while_reading(file: Path, work: Callable[[], object]) -> bytes:
+    """The archive of the directory of ``file``, which is alone there and read in more than one chunk."""
+    packing = Packing(str(file.parent))
+    chunks = packing.chunks()
+    data = next(chunks) + next(chunks)
+    assert 0 < packing.bytes < 1 << 20
     work()
-    return data + b"".join(archive)
+    return data + b"".join(chunks)
 
 
 def test_a_file_that_shrinks_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "f"
     file.write_bytes(bytes(1 << 20))
     with pytest.raises(TransferFailed, match=r"f has shrunk while it was read, from 1048576 bytes to 300000"):
-        _while_packing([Source.of(file)], lambda: os.truncate(file, 300_000))
+        _while_reading(file, lambda: os.truncate(file, 300_000))
 
 
 def test_a_file_that_grows_is_cut(tmp_path: Path) -> None:
     file = tmp_path / "f"
     file.write_bytes(bytes(1 << 20))
-    data = _while_packing([Source.of(file)], lambda: os.truncate(file, 2 << 20))
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        assert [member.size for member in tar] == [1 << 20]
+    data = _while_reading(file, lambda: os.truncate(file, 2 << 20))
+    assert members(data)["f"].size == 1 << 20
 
 
-@pytest.mark.parametrize("kind", ["link", "fifo", "gone", "directory"])
-def test_a_file_that_something_else_replaces_is_left_out(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["link", "fifo", "directory", "gone"])
+def test_a_file_that_something_else_replaces_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """It is replaced after its directory has been read and before it is opened."""
     (tmp_path / "secret").write_text("mine")
-    tree = tmp_path / "tree"
-    tree.mkdir()
-    first, second = tree / "1", tree / "2"
-    for file in (first, second):
-        file.write_bytes(bytes(1 << 20))
+    file = tmp_path / "tree" / "f"
+    file.parent.mkdir()
+    file.write_text("content")
+    real = os.open
 
-    def replace() -> None:
-        # One of the two is on its way; the other one has been listed, at the most.
-        for file in (first, second):
+    def open_(path: str, flags: int, *args: int, dir_fd: int | None = None) -> int:
+        if path == "f":
             file.unlink()
             if kind == "link":
                 file.symlink_to("../secret")
@@ -172,43 +143,41 @@ def test_a_file_that_something_else_replaces_is_left_out(tmp_path: Path, kind: s
                 os.mkfifo(file)
             elif kind == "directory":
                 file.mkdir()
+        return real(path, flags, *args, dir_fd=dir_fd)
 
-    archive = pack([Source.of(tree)], on_left_out=(told := []).append)
-    data = next(archive)
-    data += next(archive)
-    replace()
-    data += b"".join(archive)
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        files = [member for member in tar if member.isfile()]
-    assert [member.size for member in files] == [1 << 20]
-    assert len(told) <= 1
+    monkeypatch.setattr(os, "open", open_)
+    packing = Packing(str(file.parent))
+    assert set(members(b"".join(packing.chunks()))) == {"."}
+    assert packing.left_out == [f"{file}: it is gone, or something else has come in its place"]
 
 
-def test_a_directory_that_a_link_replaces_is_not_followed(tmp_path: Path) -> None:
+def test_a_directory_that_a_link_replaces_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "secret").write_text("mine")
-    tree = tmp_path / "tree"
-    (tree / "d").mkdir(parents=True)
+    directory = tmp_path / "tree" / "d"
+    directory.mkdir(parents=True)
+    real = os.open
 
-    def replace(entries: int, size: int) -> None:
-        if entries == 2:  # the directory has been told, and is not open yet
-            (tree / "d").rmdir()
-            (tree / "d").symlink_to("../outside")
+    def open_(path: str, flags: int, *args: int, dir_fd: int | None = None) -> int:
+        if path == "d":
+            directory.rmdir()
+            directory.symlink_to("../outside")
+        return real(path, flags, *args, dir_fd=dir_fd)
 
-    data = b"".join(pack([Source.of(tree)], on_progress=replace))
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        assert tar.getnames() == ["tree", "tree/d"]
+    monkeypatch.setattr(os, "open", open_)
+    assert set(members(packed(directory.parent))) == {".", "d"}
 
 
 def test_trees_that_are_too_deep_are_refused(tmp_path: Path) -> None:
     deep = tmp_path / "tree"
-    for _ in range(99):
+    for _ in range(100):
         deep = deep / "d"
     deep.mkdir(parents=True)
-    assert unpack(io.BytesIO(packed(Source.of(tmp_path / "tree"))), tmp_path).entries == 100
-    (deep / "d" / "d").mkdir(parents=True)
+    (tmp_path / "back").mkdir()
+    assert unpack(io.BytesIO(packed(tmp_path / "tree")), tmp_path / "back").entries == 101
+    (deep / "d").mkdir(parents=True)
     with pytest.raises(InvalidArgument, match="more than 100 directories deep"):
-        packed(Source.of(tmp_path / "tree"))
+        packed(tmp_path / "tree")
 
 
 # There and back
@@ -223,8 +192,9 @@ def test_a_tree_comes_back_as_it_was(tree: Path, tmp_path: Path) -> None:
     os.utime(tree / "again", ns=(0, (1 << 33) * 10**9 + 1))
     back = tmp_path / "back"
     back.mkdir()
-    done = unpack(io.BytesIO(packed(Source(tree, CONTENTS))), back, new_target=True)
-    assert done == Unpacked(*(getattr(measure([Source(tree, CONTENTS)]), name) for name in ("entries", "bytes")))
+    packing = Packing(str(tree))
+    done = unpack(io.BytesIO(b"".join(packing.chunks())), back, new_target=True)
+    assert (done.entries, done.bytes) == (packing.entries, packing.bytes)
     assert snapshot(back) == snapshot(tree)
     assert (back / "again").samefile(back / "sub" / "file")
 
@@ -263,6 +233,5 @@ def test_any_tree_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory,
     place = tmp_path_factory.mktemp("trip")
     _grow(os.fsencode(place / "tree"), tree)
     (place / "back").mkdir()
-    source = Source(place / "tree", CONTENTS)
-    unpack(io.BytesIO(packed(source)), place / "back", new_target=True)
+    unpack(io.BytesIO(packed(place / "tree")), place / "back", new_target=True)
     assert snapshot(place / "back") == snapshot(place / "tree")
