@@ -158,15 +158,20 @@ def _read(fd: int, path: str) -> Iterator[bytes]:
 async def _upload_tree(
     client: FileClient, source: _Named, place: str, owner: str | None, keep_owner: bool, counter: _Counter
 ) -> Copied:
-    there = await _stat_or_none(client, place)
-    if there and there.type is not FileType.DIRECTORY:
-        raise NotADirectory(f"{escaped(place)} is a {there.type}, and {escaped(source.path)} is a directory")
+    create = await _is_new_directory(client, source, place)
     if counter.on_progress:
         counter.total = await blocking(measure, source.path)
     packing = Packing(source.path)
     chunks = _counted(in_thread(packing.chunks()), lambda size: counter.reach(packing.bytes))
-    await client.write_tar(place, chunks, owner=owner, keep_owner=keep_owner, create=there is None)
+    await client.write_tar(place, chunks, owner=owner, keep_owner=keep_owner, create=create)
     return Copied(packing.entries, packing.bytes, tuple(packing.left_out))
+
+
+async def _is_new_directory(client: FileClient, source: _Named, place: str) -> bool:
+    there = await _stat_or_none(client, place)
+    if there and there.type is not FileType.DIRECTORY:
+        raise NotADirectory(f"{escaped(place)} is a {there.type}, and {escaped(source.path)} is a directory")
+    return there is None
 
 
 async def _counted(chunks: AsyncGenerator[bytes, None], count: Callable[[int], None]) -> AsyncGenerator[bytes, None]:
@@ -176,6 +181,56 @@ async def _counted(chunks: AsyncGenerator[bytes, None], count: Callable[[int], N
         async for chunk in chunks:
             yield chunk
             count(len(chunk))
+
+
+# --- from a guest to another ---------------------------------------------------------------------------------------
+
+
+async def relay(
+    giver: FileClient,
+    source: Sequence[GuestPath],
+    taker: FileClient,
+    target: GuestPath,
+    *,
+    owner: str | None,
+    mode: int | None,
+    keep_owner: bool,
+    on_progress: OnProgress | None,
+) -> Copied:
+    """Copy files and directories of one VM into another one, through this process, by the rules of `AsyncFiles.upload`.
+
+    Archives are passed on as they come: it is the taking guest that unpacks what the giving one sends.
+    """
+    if owner is not None and keep_owner:
+        raise InvalidArgument("owner and keep_owner exclude each other")
+    named = [_Named.of(check_path(path)) for path in source]
+    place_of_all = check_path(target)
+    infos = {each.path: await _stat_to_copy(giver, each.path) for each in named}
+    there = await _stat_or_none(taker, place_of_all)
+    copied = Copied()
+    for each, place in _targets(named, place_of_all, there is not None and there.type is FileType.DIRECTORY):
+        info = infos[each.path]
+        counter = _Counter(on_progress, each.path)
+        if info.type is FileType.DIRECTORY:
+            create = await _is_new_directory(taker, each, place)
+            chunks = _counted(giver.read_tar(f"{each.path.rstrip('/')}/."), counter.add)
+            copied += await taker.write_tar(place, chunks, owner=owner, keep_owner=keep_owner, create=create)
+        else:
+            _refuse_slash(each, place_of_all, place)
+            counter.total = info.size
+            owned = f"{info.uid}:{info.gid}" if keep_owner else owner
+            kept = info.mode & _PERMISSIONS if mode is None else mode
+            chunks = _counted(giver.read(each.path), counter.add)
+            written = await taker.write(place, chunks, mode=kept, owner=owned, mtime_ns=info.mtime_ns)
+            copied += Copied(1, written.size)
+    return copied
+
+
+async def _stat_to_copy(client: FileClient, path: str) -> FileInfo:
+    info = await client.stat(path)
+    if info.type not in (FileType.FILE, FileType.DIRECTORY):
+        raise NotAFile(f"{escaped(path)} is a {info.type}, neither a file nor a directory")
+    return info
 
 
 # --- from a guest --------------------------------------------------------------------------------------------------
@@ -196,17 +251,15 @@ async def download(
     place_of_all = os.fspath(target)
     is_directory = await blocking(os.path.isdir, place_of_all)
     copied = Copied()
-    infos = {each.path: await client.stat(each.path) for each in named}
+    infos = {each.path: await _stat_to_copy(client, each.path) for each in named}
     for each, place in _targets(named, place_of_all, is_directory):
         info = infos[each.path]
         counter = _Counter(on_progress, each.path)
         if info.type is FileType.DIRECTORY:
             copied += await _download_tree(client, each, Path(place), keep_owner, unsafe_links, counter)
-        elif info.type is FileType.FILE:
+        else:
             _refuse_slash(each, place_of_all, place)
             copied += await _download_file(client, each, Path(place), info, keep_owner, counter)
-        else:
-            raise NotAFile(f"{escaped(each.path)} is a {info.type}, neither a file nor a directory")
     return copied
 
 
