@@ -231,6 +231,9 @@ class _Session:
             await self.send_json(stream_id, failure.status, error)
         except (h2.exceptions.StreamClosedError, ConnectionError):
             pass
+        except Exception as fault:  # noqa: BLE001 (or the test would wait for an answer that never comes)
+            error = {"error": {"code": "internal", "message": f"the fake agent: {fault!r}"}}
+            await self.send_json(stream_id, 500, error)
 
     def headers(self, stream_id: int, status: int, content_type: str, *, length: int | None = None) -> None:
         headers = [(":status", str(status)), ("content-type", content_type)]

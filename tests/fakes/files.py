@@ -60,10 +60,12 @@ class FakeFiles:
     stalled: set[str] = field(default_factory=set)
     """Requests (as in ``break_off``, or ``write``) that never end."""
     watching: int = 0
-    written: list[str] = field(default_factory=list)
+    loop: asyncio.AbstractEventLoop | None = None
+    """Where it answers."""
     owners: dict[str, str] = field(default_factory=dict)
 
     async def answer(self, stream: Stream, session: _Session, stream_id: int) -> None:
+        self.loop = asyncio.get_running_loop()
         path, _, query = stream.path.partition("?")
         values = parse_qs(query, keep_blank_values=True, errors="surrogateescape")
         what = path.removeprefix("/v1/files").strip("/")
@@ -176,7 +178,6 @@ class FakeFiles:
                 temporary.rename(path.resolve())
             finally:
                 temporary.unlink(missing_ok=True)
-        self.written.append(named)
         self.owners[named] = values.get("user", [""])[0]
         return self._describe(path, follow=True)
 
@@ -223,7 +224,7 @@ class FakeFiles:
             for named in paths:
                 contents = named.endswith(("/.", "/"))
                 path = self.at(named)
-                archive.add(path, arcname="." if contents else path.name)
+                archive.add(path.resolve() if contents else path, arcname="." if contents else path.name)
         session.headers(stream_id, 200, "application/x-tar")
         data = packed.getvalue()
         if self._breaks("tar"):
@@ -244,8 +245,13 @@ class FakeFiles:
         try:
             data = await stream.read()
             with tarfile.open(fileobj=io.BytesIO(data), errors="surrogateescape") as archive:
-                archive.extractall(target, filter="fully_trusted")
+                archive.extraction_filter = lambda member, path: member  # what Python 3.14 would ask for
+                archive.extractall(target)
                 entries = len(archive.getmembers())
+                for member in filter(tarfile.TarInfo.issym, archive.getmembers()):
+                    os.utime(target / member.name, (member.mtime, member.mtime), follow_symlinks=False)
+                for member in filter(tarfile.TarInfo.isdir, archive.getmembers()):
+                    os.utime(target / member.name, (member.mtime, member.mtime))
             if create:
                 target.rename(path)
             done = True

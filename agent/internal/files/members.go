@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"io"
 	"math"
+	"strconv"
 	"syscall"
 
 	"squib/agent/internal/process"
@@ -31,6 +32,9 @@ func (u *unpacker) makeFile(dir int, header *tar.Header, owner *Owner, content i
 func (u *unpacker) makeSymlink(dir int, header *tar.Header, owner *Owner) error {
 	if header.Linkname == "" {
 		return refuse(process.BadRequest, header.Name, "is a symbolic link to nothing")
+	}
+	if len(u.links) >= maxRemembered {
+		return refuse(process.BadRequest, header.Name, "is one symbolic link too many; an archive can bring "+strconv.Itoa(maxRemembered))
 	}
 	if err := symlinkat(header.Linkname, dir, u.temporary); err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bufio"
 	"errors"
+	"hash/maphash"
 	"io"
 	"strings"
 	"syscall"
@@ -67,14 +68,14 @@ func UnpackNew(path string, archive io.Reader, owner *Owner, keep bool) (count U
 
 // unpackInto unpacks an archive into the open directory root, which it closes.
 func unpackInto(root int, path string, archive io.Reader, owner *Owner, keep bool) (count Unpacked, err error) {
-	u := &unpacker{path: path, owner: owner, keep: keep, temporary: temporaryName(), links: map[inode]bool{}, timed: map[inode]bool{}}
+	u := &unpacker{path: path, seed: maphash.MakeSeed(), owner: owner, keep: keep, temporary: temporaryName(), links: map[inode]bool{}, timed: map[uint64]bool{}}
 	u.stack = []level{{fd: root}}
 	defer u.pop(0)
 	reader := tar.NewReader(bufio.NewReaderSize(archive, bufferSize))
 	for {
 		header, err := reader.Next()
 		if err == io.EOF {
-			return count, u.pop(1)
+			return count, u.pop(0)
 		}
 		if err == nil && header.Typeflag == tar.TypeXGlobalHeader {
 			if problem := header.PAXRecords[errorRecord]; problem != "" {
@@ -94,9 +95,12 @@ func unpackInto(root int, path string, archive io.Reader, owner *Owner, keep boo
 	}
 }
 
+// archiveError says of what the tar reader has met that it is the archive's fault.
 func archiveError(err error) error {
+	var known *process.Error
 	switch {
-	case errors.Is(err, tar.ErrHeader), errors.Is(err, tar.ErrFieldTooLong):
+	case errors.As(err, &known):
+	case strings.HasPrefix(err.Error(), "archive/tar: "):
 		return &process.Error{Code: process.BadRequest, Message: "the body is not a tar archive, or is damaged"}
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return &process.Error{Code: process.BadRequest, Message: "the archive breaks off"}
@@ -111,10 +115,14 @@ type unpacker struct {
 	owner     *Owner
 	keep      bool
 	temporary string
+	seed      maphash.Seed
 	stack     []level // the open directories from path to the last member's
 	links     map[inode]bool
-	timed     map[inode]bool // directories that have got their time and were left
+	timed     map[uint64]bool // hashes of the paths of directories that have got their time and were left
 }
+
+// maxRemembered bounds what is remembered of an archive's links and of its directories.
+const maxRemembered = 1 << 18
 
 // level is an open directory. Its time is set when it is left, since everything that is made in it changes it.
 type level struct {
@@ -216,13 +224,14 @@ func (u *unpacker) enter(parts []string) error {
 			return fail(u.shown(strings.Join(parts[:i+1], "/")), err)
 		}
 		next := level{name: parts[i], fd: fd}
-		if len(u.timed) > 0 {
-			var st syscall.Stat_t
-			if syscall.Fstat(fd, &st) == nil && u.timed[inodeOf(&st)] {
-				next.mtime = &st.Mtim
-			}
-		}
 		u.stack = append(u.stack, next)
+		if u.timed[u.hash()] {
+			var st syscall.Stat_t
+			if err := syscall.Fstat(fd, &st); err != nil {
+				return fail(u.shown(strings.Join(parts[:i+1], "/")), err)
+			}
+			u.stack[i+1].mtime = &st.Mtim
+		}
 	}
 	return nil
 }
@@ -231,19 +240,30 @@ func (u *unpacker) enter(parts []string) error {
 func (u *unpacker) pop(n int) (err error) {
 	for len(u.stack) > n {
 		last := u.stack[len(u.stack)-1]
-		u.stack = u.stack[:len(u.stack)-1]
 		if last.mtime != nil {
-			var st syscall.Stat_t
 			if timeErr := setTimes(last.fd, "", *last.mtime); timeErr != nil && err == nil {
 				err = fail(u.path, timeErr)
 			}
-			if syscall.Fstat(last.fd, &st) == nil {
-				u.timed[inodeOf(&st)] = true
+			if len(u.timed) < maxRemembered {
+				u.timed[u.hash()] = true
 			}
 		}
 		syscall.Close(last.fd)
+		u.stack = u.stack[:len(u.stack)-1]
 	}
 	return err
+}
+
+// hash stands for the path of the directory that was entered last. (An overlayfs gives a directory a new inode number whenever it has
+// forgotten it.)
+func (u *unpacker) hash() uint64 {
+	var h maphash.Hash
+	h.SetSeed(u.seed)
+	for _, level := range u.stack {
+		h.WriteString(level.name)
+		h.WriteByte('/')
+	}
+	return h.Sum64()
 }
 
 // open opens the directory name in dir. A link to one is followed if the archive has not made it.

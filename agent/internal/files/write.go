@@ -143,7 +143,8 @@ func copyToFile(fd int, body io.Reader, path string) (written int64, err error) 
 		}
 		if written-flushed >= keepCached {
 			// The first call for a piece starts to write it to the disk, the second, a piece later, drops it.
-			dontNeed(fd, max(flushed-keepCached, 0), written)
+			from := max(flushed-keepCached, 0)
+			dontNeed(fd, from, written-from)
 			flushed = written
 		}
 	}

@@ -11,6 +11,9 @@ import (
 	"squib/agent/internal/process"
 )
 
+// maxPath is the kernel's limit.
+const maxPath = 4095
+
 // query reads the query of a request about files. The first thing in it that cannot be read is err.
 type query struct {
 	url.Values
@@ -41,6 +44,9 @@ func (q *query) path() string {
 func checkPath(name, path string) error {
 	if !strings.HasPrefix(path, "/") || strings.Contains(path, "\x00") {
 		return badRequest(name + ": " + strconv.Quote(path) + " is not an absolute path")
+	}
+	if len(path) > maxPath {
+		return badRequest(name + " is longer than " + strconv.Itoa(maxPath) + " bytes")
 	}
 	return nil
 }
@@ -213,10 +219,10 @@ func (s *Server) listFiles(w http.ResponseWriter, r *http.Request) error {
 
 func (s *Server) makeDirectory(w http.ResponseWriter, r *http.Request) error {
 	var request struct {
-		Path    text `json:"path"`
-		Mode    text `json:"mode"`
-		User    text `json:"user"`
-		Parents bool `json:"parents"`
+		Path    text  `json:"path"`
+		Mode    *text `json:"mode"`
+		User    *text `json:"user"`
+		Parents bool  `json:"parents"`
 	}
 	if err := decode(w, r, &request); err != nil {
 		return err
@@ -224,7 +230,7 @@ func (s *Server) makeDirectory(w http.ResponseWriter, r *http.Request) error {
 	if err := checkPath("path", string(request.Path)); err != nil {
 		return err
 	}
-	want, err := s.attributes(string(request.Mode), string(request.User))
+	want, err := s.attributes(orEmpty(request.Mode), orEmpty(request.User))
 	if err != nil {
 		return err
 	}
@@ -233,6 +239,13 @@ func (s *Server) makeDirectory(w http.ResponseWriter, r *http.Request) error {
 	}
 	w.WriteHeader(http.StatusNoContent)
 	return nil
+}
+
+func orEmpty(t *text) string {
+	if t == nil {
+		return ""
+	}
+	return string(*t)
 }
 
 func (s *Server) renameFile(w http.ResponseWriter, r *http.Request) error {

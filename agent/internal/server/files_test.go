@@ -1,6 +1,7 @@
 package server
 
 import (
+	"archive/tar"
 	"bufio"
 	"bytes"
 	"context"
@@ -368,6 +369,10 @@ func TestMakeDirectory(t *testing.T) {
 	s.refused("POST", "/v1/files/mkdir", `{"path": "`+dir+`/f", "parents": true}`, 409, "file_exists")
 	s.refused("POST", "/v1/files/mkdir", `{"path": "`+dir+`/x/y"}`, 404, "no_such_file")
 	s.refused("POST", "/v1/files/mkdir", `{"path": "x"}`, 400, "bad_request")
+	s.refused("POST", "/v1/files/mkdir", `{"path": "`+strings.Repeat("/x", 5_000_000)+`", "parents": true}`, 400, "bad_request")
+	if status, answer := s.post("/v1/files/mkdir", map[string]any{"path": dir + "/nulls", "mode": nil, "user": nil}); status != 204 {
+		t.Errorf("got %d %v", status, answer)
+	}
 	s.refused("POST", "/v1/files/mkdir", `{"path": "/x", "mode": "9"}`, 400, "bad_request")
 }
 
@@ -441,5 +446,108 @@ func TestRemoveDoesNotEnterMounts(t *testing.T) {
 	}
 	if len(entries(t, dir+"/outside")) != 1 {
 		t.Error("the mount was entered")
+	}
+}
+
+func TestTarThereAndBack(t *testing.T) {
+	g := newGuest(t)
+	s := g.connect()
+	dir := t.TempDir()
+	os.MkdirAll(dir+"/from/sub", 0o755)
+	os.MkdirAll(dir+"/to", 0o755)
+	for i := range 500 {
+		os.WriteFile(fmt.Sprintf("%s/from/sub/%d\xff", dir, i), []byte(strings.Repeat("x", i*20)), 0o640)
+	}
+	response := s.start("GET", "/v1/files/tar"+at(dir+"/from/sub")+"&path="+url.QueryEscape(dir+"/from/sub/0\xff"), "")
+	archive, err := io.ReadAll(response.Body)
+	if err != nil || response.StatusCode != 200 || response.Header.Get("Content-Type") != "application/x-tar" {
+		t.Fatalf("%d, %v", response.StatusCode, err)
+	}
+	status, answer := s.ask("PUT", "/v1/files/tar"+at(dir+"/to", "user=me"), string(archive)+strings.Repeat("\x00", 9000))
+	if status != 200 || answer["entries"] != 502.0 || answer["bytes"] != 500*499/2*20.0 {
+		t.Errorf("got %d %v", status, answer)
+	}
+	if got := content(t, dir+"/to/sub/499\xff"); len(got) != 499*20 || len(entries(t, dir+"/to")) != 2 {
+		t.Errorf("%d bytes, %q", len(got), entries(t, dir+"/to"))
+	}
+	s.refused("GET", "/v1/files/tar"+at(dir+"/none"), "", 404, "no_such_file")
+	s.refused("GET", "/v1/files/tar", "", 400, "bad_request")
+	s.refused("GET", "/v1/files/tar?path=/&path=x", "", 400, "bad_request")
+	s.refused("PUT", "/v1/files/tar"+at(dir+"/none"), "", 404, "no_such_file")
+	s.refused("PUT", "/v1/files/tar"+at(dir+"/to/0\xff"), "", 409, "not_a_directory")
+	s.refused("PUT", "/v1/files/tar"+at(dir+"/to"), strings.Repeat("noise", 1<<20), 400, "bad_request")
+	s.refused("PUT", "/v1/files/tar"+at(dir+"/to", "user=me", "keep_owner=1"), "", 400, "bad_request")
+}
+
+func TestAbortedTarLeavesNoHalfFile(t *testing.T) {
+	s := newGuest(t).connect()
+	dir := t.TempDir()
+	var archive bytes.Buffer
+	w := tar.NewWriter(&archive)
+	w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "whole", Size: 3, Mode: 0o644})
+	w.Write([]byte("abc"))
+	w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "half", Size: 4 << 20, Mode: 0o644})
+	w.Write(make([]byte, 2<<20))
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	r, body := io.Pipe()
+	request, _ := http.NewRequestWithContext(ctx, "PUT", "http://guest/v1/files/tar"+at(dir), r)
+	go func() {
+		if response, err := s.Do(request); err == nil {
+			response.Body.Close()
+		}
+	}()
+	body.Write(archive.Bytes())
+	eventually(t, "the second file is begun", func() bool { return len(entries(t, dir)) == 2 })
+	cancel()
+	eventually(t, "what was begun has gone", func() bool { return len(entries(t, dir)) == 1 })
+	if content(t, dir+"/whole") != "abc" {
+		t.Error("the first file is not there")
+	}
+}
+
+func TestWatchOverHTTP(t *testing.T) {
+	s := newGuest(t).connect()
+	dir := t.TempDir()
+	response := s.start("GET", "/v1/files/watch"+at(dir, "recursive=1"), "")
+	defer response.Body.Close()
+	lines := bufio.NewScanner(response.Body)
+	next := func(want string) {
+		t.Helper()
+		if !lines.Scan() || lines.Text() != strings.ReplaceAll(want, "DIR", dir) {
+			t.Fatalf("got %q, %v, want %q", lines.Text(), lines.Err(), want)
+		}
+	}
+	next(`{"type":"ready"}`)
+	os.Mkdir(dir+"/\xff", 0o755)
+	next(`{"type":"created","path":"DIR/\udcff"}`)
+	os.Rename(dir+"/\xff", dir+"/d")
+	next(`{"type":"moved","path":"DIR/d","from":"DIR/\udcff"}`)
+	os.RemoveAll(dir)
+	next(`{"type":"deleted","path":"DIR/d"}`)
+	next(`{"end":true}`)
+	s.refused("GET", "/v1/files/watch"+at(dir), "", 404, "no_such_file")
+	s.refused("GET", "/v1/files/watch"+at("/etc/passwd"), "", 409, "not_a_directory")
+}
+
+func TestWatchFreesItsDescriptor(t *testing.T) {
+	s := newGuest(t).connect()
+	count := func() (n int) {
+		for _, name := range entries(t, "/proc/self/fd") {
+			if target, _ := os.Readlink("/proc/self/fd/" + name); target == "anon_inode:inotify" {
+				n++
+			}
+		}
+		return n
+	}
+	before := count()
+	for range 3 {
+		response := s.start("GET", "/v1/files/watch"+at(t.TempDir()), "")
+		bufio.NewReader(response.Body).ReadString('\n')
+		if count() == before {
+			t.Error("no descriptor is open")
+		}
+		response.Body.Close() // RST_STREAM
+		eventually(t, "it is closed", func() bool { return count() == before })
 	}
 }

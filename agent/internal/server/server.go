@@ -58,6 +58,7 @@ func New(processes *process.Manager, config Config) *Server {
 		"GET /v1/files/list":             s.listFiles,
 		"GET /v1/files/tar":              s.readTar,
 		"PUT /v1/files/tar":              s.writeTar,
+		"GET /v1/files/watch":            s.watchFiles,
 		"POST /v1/files/mkdir":           s.makeDirectory,
 		"POST /v1/files/rename":          s.renameFile,
 		"/": func(_ http.ResponseWriter, r *http.Request) error {

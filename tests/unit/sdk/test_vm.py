@@ -12,6 +12,8 @@ from squib.models import VMConfig, VMState
 from squib.sdk.aio import AsyncVM
 from squib.sdk.client import EngineClient
 from squib.sdk.config import make_config
+from squib.sdk.files import AsyncFiles
+from squib.sdk.syncfiles import Files
 from squib.sdk.vm import VM
 from tests.fakes.served import Served
 
@@ -235,6 +237,10 @@ def test_refused_options_are_named_and_secrets_are_not_shown(options: dict[str, 
 # --- VM is AsyncVM, waited for -------------------------------------------------------------------------------------
 
 
+FACES: dict[object, object] = {AsyncFiles: Files}
+"""What belongs to an `AsyncVM`, and its synchronous face."""
+
+
 def public(cls: type) -> dict[str, object]:
     return {name: value for name, value in vars(cls).items() if not name.startswith("_")}
 
@@ -257,7 +263,8 @@ def test_both_have_the_same_methods_and_properties() -> None:
 def test_a_method_has_the_same_signature_in_both(name: str) -> None:
     sync, asynchronous = public(VM)[name], public(AsyncVM)[name]
     if isinstance(sync, property) and isinstance(asynchronous, property):
-        assert typing.get_type_hints(sync.fget) == typing.get_type_hints(asynchronous.fget)
+        hints = typing.get_type_hints(asynchronous.fget)
+        assert typing.get_type_hints(sync.fget) == {name: FACES.get(hint, hint) for name, hint in hints.items()}
         return
     assert described(sync) == described(asynchronous)
     assert inspect.iscoroutinefunction(getattr(asynchronous, "__func__", asynchronous))
