@@ -75,7 +75,7 @@ if TYPE_CHECKING:
     from squib.sdk.env import AsyncEnv, Env, EnvVars
     from squib.sdk.files import AsyncFiles
     from squib.sdk.images import AsyncImages, Images
-    from squib.sdk.result import ExecResult
+    from squib.sdk.result import Copied, ExecResult
     from squib.sdk.syncfiles import Files
     from squib.sdk.vm import VM
     from squib.sdk.watching import AsyncWatch, Watch
@@ -101,6 +101,7 @@ __all__ = [
     "CommandNotFound",
     "CommandTimeout",
     "Conflict",
+    "Copied",
     "DependencyMissing",
     "DirectoryNotEmpty",
     "DiskFull",
@@ -162,6 +163,7 @@ _HOME = {
     "EngineClient": "squib.sdk.client",
     "Env": "squib.sdk.env",
     "EnvVars": "squib.sdk.env",
+    "Copied": "squib.sdk.result",
     "ExecResult": "squib.sdk.result",
     "Files": "squib.sdk.syncfiles",
     "Images": "squib.sdk.images",

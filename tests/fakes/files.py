@@ -248,6 +248,10 @@ class FakeFiles:
                 archive.extraction_filter = lambda member, path: member  # what Python 3.14 would ask for
                 archive.extractall(target)
                 entries = len(archive.getmembers())
+                for member in filter(tarfile.TarInfo.issym, archive.getmembers()):
+                    os.utime(target / member.name, (member.mtime, member.mtime), follow_symlinks=False)
+                for member in filter(tarfile.TarInfo.isdir, archive.getmembers()):
+                    os.utime(target / member.name, (member.mtime, member.mtime))
             if create:
                 target.rename(path)
             done = True
