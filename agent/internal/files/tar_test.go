@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -200,6 +201,21 @@ func TestPackKernelFiles(t *testing.T) {
 	unpack(t, dir, pack(t, online))
 	if content, err := os.ReadFile(dir + "/online"); err != nil || string(content) != string(want) {
 		t.Errorf("got %q, %v, want %q", content, err, want)
+	}
+}
+
+func TestPackDoesNotEnterProc(t *testing.T) {
+	dir := t.TempDir()
+	must(t, os.MkdirAll(dir+"/d/proc", 0o755))
+	if err := syscall.Mount("proc", dir+"/d/proc", "proc", 0, ""); err != nil {
+		t.Skip("cannot mount: ", err)
+	}
+	defer syscall.Unmount(dir+"/d/proc", 0)
+	if names, problem := members(t, pack(t, dir+"/d")); strings.Join(names, " ") != "d/ d/proc/" || problem != "" {
+		t.Errorf("got %q, %q", names, problem)
+	}
+	if names, problem := members(t, pack(t, dir+"/d/proc/sys/kernel")); !slices.Contains(names, "kernel/random/uuid") || problem != "" {
+		t.Errorf("asked for by name: got %q, %q", names, problem)
 	}
 }
 
