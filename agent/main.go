@@ -55,7 +55,8 @@ func serve(guest *boot.Guest) error {
 	if err != nil {
 		guest.Console.Print("commands run without cgroups: " + err.Error())
 	}
-	processes := process.NewManager(reaper, cgroups, process.Accounts{})
+	accounts := process.Accounts{}
+	processes := process.NewManager(reaper, cgroups, accounts)
 	port, err := transport.Open(transport.PortName, portTimeout)
 	if err != nil {
 		return &boot.StepError{Step: "open the port", Err: err}
@@ -63,6 +64,7 @@ func serve(guest *boot.Guest) error {
 	s := server.New(processes, server.Config{
 		Version:  version,
 		Guest:    identity.Guest{},
+		Accounts: accounts,
 		PowerOff: func(grace time.Duration) { guest.PowerOff(grace, reaper.Childless) },
 		Log:      log.New(guest.Console, "", 0),
 	})

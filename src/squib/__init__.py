@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         SquibError,
         StdinClosed,
         ToolFailed,
+        TransferFailed,
         Unauthorized,
         WrongState,
     )
@@ -71,9 +72,13 @@ if TYPE_CHECKING:
     )
     from squib.sdk.aio import AsyncVM
     from squib.sdk.client import EngineClient
+    from squib.sdk.env import AsyncEnv, Env, EnvVars
+    from squib.sdk.files import AsyncFiles
     from squib.sdk.images import AsyncImages, Images
-    from squib.sdk.result import ExecResult
+    from squib.sdk.result import Copied, ExecResult
+    from squib.sdk.syncfiles import Files
     from squib.sdk.vm import VM
+    from squib.sdk.watching import AsyncWatch, Watch
     from squib.version import VERSION as __version__
 
 __all__ = [
@@ -82,8 +87,11 @@ __all__ = [
     "AgentUnreachable",
     "AgentVersionMismatch",
     "ArchiveRefused",
+    "AsyncEnv",
+    "AsyncFiles",
     "AsyncImages",
     "AsyncVM",
+    "AsyncWatch",
     "BadWorkingDirectory",
     "BodyTooLarge",
     "BootError",
@@ -93,6 +101,7 @@ __all__ = [
     "CommandNotFound",
     "CommandTimeout",
     "Conflict",
+    "Copied",
     "DependencyMissing",
     "DirectoryNotEmpty",
     "DiskFull",
@@ -100,6 +109,8 @@ __all__ = [
     "EngineError",
     "EngineStartFailed",
     "EngineUnavailable",
+    "Env",
+    "EnvVars",
     "ExecError",
     "ExecResult",
     "FileError",
@@ -108,6 +119,7 @@ __all__ = [
     "FileExists",
     "FileInfo",
     "FileType",
+    "Files",
     "GuestDiskFull",
     "HostError",
     "HostNotAllowed",
@@ -131,20 +143,29 @@ __all__ = [
     "SquibError",
     "StdinClosed",
     "ToolFailed",
+    "TransferFailed",
     "Unauthorized",
     "VMConfig",
     "VMInfo",
     "VMState",
+    "Watch",
     "WrongState",
     "__version__",
 ]
 
 _HOME = {
     "VM": "squib.sdk.vm",
+    "AsyncEnv": "squib.sdk.env",
+    "AsyncFiles": "squib.sdk.files",
     "AsyncImages": "squib.sdk.images",
     "AsyncVM": "squib.sdk.aio",
+    "AsyncWatch": "squib.sdk.watching",
     "EngineClient": "squib.sdk.client",
+    "Env": "squib.sdk.env",
+    "EnvVars": "squib.sdk.env",
+    "Copied": "squib.sdk.result",
     "ExecResult": "squib.sdk.result",
+    "Files": "squib.sdk.syncfiles",
     "Images": "squib.sdk.images",
     "FileEvent": "squib.models",
     "FileEventType": "squib.models",
@@ -155,6 +176,7 @@ _HOME = {
     "VMConfig": "squib.models",
     "VMInfo": "squib.models",
     "VMState": "squib.models",
+    "Watch": "squib.sdk.watching",
 }
 """Where the public names that are no errors live. They are imported at first use: the command line and the engine
 start without what they do not need."""

@@ -47,7 +47,8 @@ failed, with the value; a hint says what to type next.
         ├── DirectoryNotEmpty       directory_not_empty
         ├── PermissionDenied        permission_denied
         ├── GuestDiskFull           guest_disk_full
-        └── ArchiveRefused          archive_refused
+        ├── ArchiveRefused          archive_refused
+        └── TransferFailed          transfer_failed
 """
 
 from __future__ import annotations
@@ -358,6 +359,12 @@ class ArchiveRefused(FileError):
     """What a guest sent as a directory is not what may be unpacked on this host."""
 
     code = "archive_refused"
+
+
+class TransferFailed(FileError):
+    """A copy broke off: a file could not be read or written to its end, or changed meanwhile."""
+
+    code = "transfer_failed"
 
 
 def _with_subclasses(cls: type[SquibError]) -> list[type[SquibError]]:

@@ -6,6 +6,7 @@ here and only here, so a value that exists is a value that can be used.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from datetime import datetime
@@ -18,8 +19,15 @@ NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"
 DEFAULT_DISK_SIZE_MIB = 10 * 1024
 MAX_TIMEOUT_S = 366 * 86_400
 """Of a command: a year. The agent counts nanoseconds in 64 bits, and infinity is no number there."""
+MAX_PATH_BYTES = 4096
+MAX_FILE_NAME_BYTES = 255
+_MAX_INT64 = 2**63 - 1
+_MAX_ID = 2**32 - 1
 _NAME = re.compile(NAME_PATTERN)
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_MAX_VARIABLE_BYTES = 128 * 1024 - 2
+_MAX_ENV_BYTES = 1024 * 1024
+"""What Linux takes of one variable, and half of what it takes of all, so that there is room for arguments."""
 
 
 def check_name(value: str) -> str:
@@ -32,13 +40,27 @@ def check_name(value: str) -> str:
     return value
 
 
+def check_env_name(name: str) -> str:
+    """The name of an environment variable: a C identifier."""
+    if not _ENV_NAME.fullmatch(name):
+        shown = name if len(name) <= 80 else name[:77] + "..."
+        raise ValueError(f"{shown!r} is not the name of an environment variable")
+    return name
+
+
 def check_env(value: dict[str, str]) -> dict[str, str]:
-    """Environment variables: C identifiers as names, no NUL in values."""
+    """Environment variables: C identifiers as names, no NUL in values, no more than a command can be started with."""
+    total = 0
     for name, text in value.items():
-        if not _ENV_NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is not the name of an environment variable")
+        check_env_name(name)
         if "\0" in text:
             raise ValueError(f"the value of {name} holds a NUL byte")
+        size = len(name) + len(text.encode(errors="surrogateescape"))
+        if size > _MAX_VARIABLE_BYTES:
+            raise ValueError(f"{name} is of {size} bytes, Linux takes {_MAX_VARIABLE_BYTES}")
+        total += size
+    if total > _MAX_ENV_BYTES:
+        raise ValueError(f"the variables are of {total} bytes together, at most {_MAX_ENV_BYTES} are possible")
     return value
 
 
@@ -50,6 +72,7 @@ def _check_no_nul(value: str) -> str:
 
 Name = Annotated[str, AfterValidator(check_name)]
 Env = Annotated[dict[str, str], AfterValidator(check_env)]
+EnvName = Annotated[str, AfterValidator(check_env_name)]
 GuestString = Annotated[str, AfterValidator(_check_no_nul)]
 
 
@@ -118,7 +141,7 @@ class VMConfig(Model):
 class VMInfo(Model):
     """A VM as the engine knows it. ``reason`` says why it is in this state, where that is not obvious.
 
-    ``env_names`` are the names of `VMConfig.env_vars`; the values never leave the engine.
+    ``env_names`` are the names of the VM-wide environment; its values are in no description.
     """
 
     vm_id: str
@@ -208,6 +231,24 @@ class ProcessInfo(Model):
     duration_s: float | None = None
 
 
+def check_file_name(value: str) -> str:
+    """A name in a directory: 1 to 255 bytes without ``/`` and NUL. The root directory's is ``/``."""
+    size = len(os.fsencode(value))
+    if value != "/" and (not 0 < size <= MAX_FILE_NAME_BYTES or "/" in value or "\0" in value):
+        raise ValueError(f"{value[:80]!r} is not the name of a file")
+    return value
+
+
+def _check_short(value: str | None) -> str | None:
+    if value is not None and len(value) > MAX_PATH_BYTES:
+        raise ValueError(f"it has {len(value)} characters")
+    return value
+
+
+FileName = Annotated[str, AfterValidator(check_file_name)]
+_Short = AfterValidator(_check_short)
+
+
 class FileType(StrEnum):
     """What a path in a guest names."""
 
@@ -227,16 +268,16 @@ class FileInfo(Model):
     not name ``uid`` and ``gid``. ``mtime`` is in seconds since 1970, ``mtime_ns`` the same in nanoseconds.
     """
 
-    name: str
+    name: FileName
     type: FileType
-    size: int
-    mode: int
-    uid: int
-    gid: int
-    user: str | None
-    group: str | None
-    mtime_ns: int
-    link_target: str | None = None
+    size: int = Field(ge=0, le=_MAX_INT64)
+    mode: int = Field(ge=0, le=0o7777)
+    uid: int = Field(ge=0, le=_MAX_ID)
+    gid: int = Field(ge=0, le=_MAX_ID)
+    user: Annotated[str | None, _Short]
+    group: Annotated[str | None, _Short]
+    mtime_ns: int = Field(ge=-_MAX_INT64, le=_MAX_INT64)
+    link_target: Annotated[str | None, _Short] = None
 
     @property
     def mtime(self) -> float:

@@ -22,6 +22,7 @@ import h2.events
 import h2.exceptions
 
 from squib.frames import FrameKind, encode, encode_json
+from tests.fakes.files import FakeFiles, Refused
 
 _LINE = re.compile(rb"SQUIB-(SYNC|GO) (\d+) ([0-9a-f]{32})\n")
 
@@ -58,6 +59,7 @@ class FakeAgent:
     stdin: dict[str, asyncio.Queue[bytes | None]] = field(default_factory=dict)
     poweroff: asyncio.Event = field(default_factory=asyncio.Event)
     ignore_poweroff: bool = False
+    files: FakeFiles | None = None
     _next_id: int = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -91,7 +93,7 @@ class FakeAgent:
                 hello = {"protocol": self.protocol, "agent_version": "fake", "boot_id": "b", "kernel": "6.0-fake"}
                 await session.send_json(stream_id, 200, hello)
             case "POST", ["setup"]:
-                self.setup = json.loads(await stream.read())
+                self.setup |= json.loads(await stream.read())
                 await session.send_json(stream_id, 204, None)
             case "POST", ["exec"]:
                 await self._exec(json.loads(await stream.read()), session, stream_id)
@@ -100,6 +102,8 @@ class FakeAgent:
             case "POST", ["processes", process_id, "signal"]:
                 self.killed.append(f"{process_id} signal {json.loads(await stream.read())['signal']}")
                 await session.send_json(stream_id, 204, None)
+            case _, ["files", *_] if self.files:
+                await self.files.answer(stream, session, stream_id)
             case "POST", ["poweroff"]:
                 await session.send_json(stream_id, 202, {})
                 if not self.ignore_poweroff:
@@ -222,14 +226,24 @@ class _Session:
     async def _serve(self, stream: Stream, stream_id: int) -> None:
         try:
             await self._agent.answer(stream, self, stream_id)
-        except AgentFailure as failure:
+        except (AgentFailure, Refused) as failure:
             error = {"error": {"code": failure.code, "message": str(failure)}}
             await self.send_json(stream_id, failure.status, error)
         except (h2.exceptions.StreamClosedError, ConnectionError):
             pass
+        except Exception as fault:  # noqa: BLE001 (or the test would wait for an answer that never comes)
+            error = {"error": {"code": "internal", "message": f"the fake agent: {fault!r}"}}
+            await self.send_json(stream_id, 500, error)
 
-    def headers(self, stream_id: int, status: int, content_type: str) -> None:
-        self._h2.send_headers(stream_id, [(":status", str(status)), ("content-type", content_type)])
+    def headers(self, stream_id: int, status: int, content_type: str, *, length: int | None = None) -> None:
+        headers = [(":status", str(status)), ("content-type", content_type)]
+        if length is not None:
+            headers.append(("squib-length", str(length)))
+        self._h2.send_headers(stream_id, headers)
+        self._flush()
+
+    def reset(self, stream_id: int) -> None:
+        self._h2.reset_stream(stream_id, 2)
         self._flush()
 
     async def send_json(self, stream_id: int, status: int, value: object) -> None:

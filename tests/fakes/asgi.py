@@ -18,8 +18,9 @@ JSON = (("content-type", "application/json"),)
 class Request:
     """A request to an ASGI app. ``path`` is as on the request line.
 
-    `leave` is the client's going away; `blocked` keeps it from reading the answer. `head` is set with the answer's
-    status, `arrived` with each piece of its body.
+    `leave` is the client's going away; `reads` cleared keeps it from reading the answer. `head` is set with the
+    answer's status, `arrived` with each piece of its body. An ``unfinished`` body ends with `finish`, an ``endless``
+    one repeats its last piece until the answer is there.
     """
 
     method: str
@@ -27,7 +28,11 @@ class Request:
     body: bytes | Sequence[bytes] = b""
     headers: Sequence[tuple[str, str]] = JSON
     host: str | None = "squib"
+    unfinished: bool = False
+    endless: bool = False
     status: int = 0
+    answered: list[tuple[str, str]] = field(default_factory=list)
+    complete: bool = False
     received: bytearray = field(default_factory=bytearray)
     leave: asyncio.Event = field(default_factory=asyncio.Event)
     reads: asyncio.Event = field(default_factory=asyncio.Event)
@@ -37,6 +42,7 @@ class Request:
     def __post_init__(self) -> None:
         self._pieces = [self.body] if isinstance(self.body, bytes) else list(self.body)
         self._finished = asyncio.Event()
+        self._all_sent = asyncio.Event()
         self.reads.set()
 
     @property
@@ -46,6 +52,10 @@ class Request:
     @property
     def error(self) -> Any:
         return self.json["error"]
+
+    def finish(self) -> None:
+        """End a body that was ``unfinished``."""
+        self._all_sent.set()
 
     async def send_to(self, app: ASGIApp) -> Request:
         """Send it and read the answer to its end."""
@@ -75,23 +85,32 @@ class Request:
         return self
 
     async def _receive(self) -> Message:
+        if self.endless and len(self._pieces) == 1 and not self._finished.is_set():
+            await asyncio.sleep(0)
+            return {"type": "http.request", "body": self._pieces[0], "more_body": True}
         if self._pieces:
             piece = self._pieces.pop(0)
-            return {"type": "http.request", "body": piece, "more_body": bool(self._pieces)}
-        waiting = {asyncio.ensure_future(event.wait()) for event in (self.leave, self._finished)}
+            return {"type": "http.request", "body": piece, "more_body": bool(self._pieces) or self.unfinished}
+        events = [self.leave, self._finished] + [self._all_sent] * self.unfinished
+        waiting = {asyncio.ensure_future(event.wait()) for event in events}
         try:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for waiter in waiting:
                 waiter.cancel()
+        if self.unfinished and self._all_sent.is_set():
+            self.unfinished = False
+            return {"type": "http.request", "body": b"", "more_body": False}
         return {"type": "http.disconnect"}
 
     async def _send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            self.answered = [(name.decode(), value.decode()) for name, value in message["headers"]]
             self.head.set()
         else:
             self.received += message.get("body", b"")
+            self.complete = not message.get("more_body", False)
             if message.get("body"):
                 self.arrived.set()
             await self.reads.wait()

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 
+	"squib/agent/internal/files"
 	"squib/agent/internal/process"
 )
 
@@ -21,7 +22,15 @@ var statusOf = map[process.Code]int{
 	process.NoSuchUser:      http.StatusUnprocessableEntity,
 	process.NoSuchProcess:   http.StatusNotFound,
 	process.StdinClosed:     http.StatusConflict,
+	process.NoTerminal:      http.StatusConflict,
 	process.Internal:        http.StatusInternalServerError,
+	files.NoSuchFile:        http.StatusNotFound,
+	files.FileExists:        http.StatusConflict,
+	files.NotAFile:          http.StatusConflict,
+	files.NotADirectory:     http.StatusConflict,
+	files.DirectoryNotEmpty: http.StatusConflict,
+	files.PermissionDenied:  http.StatusForbidden,
+	files.GuestDiskFull:     http.StatusInsufficientStorage,
 }
 
 func badRequest(message string) error {

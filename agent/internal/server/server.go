@@ -25,6 +25,7 @@ const (
 type Config struct {
 	Version  string // of the agent
 	Guest    identity.Guest
+	Accounts process.Accounts
 	PowerOff func(grace time.Duration) // called once in its own goroutine, after the host was answered
 	Log      *log.Logger
 }
@@ -47,10 +48,23 @@ func New(processes *process.Manager, config Config) *Server {
 		"POST /v1/setup":                 s.setup,
 		"POST /v1/exec":                  s.exec,
 		"GET /v1/processes":              s.list,
+		"GET /v1/processes/{id}":         s.session,
+		"GET /v1/processes/{id}/output":  s.output,
 		"POST /v1/processes/{id}/stdin":  s.stdin,
+		"POST /v1/processes/{id}/resize": s.resize,
 		"POST /v1/processes/{id}/signal": s.signal,
 		"DELETE /v1/processes/{id}":      s.kill,
 		"POST /v1/poweroff":              s.powerOff,
+		"GET /v1/files":                  s.readFile,
+		"PUT /v1/files":                  s.writeFile,
+		"DELETE /v1/files":               s.removeFile,
+		"GET /v1/files/stat":             s.statFile,
+		"GET /v1/files/list":             s.listFiles,
+		"GET /v1/files/tar":              s.readTar,
+		"PUT /v1/files/tar":              s.writeTar,
+		"GET /v1/files/watch":            s.watchFiles,
+		"POST /v1/files/mkdir":           s.makeDirectory,
+		"POST /v1/files/rename":          s.renameFile,
 		"/": func(_ http.ResponseWriter, r *http.Request) error {
 			return badRequest("no such endpoint: " + r.Method + " " + r.URL.Path)
 		},

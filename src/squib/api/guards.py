@@ -17,7 +17,7 @@ from squib.errors import BodyTooLarge, HostNotAllowed, SquibError, Unauthorized,
 
 MAX_BODY_BYTES = 1 << 20
 """For every request but streams of bytes into a guest, which are passed on as they come."""
-_STREAMED = "/stdin"
+_STREAMED = re.compile(r"POST .*/stdin|PUT .*/files(/tar)?")
 _MAX_LENGTH_DIGITS = 18
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:]+)(:[0-9]+)?")
 
@@ -48,7 +48,8 @@ class Guards:
         headers = Headers(scope=scope)
         try:
             self._check(headers)
-            body = receive if scope["path"].endswith(_STREAMED) else _limited(headers, receive)
+            streamed = _STREAMED.fullmatch(f"{scope['method']} {scope['path']}")
+            body = receive if streamed else _limited(headers, receive)
         except SquibError as error:
             await error_response(error)(scope, receive, send)
             return

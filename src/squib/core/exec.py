@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from squib import frames
 from squib.core import lifecycle
 from squib.core.engine import Engine
+from squib.core.env import hand_over_env
 from squib.errors import AgentUnreachable, NotFound, SquibError, to_wire
 from squib.guest.agent import AgentClient
 from squib.guest.http2 import Body, Response
@@ -27,11 +28,11 @@ _SILENCE_S = 60.0
 _WATCH_S = 0.5
 
 
-def agent_of(engine: Engine, ref: str) -> AgentClient:
+def agent_of(engine: Engine, ref: str, doing: str = "running a command") -> AgentClient:
     """The agent of the VM ``ref``. Raises `WrongState` if it does not run, `NotFound`."""
     record = engine.store.get_vm(ref)
     if record.state is not VMState.RUNNING:
-        raise lifecycle.wrong_state(record, "running a command")
+        raise lifecycle.wrong_state(record, doing)
     return engine.vm_of(record).agent
 
 
@@ -55,6 +56,7 @@ async def start_exec(engine: Engine, ref: str, request: ExecRequest) -> Command:
     patience_s = min(_START_TIMEOUT_S, math.inf if request.timeout_s is None else request.timeout_s + _TIMEOUT_GRACE_S)
     try:
         async with asyncio.timeout(patience_s):
+            await hand_over_env(engine, ref)
             response = await agent.exec(request)
     except TimeoutError:
         raise AgentUnreachable(

@@ -14,6 +14,7 @@ from typing import Any
 from squib import errors
 from squib.errors import AgentUnreachable, AgentVersionMismatch, SquibError
 from squib.guest.channel import PROTOCOL_VERSION, open_channel
+from squib.guest.files import AgentFiles
 from squib.guest.http2 import STREAM_WINDOW_BYTES, Body, Http2Connection, Response
 from squib.models import ExecRequest
 
@@ -42,6 +43,8 @@ class AgentClient:
         self._socket_path = socket_path
         self._connection: Http2Connection | None = None
         self._connecting = asyncio.Lock()
+        self.files = AgentFiles(self._send, self._json)
+        """The files of the guest."""
 
     async def connect(self, *, timeout_s: float, retry_s: float = 0.25) -> Hello:
         """Wait until the agent answers, at most ``timeout_s``; for ``retry_s`` see `open_channel`.
@@ -76,6 +79,10 @@ class AgentClient:
                 "entropy": base64.b64encode(os.urandom(_ENTROPY_BYTES)).decode(),
             },
         )
+
+    async def set_env(self, env: dict[str, str]) -> None:
+        """Replace the environment that every command starts with."""
+        await self._json("POST", "/v1/setup", {"env": env})
 
     async def set_clock(self) -> None:
         """Set the guest's clock to the host's."""
@@ -127,16 +134,19 @@ class AgentClient:
                 raise _agent_error(response.status, await response.read())
         return response
 
-    async def _json(self, method: str, path: str, value: dict[str, Any] | None = None) -> dict[str, Any]:
+    async def _json(
+        self, method: str, path: str, value: dict[str, Any] | None = None, *, timeout_s: float | None = None
+    ) -> dict[str, Any]:
         body = b"" if value is None else _encode(value)
+        timeout_s = timeout_s or _ANSWER_TIMEOUT_S
         try:
             async with (
-                asyncio.timeout(_ANSWER_TIMEOUT_S),
+                asyncio.timeout(timeout_s),
                 await self._send(method, path, body, content_type="application/json") as response,
             ):
                 answer = await response.read()
         except TimeoutError:
-            raise AgentUnreachable(f"the guest did not answer within {_ANSWER_TIMEOUT_S:g} s") from None
+            raise AgentUnreachable(f"the guest did not answer within {timeout_s:g} s") from None
         return _decode(answer) if answer else {}
 
 
@@ -161,6 +171,8 @@ def _decode(body: bytes) -> dict[str, Any]:
 
 _HINTS = {
     "no_shell": 'give the program and its arguments as a list: run(["prog", "arg"]), or squib exec VM prog arg',
+    "directory_not_empty": "with recursive=True it is removed with all that is in it",
+    "guest_disk_full": "squib exec VM df -h shows what is free; a larger disk: squib create --disk 20gb",
     "command_not_found": "look for it with: squib exec VM ls /usr/bin",
 }
 
@@ -174,6 +186,13 @@ _SPOKEN = (
     errors.NoSuchUser,
     errors.NoSuchProcess,
     errors.StdinClosed,
+    errors.NoSuchFile,
+    errors.FileExists,
+    errors.NotAFile,
+    errors.NotADirectory,
+    errors.DirectoryNotEmpty,
+    errors.PermissionDenied,
+    errors.GuestDiskFull,
 )
 _CLASSES: dict[str, type[SquibError]] = {cls.code: cls for cls in _SPOKEN} | {"bad_request": errors.InvalidArgument}
 """What an agent may say (``protocol/agent.md`` §3). A guest cannot speak for the engine: no other error is believed."""

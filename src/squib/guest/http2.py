@@ -43,8 +43,8 @@ _WINDOW_UPDATE = struct.Struct(">IBII")
 _WINDOW_UPDATE_KIND = 0x4_08
 _EMPTY_LAST_DATA = struct.Struct(">IBI")
 _END_STREAM = 0x1
-_LENGTH = re.compile(rb"[0-9]{1,18}")
 _STATUS = re.compile(rb"[1-5][0-9][0-9]")
+_LENGTH = re.compile(rb"[0-9]{1,18}")
 
 Body = bytes | AsyncIterable[bytes]
 
@@ -64,7 +64,7 @@ class Response:
         self._error: AgentUnreachable | None = None
         self.status = 0
         self.length: int | None = None
-        """How many bytes the body has, if the guest has said so; a body of another length ends the session."""
+        """How many bytes the body has, if the guest has said so."""
         self.waiting = False
         """Whether somebody reads on and the guest has sent nothing more."""
         self.received_bytes = 0
@@ -94,7 +94,10 @@ class Response:
         return bytes(body)
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """The body as it comes, in pieces of what has come by then. The sender is let go on as they are taken."""
+        """The body as it comes, in pieces of what has come by then. The sender is let go on as they are taken.
+
+        Raises `AgentUnreachable` if it breaks off, or is not as long as the guest has said.
+        """
         while True:
             if self._pieces:
                 piece = self._next_piece()
@@ -104,6 +107,8 @@ class Response:
             if self._error:
                 raise self._error
             if self._ended:
+                if self.length not in (None, self.received_bytes):
+                    raise AgentUnreachable(f"the guest sent {self.received_bytes} bytes and had said {self.length}")
                 return
             self._changed.clear()
             self.waiting = True
@@ -132,7 +137,10 @@ class Response:
         if isinstance(event, h2.events.ResponseReceived):
             headers = dict(event.headers or [])
             self.status, self.length = _status_of(headers), _length_of(headers)
-            self._direct = self.length is None or self.length > _PIECE_BYTES
+            # Of a body with content-length h2 counts the bytes, so they have to pass through it.
+            self._direct = b"content-length" not in headers
+            if not self._direct and int(headers[b"content-length"]) > _PIECE_BYTES:
+                raise h2.exceptions.ProtocolError("a long answer with content-length, which no agent sends")
         elif isinstance(event, h2.events.DataReceived):
             # (What is small, and padding, is given back as it comes: it is less than a piece.)
             self._connection._acknowledge(self._stream_id, event.flow_controlled_length or 0)
@@ -143,10 +151,6 @@ class Response:
             self._ended = True
         elif isinstance(event, h2.events.StreamEnded):
             self._ended = True
-        self._changed.set()
-
-    def _end(self) -> None:
-        self._ended = True
         self._changed.set()
 
     def _take(self, body: memoryview) -> None:
@@ -182,7 +186,7 @@ def _status_of(headers: dict[bytes, bytes]) -> int:
 
 
 def _length_of(headers: dict[bytes, bytes]) -> int | None:
-    text = headers.get(b"content-length", b"")
+    text = headers.get(b"squib-length", b"")
     return int(text) if _LENGTH.fullmatch(text) else None
 
 
@@ -263,6 +267,10 @@ class Http2Connection:
         else:
             async for chunk in body:
                 await self._send_data(response, stream_id, chunk)
+                if (
+                    response._ended
+                ):  # it has answered already: the rest of the body, which may have no end, is not wanted
+                    return
         if not response._ended and not self._closed:
             self._h2.end_stream(stream_id)
             self._flush()
@@ -295,23 +303,12 @@ class Http2Connection:
         response._window -= size
         if response._window < 0:
             raise h2.exceptions.FlowControlError("more data than was allowed")
-        if response.length is not None and response.received_bytes + size > response.length:
-            raise h2.exceptions.ProtocolError(f"more than the {response.length} bytes that were announced")
         return response._take
 
     def body_ended(self, stream_id: int) -> None:
         """A body that did not pass through h2 has ended: so has the stream, which h2 has to be told."""
-        response = self._responses.get(stream_id)
-        if response is None:
-            return  # and h2 has reset it
-        if response.length is None:
+        if stream_id in self._responses:
             self.receive(_EMPTY_LAST_DATA.pack(0, _END_STREAM, stream_id))
-            return
-        if response.received_bytes != response.length:
-            raise h2.exceptions.ProtocolError(f"{response.received_bytes} bytes of {response.length}")
-        # Not by its last frame: h2 has seen none of the bytes that were announced.
-        self._h2.reset_stream(stream_id, ErrorCodes.NO_ERROR)
-        response._end()
 
     def receive(self, frame: bytes) -> None:
         """A frame for h2. Raises `h2.exceptions.ProtocolError`."""

@@ -18,6 +18,7 @@ from squib.models import Check, EngineInfo, ImageInfo, KernelInfo, Model, OnProg
 from squib.paths import Home
 from squib.sdk.config import check_ref
 from squib.sdk.local import ensure_engine, make_state_directory
+from squib.sdk.transport import EngineTransport
 
 M = TypeVar("M", bound=Model)
 
@@ -155,12 +156,13 @@ class EngineClient:
             limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
             if self._home:
                 # No TLS on a unix socket; reading the certificates of all authorities would take 20 ms.
-                transport = httpx.AsyncHTTPTransport(uds=self._socket_path(self._home), limits=limits, verify=False)
+                transport = EngineTransport(uds=self._socket_path(self._home), limits=limits, verify=False)
                 self._http = httpx.AsyncClient(base_url=_BASE_URL, transport=transport, timeout=timeout)
             else:
                 headers = {"authorization": f"Bearer {self._token}"} if self._token else {}
+                transport = EngineTransport(uds=None, limits=limits, verify=str(self._url).startswith("https"))
                 self._http = httpx.AsyncClient(
-                    base_url=self._url or "", headers=headers, timeout=timeout, limits=limits, trust_env=False
+                    base_url=self._url or "", headers=headers, timeout=timeout, transport=transport, trust_env=False
                 )
         return self._http
 

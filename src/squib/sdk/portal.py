@@ -6,8 +6,8 @@ import asyncio
 import atexit
 import os
 import threading
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Coroutine, Generator
+from typing import Any, TypeVar, cast
 
 from squib.errors import WrongState
 from squib.sdk.client import EngineClient
@@ -15,6 +15,7 @@ from squib.sdk.client import EngineClient
 T = TypeVar("T")
 
 _CLEAN_UP_S = 10.0
+_END = object()
 
 
 class Portal:
@@ -85,9 +86,21 @@ class Portal:
             raise
         return tasks[0].result()
 
+    def iterate(self, source: AsyncGenerator[T, None]) -> Generator[T, None, None]:
+        """What an asynchronous generator yields; it is closed with this one."""
+        try:
+            while (value := self.run(_next(source))) is not _END:
+                yield cast(T, value)
+        finally:
+            self.run(source.aclose())
+
     def _stop(self) -> None:
         if self._pid == os.getpid() and self._thread.is_alive():
             for engine in self._engines.values():
                 self.run(engine.close())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(timeout=2)
+
+
+async def _next(source: AsyncGenerator[Any, None]) -> object:
+    return await anext(source, _END)

@@ -40,7 +40,12 @@ def test_every_route_is_there(document: Any) -> None:
         "get /v1/vms", "post /v1/vms", "get /v1/vms/{ref}", "delete /v1/vms/{ref}", "post /v1/vms/{ref}/start",
         "post /v1/vms/{ref}/stop", "post /v1/vms/{ref}/hold",
         "post /v1/vms/{ref}/pause", "post /v1/vms/{ref}/resume", "post /v1/vms/{ref}/exec", "get /v1/vms/{ref}/logs",
+        "get /v1/vms/{ref}/env", "patch /v1/vms/{ref}/env",
         "post /v1/vms/{ref}/processes/{process_id}/stdin", "post /v1/vms/{ref}/processes/{process_id}/signal",
+        "get /v1/vms/{ref}/files", "put /v1/vms/{ref}/files", "delete /v1/vms/{ref}/files",
+        "get /v1/vms/{ref}/files/stat", "get /v1/vms/{ref}/files/list", "post /v1/vms/{ref}/files/mkdir",
+        "post /v1/vms/{ref}/files/rename", "get /v1/vms/{ref}/files/watch",
+        "get /v1/vms/{ref}/files/tar", "put /v1/vms/{ref}/files/tar",
         "get /v1/images", "post /v1/images", "delete /v1/images/{ref}", "get /v1/kernels", "post /v1/kernels",
     }  # fmt: skip
 
@@ -81,7 +86,19 @@ def test_streams_say_what_they_are(document: Any) -> None:
     }
     assert kinds["post /v1/vms/{ref}/exec"] == {"application/vnd.squib.frames"}
     assert kinds["post /v1/images"] == kinds["post /v1/kernels"] == {"application/x-ndjson"}
+    assert kinds["get /v1/vms/{ref}/files"] == {"application/octet-stream"}
+    assert kinds["get /v1/vms/{ref}/files/list"] == kinds["get /v1/vms/{ref}/files/watch"] == {"application/x-ndjson"}
+    assert kinds["get /v1/vms/{ref}/files/tar"] == {"application/x-tar"}
     assert kinds["get /v1/vms/{ref}/logs"] == {"text/plain"}
+
+
+def test_files_say_what_they_take(document: Any) -> None:
+    put, tar = (document["paths"]["/v1/vms/{ref}/files" + more]["put"] for more in ("", "/tar"))
+    assert put["requestBody"]["content"].keys() == {"application/octet-stream"}
+    assert tar["requestBody"]["content"].keys() == {"application/x-tar"}
+    assert {"path", "mode", "user", "parents", "mtime_ns"} < {each["name"] for each in put["parameters"]}
+    assert {"path", "user", "keep_owner", "create"} < {each["name"] for each in tar["parameters"]}
+    assert "percent-encoded" in str(put["parameters"])
 
 
 def test_no_schema_offers_values_of_the_environment(document: Any) -> None:

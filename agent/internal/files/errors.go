@@ -1,0 +1,68 @@
+// Package files does what the host asks of the guest's filesystem: protocol/agent.md, section "Files". It acts as root, on paths that
+// are bytes, and whatever the guest has put at a path must neither hold the agent up nor fill its memory.
+package files
+
+import (
+	"strconv"
+	"syscall"
+	"unicode"
+	"unicode/utf8"
+
+	"squib/agent/internal/process"
+)
+
+// The codes of what can keep a file from being used.
+const (
+	NoSuchFile        process.Code = "no_such_file"
+	FileExists        process.Code = "file_exists"
+	NotAFile          process.Code = "not_a_file"
+	NotADirectory     process.Code = "not_a_directory"
+	DirectoryNotEmpty process.Code = "directory_not_empty"
+	PermissionDenied  process.Code = "permission_denied"
+	GuestDiskFull     process.Code = "guest_disk_full"
+)
+
+var codes = map[syscall.Errno]process.Code{
+	syscall.ENOENT:       NoSuchFile,
+	syscall.EEXIST:       FileExists,
+	syscall.EISDIR:       NotAFile,
+	syscall.ENOTDIR:      NotADirectory,
+	syscall.ENOTEMPTY:    DirectoryNotEmpty,
+	syscall.EACCES:       PermissionDenied,
+	syscall.EPERM:        PermissionDenied,
+	syscall.EROFS:        PermissionDenied,
+	syscall.ENOSPC:       GuestDiskFull,
+	syscall.EDQUOT:       GuestDiskFull,
+	syscall.EINVAL:       process.BadRequest,
+	syscall.ENAMETOOLONG: process.BadRequest,
+}
+
+// fail says that err, if it is the operating system's, came of path. Any other is left as it is.
+func fail(path string, err error) error {
+	errno, ok := err.(syscall.Errno)
+	if !ok {
+		return err
+	}
+	code, known := codes[errno]
+	if !known {
+		code = process.Internal
+	}
+	return refuse(code, path, errno.Error())
+}
+
+func refuse(code process.Code, path, problem string) error {
+	return &process.Error{Code: code, Message: quote(path) + ": " + problem}
+}
+
+// quote returns a path as it can be shown: as it is, or quoted where it holds anything but printable characters.
+func quote(path string) string {
+	for _, r := range path {
+		if !unicode.IsPrint(r) {
+			return strconv.Quote(path)
+		}
+	}
+	if !utf8.ValidString(path) {
+		return strconv.Quote(path)
+	}
+	return path
+}

@@ -1,0 +1,140 @@
+package files
+
+import (
+	"strings"
+	"syscall"
+)
+
+// Info describes a file.
+type Info struct {
+	Name       string
+	Type       string
+	Size       int64
+	Mode       uint32 // permission, set-id and sticky bits
+	UID, GID   uint32
+	MtimeNS    int64
+	LinkTarget *string // of a symbolic link
+}
+
+var types = map[uint32]string{
+	syscall.S_IFREG:  "file",
+	syscall.S_IFDIR:  "directory",
+	syscall.S_IFLNK:  "symlink",
+	syscall.S_IFIFO:  "fifo",
+	syscall.S_IFSOCK: "socket",
+	syscall.S_IFCHR:  "char_device",
+	syscall.S_IFBLK:  "block_device",
+}
+
+func infoOf(name string, st *syscall.Stat_t) Info {
+	return Info{
+		Name: name, Type: types[st.Mode&syscall.S_IFMT], Size: st.Size, Mode: st.Mode & 0o7777,
+		UID: st.Uid, GID: st.Gid, MtimeNS: st.Mtim.Nano(),
+	}
+}
+
+func isType(st *syscall.Stat_t, kind uint32) bool { return st.Mode&syscall.S_IFMT == kind }
+
+// Stat describes the file at path, or with follow what a link there leads to.
+func Stat(path string, follow bool) (Info, error) {
+	info, err := statAt(atFdCwd, path, baseOf(path), follow)
+	if err != nil {
+		return Info{}, fail(path, err)
+	}
+	return info, nil
+}
+
+func statAt(dir int, path, name string, follow bool) (Info, error) {
+	flags := atSymlinkNoFollow
+	if follow {
+		flags = 0
+	}
+	var st syscall.Stat_t
+	if err := fstatat(dir, path, &st, flags); err != nil {
+		return Info{}, err
+	}
+	info := infoOf(name, &st)
+	if isType(&st, syscall.S_IFLNK) {
+		target, err := readlinkat(dir, path)
+		if err != nil {
+			return Info{}, err
+		}
+		info.LinkTarget = &target
+	}
+	return info, nil
+}
+
+// Dir is an open directory.
+type Dir struct {
+	path string
+	fd   int
+}
+
+// OpenDir opens the directory at path.
+func OpenDir(path string) (*Dir, error) {
+	fd, err := openat(atFdCwd, path, syscall.O_RDONLY|syscall.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, fail(path, err)
+	}
+	return &Dir{path, fd}, nil
+}
+
+// Each calls f with the description of each entry, in no order, until f fails. It does not hold them all.
+func (d *Dir) Each(f func(Info) error) error {
+	return eachEntry(d.fd, func(name string) error {
+		info, err := statAt(d.fd, name, name, false)
+		if err == syscall.ENOENT { // it has vanished since
+			return nil
+		}
+		if err != nil {
+			return fail(join(d.path, name), err)
+		}
+		return f(info)
+	})
+}
+
+// Close closes the directory.
+func (d *Dir) Close() { syscall.Close(d.fd) }
+
+// eachEntry calls f with the name of each entry of a directory. It holds as many names as fit into its buffer.
+func eachEntry(dir int, f func(name string) error) error {
+	b := make([]byte, 8<<10)
+	var names []string
+	for {
+		n, err := syscall.ReadDirent(dir, b)
+		if err == syscall.EINTR {
+			continue
+		}
+		if err != nil || n <= 0 {
+			return err
+		}
+		_, _, names = syscall.ParseDirent(b[:n], -1, names[:0])
+		for _, name := range names {
+			if err := f(name); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// split divides a path at its last component; dir is empty where there is only one, and name where the path ends in a slash.
+func split(path string) (dir, name string) {
+	i := strings.LastIndexByte(path, '/') + 1
+	return path[:i], path[i:]
+}
+
+// baseOf returns the last component of a path, or "/".
+func baseOf(path string) string {
+	_, name := split(strings.TrimRight(path, "/"))
+	if name == "" {
+		return "/"
+	}
+	return name
+}
+
+func join(dir, name string) string {
+	if strings.HasSuffix(dir, "/") {
+		return dir + name
+	}
+	return dir + "/" + name
+}

@@ -1,0 +1,265 @@
+package files
+
+import (
+	"archive/tar"
+	"bufio"
+	"errors"
+	"io"
+	"strings"
+	"syscall"
+	"time"
+	"unicode/utf8"
+
+	"squib/agent/internal/process"
+)
+
+const (
+	// errorRecord is the PAX record that says why an archive is not complete.
+	errorRecord = "SQUIB.error"
+	// maxHardLinks bounds how many files with several names are remembered at a time. Those above come out as files of their own.
+	maxHardLinks = 1 << 16
+)
+
+// inode is the identity of a file.
+type inode struct{ device, number uint64 }
+
+func inodeOf(st *syscall.Stat_t) inode { return inode{st.Dev, st.Ino} }
+
+// Names are what an image calls its users and groups.
+type Names struct{ Users, Groups map[uint32]string }
+
+// Packer writes files and directories as a tar archive.
+type Packer struct {
+	names Names
+	items []item
+	links map[inode]*linked
+	out   *bufio.Writer
+	tar   *tar.Writer
+}
+
+// item is a file that was asked for, and its name in the archive.
+type item struct{ path, member string }
+
+// linked is a file with several names of which the archive has one.
+type linked struct {
+	member string
+	left   uint64 // names that have not come yet
+}
+
+// NewPacker checks that the paths exist. Each goes into the archive under its last component, one that ends in "/" or "/." as its contents.
+func NewPacker(paths []string, names Names) (*Packer, error) {
+	p := &Packer{names: names, links: map[inode]*linked{}}
+	for _, path := range paths {
+		var st syscall.Stat_t
+		if err := fstatat(atFdCwd, path, &st, 0); err != nil {
+			return nil, fail(path, err)
+		}
+		_, member := split(path)
+		switch member {
+		case "", ".":
+			member = "."
+			if !isType(&st, syscall.S_IFDIR) {
+				return nil, fail(path, syscall.ENOTDIR)
+			}
+		case "..":
+			return nil, refuse(process.BadRequest, path, "a path that ends in .. has no name for the archive")
+		}
+		p.items = append(p.items, item{path, member})
+	}
+	return p, nil
+}
+
+// Pack writes the archive. What cannot be read ends it, with the reason in its last record; an error is one of w.
+func (p *Packer) Pack(w io.Writer) error {
+	p.out = bufio.NewWriterSize(w, bufferSize)
+	p.tar = tar.NewWriter(p.out)
+	for _, item := range p.items {
+		err := p.add(atFdCwd, item.path, item.path, item.member, 0)
+		var known *process.Error
+		if errors.As(err, &known) {
+			record := map[string]string{errorRecord: known.Message}
+			err = p.tar.WriteHeader(&tar.Header{Typeflag: tar.TypeXGlobalHeader, PAXRecords: record, Format: tar.FormatPAX})
+			if err == nil {
+				break
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if err := p.tar.Close(); err != nil {
+		return err
+	}
+	return p.out.Flush()
+}
+
+// add writes the file name in dir, whose path is shown, as member, and if it is a directory what is below it. A link is followed only where
+// depth is 0. An error is a *process.Error if reading failed.
+func (p *Packer) add(dir int, name, shown, member string, depth int) error {
+	flags := 0
+	if depth > 0 {
+		flags = atSymlinkNoFollow
+	}
+	var st syscall.Stat_t
+	err := fstatat(dir, name, &st, flags)
+	if err == syscall.ENOENT {
+		return nil
+	}
+	if err != nil {
+		return fail(shown, err)
+	}
+	header := &tar.Header{
+		Name: member, Mode: int64(st.Mode & 0o7777), Uid: int(st.Uid), Gid: int(st.Gid),
+		Uname: p.names.Users[st.Uid], Gname: p.names.Groups[st.Gid],
+		ModTime: time.Unix(st.Mtim.Unix()), Format: tar.FormatPAX,
+	}
+	switch st.Mode & syscall.S_IFMT {
+	case syscall.S_IFDIR:
+		return p.addDir(dir, name, shown, header, depth)
+	case syscall.S_IFSOCK:
+		return nil
+	}
+	if link := p.links[inodeOf(&st)]; link != nil && st.Nlink > 1 {
+		if link.left--; link.left == 0 {
+			delete(p.links, inodeOf(&st))
+		}
+		header.Typeflag, header.Linkname = tar.TypeLink, link.member
+		return p.header(header)
+	}
+	switch st.Mode & syscall.S_IFMT {
+	case syscall.S_IFREG:
+		header.Typeflag, header.Size = tar.TypeReg, st.Size
+		if wrote, err := p.addFile(dir, name, shown, header, depth); !wrote || err != nil {
+			return err
+		}
+	case syscall.S_IFLNK:
+		header.Typeflag = tar.TypeSymlink
+		if header.Linkname, err = readlinkat(dir, name); err == syscall.ENOENT {
+			return nil
+		} else if err != nil {
+			return fail(shown, err)
+		}
+	case syscall.S_IFIFO:
+		header.Typeflag = tar.TypeFifo
+	case syscall.S_IFCHR, syscall.S_IFBLK:
+		header.Typeflag = tar.TypeChar
+		if isType(&st, syscall.S_IFBLK) {
+			header.Typeflag = tar.TypeBlock
+		}
+		header.Devmajor, header.Devminor = major(st.Rdev), minor(st.Rdev)
+	}
+	if header.Typeflag != tar.TypeReg {
+		if err := p.header(header); err != nil {
+			return err
+		}
+	}
+	if st.Nlink > 1 && len(p.links) < maxHardLinks {
+		p.links[inodeOf(&st)] = &linked{member, uint64(st.Nlink) - 1}
+	}
+	return nil
+}
+
+func (p *Packer) header(header *tar.Header) error {
+	if !utf8.ValidString(header.Name) || !utf8.ValidString(header.Linkname) {
+		header.PAXRecords = map[string]string{"hdrcharset": "BINARY"}
+	}
+	return p.tar.WriteHeader(header)
+}
+
+func (p *Packer) addDir(dir int, name, shown string, header *tar.Header, depth int) error {
+	if depth > maxDepth {
+		return tooDeep(shown)
+	}
+	flags := syscall.O_RDONLY | syscall.O_DIRECTORY
+	if depth > 0 {
+		flags |= syscall.O_NOFOLLOW
+	}
+	fd, err := openat(dir, name, flags, 0)
+	if err == syscall.ENOENT {
+		return nil
+	}
+	if err != nil {
+		return fail(shown, err)
+	}
+	defer syscall.Close(fd)
+	prefix := header.Name + "/"
+	header.Typeflag, header.Name = tar.TypeDir, prefix
+	if err := p.header(header); err != nil {
+		return err
+	}
+	return fail(shown, eachEntry(fd, func(entry string) error {
+		return p.add(fd, entry, join(shown, entry), strings.TrimPrefix(prefix, "./")+entry, depth+1)
+	}))
+}
+
+// addFile writes a regular file's header and content, or nothing if it has vanished.
+func (p *Packer) addFile(dir int, name, shown string, header *tar.Header, depth int) (wrote bool, err error) {
+	if header.Size == 0 { // of a file of /proc, which may never end, too
+		return true, p.header(header)
+	}
+	flags := syscall.O_RDONLY | syscall.O_NONBLOCK | syscall.O_NOCTTY
+	if depth > 0 {
+		flags |= syscall.O_NOFOLLOW
+	}
+	fd, err := openat(dir, name, flags, 0)
+	if err == syscall.ENOENT || err == syscall.ELOOP {
+		return false, nil
+	}
+	if err != nil {
+		return false, fail(shown, err)
+	}
+	defer syscall.Close(fd)
+	buffer := buffers.Get().(*[]byte)
+	defer buffers.Put(buffer)
+	if header.Size <= bufferSize {
+		// What fits is read before its header is written, which then says the size that it has: files of /sys have less than they say.
+		n, err := readFull(fd, (*buffer)[:header.Size])
+		if err != nil {
+			return false, fail(shown, err)
+		}
+		header.Size = int64(n)
+		if err := p.header(header); err != nil {
+			return false, err
+		}
+		_, err = p.tar.Write((*buffer)[:n])
+		return true, err
+	}
+	if err := p.header(header); err != nil {
+		return false, err
+	}
+	return true, p.content(fd, shown, header.Size, *buffer)
+}
+
+// content writes size bytes of a large file. Of one that cannot be read so far the rest is zeros, so that the error's record can follow.
+func (p *Packer) content(fd int, shown string, size int64, buffer []byte) error {
+	var failed error
+	var done, dropped int64
+	for done < size {
+		piece := buffer[:min(size-done, bufferSize)]
+		if failed == nil {
+			n, err := readFull(fd, piece)
+			if n < len(piece) {
+				failed = fail(shown, err)
+				if err == nil {
+					failed = shrunk(shown)
+				}
+				clear(buffer)
+			}
+		}
+		if _, err := p.tar.Write(piece); err != nil {
+			return err
+		}
+		done += int64(len(piece))
+		if done-dropped >= keepCached {
+			dontNeed(fd, dropped, done-dropped)
+			dropped = done
+		}
+	}
+	return failed
+}
+
+// major and minor divide a device number as the kernel's new_encode_dev joins it.
+func major(device uint64) int64 { return int64(device >> 8 & 0xfff) }
+func minor(device uint64) int64 { return int64(device&0xff | device>>12&0xfff00) }
+
+func deviceNumber(major, minor int64) int { return int(minor&0xff | major<<8 | minor&^0xff<<12) }

@@ -1,0 +1,118 @@
+package files
+
+import (
+	"io"
+	"syscall"
+
+	"squib/agent/internal/process"
+)
+
+// keepCached is how much of a file is left in the guest's page cache behind a transfer: the cache belongs to the guest's programs,
+// and dirty pages make everybody wait who writes.
+const keepCached = 8 << 20
+
+// shrunk says that a file ended before the size that it had.
+func shrunk(path string) error {
+	return refuse(process.Internal, path, "the file was cut while it was read")
+}
+
+// Reader reads a part of a regular file.
+type Reader struct {
+	// Length is how many bytes there are to read. It is -1 for a file of /proc, whose size is not known before its end.
+	Length int64
+
+	path   string
+	fd     int
+	offset int64
+	limit  int64
+}
+
+// Open opens the regular file at path to read up to length bytes from offset on.
+func Open(path string, offset, length int64) (*Reader, error) {
+	var st syscall.Stat_t
+	// Opening a device can do things. (What takes the file's place in between is told below.)
+	if err := fstatat(atFdCwd, path, &st, 0); err != nil {
+		return nil, fail(path, err)
+	}
+	if err := regular(path, &st); err != nil {
+		return nil, err
+	}
+	fd, err := openat(atFdCwd, path, syscall.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOCTTY, 0)
+	if err != nil {
+		return nil, fail(path, err)
+	}
+	r := &Reader{path: path, fd: fd, offset: offset, limit: length}
+	if err := r.measure(); err != nil {
+		r.Close()
+		return nil, fail(path, err)
+	}
+	return r, nil
+}
+
+func (r *Reader) measure() error {
+	var st syscall.Stat_t
+	if err := syscall.Fstat(r.fd, &st); err != nil {
+		return err
+	}
+	if err := regular(r.path, &st); err != nil {
+		return err
+	}
+	if st.Size > 0 {
+		r.Length = min(max(st.Size-r.offset, 0), r.limit)
+	} else {
+		n, err := syscall.Pread(r.fd, make([]byte, 1), r.offset)
+		if err != nil {
+			return err
+		}
+		if n > 0 {
+			r.Length = -1
+		}
+	}
+	if r.offset > 0 {
+		_, err := syscall.Seek(r.fd, r.offset, io.SeekStart)
+		return err
+	}
+	return nil
+}
+
+func regular(path string, st *syscall.Stat_t) error {
+	if isType(st, syscall.S_IFREG) {
+		return nil
+	}
+	return refuse(NotAFile, path, "is a "+types[st.Mode&syscall.S_IFMT]+", not a regular file")
+}
+
+// WriteTo writes what there is to read to w, in large pieces. It is an error if there is less than Length.
+func (r *Reader) WriteTo(w io.Writer) (sent int64, err error) {
+	want := r.Length
+	if want < 0 {
+		want = r.limit
+	}
+	buffer := buffers.Get().(*[]byte)
+	defer buffers.Put(buffer)
+	dropped := r.offset
+	for sent < want {
+		n, err := read(r.fd, (*buffer)[:min(want-sent, bufferSize)])
+		if err != nil {
+			return sent, fail(r.path, err)
+		}
+		if n == 0 {
+			if r.Length < 0 {
+				return sent, nil
+			}
+			return sent, shrunk(r.path)
+		}
+		if _, err := w.Write((*buffer)[:n]); err != nil {
+			return sent, err
+		}
+		sent += int64(n)
+		if at := r.offset + sent; at-dropped >= keepCached {
+			dontNeed(r.fd, dropped, at-dropped)
+			dropped = at
+		}
+	}
+	return sent, nil
+}
+
+// Close closes the file.
+func (r *Reader) Close() { syscall.Close(r.fd) }

@@ -1,0 +1,335 @@
+package files
+
+import (
+	"archive/tar"
+	"bufio"
+	"errors"
+	"hash/maphash"
+	"io"
+	"strings"
+	"syscall"
+
+	"squib/agent/internal/process"
+)
+
+// Unpacked counts what an archive has brought.
+type Unpacked struct {
+	Entries int64 `json:"entries"`
+	Bytes   int64 `json:"bytes"`
+}
+
+// Unpack unpacks a tar archive below the directory at path. What is made belongs to owner, or with keep to whom the archive says, or to root.
+// Each file takes its name in one step. What an archive has brought before it fails stays.
+func Unpack(path string, archive io.Reader, owner *Owner, keep bool) (count Unpacked, err error) {
+	root, err := openat(atFdCwd, path, syscall.O_RDONLY|syscall.O_DIRECTORY, 0)
+	if err != nil {
+		return count, fail(path, err)
+	}
+	return unpackInto(root, path, archive, owner, keep)
+}
+
+// UnpackNew unpacks a tar archive, as Unpack does, as the new directory at path. It is made under another name, and takes its own when all is
+// there: if anything fails, nothing stays.
+func UnpackNew(path string, archive io.Reader, owner *Owner, keep bool) (count Unpacked, err error) {
+	parent, name := split(strings.TrimRight(path, "/"))
+	if name == "" || name == "." || name == ".." {
+		return count, fail(path, syscall.EEXIST)
+	}
+	dir, err := openat(atFdCwd, parent, oPath|syscall.O_DIRECTORY, 0)
+	if err != nil {
+		return count, fail(path, err)
+	}
+	defer syscall.Close(dir)
+	var st syscall.Stat_t
+	if fstatat(dir, name, &st, atSymlinkNoFollow) == nil {
+		return count, fail(path, syscall.EEXIST)
+	}
+	temporary := temporaryName()
+	if err := syscall.Mkdirat(dir, temporary, defaultDirMode); err != nil {
+		return count, fail(path, err)
+	}
+	root, err := openat(dir, temporary, syscall.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NOFOLLOW, 0)
+	if err == nil && owner != nil {
+		if err = syscall.Fchown(root, int(owner.UID), int(owner.GID)); err != nil {
+			syscall.Close(root)
+		}
+	}
+	if err == nil {
+		count, err = unpackInto(root, path, archive, owner, keep)
+	}
+	if err == nil {
+		err = syscall.Renameat(dir, temporary, dir, name)
+	}
+	if err != nil {
+		removeDir(dir, temporary, true, temporary, maxDepth)
+	}
+	return count, fail(path, err)
+}
+
+// unpackInto unpacks an archive into the open directory root, which it closes.
+func unpackInto(root int, path string, archive io.Reader, owner *Owner, keep bool) (count Unpacked, err error) {
+	u := &unpacker{path: path, seed: maphash.MakeSeed(), owner: owner, keep: keep, temporary: temporaryName(), links: map[inode]bool{}, timed: map[uint64]bool{}}
+	u.stack = []level{{fd: root}}
+	defer u.pop(0)
+	reader := tar.NewReader(bufio.NewReaderSize(archive, bufferSize))
+	for {
+		header, err := reader.Next()
+		if err == io.EOF {
+			return count, u.pop(0)
+		}
+		if err == nil && header.Typeflag == tar.TypeXGlobalHeader {
+			if problem := header.PAXRecords[errorRecord]; problem != "" {
+				return count, &process.Error{Code: process.BadRequest, Message: "the archive is not complete: " + problem}
+			}
+			continue
+		}
+		var size int64
+		if err == nil {
+			size, err = u.add(header, reader)
+		}
+		if err != nil {
+			return count, archiveError(err)
+		}
+		count.Entries++
+		count.Bytes += size
+	}
+}
+
+// archiveError says of what the tar reader has met that it is the archive's fault.
+func archiveError(err error) error {
+	var known *process.Error
+	switch {
+	case errors.As(err, &known):
+	case strings.HasPrefix(err.Error(), "archive/tar: "):
+		return &process.Error{Code: process.BadRequest, Message: "the body is not a tar archive, or is damaged"}
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return &process.Error{Code: process.BadRequest, Message: "the archive breaks off"}
+	}
+	return err
+}
+
+var errOwnLink = errors.New("the archive names what is below a symbolic link of its own")
+
+type unpacker struct {
+	path      string
+	owner     *Owner
+	keep      bool
+	temporary string
+	seed      maphash.Seed
+	stack     []level // the open directories from path to the last member's
+	links     map[inode]bool
+	timed     map[uint64]bool // hashes of the paths of directories that have got their time and were left
+}
+
+// maxRemembered bounds what is remembered of an archive's links and of its directories.
+const maxRemembered = 1 << 18
+
+// level is an open directory. Its time is set when it is left, since everything that is made in it changes it.
+type level struct {
+	name  string
+	fd    int
+	mtime *syscall.Timespec
+}
+
+// add makes a member.
+func (u *unpacker) add(header *tar.Header, content io.Reader) (size int64, err error) {
+	parts, err := components(header.Name)
+	if err != nil {
+		return 0, err
+	}
+	owner, err := u.ownerOf(header)
+	if err != nil {
+		return 0, err
+	}
+	if header.Typeflag == tar.TypeDir {
+		return 0, u.addDir(header, parts, owner)
+	}
+	if len(parts) == 0 {
+		return 0, refuse(process.BadRequest, header.Name, "is not a name for a file")
+	}
+	if err := u.enter(parts[:len(parts)-1]); err != nil {
+		return 0, err
+	}
+	dir, name, shown := u.stack[len(u.stack)-1].fd, parts[len(parts)-1], u.shown(header.Name)
+	switch header.Typeflag {
+	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse:
+		size, err = u.makeFile(dir, header, owner, content)
+	case tar.TypeLink:
+		err = u.makeLink(dir, header)
+	case tar.TypeSymlink:
+		err = u.makeSymlink(dir, header, owner)
+	case tar.TypeChar:
+		err = u.makeNode(dir, header, owner, syscall.S_IFCHR)
+	case tar.TypeBlock:
+		err = u.makeNode(dir, header, owner, syscall.S_IFBLK)
+	case tar.TypeFifo:
+		err = u.makeNode(dir, header, owner, syscall.S_IFIFO)
+	default:
+		return 0, refuse(process.BadRequest, header.Name, "is of the unknown type "+quote(string(rune(header.Typeflag))))
+	}
+	if err == nil {
+		err = syscall.Renameat(dir, u.temporary, dir, name)
+	}
+	if err != nil || header.Typeflag == tar.TypeLink { // (a rename between two names of one file does nothing)
+		unlinkat(dir, u.temporary, 0)
+	}
+	return size, fail(shown, err)
+}
+
+func (u *unpacker) shown(member string) string { return join(u.path, strings.TrimRight(member, "/")) }
+
+// components divides a member's name. It has none of "..", and is not absolute.
+func components(name string) (parts []string, err error) {
+	if strings.HasPrefix(name, "/") {
+		return nil, refuse(process.BadRequest, name, "the archive holds an absolute name")
+	}
+	for part := range strings.SplitSeq(name, "/") {
+		switch part {
+		case "", ".":
+		case "..":
+			return nil, refuse(process.BadRequest, name, "the archive holds a name with ..")
+		default:
+			parts = append(parts, part)
+		}
+	}
+	if len(parts) > maxDepth {
+		return nil, refuse(process.BadRequest, name, "the archive holds a name that is too deep")
+	}
+	return parts, nil
+}
+
+// enter opens the directories of a path, and makes those that are missing. What is open already stays so.
+func (u *unpacker) enter(parts []string) error {
+	same := 0
+	for same < len(parts) && same+1 < len(u.stack) && u.stack[same+1].name == parts[same] {
+		same++
+	}
+	if err := u.pop(same + 1); err != nil {
+		return err
+	}
+	for i := same; i < len(parts); i++ {
+		dir := u.stack[i].fd
+		fd, err := u.open(dir, parts[i])
+		if err == syscall.ENOENT {
+			if err = syscall.Mkdirat(dir, parts[i], defaultDirMode); err == nil {
+				if fd, err = u.open(dir, parts[i]); err == nil && u.owner != nil {
+					err = syscall.Fchown(fd, int(u.owner.UID), int(u.owner.GID))
+				}
+			}
+		}
+		if err == errOwnLink {
+			return refuse(process.BadRequest, strings.Join(parts, "/"), err.Error())
+		}
+		if err != nil {
+			return fail(u.shown(strings.Join(parts[:i+1], "/")), err)
+		}
+		next := level{name: parts[i], fd: fd}
+		u.stack = append(u.stack, next)
+		if u.timed[u.hash()] {
+			var st syscall.Stat_t
+			if err := syscall.Fstat(fd, &st); err != nil {
+				return fail(u.shown(strings.Join(parts[:i+1], "/")), err)
+			}
+			u.stack[i+1].mtime = &st.Mtim
+		}
+	}
+	return nil
+}
+
+// pop leaves directories until n are open.
+func (u *unpacker) pop(n int) (err error) {
+	for len(u.stack) > n {
+		last := u.stack[len(u.stack)-1]
+		if last.mtime != nil {
+			if timeErr := setTimes(last.fd, "", *last.mtime); timeErr != nil && err == nil {
+				err = fail(u.path, timeErr)
+			}
+			if len(u.timed) < maxRemembered {
+				u.timed[u.hash()] = true
+			}
+		}
+		syscall.Close(last.fd)
+		u.stack = u.stack[:len(u.stack)-1]
+	}
+	return err
+}
+
+// hash stands for the path of the directory that was entered last. (An overlayfs gives a directory a new inode number whenever it has
+// forgotten it.)
+func (u *unpacker) hash() uint64 {
+	var h maphash.Hash
+	h.SetSeed(u.seed)
+	for _, level := range u.stack {
+		h.WriteString(level.name)
+		h.WriteByte('/')
+	}
+	return h.Sum64()
+}
+
+// open opens the directory name in dir. A link to one is followed if the archive has not made it.
+func (u *unpacker) open(dir int, name string) (int, error) {
+	const flags = syscall.O_RDONLY | syscall.O_DIRECTORY
+	fd, err := openat(dir, name, flags|syscall.O_NOFOLLOW, 0)
+	if err != syscall.ENOTDIR && err != syscall.ELOOP {
+		return fd, err
+	}
+	var st syscall.Stat_t
+	if err := fstatat(dir, name, &st, atSymlinkNoFollow); err != nil {
+		return 0, err
+	}
+	if !isType(&st, syscall.S_IFLNK) {
+		return 0, syscall.ENOTDIR
+	}
+	if u.links[inodeOf(&st)] {
+		return 0, errOwnLink
+	}
+	return openat(dir, name, flags, 0)
+}
+
+func (u *unpacker) addDir(header *tar.Header, parts []string, owner *Owner) error {
+	shown := u.shown(header.Name)
+	if len(parts) > 0 {
+		if err := u.enter(parts[:len(parts)-1]); err != nil {
+			return err
+		}
+		made, err := u.makeDir(parts[len(parts)-1])
+		if err == nil {
+			err = u.enter(parts)
+		}
+		if err != nil {
+			return fail(shown, err)
+		}
+		fd := u.stack[len(u.stack)-1].fd
+		if owner != nil && (made || u.keep) {
+			if err := syscall.Fchown(fd, int(owner.UID), int(owner.GID)); err != nil {
+				return fail(shown, err)
+			}
+		}
+	} else if err := u.pop(1); err != nil {
+		return err
+	}
+	last := &u.stack[len(u.stack)-1]
+	mtime := mtimeOf(header)
+	last.mtime = &mtime
+	return fail(shown, syscall.Fchmod(last.fd, modeOf(header)))
+}
+
+// makeDir makes a directory if there is none, in place of what else is there. A link to a directory is one, unless the archive has made it.
+func (u *unpacker) makeDir(name string) (made bool, err error) {
+	dir := u.stack[len(u.stack)-1].fd
+	if err = syscall.Mkdirat(dir, name, 0o700); err != syscall.EEXIST {
+		return err == nil, err
+	}
+	fd, err := u.open(dir, name)
+	if err == nil {
+		syscall.Close(fd)
+		return false, nil
+	}
+	if err != syscall.ENOTDIR && err != syscall.ENOENT && err != errOwnLink {
+		return false, err
+	}
+	if err := unlinkat(dir, name, 0); err != nil {
+		return false, err
+	}
+	return true, syscall.Mkdirat(dir, name, 0o700)
+}

@@ -1,0 +1,205 @@
+package files
+
+import (
+	"context"
+	"errors"
+	"os"
+	"slices"
+	"syscall"
+	"time"
+)
+
+// Event is a change below a watched directory, or with type idle that there was none for a while.
+type Event struct {
+	Type string // created, modified, deleted, moved, attributes, overflow, idle
+	Path string
+	From string // of moved
+}
+
+const (
+	// moveWait is how long the second half of a move is waited for: the kernel writes both at once, but not in one step.
+	moveWait = 20 * time.Millisecond
+	// batch is how many events are reported together, at most.
+	batch = 512
+)
+
+// Watcher reports what happens in a directory, and with recursive below it.
+type Watcher struct {
+	tree   watchTree
+	file   *os.File // of inotify
+	queue  []change
+	buffer []byte
+	events []Event
+	report func([]Event) error
+}
+
+var errEnd = errors.New("the directory is gone")
+
+// Watch begins to watch the directory at path.
+func Watch(path string, recursive bool) (*Watcher, error) {
+	fd, err := syscall.InotifyInit1(syscall.IN_CLOEXEC | syscall.IN_NONBLOCK)
+	if err != nil {
+		return nil, cannotWatch(path, err.Error())
+	}
+	w := &Watcher{file: os.NewFile(uintptr(fd), "inotify"), buffer: make([]byte, 64<<10)}
+	w.tree = watchTree{inotify: fd, root: path, recursive: recursive, paths: map[int32]string{}, listed: map[string]bool{}, found: w.created}
+	if err := w.tree.start(); err != nil {
+		w.Close()
+		return nil, err
+	}
+	return w, nil
+}
+
+// Close frees the kernel's memory of it. Run must have returned.
+func (w *Watcher) Close() { w.file.Close() }
+
+// Run reports events as they come, several at a time, until ctx is done, the directory is gone (then it returns nil) or report fails. After each
+// idle time of silence it reports that.
+func (w *Watcher) Run(ctx context.Context, idle time.Duration, report func([]Event) error) error {
+	w.report = report
+	defer context.AfterFunc(ctx, func() { w.file.SetReadDeadline(time.Unix(1, 0)) })()
+	for {
+		for len(w.queue) > 0 {
+			next := w.queue[0]
+			w.queue = w.queue[1:]
+			if err := w.handle(next); err == errEnd {
+				return w.flush()
+			} else if err != nil {
+				return err
+			}
+		}
+		if err := w.flush(); err != nil {
+			return err
+		}
+		w.tree.settle()
+		switch err := w.read(ctx, idle); {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			w.events = append(w.events, Event{Type: "idle"})
+		case err != nil:
+			return err
+		}
+	}
+}
+
+func (w *Watcher) flush() error {
+	if len(w.events) == 0 {
+		return nil
+	}
+	err := w.report(w.events)
+	w.events = w.events[:0]
+	return err
+}
+
+func (w *Watcher) emit(event Event) error {
+	w.events = append(w.events, event)
+	if len(w.events) < batch {
+		return nil
+	}
+	return w.flush()
+}
+
+func (w *Watcher) created(path string) error { return w.emit(Event{Type: "created", Path: path}) }
+
+// read waits up to timeout for changes.
+func (w *Watcher) read(ctx context.Context, timeout time.Duration) error {
+	w.file.SetReadDeadline(time.Now().Add(timeout))
+	if ctx.Err() != nil { // its deadline may have been ours that was just replaced
+		return ctx.Err()
+	}
+	n, err := w.file.Read(w.buffer)
+	if err == nil {
+		w.queue = append(w.queue, changesIn(w.buffer[:n])...)
+	}
+	return err
+}
+
+// handle reports a change.
+func (w *Watcher) handle(c change) error {
+	if c.mask&syscall.IN_Q_OVERFLOW != 0 {
+		if err := w.emit(Event{Type: "overflow", Path: w.tree.root}); err != nil {
+			return err
+		}
+		return w.lost(w.tree.addBelow(w.tree.root, 0, false))
+	}
+	dir, known := w.tree.paths[c.watch]
+	if !known {
+		return nil
+	}
+	root := c.watch == w.tree.rootWatch
+	if c.mask&syscall.IN_IGNORED != 0 {
+		delete(w.tree.paths, c.watch)
+	}
+	if c.mask&(syscall.IN_IGNORED|syscall.IN_DELETE_SELF|syscall.IN_MOVE_SELF|syscall.IN_UNMOUNT) != 0 && root {
+		return errEnd
+	}
+	path := dir
+	if c.name != "" {
+		path = join(dir, c.name)
+	} else if !root { // its parent's watch tells it too
+		return nil
+	}
+	isDir := c.mask&syscall.IN_ISDIR != 0
+	switch {
+	case c.mask&(syscall.IN_CREATE|syscall.IN_MOVED_TO) != 0:
+		return w.appeared(path, isDir)
+	case c.mask&syscall.IN_MOVED_FROM != 0:
+		return w.left(path, c, isDir)
+	case c.mask&syscall.IN_DELETE != 0:
+		delete(w.tree.listed, path)
+		return w.emit(Event{Type: "deleted", Path: path})
+	case c.mask&syscall.IN_MODIFY != 0:
+		return w.emit(Event{Type: "modified", Path: path})
+	case c.mask&syscall.IN_ATTRIB != 0:
+		return w.emit(Event{Type: "attributes", Path: path})
+	}
+	return nil
+}
+
+func (w *Watcher) appeared(path string, isDir bool) error {
+	if w.tree.listed[path] {
+		delete(w.tree.listed, path)
+		return nil
+	}
+	if err := w.created(path); err != nil || !isDir {
+		return err
+	}
+	return w.lost(w.tree.add(path, 1, true))
+}
+
+// left reports what has got another name, or has gone out of the tree.
+func (w *Watcher) left(path string, c change, isDir bool) error {
+	delete(w.tree.listed, path)
+	isOther := func(other change) bool { return other.mask&syscall.IN_MOVED_TO != 0 && other.cookie == c.cookie }
+	if len(w.queue) == 0 {
+		w.read(context.Background(), moveWait)
+	}
+	if i := slices.IndexFunc(w.queue, isOther); i >= 0 {
+		dir, known := w.tree.paths[w.queue[i].watch]
+		to := join(dir, w.queue[i].name)
+		w.queue = slices.Delete(w.queue, i, i+1)
+		if known {
+			if err := w.emit(Event{Type: "moved", Path: to, From: path}); err != nil || !isDir {
+				return err
+			}
+			if w.tree.moved(path, to) {
+				return nil
+			}
+			return w.lost(w.tree.add(to, 1, true))
+		}
+	}
+	if isDir {
+		w.tree.drop(path)
+	}
+	return w.emit(Event{Type: "deleted", Path: path})
+}
+
+// lost reports that a part of the tree is not watched, which is no reason to end.
+func (w *Watcher) lost(err error) error {
+	var limit *limitError
+	if errors.As(err, &limit) {
+		return w.emit(Event{Type: "overflow", Path: limit.path})
+	}
+	return err
+}

@@ -1,0 +1,172 @@
+package files
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"strings"
+	"syscall"
+	"unsafe"
+
+	"squib/agent/internal/process"
+)
+
+const (
+	// maxWatches bounds the directories of one watcher; each costs the kernel about a kilobyte.
+	maxWatches = 8192
+	// maxListed bounds what is remembered of new directories. Above it something may be reported twice.
+	maxListed = 1 << 16
+
+	watchMask = syscall.IN_CREATE | syscall.IN_MODIFY | syscall.IN_DELETE | syscall.IN_MOVED_FROM | syscall.IN_MOVED_TO | syscall.IN_ATTRIB |
+		syscall.IN_DELETE_SELF | syscall.IN_MOVE_SELF | syscall.IN_ONLYDIR | syscall.IN_EXCL_UNLINK
+)
+
+// watchTree is what inotify watches: one directory, or all of a tree.
+type watchTree struct {
+	inotify   int
+	root      string
+	rootWatch int32
+	recursive bool
+	paths     map[int32]string
+	// listed are paths in new directories that were found there: their creation may be in the queue too.
+	listed map[string]bool
+	found  func(path string) error
+}
+
+// limitError says that a directory is not watched.
+type limitError struct {
+	path    string
+	problem string
+}
+
+func (e *limitError) Error() string { return e.path + ": " + e.problem }
+
+func cannotWatch(path, problem string) error {
+	return refuse(process.Internal, path, "cannot be watched: "+problem)
+}
+
+func (t *watchTree) start() error {
+	watch, err := syscall.InotifyAddWatch(t.inotify, t.root, watchMask)
+	if err == syscall.ENOSPC {
+		return cannotWatch(t.root, "the guest's kernel allows no more watches")
+	}
+	if err != nil {
+		return fail(t.root, err)
+	}
+	t.rootWatch = int32(watch)
+	t.paths[t.rootWatch] = t.root
+	err = t.addBelow(t.root, 0, false)
+	if limit, ok := err.(*limitError); ok {
+		return cannotWatch(limit.path, limit.problem)
+	}
+	return err
+}
+
+// add watches the directory at path and those below it. If it is fresh, what is in it is told to found. What has vanished since is passed over.
+func (t *watchTree) add(path string, depth int, fresh bool) error {
+	if !t.recursive {
+		return nil
+	}
+	if len(t.paths) >= maxWatches {
+		return &limitError{path, fmt.Sprintf("there are more than %d directories", maxWatches)}
+	}
+	watch, err := syscall.InotifyAddWatch(t.inotify, path, watchMask|syscall.IN_DONT_FOLLOW)
+	if err == syscall.ENOSPC {
+		return &limitError{path, "the guest's kernel allows no more watches"}
+	}
+	if err != nil || int32(watch) == t.rootWatch { // (the root can be mounted below itself)
+		return nil
+	}
+	t.paths[int32(watch)] = path
+	return t.addBelow(path, depth, fresh)
+}
+
+func (t *watchTree) addBelow(path string, depth int, fresh bool) error {
+	if !t.recursive {
+		return nil
+	}
+	if depth > maxDepth {
+		return &limitError{path, fmt.Sprintf("directories are nested deeper than %d", maxDepth)}
+	}
+	fd, err := openat(atFdCwd, path, syscall.O_RDONLY|syscall.O_DIRECTORY, 0)
+	if err != nil {
+		return nil
+	}
+	defer syscall.Close(fd)
+	err = eachEntry(fd, func(name string) error {
+		entry := join(path, name)
+		if fresh && !t.listed[entry] {
+			if len(t.listed) < maxListed {
+				t.listed[entry] = true
+			}
+			if err := t.found(entry); err != nil {
+				return err
+			}
+		}
+		var st syscall.Stat_t
+		if fstatat(fd, name, &st, atSymlinkNoFollow) != nil || !isType(&st, syscall.S_IFDIR) {
+			return nil
+		}
+		return t.add(entry, depth+1, fresh)
+	})
+	if _, gone := err.(syscall.Errno); gone {
+		return nil
+	}
+	return err
+}
+
+// moved follows a directory to its new path. It returns whether it was watched.
+func (t *watchTree) moved(from, to string) (watched bool) {
+	for watch, path := range t.paths {
+		if path == from || strings.HasPrefix(path, from+"/") {
+			t.paths[watch] = to + path[len(from):]
+			watched = true
+		}
+	}
+	return watched || !t.recursive
+}
+
+// drop stops to watch a directory that is not below the root any more.
+func (t *watchTree) drop(dir string) {
+	for watch, path := range t.paths {
+		if path == dir || strings.HasPrefix(path, dir+"/") {
+			syscall.InotifyRmWatch(t.inotify, uint32(watch))
+			delete(t.paths, watch)
+		}
+	}
+}
+
+// settle is called when all changes that were read are handled. If none is left to be read, none can repeat what was listed.
+func (t *watchTree) settle() {
+	if len(t.listed) == 0 {
+		return
+	}
+	var unread int32
+	syscall.Syscall(syscall.SYS_IOCTL, uintptr(t.inotify), syscall.TIOCINQ, uintptr(unsafe.Pointer(&unread)))
+	if unread == 0 {
+		clear(t.listed)
+	}
+}
+
+// change is an event of inotify.
+type change struct {
+	watch  int32
+	mask   uint32
+	cookie uint32
+	name   string
+}
+
+// changesIn reads a buffer of inotify's.
+func changesIn(b []byte) (changes []change) {
+	for len(b) >= syscall.SizeofInotifyEvent {
+		c := change{
+			watch: int32(binary.NativeEndian.Uint32(b)), mask: binary.NativeEndian.Uint32(b[4:]), cookie: binary.NativeEndian.Uint32(b[8:]),
+		}
+		end := syscall.SizeofInotifyEvent + int(binary.NativeEndian.Uint32(b[12:]))
+		name, _, _ := bytes.Cut(b[syscall.SizeofInotifyEvent:end], []byte{0})
+		c.name = string(name)
+		changes = append(changes, c)
+		b = b[end:]
+	}
+	return changes
+}

@@ -1,0 +1,311 @@
+package server
+
+import (
+	"math"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"squib/agent/internal/files"
+	"squib/agent/internal/process"
+)
+
+// lengthHeader says how many bytes of a file follow. It is not Content-Length, which has every frame of the body go through the
+// host's HTTP/2 library.
+const lengthHeader = "Squib-Length"
+
+// maxPath is the kernel's limit.
+const maxPath = 4095
+
+// query reads the query of a request about files. The first thing in it that cannot be read is err.
+type query struct {
+	url.Values
+	err error
+}
+
+func queryOf(r *http.Request) *query {
+	values, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		err = badRequest("query: " + err.Error())
+	}
+	return &query{values, err}
+}
+
+func (q *query) refuse(err error) {
+	if q.err == nil {
+		q.err = err
+	}
+}
+
+// path is the path that the request is about.
+func (q *query) path() string {
+	path := q.Get("path")
+	q.refuse(checkPath("path", path))
+	return path
+}
+
+func checkPath(name, path string) error {
+	if !strings.HasPrefix(path, "/") || strings.Contains(path, "\x00") {
+		return badRequest(name + ": " + strconv.Quote(path) + " is not an absolute path")
+	}
+	if len(path) > maxPath {
+		return badRequest(name + " is longer than " + strconv.Itoa(maxPath) + " bytes")
+	}
+	return nil
+}
+
+func (q *query) flag(name string, fallback bool) bool {
+	switch q.Get(name) {
+	case "":
+		return fallback
+	case "0", "1":
+		return q.Get(name) == "1"
+	}
+	q.refuse(badRequest(name + " must be 0 or 1"))
+	return false
+}
+
+// number is a size in bytes.
+func (q *query) number(name string, fallback int64) int64 {
+	if !q.Has(name) {
+		return fallback
+	}
+	n, err := strconv.ParseInt(q.Get(name), 10, 64)
+	if err != nil || n < 0 {
+		q.refuse(badRequest(name + " must be 0 or more"))
+	}
+	return n
+}
+
+// time is a time in nanoseconds since 1970, or nil.
+func (q *query) time(name string) *int64 {
+	if !q.Has(name) {
+		return nil
+	}
+	n, err := strconv.ParseInt(q.Get(name), 10, 64)
+	if err != nil {
+		q.refuse(badRequest(name + " must be a number of nanoseconds"))
+	}
+	return &n
+}
+
+// attributes reads the mode and the owner of what is to be made; empty strings ask for neither.
+func (s *Server) attributes(mode, user string) (want files.Attributes, err error) {
+	if mode != "" {
+		bits, err := strconv.ParseUint(mode, 8, 32)
+		if err != nil || bits > 0o7777 {
+			return want, badRequest("mode must be octal digits, at most 7777")
+		}
+		mode := uint32(bits)
+		want.Mode = &mode
+	}
+	want.Owner, err = s.owner(user)
+	return want, err
+}
+
+func (s *Server) owner(user string) (*files.Owner, error) {
+	if user == "" {
+		return nil, nil
+	}
+	account, err := s.config.Accounts.Lookup(user)
+	if err != nil {
+		return nil, err
+	}
+	return &files.Owner{UID: account.UID, GID: account.GID}, nil
+}
+
+func (s *Server) readFile(w http.ResponseWriter, r *http.Request) error {
+	q := queryOf(r)
+	path := q.path()
+	offset, length := q.number("offset", 0), q.number("length", math.MaxInt64)
+	if q.err != nil {
+		return q.err
+	}
+	file, err := files.Open(path, offset, length)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	w.Header().Set("Content-Type", "application/octet-stream")
+	if file.Length >= 0 {
+		w.Header().Set(lengthHeader, strconv.FormatInt(file.Length, 10))
+	}
+	if _, err := file.WriteTo(w); err != nil {
+		panic(http.ErrAbortHandler) // RST_STREAM: a body that has begun cannot say what went wrong
+	}
+	return nil
+}
+
+func (s *Server) writeFile(w http.ResponseWriter, r *http.Request) error {
+	q := queryOf(r)
+	path := q.path()
+	parents := q.flag("parents", false)
+	mtime := q.time("mtime_ns")
+	if q.err != nil {
+		return q.err
+	}
+	want, err := s.attributes(q.Get("mode"), q.Get("user"))
+	if err != nil {
+		return err
+	}
+	want.Mtime = mtime
+	info, err := files.Write(path, r.Body, want, parents)
+	if err != nil {
+		return err
+	}
+	return s.describe(w, info)
+}
+
+func (s *Server) removeFile(w http.ResponseWriter, r *http.Request) error {
+	q := queryOf(r)
+	path := q.path()
+	recursive := q.flag("recursive", false)
+	if q.err != nil {
+		return q.err
+	}
+	if err := files.Remove(path, recursive); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (s *Server) statFile(w http.ResponseWriter, r *http.Request) error {
+	q := queryOf(r)
+	path := q.path()
+	follow := q.flag("follow", true)
+	if q.err != nil {
+		return q.err
+	}
+	info, err := files.Stat(path, follow)
+	if err != nil {
+		return err
+	}
+	return s.describe(w, info)
+}
+
+func (s *Server) describe(w http.ResponseWriter, info files.Info) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.Write(append(appendInfo(nil, info, namesOf(s.config.Accounts)), '\n'))
+	return nil
+}
+
+func (s *Server) listFiles(w http.ResponseWriter, r *http.Request) error {
+	q := queryOf(r)
+	path := q.path()
+	if q.err != nil {
+		return q.err
+	}
+	dir, err := files.OpenDir(path)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	names := namesOf(s.config.Accounts)
+	w.Header().Set("Content-Type", ndjson)
+	lines := make([]byte, 0, lineBuffer)
+	err = dir.Each(func(info files.Info) error {
+		lines = append(appendInfo(lines, info, names), '\n')
+		if len(lines) < lineBuffer/2 {
+			return nil
+		}
+		_, err := w.Write(lines)
+		lines = lines[:0]
+		return err
+	})
+	if err != nil {
+		panic(http.ErrAbortHandler)
+	}
+	w.Write(append(lines, "{\"end\":true}\n"...))
+	return nil
+}
+
+func (s *Server) makeDirectory(w http.ResponseWriter, r *http.Request) error {
+	var request struct {
+		Path    text  `json:"path"`
+		Mode    *text `json:"mode"`
+		User    *text `json:"user"`
+		Parents bool  `json:"parents"`
+	}
+	if err := decode(w, r, &request); err != nil {
+		return err
+	}
+	if err := checkPath("path", string(request.Path)); err != nil {
+		return err
+	}
+	want, err := s.attributes(orEmpty(request.Mode), orEmpty(request.User))
+	if err != nil {
+		return err
+	}
+	if err := files.Mkdir(string(request.Path), want, request.Parents); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func orEmpty(t *text) string {
+	if t == nil {
+		return ""
+	}
+	return string(*t)
+}
+
+func (s *Server) renameFile(w http.ResponseWriter, r *http.Request) error {
+	var request struct {
+		From text `json:"from"`
+		To   text `json:"to"`
+	}
+	if err := decode(w, r, &request); err != nil {
+		return err
+	}
+	for name, path := range map[string]text{"from": request.From, "to": request.To} {
+		if err := checkPath(name, string(path)); err != nil {
+			return err
+		}
+	}
+	if err := files.Rename(string(request.From), string(request.To)); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+const (
+	ndjson = "application/x-ndjson"
+	// lineBuffer is about how much of a listing is sent in one piece.
+	lineBuffer = 64 << 10
+)
+
+func namesOf(accounts process.Accounts) files.Names {
+	users, groups := accounts.Names()
+	return files.Names{Users: users, Groups: groups}
+}
+
+// appendInfo appends a file's description as JSON.
+func appendInfo(b []byte, info files.Info, names files.Names) []byte {
+	b = appendQuoted(append(b, `{"name":`...), info.Name)
+	b = appendQuoted(append(b, `,"type":`...), info.Type)
+	b = strconv.AppendInt(append(b, `,"size":`...), info.Size, 10)
+	b = strconv.AppendUint(append(b, `,"mode":`...), uint64(info.Mode), 10)
+	b = strconv.AppendUint(append(b, `,"uid":`...), uint64(info.UID), 10)
+	b = strconv.AppendUint(append(b, `,"gid":`...), uint64(info.GID), 10)
+	b = appendName(append(b, `,"user":`...), names.Users, info.UID)
+	b = appendName(append(b, `,"group":`...), names.Groups, info.GID)
+	b = strconv.AppendInt(append(b, `,"mtime_ns":`...), info.MtimeNS, 10)
+	b = append(b, `,"link_target":`...)
+	if info.LinkTarget == nil {
+		b = append(b, "null"...)
+	} else {
+		b = appendQuoted(b, *info.LinkTarget)
+	}
+	return append(b, '}')
+}
+
+func appendName(b []byte, names map[uint32]string, id uint32) []byte {
+	if name, known := names[id]; known {
+		return appendQuoted(b, name)
+	}
+	return append(b, "null"...)
+}

@@ -1,0 +1,58 @@
+package server
+
+import (
+	"io"
+	"net/http"
+
+	"squib/agent/internal/files"
+)
+
+func (s *Server) readTar(w http.ResponseWriter, r *http.Request) error {
+	q := queryOf(r)
+	paths := q.Values["path"]
+	if len(paths) == 0 {
+		q.refuse(badRequest("path is missing"))
+	}
+	for _, path := range paths {
+		q.refuse(checkPath("path", path))
+	}
+	if q.err != nil {
+		return q.err
+	}
+	packer, err := files.NewPacker(paths, namesOf(s.config.Accounts))
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/x-tar")
+	if packer.Pack(w) != nil {
+		panic(http.ErrAbortHandler)
+	}
+	return nil
+}
+
+func (s *Server) writeTar(w http.ResponseWriter, r *http.Request) error {
+	q := queryOf(r)
+	path, keep := q.path(), q.flag("keep_owner", false)
+	unpack := files.Unpack
+	if q.flag("create", false) {
+		unpack = files.UnpackNew
+	}
+	owner, err := s.owner(q.Get("user"))
+	q.refuse(err)
+	if owner != nil && keep {
+		q.refuse(badRequest("user and keep_owner exclude each other"))
+	}
+	if q.err != nil {
+		return q.err
+	}
+	count, err := unpack(path, r.Body, owner, keep)
+	if err != nil {
+		return err
+	}
+	// What pads the archive has to be read, or the answer would come with a reset of the stream.
+	io.CopyN(io.Discard, r.Body, maxPadding)
+	return answer(w, count)
+}
+
+// maxPadding is how much may follow the end of an archive: tar programs fill up to whole records.
+const maxPadding = 1 << 20

@@ -1,0 +1,143 @@
+"""``/v1/vms/{ref}/files``: the files of a guest, with the queries, bodies and answers of its agent
+(``protocol/agent.md``).
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request
+from starlette.responses import Response
+
+from squib.api.context import EngineDep, Ref
+from squib.api.schema import MkdirRequest, RenameRequest, TarResult
+from squib.api.streams import PassedOn
+from squib.core import files
+from squib.errors import InvalidArgument
+from squib.guestfiles import decode_query
+from squib.models import FileInfo
+
+router = APIRouter(prefix="/vms/{ref}/files", tags=["files"])
+
+BYTES, NDJSON, TAR = "application/octet-stream", "application/x-ndjson", "application/x-tar"
+_PATH = "an absolute path in the guest: its bytes, percent-encoded"
+_BODY = {"requestBody": {"required": True, "content": {BYTES: {"schema": {"type": "string", "format": "binary"}}}}}
+_TAR_BODY = {"requestBody": {"required": True, "content": {TAR: {"schema": {"type": "string", "format": "binary"}}}}}
+
+
+def _paths(request: Request, path: Annotated[list[str], Query(description=_PATH)]) -> list[str]:
+    """The paths of the query with all their bytes, which FastAPI's are not."""
+    return [value for name, value in decode_query(request.scope["query_string"]) if name == "path"]
+
+
+def _path(paths: Annotated[list[str], Depends(_paths)]) -> str:
+    if len(paths) != 1:
+        raise InvalidArgument(f"path: there are {len(paths)} of them, and one is needed")
+    return paths[0]
+
+
+def _user(
+    request: Request, user: Annotated[str | None, Query(description="who owns it, as in exec")] = None
+) -> str | None:
+    found = [value for name, value in decode_query(request.scope["query_string"]) if name == "user"]
+    return found[-1] if found else None
+
+
+Path = Annotated[str, Depends(_path)]
+Paths = Annotated[list[str], Depends(_paths)]
+User = Annotated[str | None, Depends(_user)]
+Mode = Annotated[str | None, Query(pattern="^[0-7]{1,4}$", description="octal digits")]
+Size = Annotated[int, Query(ge=0, lt=1 << 63)]
+Parents = Annotated[bool, Query(description="make missing directories above it")]
+
+
+def _described(info: FileInfo) -> Response:
+    """In ASCII: a name may hold what is no UTF-8."""
+    return Response(json.dumps(info.model_dump(mode="json")).encode("ascii"), media_type="application/json")
+
+
+@router.get("", response_class=Response, responses={200: {"content": {BYTES: {}}}})
+async def read(
+    engine: EngineDep,
+    ref: Ref,
+    path: Path,
+    offset: Size = 0,
+    length: Annotated[int | None, Query(ge=0, lt=1 << 63)] = None,
+) -> Response:
+    """The bytes of a regular file. An answer that breaks off ends before its content-length."""
+    return PassedOn(await files.read(engine, ref, path, offset=offset, length=length), BYTES)
+
+
+@router.put("", response_model=FileInfo, openapi_extra=_BODY)
+async def write(
+    engine: EngineDep,
+    ref: Ref,
+    path: Path,
+    request: Request,
+    user: User,
+    mode: Mode = None,
+    parents: Parents = False,
+    mtime_ns: Annotated[int | None, Query(ge=-(1 << 63), lt=1 << 63, description="its time; by default now")] = None,
+) -> Response:
+    """Make the body a file, in one step, and describe it. A client that leaves before the end has changed nothing."""
+    return _described(
+        await files.write(engine, ref, path, request.stream(), mode=mode, user=user, parents=parents, mtime_ns=mtime_ns)
+    )
+
+
+@router.delete("", status_code=204)
+async def remove(engine: EngineDep, ref: Ref, path: Path, recursive: bool = False) -> None:
+    """Remove a file, or a directory: with ``recursive``, one with entries too."""
+    await files.remove(engine, ref, path, recursive=recursive)
+
+
+@router.get("/stat", response_model=FileInfo)
+async def stat(engine: EngineDep, ref: Ref, path: Path, follow: bool = True) -> Response:
+    """Describe a file, or with ``follow=false`` a symbolic link itself."""
+    return _described(await files.stat(engine, ref, path, follow=follow))
+
+
+@router.get("/list", response_class=Response, responses={200: {"content": {NDJSON: {}}}})
+async def list_directory(engine: EngineDep, ref: Ref, path: Path) -> Response:
+    """The entries of a directory, a `FileInfo` a line, in no order, then ``{"end": true}``."""
+    return PassedOn(await files.list_directory(engine, ref, path), NDJSON)
+
+
+@router.post("/mkdir", status_code=204)
+async def mkdir(engine: EngineDep, ref: Ref, body: MkdirRequest) -> None:
+    """Make a directory."""
+    await files.mkdir(engine, ref, body.path, mode=body.mode, user=body.user, parents=body.parents)
+
+
+@router.post("/rename", status_code=204)
+async def rename(engine: EngineDep, ref: Ref, body: RenameRequest) -> None:
+    """Give a file another name; a file that has it is replaced."""
+    await files.rename(engine, ref, body.source, body.target)
+
+
+@router.get("/watch", response_class=Response, responses={200: {"content": {NDJSON: {}}}})
+async def watch(engine: EngineDep, ref: Ref, path: Path, recursive: bool = False) -> Response:
+    """What happens in a directory, an event a line, until the client goes away."""
+    return PassedOn(await files.watch(engine, ref, path, recursive=recursive), NDJSON)
+
+
+@router.get("/tar", response_class=Response, responses={200: {"content": {TAR: {}}}})
+async def read_tar(engine: EngineDep, ref: Ref, path: Paths) -> Response:
+    """Files and directories with all below them, as a tar. The guest may have put anything in it."""
+    return PassedOn(await files.read_tar(engine, ref, path), TAR)
+
+
+@router.put("/tar", openapi_extra=_TAR_BODY)
+async def write_tar(
+    engine: EngineDep,
+    ref: Ref,
+    path: Path,
+    request: Request,
+    user: User,
+    keep_owner: bool = False,
+    create: Annotated[bool, Query(description="the directory does not exist: it appears with all of the tar")] = False,
+) -> TarResult:
+    """Unpack a tar below a directory."""
+    counts = await files.write_tar(engine, ref, path, request.stream(), user=user, keep_owner=keep_owner, create=create)
+    return TarResult(**counts)

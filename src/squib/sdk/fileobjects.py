@@ -1,0 +1,289 @@
+"""Files of a guest as file objects: what `Files.open` and `AsyncFiles.open` return."""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import io
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from types import TracebackType
+from typing import IO, Any, Literal, Self
+
+from squib.errors import InvalidArgument, NotAFile
+from squib.guestfiles import GuestPath, check_path
+from squib.models import FileInfo, FileType
+from squib.sdk.chunks import CHUNK_BYTES
+from squib.sdk.fileclient import FileClient
+from squib.sdk.portal import Portal
+
+Mode = Literal["r", "rb", "w", "wb"]
+
+_BUFFER_BYTES = 1 << 20
+_WHENCE = "whence has to be 0, 1 or 2"
+
+
+class Reader:
+    """Reads a file in order: one request, whose answer is read as far as it is asked for."""
+
+    def __init__(self, chunks: AsyncGenerator[bytes, None]) -> None:
+        self._chunks = chunks
+        self._rest = bytearray()
+
+    async def read(self, size: int) -> bytes:
+        """``size`` bytes, fewer at the end; all if it is negative."""
+        while size < 0 or len(self._rest) < size:
+            chunk = await anext(self._chunks, None)
+            if chunk is None:
+                break
+            self._rest += chunk
+        size = len(self._rest) if size < 0 else size
+        piece = bytes(self._rest[:size])
+        del self._rest[:size]
+        return piece
+
+    async def close(self) -> None:
+        """Stop the guest."""
+        await self._chunks.aclose()
+
+
+class Writer:
+    """Writes a file in order: one request, whose body is what is written."""
+
+    def __init__(self, client: FileClient, path: GuestPath) -> None:
+        self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=1)
+        self._buffer = bytearray()
+        self._writing = asyncio.create_task(client.write(path, self._chunks()), name="write a file")
+
+    async def write(self, data: bytes) -> None:
+        """Take ``data``. Raises what the guest says, as soon as it is known."""
+        self._buffer += data
+        if len(self._buffer) >= CHUNK_BYTES:
+            piece = bytes(self._buffer)
+            self._buffer.clear()
+            await self._put(piece)
+
+    async def close(self) -> FileInfo:
+        """The file appears. Raises what the guest says."""
+        if self._buffer:
+            await self._put(bytes(self._buffer))
+        await self._put(None)
+        return await self._writing
+
+    async def discard(self) -> None:
+        """The file does not appear. Idempotent."""
+        self._writing.cancel()
+        await asyncio.gather(self._writing, return_exceptions=True)
+
+    async def _put(self, piece: bytes | None) -> None:
+        putting = asyncio.ensure_future(self._pieces.put(piece))
+        await asyncio.wait({putting, self._writing}, return_when=asyncio.FIRST_COMPLETED)
+        if not putting.done():
+            putting.cancel()
+            self._writing.result()
+
+    async def _chunks(self) -> AsyncGenerator[bytes, None]:
+        while (piece := await self._pieces.get()) is not None:
+            yield piece
+
+
+class AsyncFile:
+    """An open file of a guest, read or written in order. Use it as an async context manager, or `aclose` it."""
+
+    def __init__(self, reader: Reader | None, writer: Writer | None, encoding: str | None, errors: str) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._encoding = encoding
+        self._errors = errors
+        self._decoder = codecs.getincrementaldecoder(encoding)(errors) if encoding else None
+        self._text = ""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._writer and kind:
+            await self._writer.discard()
+            self._writer = None
+        await self.aclose()
+
+    async def read(self, size: int = -1) -> Any:
+        """``size`` bytes (or characters, in a text mode), fewer at the end; all that is left by default."""
+        if self._reader is None:
+            raise io.UnsupportedOperation("the file is not open for reading")
+        if self._decoder is None:
+            return await self._reader.read(size)
+        while size < 0 or len(self._text) < size:
+            data = await self._reader.read(CHUNK_BYTES)
+            self._text += self._decoder.decode(data, final=not data)
+            if not data:
+                break
+        size = len(self._text) if size < 0 else size
+        piece, self._text = self._text[:size], self._text[size:]
+        return piece
+
+    async def write(self, data: Any) -> int:
+        """Write bytes (or text, in a text mode); returns how many."""
+        if self._writer is None:
+            raise io.UnsupportedOperation("the file is not open for writing")
+        await self._writer.write(data.encode(self._encoding, self._errors) if self._encoding else bytes(data))
+        return len(data)
+
+    async def aclose(self) -> None:
+        """Close it; a file that was written appears. Idempotent. Raises what the guest says."""
+        reader, writer = self._reader, self._writer
+        self._reader = self._writer = None
+        if reader:
+            await reader.close()
+        if writer:
+            try:
+                await writer.close()
+            except BaseException:
+                await writer.discard()
+                raise
+
+
+async def open_async(client: FileClient, path: GuestPath, mode: Mode, encoding: str, errors: str) -> AsyncFile:
+    """See `AsyncFiles.open`."""
+    check_mode(mode)
+    text = None if mode.endswith("b") else encoding
+    if mode.startswith("w"):
+        check_path(path)
+        return AsyncFile(None, Writer(client, path), text, errors)
+    await _check_readable(client, path)
+    return AsyncFile(Reader(client.read(path)), None, text, errors)
+
+
+def check_mode(mode: str) -> None:
+    """Raises `InvalidArgument` for a mode that there is not."""
+    if mode not in ("r", "rb", "w", "wb"):
+        raise InvalidArgument(f"mode: {mode!r} is none of r, rb, w, wb")
+
+
+async def _check_readable(client: FileClient, path: GuestPath) -> FileInfo:
+    info = await client.stat(path)
+    if info.type is not FileType.FILE:
+        raise NotAFile(f"{check_path(path)!r} is a {info.type}, not a regular file")
+    return info
+
+
+class _RawReader(io.RawIOBase):
+    """A file that is read in pieces, each a request of its own: it can be read from anywhere."""
+
+    def __init__(self, portal: Portal, client: FileClient, path: GuestPath) -> None:
+        self._portal, self._client, self._path = portal, client, path
+        portal.run(_check_readable(client, path))
+        self.name = check_path(path)
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        if whence not in (io.SEEK_SET, io.SEEK_CUR, io.SEEK_END):
+            raise ValueError(_WHENCE)
+        base = self._at if whence == io.SEEK_CUR else 0
+        if whence == io.SEEK_END:
+            base = self._portal.run(self._client.stat(self._path)).size
+        if base + offset < 0:
+            raise ValueError(f"negative seek position {base + offset}")
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer: Any, /) -> int:
+        view = memoryview(buffer).cast("B")
+        data = self._portal.run(self._read(len(view)))
+        view[: len(data)] = data
+        return len(data)
+
+    def readall(self) -> bytes:
+        return self._portal.run(self._read(None))
+
+    async def _read(self, length: int | None) -> bytes:
+        async with aclosing(self._client.read(self._path, offset=self._at, length=length)) as chunks:
+            data = b"".join([chunk async for chunk in chunks])
+        self._at += len(data)
+        return data
+
+
+class _RawWriter(io.RawIOBase):
+    """A file that is written in order, and appears when this is closed."""
+
+    def __init__(self, portal: Portal, client: FileClient, path: GuestPath) -> None:
+        self.name = check_path(path)
+        self._portal = portal
+        self._writer = portal.run(_make_writer(client, path))
+        self._discarded = False
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        if not self._discarded:
+            self._portal.run(self._writer.write(bytes(data)))
+        return len(data)
+
+    def discard(self) -> None:
+        self._discarded = True
+        self._portal.run(self._writer.discard())
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        try:
+            if not self._discarded:
+                self._portal.run(self._writer.close())
+        except BaseException:
+            self.discard()
+            raise
+        finally:
+            super().close()
+
+
+async def _make_writer(client: FileClient, path: GuestPath) -> Writer:
+    return Writer(client, path)
+
+
+class _BinaryWriter(io.BufferedWriter):
+    def __init__(self, raw: _RawWriter) -> None:
+        super().__init__(raw, CHUNK_BYTES)
+        self._sink = raw
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind:
+            self._sink.discard()
+        self.close()
+
+
+class _TextWriter(io.TextIOWrapper):
+    def __init__(self, raw: _RawWriter, encoding: str, errors: str) -> None:
+        super().__init__(io.BufferedWriter(raw, CHUNK_BYTES), encoding, errors, newline="\n")
+        self._sink = raw
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind:
+            self._sink.discard()
+        self.close()
+
+
+def open_sync(portal: Portal, client: FileClient, path: GuestPath, mode: Mode, encoding: str, errors: str) -> IO[Any]:
+    """See `Files.open`."""
+    check_mode(mode)
+    match mode:
+        case "rb":
+            return io.BufferedReader(_RawReader(portal, client, path), _BUFFER_BYTES)
+        case "r":
+            raw = io.BufferedReader(_RawReader(portal, client, path), _BUFFER_BYTES)
+            return io.TextIOWrapper(raw, encoding, errors, newline="\n")
+        case "wb":
+            return _BinaryWriter(_RawWriter(portal, client, path))
+        case "w":
+            return _TextWriter(_RawWriter(portal, client, path), encoding, errors)

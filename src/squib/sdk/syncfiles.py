@@ -1,0 +1,110 @@
+"""`Files`: the files of a VM, for programs without an event loop. Every method is that of `AsyncFiles`, waited for."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import IO, Any
+
+from squib.guestfiles import GuestPath
+from squib.models import FileInfo, OnProgress
+from squib.sdk.chunks import Data
+from squib.sdk.fileobjects import Mode, open_sync
+from squib.sdk.files import AsyncFiles, LocalPath
+from squib.sdk.portal import Portal
+from squib.sdk.result import Copied
+from squib.sdk.watching import Watch
+
+
+class Files:
+    """The files of a VM: `VM.files`. See `AsyncFiles` for paths and errors.
+
+    vm.files.write("/etc/motd", "hello\\n")
+    with vm.files.open("/var/log/syslog") as file:
+        for line in file:
+            ...
+    """
+
+    def __init__(self, portal: Portal, files: AsyncFiles) -> None:
+        self._portal = portal
+        self._files = files
+
+    def read(self, path: GuestPath) -> bytes:
+        """See `AsyncFiles.read`."""
+        return self._portal.run(self._files.read(path))
+
+    def read_text(self, path: GuestPath, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """See `AsyncFiles.read_text`."""
+        return self._portal.run(self._files.read_text(path, encoding, errors))
+
+    def stream(self, path: GuestPath, offset: int = 0, length: int | None = None) -> Generator[bytes, None, None]:
+        """See `AsyncFiles.stream`."""
+        return self._portal.iterate(self._files.stream(path, offset, length))
+
+    def write(
+        self,
+        path: GuestPath,
+        data: Data,
+        mode: int | None = None,
+        owner: str | None = None,
+        parents: bool = False,
+    ) -> FileInfo:
+        """See `AsyncFiles.write`. Files and iterables are read on another thread."""
+        return self._portal.run(self._files.write(path, data, mode, owner, parents))
+
+    def open(self, path: GuestPath, mode: Mode = "r", *, encoding: str = "utf-8", errors: str = "strict") -> IO[Any]:
+        """A file object of `io`: ``r`` and ``rb`` read, from anywhere; ``w`` and ``wb`` write, in order.
+
+        What is written becomes the file, in one step, when the object is closed; if the with block raises, it does not.
+        """
+        return open_sync(self._portal, self._files._client, path, mode, encoding, errors)
+
+    def list(self, path: GuestPath) -> list[FileInfo]:
+        """See `AsyncFiles.list`."""
+        return self._portal.run(self._files.list(path))
+
+    def stat(self, path: GuestPath, follow_symlinks: bool = True) -> FileInfo:
+        """See `AsyncFiles.stat`."""
+        return self._portal.run(self._files.stat(path, follow_symlinks))
+
+    def exists(self, path: GuestPath) -> bool:
+        """See `AsyncFiles.exists`."""
+        return self._portal.run(self._files.exists(path))
+
+    def mkdir(self, path: GuestPath, parents: bool = False, mode: int | None = None, owner: str | None = None) -> None:
+        """See `AsyncFiles.mkdir`."""
+        self._portal.run(self._files.mkdir(path, parents, mode, owner))
+
+    def remove(self, path: GuestPath, recursive: bool = False, missing_ok: bool = False) -> None:
+        """See `AsyncFiles.remove`."""
+        self._portal.run(self._files.remove(path, recursive, missing_ok))
+
+    def rename(self, source: GuestPath, target: GuestPath) -> None:
+        """See `AsyncFiles.rename`."""
+        self._portal.run(self._files.rename(source, target))
+
+    def watch(self, path: GuestPath, recursive: bool = False) -> Watch:
+        """See `AsyncFiles.watch`. It is in place when this returns."""
+        return Watch(self._portal, self._files.watch(path, recursive))
+
+    def upload(
+        self,
+        source: LocalPath | Sequence[LocalPath],
+        target: GuestPath,
+        owner: str | None = None,
+        mode: int | None = None,
+        keep_owner: bool = False,
+        on_progress: OnProgress | None = None,
+    ) -> Copied:
+        """See `AsyncFiles.upload`. The callback is called on a thread of squib's."""
+        return self._portal.run(self._files.upload(source, target, owner, mode, keep_owner, on_progress))
+
+    def download(
+        self,
+        source: GuestPath | Sequence[GuestPath],
+        target: LocalPath,
+        keep_owner: bool = False,
+        unsafe_links: bool = False,
+        on_progress: OnProgress | None = None,
+    ) -> Copied:
+        """See `AsyncFiles.download`. The callback is called on a thread of squib's."""
+        return self._portal.run(self._files.download(source, target, keep_owner, unsafe_links, on_progress))

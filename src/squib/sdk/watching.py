@@ -1,0 +1,106 @@
+"""`AsyncWatch` and `Watch`: what happens in a directory of a guest, as it happens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+
+from squib.guestfiles import parse_event
+from squib.models import FileEvent
+from squib.sdk.portal import Portal
+
+_NO_EVENTS = ("ready", "idle")
+
+Lines = AsyncGenerator[dict[str, Any], None]
+
+
+class AsyncWatch:
+    """An iterator of `FileEvent`. It begins with its block, or else with the first event that is asked for.
+
+    Waiting for an event may be cancelled, and begun again. It ends with its block, with `aclose`, or when the directory
+    is gone.
+    """
+
+    def __init__(self, lines: Lines) -> None:
+        self._lines = lines
+        self._coming: asyncio.Task[dict[str, Any]] | None = None
+        self._ready = False
+
+    async def __aenter__(self) -> Self:
+        """Returns when the watch is in place: what happens from then on is told."""
+        try:
+            await self.ready()
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> FileEvent:
+        await self.ready()
+        while (line := await self._line()).get("type") == "idle":
+            pass
+        return parse_event(line)
+
+    async def ready(self) -> None:
+        """Wait until the watch is in place."""
+        while not self._ready:
+            self._ready = (await self._line()).get("type") == "ready"
+
+    async def aclose(self) -> None:
+        """End it. Idempotent."""
+        if self._coming:
+            self._coming.cancel()
+            await asyncio.wait({self._coming})
+            self._coming = None
+        await self._lines.aclose()
+
+    async def _line(self) -> dict[str, Any]:
+        if self._coming is None:
+            self._coming = asyncio.create_task(_next(self._lines), name="watch")
+        line = await asyncio.shield(self._coming)
+        self._coming = None
+        return line
+
+
+async def _next(lines: Lines) -> dict[str, Any]:
+    return await anext(lines)
+
+
+class Watch:
+    """`AsyncWatch` for programs without an event loop: it is in place when it is made."""
+
+    def __init__(self, portal: Portal, watch: AsyncWatch) -> None:
+        self._portal = portal
+        self._watch = watch
+        portal.run(watch.__aenter__())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> FileEvent:
+        with suppress(StopAsyncIteration):
+            return self._portal.run(self._watch.__anext__())
+        raise StopIteration
+
+    def close(self) -> None:
+        """See `AsyncWatch.aclose`."""
+        self._portal.run(self._watch.aclose())

@@ -1,0 +1,343 @@
+"""Files over HTTP: streams that are passed on, small requests, and what breaks off."""
+
+import asyncio
+import json
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from starlette.types import ASGIApp
+
+from squib.api.app import create_app
+from squib.api.guards import MAX_BODY_BYTES
+from squib.core import silence
+from squib.guest.http2 import STREAM_WINDOW_BYTES
+from tests.fakes.asgi import Request
+from tests.fakes.engine import Rig
+from tests.fakes.files import FakeFiles
+from tests.fakes.guest import running_vm
+
+Test = Callable[[ASGIApp, FakeFiles], Awaitable[None]]
+URL = "/v1/vms/web/files"
+ODD = ["a b", "new\nline", "\udcff\udcfe", "é", "a+b%2F&path=x#?;=", "-rf", "..."]
+
+
+@pytest.fixture
+def check(rig: Rig, tmp_path: Path) -> Callable[[Test], None]:
+    """Runs a test with an app, and the files of its guest."""
+    root = tmp_path / "guest"
+    root.mkdir()
+
+    def run(test: Test) -> None:
+        async def main() -> None:
+            async with asyncio.timeout(20), rig.engine() as engine, running_vm(engine, rig.config) as agent:
+                agent.files = FakeFiles(root)
+                await test(create_app(engine), agent.files)
+
+        asyncio.run(main())
+
+    return run
+
+
+Check = Callable[[Test], None]
+
+
+def at(path: str, **more: object) -> str:
+    """A query for ``path``."""
+    pairs = {"path": quote(os.fsencode(path)), **more}
+    return "?" + "&".join(f"{name}={value}" for name, value in pairs.items())
+
+
+async def send(app: ASGIApp, method: str, path: str, body: bytes | list[bytes] = b"", **options: Any) -> Request:
+    return await Request(method, URL + path, body, **options).send_to(app)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what another task does."""
+    while not condition():
+        await asyncio.sleep(0.002)
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_file_is_written_read_described_listed_moved_and_removed(check: Check, name: str) -> None:
+    async def test(app: ASGIApp, files: FakeFiles) -> None:
+        path = f"/d/{name}"
+        written = await send(app, "PUT", at(path, parents=1, mode="600", mtime_ns=5), [b"con", b"tent"])
+        assert (written.status, written.json["name"], written.json["mode"]) == (200, name, 0o600)
+        assert written.json["mtime_ns"] == 5 and "of_the_future" not in written.json
+        assert files.at(path).read_bytes() == b"content"
+        read = await send(app, "GET", at(path))
+        assert (read.status, bytes(read.received)) == (200, b"content")
+        assert dict(read.answered)["content-length"] == "7"
+        assert (await send(app, "GET", at(path, offset=2, length=3))).received == b"nte"
+        assert (await send(app, "GET", "/stat" + at(path))).json["name"] == name
+        lines = (await send(app, "GET", "/list" + at("/d"))).received.splitlines()
+        assert [json.loads(line).get("name") for line in lines] == [name, None]
+        moved = json.dumps({"from": path, "to": "/d/plain"}).encode()
+        assert (await send(app, "POST", "/rename", moved)).status == 204
+        assert os.listdir(files.at("/d")) == ["plain"]  # noqa: PTH208
+        assert (await send(app, "DELETE", at("/d"))).error["code"] == "directory_not_empty"
+        assert (await send(app, "DELETE", at("/d", recursive=1))).status == 204
+        assert (await send(app, "GET", at(path))).error["code"] == "no_such_file"
+
+    check(test)
+
+
+def test_directories_are_made(check: Check) -> None:
+    async def test(app: ASGIApp, files: FakeFiles) -> None:
+        body = json.dumps({"path": "/a/\udcff", "parents": True, "mode": "700", "user": "me"}).encode()
+        assert (await send(app, "POST", "/mkdir", body)).status == 204
+        assert files.at("/a/\udcff").stat().st_mode & 0o777 == 0o700
+        assert files.owners == {"/a/\udcff": "me"}
+        refused = await send(app, "POST", "/mkdir", b'{"path": "/a"}')
+        assert (refused.status, refused.error["code"]) == (409, "file_exists")
+
+    check(test)
+
+
+def test_links_are_described_themselves_if_asked_for(check: Check) -> None:
+    async def test(app: ASGIApp, files: FakeFiles) -> None:
+        files.at("/link").symlink_to("nowhere\udcff")
+        info = (await send(app, "GET", "/stat" + at("/link", follow="false"))).json
+        assert (info["type"], info["link_target"]) == ("symlink", "nowhere\udcff")
+        assert (await send(app, "GET", "/stat" + at("/link"))).error["code"] == "no_such_file"
+
+    check(test)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "problem"),
+    [
+        ("GET", "?path=etc/passwd", "absolute"),
+        ("GET", "?path=", "absolute"),
+        ("PUT", "?path=x", "absolute"),
+        ("DELETE", "?path=x", "absolute"),
+        ("GET", "/stat?path=x", "absolute"),
+        ("GET", "/list?path=x", "absolute"),
+        ("GET", "/watch?path=x", "absolute"),
+        ("GET", "/tar?path=/a&path=x", "absolute"),
+        ("PUT", "/tar?path=x", "absolute"),
+        ("GET", "?path=/a%00b", "NUL"),
+        ("GET", "?path=/" + "a" * 5000, "5001 bytes"),
+        ("GET", "", "path"),
+        ("GET", "?path=/a&path=/b", "2 of them"),
+        ("GET", "?path=/a&offset=-1", "offset"),
+        ("GET", "?path=/a&length=9223372036854775808", "length"),
+        ("PUT", "?path=/a&mode=rw", "mode"),
+        ("PUT", "?path=/a&mode=0o644", "mode"),
+        ("PUT", "?path=/a&mode=77777", "mode"),
+    ],
+)
+def test_what_is_no_path_does_not_reach_the_guest(check: Check, method: str, path: str, problem: str) -> None:
+    async def test(app: ASGIApp, files: FakeFiles) -> None:
+        request = await send(app, method, path, b"data")
+        assert (request.status, request.error["code"]) == (400, "invalid_argument")
+        assert problem in request.error["message"]
+        assert os.listdir(files.root) == []  # noqa: PTH208
+
+    check(test)
+
+
+@pytest.mark.parametrize("body", [{"path": "x"}, {"path": "/x", "mode": "rw"}, {"path": 5}, {}])
+def test_a_directory_that_is_none_is_refused(check: Check, body: object) -> None:
+    async def test(app: ASGIApp, files: FakeFiles) -> None:
+        request = await send(app, "POST", "/mkdir", json.dumps(body).encode())
+        assert (request.status, request.error["code"]) == (400, "invalid_argument")
+
+    check(test)
+
+
+@pytest.mark.parametrize("suffix", ["", "/tar"])
+def test_a_vm_that_does_not_run_has_no_files(rig: Rig, suffix: str) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(20), rig.engine() as engine:
+            app = create_app(engine)
+            config = json.dumps({"config": rig.config.model_dump(exclude_unset=True) | {"name": "web"}})
+            assert (await Request("POST", "/v1/vms", config.encode()).send_to(app)).status == 201
+            request = await send(app, "PUT", suffix + at("/x"), b"data")
+            assert (request.error["code"], request.error["hint"]) == ("wrong_state", "squib start web")
+
+    asyncio.run(main())
+
+
+def test_a_body_has_no_limit_and_is_not_gathered(check: Check) -> None:
+    piece = os.urandom(1 << 16)
+    count = 3 * MAX_BODY_BYTES // len(piece)
+
+    async def test(app: ASGIApp, files: FakeFiles) -> None:
+        headers = [("content-length", str(count * len(piece)))]
+        assert (await send(app, "PUT", at("/big"), [piece] * count, headers=headers)).json["size"] == 3 * MAX_BODY_BYTES
+        assert files.at("/big").read_bytes() == piece * count
+
+    check(test)
+
+
+@pytest.mark.parametrize("path", ["/mkdir", "/rename", "/x", "/tar/x"])
+def test_only_what_streams_has_no_limit(check: Check, path: str) -> None:
+    async def test(app: ASGIApp, files: FakeFiles) -> None:
+        for method in ("POST", "PUT"):
+            headers = [("content-length", str(MAX_BODY_BYTES + 1))]
+            assert (await send(app, method, path, headers=headers)).status == 413
+
+    check(test)
+
+
+def test_a_client_that_goes_away_leaves_nothing_in_the_guest(check: Check) -> None:
+    async def test(app: ASGIApp, files: FakeFiles) -> None:
+        files.at("/kept").write_bytes(b"old")
+        for query in (at("/new"), at("/kept"), "/tar" + at("/tree", create=1)):
+            request = Request("PUT", URL + query, [b"x" * 1000, b"y"], unfinished=True)
+            task = asyncio.create_task(request.send_to(app))
+            await until(lambda: files.left_over() != [])
+            request.leave.set()
+            await task
+            await until(lambda: files.left_over() == [])
+        assert os.listdir(files.root) == ["kept"]  # noqa: PTH208
+        assert files.at("/kept").read_bytes() == b"old"
+
+    check(test)
+
+
+def test_a_client_that_stops_reading_stops_the_guest(check: Check) -> None:
+    async def test(app: ASGIApp, files: FakeFiles) -> None:
+        files.at("/big").write_bytes(bytes(8 << 20))
+        request = Request("GET", URL + at("/big"))
+        request.reads.clear()
+        task = asyncio.create_task(request.send_to(app))
+        await request.arrived.wait()
+        assert (await send(app, "GET", "/stat" + at("/big"))).json["size"] == 8 << 20
+        assert len(request.received) <= STREAM_WINDOW_BYTES
+        request.reads.set()
+        await task
+        assert len(request.received) == 8 << 20
+
+    check(test)
+
+
+@pytest.mark.parametrize("what", ["read", "list", "tar", "watch"])
+def test_an_answer_that_breaks_off_has_no_end(check: Check, what: str) -> None:
+    async def test(app: ASGIApp, files: FakeFiles) -> None:
+        files.at("/f").write_bytes(b"x" * 1000)
+        files.break_off = what
+        path = at("/f") if what == "read" else f"/{what}{at('/')}"
+        request = await send(app, "GET", path)
+        assert (request.status, request.complete) == (200, False)
+
+    check(test)
+
+
+@pytest.mark.parametrize("what", ["read", "list", "tar", "watch"])
+def test_a_guest_that_is_silent_is_given_up(check: Check, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(silence, "SILENCE_S", 0.05)
+    monkeypatch.setattr(silence, "_LOOK_S", 0.01)
+
+    async def test(app: ASGIApp, files: FakeFiles) -> None:
+        files.at("/f").write_bytes(b"x" * 1000)
+        files.stalled = {what}
+        request = await send(app, "GET", at("/f") if what == "read" else f"/{what}{at('/')}")
+        assert (request.status, request.complete) == (200, False)
+
+    check(test)
+
+
+def test_a_guest_that_takes_nothing_is_given_up(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(silence, "SILENCE_S", 0.05)
+    monkeypatch.setattr(silence, "_LOOK_S", 0.01)
+
+    async def test(app: ASGIApp, files: FakeFiles) -> None:
+        files.stalled = {"write"}
+        request = await send(app, "PUT", at("/f"), [b"x" * 65536] * 100)
+        assert request.error["code"] == "agent_unreachable" and "silent" in request.error["message"]
+        await until(lambda: os.listdir(files.root) == [])  # noqa: PTH208
+
+    check(test)
+
+
+def test_a_slow_client_is_not_given_up(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(silence, "SILENCE_S", 0.02)
+    monkeypatch.setattr(silence, "_LOOK_S", 0.005)
+
+    async def test(app: ASGIApp, files: FakeFiles) -> None:
+        files.at("/f").write_bytes(bytes(1 << 20))
+        reader = Request("GET", URL + at("/f"))
+        reader.reads.clear()
+        writer = Request("PUT", URL + at("/g"), [b"x", b"y"], unfinished=True)
+        tasks = [asyncio.create_task(each.send_to(app)) for each in (reader, writer)]
+        await reader.arrived.wait()
+        await asyncio.sleep(0.2)  # ten times as long as a guest may be silent
+        assert not any(task.done() for task in tasks)
+        reader.reads.set()
+        writer.finish()
+        await asyncio.gather(*tasks)
+        assert len(reader.received) == 1 << 20 and writer.status == 200
+        assert files.at("/g").read_bytes() == b"xy"
+
+    check(test)
+
+
+def test_a_guest_that_refuses_early_is_heard_at_once(check: Check) -> None:
+    """It does not have to wait for the end of a body that may have none."""
+
+    async def test(app: ASGIApp, files: FakeFiles) -> None:
+        files.answers["/full"] = (507, b'{"error": {"code": "guest_disk_full", "message": "/full: no space left"}}')
+        request = await Request("PUT", URL + at("/full"), b"x" * 1000, endless=True).send_to(app)
+        assert (request.status, request.error["code"]) == (507, "guest_disk_full")
+
+    check(test)
+
+
+@pytest.mark.parametrize(
+    "answer", [b"{}", b"[]", b"", b'{"name": "../../x"}', b"x" * 100_000, b'{"name": "x", "size": -1}']
+)
+def test_a_description_that_is_none_is_an_error_of_the_guest(check: Check, answer: bytes) -> None:
+    async def test(app: ASGIApp, files: FakeFiles) -> None:
+        files.answers["/x"] = (200, answer)
+        for request in (await send(app, "GET", "/stat" + at("/x")), await send(app, "PUT", at("/x"), b"data")):
+            assert request.error["code"] == "agent_unreachable"
+
+    check(test)
+
+
+def test_a_guest_is_not_believed_everything(check: Check) -> None:
+    async def test(app: ASGIApp, files: FakeFiles) -> None:
+        for code in ("unauthorized", "disk_full", "archive_refused", "x"):
+            files.answers["/x"] = (403, json.dumps({"error": {"code": code, "message": "m"}}).encode())
+            assert (await send(app, "GET", at("/x"))).error["code"] == "agent_unreachable"
+        files.answers["/x"] = (403, b'{"error": {"code": "permission_denied", "message": "m"}}')
+        assert (await send(app, "GET", at("/x"))).status == 403
+
+    check(test)
+
+
+def test_a_watch_ends_with_its_client(check: Check) -> None:
+    async def test(app: ASGIApp, files: FakeFiles) -> None:
+        request = Request("GET", URL + "/watch" + at("/"))
+        task = asyncio.create_task(request.send_to(app))
+        await request.arrived.wait()
+        files.events.put_nowait({"type": "created", "path": "/x"})
+        await until(lambda: b"created" in request.received)
+        assert files.watching == 1
+        request.leave.set()
+        await task
+        await until(lambda: files.watching == 0)
+
+    check(test)
+
+
+def test_a_tree_goes_in_and_comes_out_as_a_tar(check: Check) -> None:
+    async def test(app: ASGIApp, files: FakeFiles) -> None:
+        files.at("/a/b").mkdir(parents=True)
+        files.at("/a/b/f").write_bytes(b"content")
+        packed = bytes((await send(app, "GET", "/tar" + at("/a/.") + "&path=/a/b/f")).received)
+        unpacked = await send(app, "PUT", "/tar" + at("/new", create=1, user="me"), packed)
+        assert unpacked.json == {"entries": 4, "bytes": len(packed)}
+        assert files.at("/new/b/f").read_bytes() == files.at("/new/f").read_bytes() == b"content"
+        assert files.owners == {"/new": "me"}
+        again = await send(app, "PUT", "/tar" + at("/new", create=1), packed)
+        assert again.error["code"] == "file_exists"
+        assert (await send(app, "PUT", "/tar" + at("/new", keep_owner=1), packed)).status == 200
+
+    check(test)

@@ -1,0 +1,353 @@
+"""``vm.files``: sync and async are the same, bytes are kept, and what breaks off is told."""
+
+import asyncio
+import inspect
+import io
+import os
+import threading
+import typing
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from squib.errors import (
+    AgentUnreachable,
+    DirectoryNotEmpty,
+    FileExists,
+    GuestDiskFull,
+    InvalidArgument,
+    NoSuchFile,
+    NotADirectory,
+    NotAFile,
+    TransferFailed,
+)
+from squib.models import FileEventType, FileType
+from squib.sdk import files as files_module
+from squib.sdk.aio import AsyncVM
+from squib.sdk.files import AsyncFiles
+from squib.sdk.syncfiles import Files
+from squib.sdk.vm import VM
+from squib.sdk.watching import AsyncWatch, Watch
+from tests.fakes.files import FakeFiles
+from tests.fakes.served import Served
+
+ODD = ["a b", "new\nline", "\udcff\udcfe", "é", "a+b%2F&path=x#?;=", "-rf", "..."]
+
+
+@pytest.fixture
+def guest(served: Served, tmp_path: Path) -> FakeFiles:
+    """The files of ``web``, on a new directory."""
+    root = tmp_path / "guest"
+    root.mkdir()
+    served.agent.files = FakeFiles(root)
+    return served.agent.files
+
+
+@pytest.fixture
+def files(guest: FakeFiles) -> Files:
+    return VM.from_id("web").files
+
+
+def asynchronously(test: Callable[[AsyncFiles], Coroutine[Any, Any, None]]) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(20):
+            vm = await AsyncVM.from_id("web")
+            await test(vm.files)
+            await vm.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_names_may_hold_any_bytes(files: Files, guest: FakeFiles, name: str) -> None:
+    path = f"/d/{name}"
+    assert files.write(path, b"content", parents=True).name == name
+    assert guest.at(path).read_bytes() == b"content"
+    assert files.read(path) == files.read(os.fsencode(path)) == files.read(Path(path)) == b"content"
+    assert [info.name for info in files.list("/d")] == [name]
+    assert files.stat(path).type is FileType.FILE and files.exists(path)
+    files.rename(path, f"/d/{name}2")
+    files.remove(f"/d/{name}2")
+    assert files.list("/d") == []
+
+
+def test_all_of_it_asynchronously(guest: FakeFiles) -> None:
+    async def test(files: AsyncFiles) -> None:
+        await files.mkdir("/d/e", parents=True, mode=0o700, owner="me")
+        assert guest.at("/d/e").stat().st_mode & 0o777 == 0o700
+        info = await files.write("/d/f", "text\udc00".replace("\udc00", "é"), mode=0o640, owner="1:2")
+        assert (info.size, info.mode, guest.owners) == (6, 0o640, {"/d/e": "me", "/d/f": "1:2"})
+        assert await files.read_text("/d/f") == "texté"
+        assert [chunk async for chunk in files.stream("/d/f", 1, 3)] == [b"ext"]
+        assert [entry.name for entry in await files.list("/d")] == ["e", "f"]
+        assert await files.exists("/d/f") and not await files.exists("/d/g")
+        await files.rename("/d/f", "/d/g")
+        assert (await files.stat("/d/g")).size == 6
+        async with await files.open("/d/h", "wb") as file:
+            assert await file.write(b"written") == 7
+        async with await files.open("/d/h") as file:
+            assert (await file.read(3), await file.read(), await file.read(3)) == ("wri", "tten", "")
+        async with files.watch("/d") as events:
+            guest_event(guest, {"type": "created", "path": "/d/x"})
+            assert (await anext(events)).path == "/d/x"
+        await files.remove("/d", recursive=True)
+        await files.remove("/d", missing_ok=True)
+        assert os.listdir(guest.root) == []  # noqa: PTH208
+
+    asynchronously(test)
+
+
+def guest_event(guest: FakeFiles, event: dict[str, Any]) -> None:
+    """Something happens in the guest, whose loop runs in another thread."""
+    served_loop(guest).call_soon_threadsafe(guest.events.put_nowait, event)
+
+
+def served_loop(guest: FakeFiles) -> asyncio.AbstractEventLoop:
+    assert guest.loop
+    return guest.loop
+
+
+def test_errors_are_those_of_the_guest(files: Files, guest: FakeFiles) -> None:
+    files.write("/d/f", b"", parents=True)
+    for error, work in [
+        (NoSuchFile, lambda: files.read("/nosuch")),
+        (NoSuchFile, lambda: files.write("/nosuch/f", b"")),
+        (NoSuchFile, lambda: files.remove("/nosuch")),
+        (NoSuchFile, lambda: files.open("/nosuch")),
+        (NoSuchFile, lambda: next(files.stream("/nosuch"))),
+        (NotAFile, lambda: files.read("/d")),
+        (NotAFile, lambda: files.write("/d", b"")),
+        (NotAFile, lambda: files.open("/d", "rb")),
+        (NotADirectory, lambda: files.list("/d/f")),
+        (NotADirectory, lambda: files.watch("/d/f")),
+        (FileExists, lambda: files.mkdir("/d")),
+        (DirectoryNotEmpty, lambda: files.remove("/d")),
+    ]:
+        with pytest.raises(error):
+            work()
+    assert not files.exists("/d/f/g")
+
+
+def test_what_is_no_argument_is_not_sent(files: Files, guest: FakeFiles) -> None:
+    for work in [
+        lambda: files.read("etc/passwd"),
+        lambda: files.write("/a\0", b""),
+        lambda: files.write("/a", b"", mode=0o10000),
+        lambda: files.write("/a", 5),  # type: ignore[arg-type]
+        lambda: files.write("/a", ["text"]),  # type: ignore[list-item]
+        lambda: files.write("/a", io.StringIO("text")),  # type: ignore[arg-type]
+        lambda: files.open("/a", "a"),  # type: ignore[arg-type]
+        lambda: files.open("a", "w"),
+        lambda: list(files.stream("/a", -1)),
+        lambda: files.upload(__file__, "relative"),
+        lambda: files.download("relative", "/tmp"),
+        lambda: files.upload(__file__, "/a", owner="me", keep_owner=True),
+    ]:
+        with pytest.raises(InvalidArgument) as caught:
+            work()
+        assert caught.value.message
+    assert os.listdir(guest.root) == []  # noqa: PTH208
+
+
+# --- content -------------------------------------------------------------------------------------------------------
+
+
+def test_everything_that_holds_bytes_can_be_written(files: Files, tmp_path: Path) -> None:
+    content = os.urandom(3 << 20)
+    (tmp_path / "source").write_bytes(content)
+
+    def pieces(size: int) -> Iterator[bytes]:
+        for start in range(0, len(content), size):
+            yield content[start : start + size]
+
+    async def slowly() -> AsyncIterator[bytes]:
+        for piece in pieces(1 << 19):
+            await asyncio.sleep(0)
+            yield piece
+
+    with (tmp_path / "source").open("rb") as file:
+        for data in (
+            content,
+            bytearray(content),
+            memoryview(content),
+            pieces(1000),
+            list(pieces(1 << 20)),
+            slowly(),
+            file,
+        ):
+            assert files.write("/f", data).size == len(content)  # type: ignore[arg-type]
+            assert files.read("/f") == content
+            files.remove("/f")
+    assert files.write("/f", "").size == files.write("/f", []).size == 0
+
+
+def test_a_part_of_a_file_is_read(files: Files) -> None:
+    files.write("/f", bytes(range(256)))
+    assert b"".join(files.stream("/f", 250)) == bytes(range(250, 256))
+    assert b"".join(files.stream("/f", 1, 2)) == b"\1\2"
+    assert b"".join(files.stream("/f", 1000)) == b"".join(files.stream("/f", 0, 0)) == b""
+
+
+@pytest.mark.parametrize("kind", ["generator", "async generator", "file"])
+def test_data_that_fails_leaves_nothing(files: Files, guest: FakeFiles, kind: str) -> None:
+    def pieces() -> Iterator[bytes]:
+        yield bytes(1 << 20)
+        raise ZeroDivisionError
+
+    async def asynchronous() -> AsyncIterator[bytes]:
+        for piece in pieces():
+            yield piece
+
+    class File(io.RawIOBase):
+        def read(self, size: int = -1) -> bytes:
+            raise ZeroDivisionError
+
+    data: Any = {"generator": pieces(), "async generator": asynchronous(), "file": File()}[kind]
+    files.write("/f", b"old")
+    with pytest.raises(ZeroDivisionError):
+        files.write("/f", data)
+    assert files.read("/f") == b"old"
+    wait_until(lambda: guest.left_over() == [])
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for what another thread does."""
+    deadline = threading.Event()
+    for _ in range(2000):
+        if condition():
+            return
+        deadline.wait(0.005)
+    raise AssertionError("it does not come")
+
+
+def test_a_full_disk_is_told_to_who_writes_without_end(files: Files, guest: FakeFiles) -> None:
+    guest.answers["full"] = (507, b"")
+
+    def endless() -> Iterator[bytes]:
+        while True:
+            yield bytes(1 << 16)
+
+    with pytest.raises(GuestDiskFull) as caught:
+        files.write("/f", endless())
+    assert "df -h" in caught.value.hint
+    assert guest.left_over() == []
+
+
+def test_a_file_that_breaks_off_is_never_taken_for_whole(files: Files, guest: FakeFiles, tmp_path: Path) -> None:
+    files.write("/f", bytes(1 << 20))
+    guest.break_off = "read"
+    for work in (
+        lambda: files.read("/f"),
+        lambda: list(files.stream("/f")),
+        lambda: files.open("/f", "rb").read(),
+        lambda: files.download("/f", tmp_path / "f"),
+    ):
+        with pytest.raises(TransferFailed, match="'/f' broke off"):
+            work()
+    assert [path.name for path in tmp_path.iterdir()] == ["guest"]
+
+
+@pytest.mark.parametrize("line", [b"", b"{}\n", b'{"name": "../x"}\n', b"x" * 70_000, b"[1]\n", b'{"end": 1}\n'])
+def test_a_list_that_is_none_is_an_error(files: Files, guest: FakeFiles, line: bytes) -> None:
+    guest.answers["/d"] = (200, line)
+    with pytest.raises((AgentUnreachable, TransferFailed)):
+        files.list("/d")
+    with pytest.raises((AgentUnreachable, TransferFailed)):
+        next(files.watch("/d"))
+
+
+def test_a_list_that_breaks_off_or_has_no_end_is_an_error(
+    files: Files, guest: FakeFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        files.write(f"/d/{name}", b"", parents=True)
+    monkeypatch.setattr(files_module, "MAX_ENTRIES", 2)
+    with pytest.raises(InvalidArgument, match="more than 2 entries"):
+        files.list("/d")
+    guest.break_off = "list"
+    with pytest.raises(TransferFailed):
+        files.list("/d")
+
+
+# --- watching ------------------------------------------------------------------------------------------------------
+
+
+def test_a_watch_tells_what_happens_until_it_is_closed(files: Files, guest: FakeFiles) -> None:
+    with files.watch("/", recursive=True) as events:
+        assert guest.watching == 1
+        for event in ({"type": "moved", "path": "/b\udcff", "from": "/a"}, {"type": "idle"}, {"type": "overflow"}):
+            guest_event(guest, event)
+        first, second = next(events), next(events)
+        assert (first.type, first.path, first.source) == (FileEventType.MOVED, "/b\udcff", "/a")
+        assert second.type is FileEventType.OVERFLOW
+    wait_until(lambda: guest.watching == 0)
+
+
+def test_a_watch_ends_with_its_directory(files: Files, guest: FakeFiles) -> None:
+    events = files.watch("/")
+    guest_event(guest, {"type": "deleted", "path": "/x"})
+    guest_event(guest, {"end": True})
+    assert [event.path for event in events] == ["/x"]
+    events.close()
+    events.close()
+
+
+def test_a_watch_that_breaks_off_is_an_error(files: Files, guest: FakeFiles) -> None:
+    guest.break_off = "watch"
+    with pytest.raises(TransferFailed), files.watch("/") as events:
+        next(events)
+
+
+def test_waiting_for_an_event_may_time_out_and_go_on(guest: FakeFiles) -> None:
+    async def test(files: AsyncFiles) -> None:
+        watch = files.watch("/")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(watch), 0.05)
+        guest_event(guest, {"type": "created", "path": "/x"})
+        assert (await anext(watch)).path == "/x"
+        await watch.aclose()
+        await watch.aclose()
+
+    asynchronously(test)
+
+
+def test_leaving_a_stream_stops_the_guest(files: Files, guest: FakeFiles) -> None:
+    files.write("/f", bytes(8 << 20))
+    for _ in range(5):
+        for chunk in files.stream("/f"):
+            assert chunk
+            break
+    stream = files.stream("/f")
+    next(stream)
+    stream.close()
+    assert list(stream) == []
+    assert files.stat("/f").size == 8 << 20
+
+
+# --- Files is AsyncFiles, waited for -------------------------------------------------------------------------------
+
+FACES: dict[object, object] = {AsyncWatch: Watch}
+
+
+def public(cls: type) -> dict[str, Any]:
+    return {name: value for name, value in vars(cls).items() if not name.startswith("_")}
+
+
+def test_both_have_the_same_methods() -> None:
+    assert public(Files).keys() == public(AsyncFiles).keys()
+
+
+@pytest.mark.parametrize("name", sorted(public(Files)))
+def test_a_method_has_the_same_signature_in_both(name: str) -> None:
+    sync, asynchronous = public(Files)[name], public(AsyncFiles)[name]
+    assert list(inspect.signature(sync).parameters.values()) == list(
+        inspect.signature(asynchronous).parameters.values()
+    )
+    returned, wanted = (typing.get_type_hints(function)["return"] for function in (sync, asynchronous))
+    if name not in ("open", "stream"):  # what these return is of each world
+        assert returned == FACES.get(wanted, wanted)
+    assert inspect.iscoroutinefunction(asynchronous) == (name not in ("stream", "watch"))
+    assert not inspect.iscoroutinefunction(sync)
+    assert inspect.getdoc(sync) and inspect.getdoc(asynchronous)
