@@ -15,7 +15,7 @@ from squib import errors
 from squib.errors import AgentUnreachable, AgentVersionMismatch, SquibError
 from squib.guest.channel import PROTOCOL_VERSION, open_channel
 from squib.guest.files import AgentFiles
-from squib.guest.http2 import Body, Http2Connection, Response
+from squib.guest.http2 import STREAM_WINDOW_BYTES, Body, Http2Connection, Response
 from squib.models import ExecRequest
 
 AGENT_BINARY = Path(__file__).parent / "bin" / "squib-agent"
@@ -124,9 +124,11 @@ class AgentClient:
                 self._connection = await Http2Connection.open(*channel)
             return self._connection
 
-    async def _send(self, method: str, path: str, body: Body, *, content_type: str) -> Response:
+    async def _send(
+        self, method: str, path: str, body: Body, *, content_type: str, window_bytes: int = STREAM_WINDOW_BYTES
+    ) -> Response:
         session = await self._session(_RECONNECT_TIMEOUT_S)
-        response = await session.request(method, path, body, content_type=content_type)
+        response = await session.request(method, path, body, content_type=content_type, window_bytes=window_bytes)
         if response.status >= 400:
             async with response:
                 raise _agent_error(response.status, await response.read())

@@ -4,9 +4,8 @@ The general clients on top of h2 do not reset a stream that is abandoned and do 
 after a few hundred abandoned commands the connection would stand still. Here every byte of window is given back, a
 response that nobody reads stops its sender and nothing else, and leaving a response early resets its stream.
 
-The bodies of answers without a length do not pass through h2, which handles a frame at the price of several copies:
-`Wire` gives them to their `Response` directly, and their windows are kept here. h2 sees the end of such a body, and
-never its bytes. (Of an answer with ``content-length`` h2 counts the bytes, so it has to see them.)
+The bodies of large answers do not pass through h2, which handles a frame at the price of several copies: `Wire` gives
+them to their `Response` directly, and their windows are kept here.
 """
 
 from __future__ import annotations
@@ -34,11 +33,16 @@ from squib.guest.wire import MAX_FRAME_BYTES, Sink, Wire
 STREAM_WINDOW_BYTES = 256 * 1024
 CONNECTION_WINDOW_BYTES = 256 * STREAM_WINDOW_BYTES
 """More than all streams (the agent allows 250) can hold: readers that have stopped never stop the others."""
-_CREDIT_BYTES = STREAM_WINDOW_BYTES // 4
-"""So much is given back at a time: an update costs the guest about as much as 20 KiB of data."""
+BULK_WINDOW_BYTES = 4 * 1024 * 1024
+"""For a stream that should flow as fast as it can: an update of a window costs an emulated guest about as much as
+50 KiB of data, and with a small window the guest waits for each.
+"""
+_PIECE_BYTES = 256 * 1024
 _SMALL_PIECE_BYTES = 4096
 _WINDOW_UPDATE = struct.Struct(">IBII")
 _WINDOW_UPDATE_KIND = 0x4_08
+_EMPTY_LAST_DATA = struct.Struct(">IBI")
+_END_STREAM = 0x1
 _STATUS = re.compile(rb"[1-5][0-9][0-9]")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 
@@ -48,13 +52,13 @@ Body = bytes | AsyncIterable[bytes]
 class Response:
     """The answer to one request. Use as an async context manager: leaving it early resets the stream."""
 
-    def __init__(self, connection: Http2Connection, stream_id: int) -> None:
+    def __init__(self, connection: Http2Connection, stream_id: int, window_bytes: int) -> None:
         self._connection = connection
         self._stream_id = stream_id
         self._pieces: deque[bytes] = deque()
-        self._unread = 0  # bytes of window that were not given back
+        self._credit = 0  # bytes of window to give back
         self._direct = False  # past h2
-        self._window = STREAM_WINDOW_BYTES
+        self._window = self._max_window = window_bytes
         self._changed = asyncio.Event()
         self._ended = False
         self._error: AgentUnreachable | None = None
@@ -96,9 +100,8 @@ class Response:
         """
         while True:
             if self._pieces:
-                piece = self._pieces.popleft() if len(self._pieces) == 1 else b"".join(self._pieces)
-                self._pieces.clear()
-                self._connection._give_back(self)
+                piece = self._next_piece()
+                self._connection._give_back(self, len(piece))
                 yield piece
                 continue
             if self._error:
@@ -114,6 +117,15 @@ class Response:
             finally:
                 self.waiting = False
 
+    def _next_piece(self) -> bytes:
+        """All that is there, if that is not too much."""
+        taken = [self._pieces.popleft()]
+        size = len(taken[0])
+        while self._pieces and size + len(self._pieces[0]) <= _PIECE_BYTES:
+            taken.append(self._pieces.popleft())
+            size += len(taken[-1])
+        return b"".join(taken)
+
     async def _wait_for_status(self) -> None:
         while not self.status:
             if self._error:
@@ -123,10 +135,15 @@ class Response:
 
     def _receive(self, event: h2.events.Event) -> None:
         if isinstance(event, h2.events.ResponseReceived):
-            self.status, self.length = _status_of(event), _length_of(event)
-            self._direct = all(name != b"content-length" for name, _ in event.headers or [])
+            headers = dict(event.headers or [])
+            self.status, self.length = _status_of(headers), _length_of(headers)
+            # Of a body with content-length h2 counts the bytes, so they have to pass through it.
+            self._direct = b"content-length" not in headers
+            if not self._direct and int(headers[b"content-length"]) > _PIECE_BYTES:
+                raise h2.exceptions.ProtocolError("a long answer with content-length, which no agent sends")
         elif isinstance(event, h2.events.DataReceived):
-            self._unread += event.flow_controlled_length or 0
+            # (What is small, and padding, is given back as it comes: it is less than a piece.)
+            self._connection._acknowledge(self._stream_id, event.flow_controlled_length or 0)
             self._add(bytes(event.data or b""))
         elif isinstance(event, h2.events.StreamReset) and not self._ended:
             # (After the whole answer, a reset only says that the rest of the request is not wanted.)
@@ -138,7 +155,6 @@ class Response:
 
     def _take(self, body: memoryview) -> None:
         """Bytes of the body that did not pass through h2."""
-        self._unread += len(body)
         self._add(bytes(body))
         self._changed.set()
 
@@ -162,15 +178,15 @@ class Response:
         self._changed.set()
 
 
-def _status_of(event: h2.events.ResponseReceived) -> int:
-    text = dict(event.headers or [])[b":status"]
+def _status_of(headers: dict[bytes, bytes]) -> int:
+    text = headers[b":status"]
     if not _STATUS.fullmatch(text):
         raise h2.exceptions.ProtocolError(f"{text[:20]!r} is no status")
     return int(text)
 
 
-def _length_of(event: h2.events.ResponseReceived) -> int | None:
-    text = dict(event.headers or []).get(b"squib-length", b"")
+def _length_of(headers: dict[bytes, bytes]) -> int | None:
+    text = headers.get(b"squib-length", b"")
     return int(text) if _LENGTH.fullmatch(text) else None
 
 
@@ -208,10 +224,19 @@ class Http2Connection:
     def closed(self) -> bool:
         return self._closed is not None
 
-    async def request(self, method: str, path: str, body: Body = b"", *, content_type: str = "") -> Response:
+    async def request(
+        self,
+        method: str,
+        path: str,
+        body: Body = b"",
+        *,
+        content_type: str = "",
+        window_bytes: int = STREAM_WINDOW_BYTES,
+    ) -> Response:
         """Send a request and return its response when the headers have come.
 
-        Cancelling it resets the stream. Raises `AgentUnreachable` if the connection ends.
+        ``window_bytes``, at least `STREAM_WINDOW_BYTES`, is what a reader that stops will hold of the answer.
+        Cancelling the call resets the stream. Raises `AgentUnreachable` if the connection ends.
         """
         if self._closed:
             raise self._closed
@@ -221,9 +246,11 @@ class Http2Connection:
         try:
             stream_id = self._h2.get_next_available_stream_id()
             self._h2.send_headers(stream_id, headers, end_stream=body == b"")
+            if window_bytes > STREAM_WINDOW_BYTES:
+                self._h2.increment_flow_control_window(window_bytes - STREAM_WINDOW_BYTES, stream_id)
         except h2.exceptions.ProtocolError as error:
             raise AgentUnreachable(f"the guest takes no more requests: {error}") from error
-        response = self._responses[stream_id] = Response(self, stream_id)
+        response = self._responses[stream_id] = Response(self, stream_id, window_bytes)
         self._flush()
         try:
             if body != b"":
@@ -278,6 +305,11 @@ class Http2Connection:
             raise h2.exceptions.FlowControlError("more data than was allowed")
         return response._take
 
+    def body_ended(self, stream_id: int) -> None:
+        """A body that did not pass through h2 has ended: so has the stream, which h2 has to be told."""
+        if stream_id in self._responses:
+            self.receive(_EMPTY_LAST_DATA.pack(0, _END_STREAM, stream_id))
+
     def receive(self, frame: bytes) -> None:
         """A frame for h2. Raises `h2.exceptions.ProtocolError`."""
         for event in self._h2.receive_data(frame):
@@ -315,28 +347,28 @@ class Http2Connection:
 
     # --- called by responses ------------------------------------------------------------------------------------
 
-    def _give_back(self, response: Response) -> None:
-        """Let the sender of what was read go on."""
-        if self._closed:
-            return
-        if not response._direct:
+    def _acknowledge(self, stream_id: int, size: int) -> None:
+        """Give back the window of bytes that came through h2."""
+        if size:
             with contextlib.suppress(h2.exceptions.ProtocolError):
-                self._h2.acknowledge_received_data(response._unread, response._stream_id)
-                response._unread = 0
-                self._flush()
-        elif response._unread >= _CREDIT_BYTES and not response._ended:
-            self._wire.write(_window_update(response._stream_id, response._unread))
-            response._window += response._unread
-            response._unread = 0
+                self._h2.acknowledge_received_data(size, stream_id)
+
+    def _give_back(self, response: Response, size: int) -> None:
+        """Let the sender of what was read go on, a quarter of the window at a time."""
+        if response._direct and not response._ended and not self._closed:
+            response._credit += size
+            if response._credit >= response._max_window // 4:
+                self._wire.write(_window_update(response._stream_id, response._credit))
+                response._window += response._credit
+                response._credit = 0
 
     def _release(self, response: Response, *, cancel: bool) -> None:
         if self._responses.pop(response._stream_id, None) is None or self._closed:
             return
-        self._give_back(response)
         if cancel:
             with contextlib.suppress(h2.exceptions.ProtocolError):
                 self._h2.reset_stream(response._stream_id, ErrorCodes.CANCEL)
-        self._flush()
+            self._flush()
 
     def _flush(self) -> bool:
         """Send what h2 has to say; whether that was anything."""

@@ -24,10 +24,13 @@ Sink = Callable[[memoryview], None]
 
 
 class Session(Protocol):
-    """Whose bytes they are. The first three may raise `ProtocolError`, which ends the session."""
+    """Whose bytes they are. All but `lost` may raise `ProtocolError`, which ends the session."""
 
     def sink(self, stream_id: int, size: int) -> Sink | None:
         """Who takes the ``size`` bytes of a DATA frame; ``None``: the frame is received as every other one."""
+
+    def body_ended(self, stream_id: int) -> None:
+        """What the sink of this stream has taken was all."""
 
     def receive(self, frame: bytes) -> None:
         """Take a frame."""
@@ -51,7 +54,7 @@ class Wire(asyncio.BufferedProtocol):
         self._filled = 0
         self._body_left = 0
         self._body_sink: Sink | None = None
-        self._body_end = b""
+        self._body_ends: int | None = None
 
     @classmethod
     async def open(cls, connection: socket.socket, session: Session) -> Self:
@@ -148,21 +151,21 @@ class Wire(asyncio.BufferedProtocol):
                 if self._body_left:
                     return start
                 self._body_sink = None
-                if self._body_end:
-                    self._session.receive(self._body_end)
+                if self._body_ends is not None:
+                    self._session.body_ended(self._body_ends)
             if end - start < _HEADER_BYTES:
                 return start
             header = bytes(self._buffer[start : start + _HEADER_BYTES])
             size = int.from_bytes(header[:3], "big")
             if size > MAX_FRAME_BYTES:
                 raise ProtocolError(f"a frame of {size} bytes")
-            if header[3] == _DATA and (sink := self._session.sink(int.from_bytes(header[5:], "big"), size)):
+            stream_id = int.from_bytes(header[5:], "big")
+            if header[3] == _DATA and (sink := self._session.sink(stream_id, size)):
                 if header[4] & _PADDED:
                     raise ProtocolError("padding, which no agent sends")
                 start += _HEADER_BYTES
                 self._body_left, self._body_sink = size, sink
-                # The end of the body, as a frame that is empty:
-                self._body_end = bytes(3) + header[3:] if header[4] & _END_STREAM else b""
+                self._body_ends = stream_id if header[4] & _END_STREAM else None
             elif end - start < _HEADER_BYTES + size:
                 return start
             else:
