@@ -186,7 +186,7 @@ def test_a_killed_client_leaves_nothing_in_the_guest(shared_vm: VM, tmp_path: Pa
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     os.close(read)
-    gone = "for i in $(seq 200); do [ -z \"$(ls -A /root/k)\" ] && exit 0; sleep 0.02; done; ls -laR /root/k; exit 1"
+    gone = 'for i in $(seq 200); do [ -z "$(ls -A /root/k)" ] && exit 0; sleep 0.02; done; ls -laR /root/k; exit 1'
     assert shared_vm.run(gone).stdout == ""
     shared_vm.files.remove("/root/k")
 
