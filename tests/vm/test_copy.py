@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -151,6 +152,7 @@ def test_a_client_that_is_ended_leaves_nothing_half_written_here(
     )
     while not any(path.is_file() and path.stat().st_size for path in tmp_path.rglob("*")):
         assert client.poll() is None
+        time.sleep(0.01)
     client.send_signal(number)
     assert client.wait(timeout=20) == (128 + number if number != signal.SIGKILL else -number)
     left = [path.name for path in tmp_path.iterdir()]
