@@ -148,6 +148,7 @@ def test_owners_are_kept_or_chosen(shared_vm: VM, tmp_path: Path) -> None:
     files.upload(sources, "/root/o")
     owners = "stat -c %u:%g /root/o/d /root/o/d/f /root/o/f"
     assert shared_vm.run(owners).stdout.split() == ["0:0"] * 3
+    files.remove("/root/o/d", recursive=True)  # a directory that is there keeps its owner
     files.upload(sources, "/root/o", owner="nobody:adm")
     assert shared_vm.run(owners).stdout.split() == ["65534:4"] * 3
     if os.geteuid() == 0:
@@ -186,7 +187,7 @@ def test_a_killed_client_leaves_nothing_in_the_guest(shared_vm: VM, tmp_path: Pa
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     os.close(read)
-    gone = "for i in $(seq 200); do [ -z \"$(ls -A /root/k)\" ] && exit 0; sleep 0.02; done; ls -laR /root/k; exit 1"
+    gone = 'for i in $(seq 200); do [ -z "$(ls -A /root/k)" ] && exit 0; sleep 0.02; done; ls -laR /root/k; exit 1'
     assert shared_vm.run(gone).stdout == ""
     shared_vm.files.remove("/root/k")
 
