@@ -148,6 +148,7 @@ def test_owners_are_kept_or_chosen(shared_vm: VM, tmp_path: Path) -> None:
     files.upload(sources, "/root/o")
     owners = "stat -c %u:%g /root/o/d /root/o/d/f /root/o/f"
     assert shared_vm.run(owners).stdout.split() == ["0:0"] * 3
+    files.remove("/root/o/d", recursive=True)  # a directory that is there keeps its owner
     files.upload(sources, "/root/o", owner="nobody:adm")
     assert shared_vm.run(owners).stdout.split() == ["65534:4"] * 3
     if os.geteuid() == 0:
