@@ -28,7 +28,7 @@ _ANSWER_TIMEOUT_S = 60.0
 """For what an engine answers at once; starting a VM or a build takes its time."""
 _HOLD_AGAIN_S = 0.5
 _HOLD_END_S = 0.5
-_PAUSES_S = (0.0, 0.05, 0.25)
+PAUSES_S = (0.0, 0.05, 0.25)
 """Before a request is sent again: an engine that was killed still accepts connections for a moment, and drops them."""
 _REPEATABLE = ("GET", "DELETE")
 """Requests that may be sent again when the engine was lost before it answered."""
@@ -63,6 +63,16 @@ class EngineClient:
     def home(self) -> Home | None:
         """The state directory of a local engine; ``None`` for one that is reached by URL."""
         return self._home
+
+    @property
+    def url(self) -> str | None:
+        """The address of an engine that is reached by URL; ``None`` for the one of a state directory."""
+        return self._url
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What every request needs to be let in; holds the token."""
+        return {"authorization": f"Bearer {self._token}"} if self._url and self._token else {}
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -113,7 +123,7 @@ class EngineClient:
             response = await self._send(http, request)
             try:
                 if response.status_code >= 300:
-                    raise _error_of(response.status_code, await response.aread())
+                    raise error_of(response.status_code, await response.aread())
                 yield response
             finally:
                 await response.aclose()
@@ -129,7 +139,7 @@ class EngineClient:
             ) from error
 
     async def _send(self, http: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
-        for pause_s in _PAUSES_S:
+        for pause_s in PAUSES_S:
             try:
                 return await http.send(request, stream=True)
             except httpx.TransportError as error:
@@ -158,9 +168,8 @@ class EngineClient:
                 transport = httpx.AsyncHTTPTransport(uds=self._socket_path(self._home), limits=limits, verify=False)
                 self._http = httpx.AsyncClient(base_url=_BASE_URL, transport=transport, timeout=timeout)
             else:
-                headers = {"authorization": f"Bearer {self._token}"} if self._token else {}
                 self._http = httpx.AsyncClient(
-                    base_url=self._url or "", headers=headers, timeout=timeout, limits=limits, trust_env=False
+                    base_url=self._url or "", headers=self.headers, timeout=timeout, limits=limits, trust_env=False
                 )
         return self._http
 
@@ -354,7 +363,8 @@ def _vm_path(ref: str) -> str:
     return f"/vms/{check_ref(ref)}"
 
 
-def _error_of(status: int, body: bytes) -> SquibError:
+def error_of(status: int, body: bytes) -> SquibError:
+    """The error in an answer with ``status``; one that says it is no engine if there is none."""
     try:
         return from_wire(json.loads(body)["error"])
     except (ValueError, KeyError, TypeError, AttributeError):

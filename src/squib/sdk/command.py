@@ -42,7 +42,7 @@ class Command:
                 case FrameKind.STDOUT | FrameKind.STDERR:
                     yield frame
                 case FrameKind.EXIT:
-                    self._end = CommandEnd.of(frame)
+                    self._end = CommandEnd.of(frame.json())
                 case FrameKind.ERROR:
                     raise from_wire(frame.json())
 
