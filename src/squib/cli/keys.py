@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from squib.errors import InvalidArgument
 
 DEFAULT_DETACH_KEYS = "ctrl-]"
@@ -10,12 +12,20 @@ _CONTROLS = {chr(code + 0x40): code for code in range(0x20)} | {chr(code + 0x60)
 """What stands after ``ctrl-``, and its byte: ``a`` and ``A`` are 1, ``]`` is 0x1d."""
 
 
-def parse_keys(text: str, *, flag: str) -> bytes:
+@dataclass(frozen=True)
+class DetachKeys:
+    """Keys as they were typed in a flag, and the bytes that a terminal sends for them."""
+
+    text: str = ""
+    sequence: bytes = b""
+
+
+def parse_keys(text: str, *, flag: str) -> DetachKeys:
     """Keys as typed for docker: ``ctrl-]``, ``ctrl-p,ctrl-q``, ``~,.``; the empty text is none.
 
     Raises `InvalidArgument`, which names ``flag``.
     """
-    return bytes(_parse_key(key, text, flag) for key in text.split(",")) if text else b""
+    return DetachKeys(text, bytes(_parse_key(key, text, flag) for key in text.split(",")) if text else b"")
 
 
 def _parse_key(key: str, text: str, flag: str) -> int:

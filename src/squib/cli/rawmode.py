@@ -9,18 +9,27 @@ import termios
 from collections.abc import Iterator
 from typing import Any
 
+from squib.models import PtySize
+
 _INPUT = (
     termios.IGNBRK | termios.BRKINT | termios.PARMRK | termios.ISTRIP | termios.INLCR | termios.IGNCR | termios.ICRNL
     | termios.IXON | termios.IXANY | termios.IXOFF
 )  # fmt: skip
 _LOCAL = termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN
 
+_MAX_SIDE = 65_535
+_COMMON_TYPES = (
+    "ansi", "dumb", "linux", "rxvt", "screen", "screen-256color", "tmux", "tmux-256color", "vt100", "vt102", "vt220",
+    "xterm", "xterm-256color",
+)  # fmt: skip
+"""Values of ``TERM`` that minimal images know (Debian's ncurses-base)."""
+
 Modes = list[Any]
 """What `termios.tcgetattr` returns."""
 
 
 class RawMode:
-    """Puts the terminal ``fd`` into raw mode, and back.
+    """In its block the terminal ``fd`` is raw; however the block ends, the terminal is then what it was before.
 
     In raw mode every byte passes as it is, either way: no echo, no line editing, no signals from keys, no flow control.
     """
@@ -29,6 +38,13 @@ class RawMode:
         self._fd = fd
         self._before: Modes = termios.tcgetattr(fd)
         self._raw: Modes | None = None
+
+    def __enter__(self) -> RawMode:
+        self.enter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
 
     def enter(self) -> None:
         """Make the terminal raw; again after somebody else has changed it (a shell, while this process was stopped)."""
@@ -40,21 +56,16 @@ class RawMode:
         raw, self._raw = self._raw, None
         if raw is None:
             return
-        with contextlib.suppress(termios.error, OSError), _may_write_from_the_background():
-            if os.tcgetpgrp(self._fd) != os.getpgrp() and termios.tcgetattr(self._fd) != raw:
+        with contextlib.suppress(termios.error), _may_write_from_the_background():
+            if self._in_background() and termios.tcgetattr(self._fd) != raw:
                 return  # a shell has taken it back, and its modes are the right ones
             termios.tcsetattr(self._fd, termios.TCSANOW, self._before)
 
-
-@contextlib.contextmanager
-def raw_mode(fd: int) -> Iterator[RawMode]:
-    """In the block the terminal ``fd`` is raw; however the block ends, it is then what it was before."""
-    mode = RawMode(fd)
-    try:
-        mode.enter()
-        yield mode
-    finally:
-        mode.leave()
+    def _in_background(self) -> bool:
+        try:
+            return os.tcgetpgrp(self._fd) != os.getpgrp()
+        except OSError:  # it does not control this process
+            return False
 
 
 def _made_raw(modes: Modes) -> Modes:
@@ -81,3 +92,18 @@ def _may_write_from_the_background() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def terminal_size(fd: int) -> PtySize:
+    """The size of the terminal ``fd``; 24 rows of 80 if it does not know."""
+    try:
+        cols, rows = os.get_terminal_size(fd)
+    except OSError:
+        cols = rows = 0
+    return PtySize(rows=min(rows, _MAX_SIDE), cols=min(cols, _MAX_SIDE)) if rows and cols else PtySize()
+
+
+def terminal_type() -> dict[str, str]:
+    """``TERM`` for a program that gets our terminal; nothing if its image may not know what ours is."""
+    name = os.environ.get("TERM", "")
+    return {"TERM": name} if name in _COMMON_TYPES else {}

@@ -34,6 +34,17 @@ async def run_command(
     return end.exit_code
 
 
+async def start_in_background(output: Output, engine: EngineClient, ref: str, request: ExecRequest) -> int:
+    """Start a command that goes on without us, and print its ID."""
+    async with start_command(engine, ref, request) as command:
+        process_id = command.id
+    if output.json:
+        output.data({"vm": ref, "id": process_id})
+    else:
+        output.line(process_id)
+    return 0
+
+
 async def _pass_on(command: Command) -> CommandEnd:
     descriptors = {FrameKind.STDOUT: sys.stdout.fileno(), FrameKind.STDERR: sys.stderr.fileno()}
     with ended_by_broken_pipe(descriptors[FrameKind.STDOUT]):

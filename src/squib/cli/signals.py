@@ -17,6 +17,7 @@ def parse_signal(text: str, *, flag: str) -> int:
     found = signal.Signals.__members__.get(name if name.startswith("SIG") else f"SIG{name}")
     if found is None:
         raise InvalidArgument(
-            f"{flag}: {text!r} is not a signal", hint=f"write {flag} TERM, {flag} INT or a number from 1 to {MAX_SIGNAL}"
+            f"{flag}: {text!r} is not a signal",
+            hint=f"write {flag} TERM, {flag} INT or a number from 1 to {MAX_SIGNAL}",
         )
     return int(found)

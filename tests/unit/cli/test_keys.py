@@ -1,5 +1,7 @@
 """The keys that detach."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +22,7 @@ from squib.errors import InvalidArgument
     ],
 )
 def test_keys_are_written_as_for_docker(text: str, keys: bytes) -> None:
-    assert parse_keys(text, flag="--detach-keys") == keys
+    assert parse_keys(text, flag="--detach-keys").sequence == keys
 
 
 @pytest.mark.parametrize("text", ["ctrl-", "ctrl-1", "ctrl-ab", "ab", ",", "a,", "ü", "\x1d", "alt-x"])
@@ -47,7 +49,7 @@ cuts = st.lists(st.integers(0, 30), max_size=6)
 @given(texts.filter(bool), texts, cuts)
 def test_only_the_sequence_is_taken_out_however_typing_is_cut(sequence: bytes, typed: bytes, cuts: list[int]) -> None:
     marks = [0, *sorted(min(cut, len(typed)) for cut in cuts), len(typed)]
-    pieces = [typed[start:end] for start, end in zip(marks, marks[1:], strict=False)]
+    pieces = [typed[start:end] for start, end in pairwise(marks)]
     passed, found = feed_all(KeyMatcher(sequence), pieces)
     before, separator, _ = typed.partition(sequence)
     assert found is bool(separator)
