@@ -35,6 +35,13 @@ async def write_all(fd: int, data: bytes) -> None:
             view = view[os.write(fd, view[: select.PIPE_BUF]) :]
 
 
+def takes_more(fd: int) -> bool:
+    """Whether something can be written to ``fd`` now. A terminal whose window hangs takes nothing, for ever."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return any(event & select.POLLOUT for _, event in poll.poll(0))
+
+
 @contextlib.contextmanager
 def never_blocking(fd: int) -> Iterator[int]:
     """A descriptor to write to in the place of ``fd``. If that is a terminal, which may have less room than a piece

@@ -14,7 +14,7 @@ from squib.cli.keys import DetachKeys, KeyMatcher
 from squib.cli.modes import ModeTracker, ReplayFilter
 from squib.cli.rawmode import RawMode, terminal_size
 from squib.cli.render import Output
-from squib.cli.streams import ended_by_broken_pipe, never_blocking, read_chunks, write_all
+from squib.cli.streams import ended_by_broken_pipe, never_blocking, read_chunks, takes_more, write_all
 from squib.errors import AgentError, EngineError, EngineUnavailable, InvalidArgument, NoShell
 from squib.frames import CommandEnd
 from squib.models import ExecRequest, PtySize
@@ -81,7 +81,7 @@ async def run_terminal(
         try:
             end = await joined.run()
         except (asyncio.CancelledError, OSError):
-            if joining.stays:
+            if joining.stays and takes_more(sys.stderr.fileno()):
                 with contextlib.suppress(OSError):  # the terminal may be gone
                     output.note(f"detached; to go on: {again}")
             raise
