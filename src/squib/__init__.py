@@ -58,6 +58,7 @@ if TYPE_CHECKING:
         Unauthorized,
         WrongState,
     )
+    from squib.frames import CommandEnd
     from squib.models import (
         FileEvent,
         FileEventType,
@@ -70,8 +71,10 @@ if TYPE_CHECKING:
         VMState,
     )
     from squib.sdk.aio import AsyncVM
+    from squib.sdk.aio_process import AsyncProcess, OutputChunk
     from squib.sdk.client import EngineClient
     from squib.sdk.images import AsyncImages, Images
+    from squib.sdk.process import Process
     from squib.sdk.result import ExecResult
     from squib.sdk.vm import VM
     from squib.version import VERSION as __version__
@@ -83,12 +86,14 @@ __all__ = [
     "AgentVersionMismatch",
     "ArchiveRefused",
     "AsyncImages",
+    "AsyncProcess",
     "AsyncVM",
     "BadWorkingDirectory",
     "BodyTooLarge",
     "BootError",
     "BootFailed",
     "BootTimeout",
+    "CommandEnd",
     "CommandFailed",
     "CommandNotFound",
     "CommandTimeout",
@@ -125,7 +130,9 @@ __all__ = [
     "NotAFile",
     "NotExecutable",
     "NotFound",
+    "OutputChunk",
     "PermissionDenied",
+    "Process",
     "ProcessInfo",
     "PtySize",
     "SquibError",
@@ -142,7 +149,9 @@ __all__ = [
 _HOME = {
     "VM": "squib.sdk.vm",
     "AsyncImages": "squib.sdk.images",
+    "AsyncProcess": "squib.sdk.aio_process",
     "AsyncVM": "squib.sdk.aio",
+    "CommandEnd": "squib.frames",
     "EngineClient": "squib.sdk.client",
     "ExecResult": "squib.sdk.result",
     "Images": "squib.sdk.images",
@@ -150,6 +159,8 @@ _HOME = {
     "FileEventType": "squib.models",
     "FileInfo": "squib.models",
     "FileType": "squib.models",
+    "OutputChunk": "squib.sdk.aio_process",
+    "Process": "squib.sdk.process",
     "ProcessInfo": "squib.models",
     "PtySize": "squib.models",
     "VMConfig": "squib.models",

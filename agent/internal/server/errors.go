@@ -21,6 +21,7 @@ var statusOf = map[process.Code]int{
 	process.NoSuchUser:      http.StatusUnprocessableEntity,
 	process.NoSuchProcess:   http.StatusNotFound,
 	process.StdinClosed:     http.StatusConflict,
+	process.NoTerminal:      http.StatusConflict,
 	process.Internal:        http.StatusInternalServerError,
 }
 

@@ -183,39 +183,39 @@ class EngineClient:
 
     async def info(self) -> EngineInfo:
         """What the engine is."""
-        return _read(EngineInfo, await self.request("GET", "/engine"))
+        return read_value(EngineInfo, await self.request("GET", "/engine"))
 
     async def doctor(self) -> list[Check]:
         """What the engine finds when it looks at its host and its state directory."""
-        return _read_list(Check, await self.request("GET", "/doctor"), "checks")
+        return read_list(Check, await self.request("GET", "/doctor"), "checks")
 
     async def vms(self, *, project: str | None = None) -> list[VMInfo]:
         """All VMs, or those of one project; oldest first."""
         query = f"?project={check_ref(project)}" if project is not None else ""
-        return _read_list(VMInfo, await self.request("GET", f"/vms{query}"), "vms")
+        return read_list(VMInfo, await self.request("GET", f"/vms{query}"), "vms")
 
     async def vm(self, ref: str) -> VMInfo:
         """The VM with this ID or name. Raises `NotFound`."""
-        return _read(VMInfo, await self.request("GET", _vm_path(ref)))
+        return read_value(VMInfo, await self.request("GET", _vm_path(ref)))
 
     async def create_vm(self, config: VMConfig) -> VMInfo:
         """Register a VM. Raises `NameTaken`, `DiskFull` and as `build_image`."""
         body = {"config": config.model_dump(exclude_unset=True), "start": False}
-        return _read(VMInfo, await self.request("POST", "/vms", body))
+        return read_value(VMInfo, await self.request("POST", "/vms", body))
 
     async def launch_vm(self, config: VMConfig, *, boot_timeout_s: float) -> VMInfo:
         """Make a VM and boot it; if it does not come up, nothing of it stays. Raises as `create_vm` and `start_vm`."""
         body = {"config": config.model_dump(exclude_unset=True), "start": True, "boot_timeout_s": boot_timeout_s}
-        return _read(VMInfo, await self.request("POST", "/vms", body))
+        return read_value(VMInfo, await self.request("POST", "/vms", body))
 
     async def start_vm(self, ref: str, *, boot_timeout_s: float) -> VMInfo:
         """Boot a VM. Raises `BootFailed`, `BootTimeout`, `WrongState`, `NotFound`."""
         body = {"boot_timeout_s": boot_timeout_s}
-        return _read(VMInfo, await self.request("POST", f"{_vm_path(ref)}/start", body))
+        return read_value(VMInfo, await self.request("POST", f"{_vm_path(ref)}/start", body))
 
     async def stop_vm(self, ref: str, *, timeout_s: float) -> VMInfo:
         """Stop a VM, by force after ``timeout_s``. Raises `NotFound`."""
-        return _read(VMInfo, await self.request("POST", f"{_vm_path(ref)}/stop", {"timeout_s": timeout_s}))
+        return read_value(VMInfo, await self.request("POST", f"{_vm_path(ref)}/stop", {"timeout_s": timeout_s}))
 
     async def pause_vm(self, ref: str) -> VMInfo:
         """Halt a VM's processors. Raises `WrongState`, `NotFound`."""
@@ -272,11 +272,11 @@ class EngineClient:
 
     async def images(self) -> list[ImageInfo]:
         """The images in the engine's cache."""
-        return _read_list(ImageInfo, await self.request("GET", "/images"), "images")
+        return read_list(ImageInfo, await self.request("GET", "/images"), "images")
 
     async def kernels(self) -> list[KernelInfo]:
         """The kernels in the engine's cache."""
-        return _read_list(KernelInfo, await self.request("GET", "/kernels"), "kernels")
+        return read_list(KernelInfo, await self.request("GET", "/kernels"), "kernels")
 
     async def build_image(
         self, name: str, *, rebuild: bool = False, on_progress: OnProgress = lambda _: None
@@ -285,12 +285,12 @@ class EngineClient:
         `DiskFull`.
         """
         result = await self._build("/images", {"name": name, "rebuild": rebuild}, on_progress)
-        return _read(ImageInfo, result.get("image"))
+        return read_value(ImageInfo, result.get("image"))
 
     async def build_kernel(self, *, rebuild: bool = False, on_progress: OnProgress = lambda _: None) -> KernelInfo:
         """Fetch the kernel unless it is there. Raises as `build_image`."""
         result = await self._build("/kernels", {"rebuild": rebuild}, on_progress)
-        return _read(KernelInfo, result.get("kernel"))
+        return read_value(KernelInfo, result.get("kernel"))
 
     async def remove_image(self, name: str) -> None:
         """Remove an image from the cache. Raises `NotFound`, `Conflict` if a VM uses it."""
@@ -301,7 +301,7 @@ class EngineClient:
             async for line in response.aiter_lines():
                 event = _event(line)
                 if progress := event.get("progress"):
-                    on_progress(_read(Progress, progress))
+                    on_progress(read_value(Progress, progress))
                 elif error := event.get("error"):
                     raise from_wire(error)
                 else:
@@ -328,7 +328,8 @@ def _checked_token(token: str) -> str:
     return token
 
 
-def _read(model: type[M], answer: object) -> M:
+def read_value(model: type[M], answer: object) -> M:
+    """A value in an engine's answer. Raises `EngineUnavailable` if it is none."""
     try:
         return model.model_validate(answer)
     except ValidationError as error:
@@ -345,11 +346,12 @@ def _event(line: str) -> dict[str, Any]:
     return event
 
 
-def _read_list(model: type[M], answer: object, name: str) -> list[M]:
+def read_list(model: type[M], answer: object, name: str) -> list[M]:
+    """The values that an answer has under ``name``. Raises as `read_value`."""
     values = answer.get(name) if isinstance(answer, dict) else None
     if not isinstance(values, list):
         raise _not_understood(name)
-    return [_read(model, value) for value in values]
+    return [read_value(model, value) for value in values]
 
 
 def _not_understood(what: str) -> EngineUnavailable:

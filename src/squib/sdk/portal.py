@@ -6,7 +6,7 @@ import asyncio
 import atexit
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Iterator
 from typing import Any, TypeVar
 
 from squib.errors import WrongState
@@ -15,6 +15,7 @@ from squib.sdk.client import EngineClient
 T = TypeVar("T")
 
 _CLEAN_UP_S = 10.0
+_END = object()
 
 
 class Portal:
@@ -85,9 +86,24 @@ class Portal:
             raise
         return tasks[0].result()
 
+    def iterate(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
+        """What ``items`` yields, one after the other. Leaving the loop closes it."""
+        try:
+            while (item := self.run(_next(items))) is not _END:
+                yield item  # type: ignore[misc]  # it is not the end
+        finally:
+            if threading.current_thread() is self._thread:  # a garbage collector may run there, which cannot wait
+                self._closing = self._loop.create_task(items.aclose())
+            elif self._pid == os.getpid():
+                self.run(items.aclose())
+
     def _stop(self) -> None:
         if self._pid == os.getpid() and self._thread.is_alive():
             for engine in self._engines.values():
                 self.run(engine.close())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(timeout=2)
+
+
+async def _next(items: AsyncGenerator[T, None]) -> T | object:
+    return await anext(items, _END)

@@ -40,6 +40,9 @@ def test_every_route_is_there(document: Any) -> None:
         "get /v1/vms", "post /v1/vms", "get /v1/vms/{ref}", "delete /v1/vms/{ref}", "post /v1/vms/{ref}/start",
         "post /v1/vms/{ref}/stop", "post /v1/vms/{ref}/hold",
         "post /v1/vms/{ref}/pause", "post /v1/vms/{ref}/resume", "post /v1/vms/{ref}/exec", "get /v1/vms/{ref}/logs",
+        "get /v1/vms/{ref}/processes", "get /v1/vms/{ref}/processes/{process_id}",
+        "delete /v1/vms/{ref}/processes/{process_id}", "get /v1/vms/{ref}/processes/{process_id}/output",
+        "post /v1/vms/{ref}/processes/{process_id}/resize",
         "post /v1/vms/{ref}/processes/{process_id}/stdin", "post /v1/vms/{ref}/processes/{process_id}/signal",
         "get /v1/images", "post /v1/images", "delete /v1/images/{ref}", "get /v1/kernels", "post /v1/kernels",
     }  # fmt: skip
@@ -80,6 +83,7 @@ def test_streams_say_what_they_are(document: Any) -> None:
         name: set(operation["responses"].get("200", {}).get("content", {})) for name, operation in operations(document)
     }
     assert kinds["post /v1/vms/{ref}/exec"] == {"application/vnd.squib.frames"}
+    assert kinds["get /v1/vms/{ref}/processes/{process_id}/output"] == {"application/vnd.squib.frames"}
     assert kinds["post /v1/images"] == kinds["post /v1/kernels"] == {"application/x-ndjson"}
     assert kinds["get /v1/vms/{ref}/logs"] == {"text/plain"}
 
