@@ -29,11 +29,6 @@ class Command:
         self._end: CommandEnd | None = None
 
     @property
-    def id(self) -> str:
-        """What names it in its VM, such as ``p3``."""
-        return self._path.rpartition("/")[2]
-
-    @property
     def end(self) -> CommandEnd:
         """How the command ended. Raises `AgentUnreachable` if that was not read."""
         if self._end is None:

@@ -29,16 +29,14 @@ async def kill(
     job in the foreground.
     """
     from squib.cli.signals import parse_signal
-    from squib.sdk.config import check_ref
+    from squib.sdk.command import process_path
 
     number = parse_signal(signal_name, flag="--signal")
-    for ref in (vm, *ids):
-        check_ref(ref)
+    paths = {process_id: process_path(vm, process_id) for process_id in ids}
     done: list[str] = []
     status = 0
     async with options.connect() as engine:
-        for process_id in ids:
-            path = f"/vms/{vm}/processes/{process_id}"
+        for process_id, path in paths.items():
             try:
                 if number == signal.SIGKILL:
                     await engine.request("DELETE", path)

@@ -31,7 +31,7 @@ async def ps(output: Output, vm: options.Ref) -> None:
     """
     from datetime import UTC, datetime
 
-    from squib.cli.processes import list_processes
+    from squib.sdk.aio_process import list_processes
 
     async with options.connect() as engine:
         found = await list_processes(engine, vm)
