@@ -6,7 +6,7 @@ import asyncio
 import atexit
 import os
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Coroutine, Generator
 from typing import Any, TypeVar
 
 from squib.errors import WrongState
@@ -86,7 +86,7 @@ class Portal:
             raise
         return tasks[0].result()
 
-    def iterate(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
+    def iterate(self, items: AsyncGenerator[T, None]) -> Generator[T, None, None]:
         """What ``items`` yields, one after the other. Leaving the loop closes it."""
         try:
             while (item := self.run(_next(items))) is not _END:
