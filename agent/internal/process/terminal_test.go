@@ -295,8 +295,13 @@ func TestPasteDoesNotDeadlock(t *testing.T) {
 
 // A write waits for the terminal's program; its request's end and the program's end reach it there.
 func TestInputThatATerminalDoesNotTake(t *testing.T) {
-	p := start(t, newManager(t, cgroups), terminal("stty raw -echo; echo ready; exec sleep 1000"))
+	p := start(t, newManager(t, cgroups), terminal("stty raw -echo; echo ready; exec yes"))
 	p.until(t, "ready")
+	eventually(t, "nor does its reader read", func() bool {
+		p.Log.mu.Lock()
+		defer p.Log.mu.Unlock()
+		return len(p.Log.room(Stdout)) == 0
+	})
 	more := func() *bytes.Reader { return bytes.NewReader(make([]byte, 1<<20)) }
 	ctx, cancel := context.WithCancel(context.Background())
 	time.AfterFunc(20*time.Millisecond, cancel)
