@@ -72,9 +72,10 @@ if TYPE_CHECKING:
     )
     from squib.sdk.aio import AsyncVM
     from squib.sdk.client import EngineClient
+    from squib.sdk.env import AsyncEnv, Env, EnvVars
     from squib.sdk.files import AsyncFiles
     from squib.sdk.images import AsyncImages, Images
-    from squib.sdk.result import ExecResult
+    from squib.sdk.result import Copied, ExecResult
     from squib.sdk.syncfiles import Files
     from squib.sdk.vm import VM
     from squib.sdk.watching import AsyncWatch, Watch
@@ -86,6 +87,7 @@ __all__ = [
     "AgentUnreachable",
     "AgentVersionMismatch",
     "ArchiveRefused",
+    "AsyncEnv",
     "AsyncFiles",
     "AsyncImages",
     "AsyncVM",
@@ -99,6 +101,7 @@ __all__ = [
     "CommandNotFound",
     "CommandTimeout",
     "Conflict",
+    "Copied",
     "DependencyMissing",
     "DirectoryNotEmpty",
     "DiskFull",
@@ -106,6 +109,8 @@ __all__ = [
     "EngineError",
     "EngineStartFailed",
     "EngineUnavailable",
+    "Env",
+    "EnvVars",
     "ExecError",
     "ExecResult",
     "FileError",
@@ -150,11 +155,15 @@ __all__ = [
 
 _HOME = {
     "VM": "squib.sdk.vm",
+    "AsyncEnv": "squib.sdk.env",
     "AsyncFiles": "squib.sdk.files",
     "AsyncImages": "squib.sdk.images",
     "AsyncVM": "squib.sdk.aio",
     "AsyncWatch": "squib.sdk.watching",
     "EngineClient": "squib.sdk.client",
+    "Env": "squib.sdk.env",
+    "EnvVars": "squib.sdk.env",
+    "Copied": "squib.sdk.result",
     "ExecResult": "squib.sdk.result",
     "Files": "squib.sdk.syncfiles",
     "Images": "squib.sdk.images",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -89,12 +90,31 @@ Interactive = Annotated[
         "--interactive", "-i", help="Pass standard input to the command, as it comes. Without it there is none."
     ),
 ]
+Owner = Annotated[
+    str | None,
+    typer.Option(
+        metavar="USER[:GROUP]", help="Owner of all that is copied: names or numbers of the VM. Default: root."
+    ),
+]
+Mode = Annotated[
+    str | None,
+    typer.Option(metavar="MODE", help="Permission bits of files that are named as SRC, as 0644. Default: kept."),
+]
+KeepOwner = Annotated[
+    bool,
+    typer.Option("--keep-owner", "-a", help="Keep owners, as numbers. On this machine only root can do that."),
+]
+UnsafeLinks = Annotated[
+    bool,
+    typer.Option("--unsafe-links", help="Copy symbolic links that lead out of a copied directory as they are."),
+]
 Lines = Annotated[
     int | None,
     typer.Option("--lines", "-n", metavar="N", min=0, help="Only the last N lines. Default: all that is kept."),
 ]
 
 DEFAULT_BOOT_TIMEOUT = "30s"
+_MAX_MODE = 0o7777
 
 _FLAG_OF_FIELD = {
     "name": "--name",
@@ -162,6 +182,15 @@ def parse_env(entries: Sequence[str]) -> dict[str, str]:
             value = os.environ[name]
         variables[name] = value
     return variables
+
+
+def parse_mode(text: str | None) -> int | None:
+    """The value of ``--mode``. Raises `InvalidArgument`."""
+    if text is None:
+        return None
+    if not re.fullmatch("[0-7]{1,5}", text) or int(text, 8) > _MAX_MODE:
+        raise InvalidArgument(f"--mode: {text!r} is not permission bits", hint="write them as --mode 0644")
+    return int(text, 8)
 
 
 def parse_timeout(text: str | None) -> float | None:

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-    from squib.models import Progress
+    from squib.models import OnProgress, Progress
 
 _PATIENCE_S = 1.0
 _LINE_EVERY_S = 10.0
+_CALM_S = 0.1
 
 
 class Reporter(Protocol):
@@ -38,6 +39,20 @@ def steps(output: Output, title: str) -> Iterator[Reporter]:
             yield _Bar(title, stack)
     else:
         yield _Lines(output, title)
+
+
+def calm(reporter: OnProgress) -> OnProgress:
+    """Passes on what comes often: nothing in the first second, then ten times a second at most."""
+    due = time.monotonic() + _PATIENCE_S
+
+    def report(progress: Progress) -> None:
+        nonlocal due
+        now = time.monotonic()
+        if now >= due:
+            due = now + _CALM_S
+            reporter(progress)
+
+    return report
 
 
 @contextlib.asynccontextmanager
@@ -65,7 +80,7 @@ async def _show(output: Output, title: str) -> None:
 
 
 class _Lines:
-    """A line for every new step, and every ten seconds of a step whose end is known."""
+    """A line for every new step, and every ten seconds of a step that is measured."""
 
     def __init__(self, output: Output, title: str) -> None:
         self._output = output
@@ -75,7 +90,7 @@ class _Lines:
 
     def __call__(self, progress: Progress) -> None:
         now = time.monotonic()
-        if progress.step != self._step or (progress.total and now - self._last >= _LINE_EVERY_S):
+        if progress.step != self._step or ((progress.total or progress.unit) and now - self._last >= _LINE_EVERY_S):
             self._step, self._last = progress.step, now
             self._output.note(f"{self._title}: {progress.step}{_amount(progress)}")
 
@@ -109,8 +124,8 @@ class _Bar:
 
 
 def _amount(progress: Progress) -> str:
+    if progress.unit == "bytes" and (progress.total or progress.done):
+        return f" {show_bytes(progress.done)}" + (f" of {show_bytes(progress.total)}" if progress.total else "")
     if not progress.total:
         return ""
-    if progress.unit == "bytes":
-        return f" {show_bytes(progress.done)} of {show_bytes(progress.total)}"
     return f" {progress.done} of {progress.total} {progress.unit}".rstrip()

@@ -7,7 +7,7 @@ import posixpath
 import secrets
 import shutil
 import stat
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,8 @@ from squib.models import FileInfo, FileType, OnProgress, Progress
 from squib.sdk.chunks import CHUNK_BYTES, ThreadReader, blocking, in_thread
 from squib.sdk.fileclient import FileClient
 from squib.sdk.localfiles import escaped, local_errors
-from squib.sdk.pack import CONTENTS, Source, pack
+from squib.sdk.pack import Packing, measure
+from squib.sdk.result import Copied
 from squib.sdk.unpack import unpack
 
 LocalPath = str | os.PathLike[str]
@@ -39,7 +40,10 @@ class _Counter:
     done: int = 0
 
     def add(self, size: int) -> None:
-        self.done += size
+        self.reach(self.done + size)
+
+    def reach(self, done: int) -> None:
+        self.done = done
         if self.on_progress:
             self.on_progress(Progress(step=self.step, done=self.done, total=self.total, unit="bytes"))
 
@@ -90,7 +94,7 @@ async def upload(
     mode: int | None,
     keep_owner: bool,
     on_progress: OnProgress | None,
-) -> None:
+) -> Copied:
     """See `AsyncFiles.upload`."""
     if owner is not None and keep_owner:
         raise InvalidArgument("owner and keep_owner exclude each other")
@@ -99,15 +103,17 @@ async def upload(
     kinds = {each.path: await blocking(_look, each.path) for each in named}
     place_of_all = check_path(target)
     there = await _stat_or_none(client, place_of_all)
+    copied = Copied()
     for each, place in _targets(named, place_of_all, there is not None and there.type is FileType.DIRECTORY):
         status = kinds[each.path]
         counter = _Counter(on_progress, each.path)
         if stat.S_ISDIR(status.st_mode):
-            await _upload_tree(client, each, place, owner, keep_owner, counter)
+            copied += await _upload_tree(client, each, place, owner, keep_owner, counter)
         else:
             _refuse_slash(each, place_of_all, place)
             owned = f"{status.st_uid}:{status.st_gid}" if keep_owner else owner
-            await _upload_file(client, each, place, owned, mode, counter)
+            copied += await _upload_file(client, each, place, owned, mode, counter)
+    return copied
 
 
 def _look(path: str) -> os.stat_result:
@@ -127,7 +133,7 @@ async def _stat_or_none(client: FileClient, path: str) -> FileInfo | None:
 
 async def _upload_file(
     client: FileClient, source: _Named, place: str, owner: str | None, mode: int | None, counter: _Counter
-) -> None:
+) -> Copied:
     def start() -> tuple[int, os.stat_result]:
         with local_errors(source.path), open_regular(Path(source.path)) as file:
             return os.dup(file.fileno()), os.fstat(file.fileno())
@@ -135,8 +141,9 @@ async def _upload_file(
     fd, status = await blocking(start)
     counter.total = status.st_size
     mode = stat.S_IMODE(status.st_mode) if mode is None else mode
-    chunks = _counted(in_thread(_read(fd, source.path)), counter)
-    await client.write(place, chunks, mode=mode, owner=owner, mtime_ns=status.st_mtime_ns)
+    chunks = _counted(in_thread(_read(fd, source.path)), counter.add)
+    info = await client.write(place, chunks, mode=mode, owner=owner, mtime_ns=status.st_mtime_ns)
+    return Copied(1, info.size)
 
 
 def _read(fd: int, path: str) -> Iterator[bytes]:
@@ -150,21 +157,80 @@ def _read(fd: int, path: str) -> Iterator[bytes]:
 
 async def _upload_tree(
     client: FileClient, source: _Named, place: str, owner: str | None, keep_owner: bool, counter: _Counter
-) -> None:
+) -> Copied:
+    create = await _is_new_directory(client, source, place)
+    if counter.on_progress:
+        counter.total = await blocking(measure, source.path)
+    packing = Packing(source.path)
+    chunks = _counted(in_thread(packing.chunks()), lambda size: counter.reach(packing.bytes))
+    await client.write_tar(place, chunks, owner=owner, keep_owner=keep_owner, create=create)
+    return Copied(packing.entries, packing.bytes, tuple(packing.left_out))
+
+
+async def _is_new_directory(client: FileClient, source: _Named, place: str) -> bool:
     there = await _stat_or_none(client, place)
     if there and there.type is not FileType.DIRECTORY:
         raise NotADirectory(f"{escaped(place)} is a {there.type}, and {escaped(source.path)} is a directory")
-    archive = pack([Source(Path(source.path), CONTENTS)])
-    chunks = _counted(in_thread(archive), counter)
-    await client.write_tar(place, chunks, owner=owner, keep_owner=keep_owner, create=there is None)
+    return there is None
 
 
-async def _counted(chunks: AsyncGenerator[bytes, None], counter: _Counter) -> AsyncGenerator[bytes, None]:
+async def _counted(chunks: AsyncGenerator[bytes, None], count: Callable[[int], None]) -> AsyncGenerator[bytes, None]:
+    """``chunks``; ``count`` is told of the size of each that was taken, and of 0 before."""
     async with aclosing(chunks):
-        counter.add(0)
+        count(0)
         async for chunk in chunks:
             yield chunk
-            counter.add(len(chunk))
+            count(len(chunk))
+
+
+# --- from a guest to another ---------------------------------------------------------------------------------------
+
+
+async def relay(
+    giver: FileClient,
+    source: Sequence[GuestPath],
+    taker: FileClient,
+    target: GuestPath,
+    *,
+    owner: str | None,
+    mode: int | None,
+    keep_owner: bool,
+    on_progress: OnProgress | None,
+) -> Copied:
+    """Copy files and directories of one VM into another one, through this process, by the rules of `AsyncFiles.upload`.
+
+    Archives are passed on as they come: it is the taking guest that unpacks what the giving one sends.
+    """
+    if owner is not None and keep_owner:
+        raise InvalidArgument("owner and keep_owner exclude each other")
+    named = [_Named.of(check_path(path)) for path in source]
+    place_of_all = check_path(target)
+    infos = {each.path: await _stat_to_copy(giver, each.path) for each in named}
+    there = await _stat_or_none(taker, place_of_all)
+    copied = Copied()
+    for each, place in _targets(named, place_of_all, there is not None and there.type is FileType.DIRECTORY):
+        info = infos[each.path]
+        counter = _Counter(on_progress, each.path)
+        if info.type is FileType.DIRECTORY:
+            create = await _is_new_directory(taker, each, place)
+            chunks = _counted(giver.read_tar(f"{each.path.rstrip('/')}/."), counter.add)
+            copied += await taker.write_tar(place, chunks, owner=owner, keep_owner=keep_owner, create=create)
+        else:
+            _refuse_slash(each, place_of_all, place)
+            counter.total = info.size
+            owned = f"{info.uid}:{info.gid}" if keep_owner else owner
+            kept = info.mode & _PERMISSIONS if mode is None else mode
+            chunks = _counted(giver.read(each.path), counter.add)
+            written = await taker.write(place, chunks, mode=kept, owner=owned, mtime_ns=info.mtime_ns)
+            copied += Copied(1, written.size)
+    return copied
+
+
+async def _stat_to_copy(client: FileClient, path: str) -> FileInfo:
+    info = await client.stat(path)
+    if info.type not in (FileType.FILE, FileType.DIRECTORY):
+        raise NotAFile(f"{escaped(path)} is a {info.type}, neither a file nor a directory")
+    return info
 
 
 # --- from a guest --------------------------------------------------------------------------------------------------
@@ -178,28 +244,28 @@ async def download(
     keep_owner: bool,
     unsafe_links: bool,
     on_progress: OnProgress | None,
-) -> None:
+) -> Copied:
     """See `AsyncFiles.download`."""
     sources = [source] if isinstance(source, str | bytes | os.PathLike) else list(source)
     named = [_Named.of(check_path(path)) for path in sources]
     place_of_all = os.fspath(target)
     is_directory = await blocking(os.path.isdir, place_of_all)
-    infos = {each.path: await client.stat(each.path) for each in named}
+    copied = Copied()
+    infos = {each.path: await _stat_to_copy(client, each.path) for each in named}
     for each, place in _targets(named, place_of_all, is_directory):
         info = infos[each.path]
         counter = _Counter(on_progress, each.path)
         if info.type is FileType.DIRECTORY:
-            await _download_tree(client, each, Path(place), keep_owner, unsafe_links, counter)
-        elif info.type is FileType.FILE:
-            _refuse_slash(each, place_of_all, place)
-            await _download_file(client, each, Path(place), info, keep_owner, counter)
+            copied += await _download_tree(client, each, Path(place), keep_owner, unsafe_links, counter)
         else:
-            raise NotAFile(f"{escaped(each.path)} is a {info.type}, neither a file nor a directory")
+            _refuse_slash(each, place_of_all, place)
+            copied += await _download_file(client, each, Path(place), info, keep_owner, counter)
+    return copied
 
 
 async def _download_file(
     client: FileClient, source: _Named, place: Path, info: FileInfo, keep_owner: bool, counter: _Counter
-) -> None:
+) -> Copied:
     counter.total = info.size
     counter.add(0)
     owner = (info.uid, info.gid) if keep_owner else None
@@ -219,6 +285,7 @@ async def _download_file(
             counter.add(size)
     finally:
         await blocking(file.close)
+    return Copied(1, counter.done)
 
 
 class _NewFile:
@@ -259,15 +326,15 @@ class _NewFile:
 
 async def _download_tree(
     client: FileClient, source: _Named, place: Path, keep_owner: bool, unsafe_links: bool, counter: _Counter
-) -> None:
-    async with aclosing(_counted(client.read_tar(f"{source.path.rstrip('/')}/."), counter)) as chunks:
+) -> Copied:
+    async with aclosing(_counted(client.read_tar(f"{source.path.rstrip('/')}/."), counter.add)) as chunks:
         archive = ThreadReader(chunks)
 
-        def work() -> None:
+        def work() -> Copied:
             with _directory(place) as (directory, is_new):
-                unpack(archive, directory, keep_owner=keep_owner, unsafe_links=unsafe_links, new_target=is_new)
+                return unpack(archive, directory, keep_owner=keep_owner, unsafe_links=unsafe_links, new_target=is_new)
 
-        await blocking(work, on_cancel=archive.cancel)
+        return await blocking(work, on_cancel=archive.cancel)
 
 
 @contextmanager

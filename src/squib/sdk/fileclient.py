@@ -11,6 +11,7 @@ from squib.guestfiles import GuestPath, LineDecoder, check_path, encode_query, p
 from squib.models import FileInfo
 from squib.sdk.client import EngineClient
 from squib.sdk.config import check_ref
+from squib.sdk.result import Copied
 
 _MAX_MODE = 0o7777
 
@@ -86,12 +87,13 @@ class FileClient:
 
     async def write_tar(
         self, path: GuestPath, chunks: AsyncGenerator[bytes, None], *, owner: str | None, keep_owner: bool, create: bool
-    ) -> None:
+    ) -> Copied:
         """Unpack a tar below the directory ``path``, which with ``create`` appears when all of it is there."""
         query = encode_query(
             ("path", check_path(path)), ("user", owner), ("keep_owner", keep_owner), ("create", create)
         )
-        await self._put(f"/tar{query}", chunks)
+        count = await self._put(f"/tar{query}", chunks)
+        return Copied(count["entries"], count["bytes"])
 
     async def _put(self, url: str, chunks: AsyncGenerator[bytes, None]) -> dict[str, Any]:
         async with aclosing(chunks), self._engine.stream("PUT", self._url + url, chunks) as response:

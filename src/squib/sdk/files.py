@@ -14,6 +14,7 @@ from squib.sdk.chunks import Data, chunks_of
 from squib.sdk.client import EngineClient
 from squib.sdk.fileclient import FileClient
 from squib.sdk.fileobjects import AsyncFile, Mode, open_async
+from squib.sdk.result import Copied
 from squib.sdk.watching import AsyncWatch
 
 MAX_ENTRIES = 1_000_000
@@ -145,7 +146,7 @@ class AsyncFiles:
         mode: int | None = None,
         keep_owner: bool = False,
         on_progress: OnProgress | None = None,
-    ) -> None:
+    ) -> Copied:
         """Copy files and directories of this machine into the guest, as ``cp -r`` does.
 
         - If ``target`` is a directory, each source goes into it under its own name; a directory that is there already
@@ -159,10 +160,11 @@ class AsyncFiles:
         is in directories). All belongs to root, to ``owner``, or with ``keep_owner`` to the numbers that it has here.
 
         Each file appears in one step, and so does a directory that is new: what breaks off leaves nothing of it.
-        ``on_progress`` is told of the bytes of each source. Raises, besides what the guest says, `NoSuchFile` and
+        ``on_progress`` is told of the bytes of each source. Sockets and devices are left out, which the answer tells.
+        Raises, besides what the guest says, `NoSuchFile` and
         `PermissionDenied` for what cannot be read here.
         """
-        await copying.upload(
+        return await copying.upload(
             self._client, source, target, owner=owner, mode=mode, keep_owner=keep_owner, on_progress=on_progress
         )
 
@@ -173,7 +175,7 @@ class AsyncFiles:
         keep_owner: bool = False,
         unsafe_links: bool = False,
         on_progress: OnProgress | None = None,
-    ) -> None:
+    ) -> Copied:
         """Copy files and directories of the guest to this machine, by the rules of `upload`.
 
         What the guest sends is not trusted: nothing lands outside ``target``. Devices, FIFOs, and links that lead out
@@ -182,7 +184,7 @@ class AsyncFiles:
 
         Raises `DiskFull`, `NoSuchFile` and `PermissionDenied` for this machine's files too.
         """
-        await copying.download(
+        return await copying.download(
             self._client,
             source,
             target,

@@ -1,7 +1,7 @@
-"""Packing files and directories of this machine for a guest: a PAX tar as a stream of chunks.
+"""Packing a directory of this machine for a guest: a PAX tar as a stream of chunks.
 
 Each directory is opened relative to the one before it and each file relative to its directory, never through a symbolic
-link that has come in its place meanwhile. The sources themselves may be links: somebody named them.
+link that has come in its place meanwhile.
 """
 
 from __future__ import annotations
@@ -11,17 +11,14 @@ import errno
 import os
 import stat
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from squib.errors import InvalidArgument, NotADirectory, TransferFailed
+from squib.errors import InvalidArgument, TransferFailed
 from squib.sdk.localfiles import escaped, local_errors
-from squib.sdk.tar import BLOCK, CHUNK, MAX_DEPTH, OnCopied
+from squib.sdk.tar import BLOCK, CHUNK, MAX_DEPTH
 
-CONTENTS = "."
-"""As the name of a source: what is in that directory, without the directory."""
-
+_ROOT = "."
 _END = bytes(2 * BLOCK)
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -32,84 +29,53 @@ _TYPES = {
     stat.S_IFIFO: tarfile.FIFOTYPE,
 }
 
-OnLeftOut = Callable[[str], None]
-"""Is told of each file that is not sent: its path and why."""
 
-
-@dataclass(frozen=True)
-class Source:
-    """A file or directory to pack, and its name in the archive (`CONTENTS`: none)."""
-
-    path: Path
-    name: str
-
-    @classmethod
-    def of(cls, path: str | os.PathLike[str]) -> Source:
-        """``path`` under its last component. Raises `InvalidArgument` if that is none, as in ``/`` and ``..``."""
-        name = Path(os.path.normpath(path)).name or Path(path).absolute().name
-        if name in ("", ".."):
-            raise InvalidArgument(
-                f"{escaped(path)} has no name of its own", hint=f"copy what is in it: {escaped(path)}/."
-            )
-        return cls(Path(path), name)
-
-
-@dataclass(frozen=True)
-class Total:
-    """How many entries an archive has, and how many bytes of files."""
-
-    entries: int
-    bytes: int
-
-
-def measure(sources: Sequence[Source]) -> Total:
-    """What `pack` would send, if nothing changes until then. Blocks. Raises as `pack` does."""
-    entries = size = 0
+def measure(directory: str) -> int:
+    """How many bytes of files `Packing` would send, if nothing changes until then. Blocks. Raises as that does."""
+    total = 0
     linked: set[tuple[int, int]] = set()
-    for found in _walk(sources):
-        entries += stat.S_IFMT(found.status.st_mode) in _TYPES
-        if stat.S_ISREG(found.status.st_mode):
-            identity = (found.status.st_dev, found.status.st_ino)
-            if identity not in linked:
-                size += found.status.st_size
-            if found.status.st_nlink > 1:
+    for found in _walk(directory):
+        status = found.status
+        identity = (status.st_dev, status.st_ino)
+        if stat.S_ISREG(status.st_mode) and identity not in linked:
+            total += status.st_size
+            if status.st_nlink > 1:
                 linked.add(identity)
-    return Total(entries, size)
+    return total
 
 
-def pack(
-    sources: Sequence[Source], *, on_left_out: OnLeftOut | None = None, on_progress: OnCopied | None = None
-) -> Iterator[bytes]:
-    """The archive of ``sources`` with all that is below them, in chunks of about 256 KiB. Blocks while it reads.
+class Packing:
+    """The archive of what is in a directory, and of the directory itself as ``./``.
 
     It has permission bits with set-id, symbolic and hard links, FIFOs, times in nanoseconds, owners as numbers, and
-    names byte for byte. Sockets and devices, and what vanishes before it is reached, are left out.
-
-    Raises `NoSuchFile`, `PermissionDenied` and other `FileError` for what cannot be read, `TransferFailed` for a file
-    that shrinks meanwhile (one that grows is cut), `InvalidArgument` for two sources of the same name.
+    names byte for byte. ``entries`` and ``bytes`` (of files) are what has been packed so far; ``left_out`` says which
+    files were not, with the reason: sockets, devices, and what vanished before it was reached.
     """
-    packing = _Packing(on_left_out or (lambda text: None), on_progress or (lambda entries, size: None))
-    for found in _walk(sources):
-        with local_errors(found.path):
-            yield from packing.add(found)
-    yield packing.rest() + _END
 
-
-class _Packing:
-    """One archive in the making: small pieces are gathered to chunks."""
-
-    def __init__(self, on_left_out: OnLeftOut, on_progress: OnCopied) -> None:
-        self._on_left_out = on_left_out
-        self._on_progress = on_progress
-        self._entries = 0
-        self._bytes = 0
+    def __init__(self, directory: str) -> None:
+        self.entries = 0
+        self.bytes = 0
+        self.left_out: list[str] = []
+        self._directory = directory
         self._gathered = bytearray()
         self._linked: dict[tuple[int, int], str] = {}
 
-    def add(self, found: _Found) -> Iterator[bytes]:
+    def chunks(self) -> Iterator[bytes]:
+        """The archive, once, in chunks of about 256 KiB. Blocks while it reads.
+
+        Raises `NoSuchFile`, `NotADirectory`, `PermissionDenied` and other `FileError` for what cannot be read,
+        `TransferFailed` for a file that shrinks meanwhile (one that grows is cut), `InvalidArgument` for a tree of more
+        than 100 levels.
+        """
+        for found in _walk(self._directory):
+            with local_errors(found.path):
+                yield from self._add(found)
+        yield bytes(self._gathered) + _END
+
+    def _add(self, found: _Found) -> Iterator[bytes]:
         type_ = _TYPES.get(stat.S_IFMT(found.status.st_mode))
         if type_ is None:
-            self._on_left_out(f"{found.path}: a socket or a device")
+            self.left_out.append(f"{found.path}: a socket or a device")
             return
         try:
             if type_ == tarfile.REGTYPE:
@@ -118,15 +84,9 @@ class _Packing:
                 link = os.readlink(found.name, dir_fd=found.directory) if type_ == tarfile.SYMTYPE else ""
                 yield from self._put(_header(found.member, type_, found.status, link=link))
         except (FileNotFoundError, _Replaced):
-            if found.directory is None:
-                raise
-            self._on_left_out(f"{found.path}: it is gone, or something else has come in its place")
+            self.left_out.append(f"{found.path}: it is gone, or something else has come in its place")
             return
-        self._entries += 1
-        self._on_progress(self._entries, self._bytes)
-
-    def rest(self) -> bytes:
-        return bytes(self._gathered)
+        self.entries += 1
 
     def _add_file(self, found: _Found) -> Iterator[bytes]:
         fd = _open_file(found)
@@ -155,10 +115,8 @@ class _Packing:
                     hint="copy it again when nothing writes to it",
                 )
             left -= len(data)
-            self._bytes += len(data)
+            self.bytes += len(data)
             yield from self._put(data)
-            if left:
-                self._on_progress(self._entries, self._bytes)
 
     def _put(self, data: bytes) -> Iterator[bytes]:
         if len(self._gathered) + len(data) < CHUNK:
@@ -195,9 +153,8 @@ class _Replaced(Exception):
 
 
 def _open_file(found: _Found) -> int:
-    follow = os.O_NOFOLLOW if found.directory is not None else 0
     try:
-        fd = os.open(found.name, _FILE | follow, dir_fd=found.directory)
+        fd = os.open(found.name, _FILE, dir_fd=found.directory)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket
             raise _Replaced from None
@@ -210,62 +167,50 @@ def _open_file(found: _Found) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Something that is to be packed. ``name`` is its name in ``directory``, which is ``None`` for a source."""
+    """Something that is to be packed: ``name`` in the open directory ``directory``; ``member`` in the archive."""
 
-    directory: int | None
+    directory: int
     name: str
     path: str
     member: str
     status: os.stat_result
 
 
-def _walk(sources: Sequence[Source]) -> Iterator[_Found]:
-    """All that is to be packed, directories before what is in them."""
-    names = [source.name for source in sources]
-    for name in names:
-        if names.count(name) > 1:
-            raise InvalidArgument(f"two of the sources are called {escaped(name)!r}", hint="copy them one by one")
-    for source in sources:
-        path = str(source.path)
-        with local_errors(path):
-            status = source.path.stat()
-        if source.name == CONTENTS and not stat.S_ISDIR(status.st_mode):
-            raise NotADirectory(f"{escaped(path)} is not a directory, on this machine")
-        found = _Found(None, path, path, source.name, status)
-        yield found
-        if stat.S_ISDIR(status.st_mode):
-            yield from _below(found)
+def _walk(directory: str) -> Iterator[_Found]:
+    """The directory and all that is below it, directories before what is in them."""
+    with local_errors(directory):
+        fd = os.open(directory, _DIRECTORY)
+        try:
+            yield _Found(fd, _ROOT, directory, _ROOT, os.fstat(fd))
+            yield from _below(fd, directory, "")
+        finally:
+            os.close(fd)
 
 
-def _below(parent: _Found) -> Iterator[_Found]:
-    prefix = "" if parent.member == CONTENTS else f"{parent.member}/"
-    if prefix.count("/") >= MAX_DEPTH:
-        raise InvalidArgument(f"{escaped(parent.path)} is more than {MAX_DEPTH} directories deep")
-    with local_errors(parent.path), _open_directory(parent) as fd:
-        if fd is None:
-            return
-        with os.scandir(fd) as entries:
-            for entry in entries:
-                name = entry.name
-                try:
-                    status = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
-                found = _Found(fd, name, f"{parent.path}/{name}", prefix + name, status)
-                yield found
-                if stat.S_ISDIR(status.st_mode):
-                    yield from _below(found)
+def _below(fd: int, path: str, prefix: str) -> Iterator[_Found]:
+    with local_errors(path), os.scandir(fd) as entries:
+        for entry in entries:
+            if prefix.count("/") == MAX_DEPTH:
+                raise InvalidArgument(f"what is in {escaped(path)} is more than {MAX_DEPTH} directories deep")
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            found = _Found(fd, entry.name, f"{path}/{entry.name}", prefix + entry.name, status)
+            yield found
+            if not stat.S_ISDIR(status.st_mode):
+                continue
+            with local_errors(found.path), _opened(entry.name, fd) as below:
+                if below is not None:
+                    yield from _below(below, found.path, f"{found.member}/")
 
 
 @contextlib.contextmanager
-def _open_directory(found: _Found) -> Iterator[int | None]:
+def _opened(name: str, parent: int) -> Iterator[int | None]:
     """A descriptor of a directory, or ``None`` if it is none any more."""
-    follow = os.O_NOFOLLOW if found.directory is not None else 0
     try:
-        fd = os.open(found.name, _DIRECTORY | follow, dir_fd=found.directory)
+        fd = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
     except (FileNotFoundError, NotADirectoryError):
-        if found.directory is None:
-            raise
         yield None
         return
     try:

@@ -20,6 +20,20 @@ _SHOWN_STDERR_CHARS = 2000
 
 
 @dataclass(frozen=True)
+class Copied:
+    """What was copied: ``entries`` (files, directories, links) and ``bytes`` of files. ``left_out`` names the files of
+    this machine that were not, each with the reason.
+    """
+
+    entries: int = 0
+    bytes: int = 0
+    left_out: tuple[str, ...] = ()
+
+    def __add__(self, other: Copied) -> Copied:
+        return Copied(self.entries + other.entries, self.bytes + other.bytes, self.left_out + other.left_out)
+
+
+@dataclass(frozen=True)
 class CommandEnd:
     """How a command ended. ``exit_code`` is as a shell shows it: 128 + n after signal n, 124 after a timeout."""
 

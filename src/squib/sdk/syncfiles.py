@@ -11,6 +11,7 @@ from squib.sdk.chunks import Data
 from squib.sdk.fileobjects import Mode, open_sync
 from squib.sdk.files import AsyncFiles, LocalPath
 from squib.sdk.portal import Portal
+from squib.sdk.result import Copied
 from squib.sdk.watching import Watch
 
 
@@ -93,9 +94,9 @@ class Files:
         mode: int | None = None,
         keep_owner: bool = False,
         on_progress: OnProgress | None = None,
-    ) -> None:
+    ) -> Copied:
         """See `AsyncFiles.upload`. The callback is called on a thread of squib's."""
-        self._portal.run(self._files.upload(source, target, owner, mode, keep_owner, on_progress))
+        return self._portal.run(self._files.upload(source, target, owner, mode, keep_owner, on_progress))
 
     def download(
         self,
@@ -104,6 +105,6 @@ class Files:
         keep_owner: bool = False,
         unsafe_links: bool = False,
         on_progress: OnProgress | None = None,
-    ) -> None:
+    ) -> Copied:
         """See `AsyncFiles.download`. The callback is called on a thread of squib's."""
-        self._portal.run(self._files.download(source, target, keep_owner, unsafe_links, on_progress))
+        return self._portal.run(self._files.download(source, target, keep_owner, unsafe_links, on_progress))

@@ -10,7 +10,7 @@ Known are ustar headers, PAX records (``x``; of global ones, ``g``, only `ERROR_
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -26,9 +26,6 @@ CHUNK = 1 << 18
 MAX_DEPTH = 100
 """How many components a name in an archive may have, either way: each is an open directory."""
 
-OnCopied = Callable[[int, int], None]
-"""Is told how many entries and how many bytes of files are done."""
-
 _ZEROS = bytes(BLOCK)
 _MAX_EXTENSION = 1 << 20
 _MAX_EXTENSIONS = 8  # headers before one member
@@ -41,6 +38,7 @@ _POSIX, _GNU = b"ustar\x0000", b"ustar  \0"
 _OCTAL = re.compile(rb" *([0-7]*)[ \0]*")
 _DECIMAL = re.compile(rb"[0-9]{1,19}")
 _TIME = re.compile(rb"(-?)([0-9]{1,13})(?:\.([0-9]{0,30}))?")
+_RECORD_LENGTH = re.compile(rb"([0-9]{1,7}) ")
 _NEGATIVE = 0xFF
 _POSITIVE = 0x80
 
@@ -113,7 +111,7 @@ class TarReader:
         records: dict[bytes, bytes] = {}
         for _ in range(_MAX_EXTENSIONS + 1):
             block = self._input.exactly(BLOCK)
-            if block == _ZEROS:
+            if block == _ZEROS and not records:
                 self._finish()
                 return None
             size = _check_header(block)
@@ -221,7 +219,7 @@ def _make_member(block: bytes, size: int, records: dict[bytes, bytes]) -> Member
 
 def refused(path: bytes, why: str, *, hint: str = "") -> ArchiveRefused:
     """The error for an entry of an archive."""
-    return ArchiveRefused(f"{escaped(path)!r} in the archive: {why}", hint=hint)
+    return ArchiveRefused(f"'{escaped(path)}' in the archive: {why}", hint=hint)
 
 
 def _check_error(records: dict[bytes, bytes]) -> None:
@@ -234,10 +232,11 @@ def _parse_records(data: bytes) -> dict[bytes, bytes]:
     records: dict[bytes, bytes] = {}
     at = 0
     while at < len(data):
-        space = data.find(b" ", at, at + 8)
-        end = at + int(data[at:space]) if space > at and data[at:space].isdigit() else 0
-        key, equals, value = data[space + 1 : end - 1].partition(b"=")
-        if not space < end <= len(data) or data[end - 1] != ord("\n") or not key or not equals:
+        length = _RECORD_LENGTH.match(data, at)
+        end = at + int(length[1]) if length else len(data) + 1
+        start = length.end() if length else end
+        key, equals, value = data[start : end - 1].partition(b"=")
+        if not start < end <= len(data) or data[end - 1] != ord("\n") or not key or not equals:
             raise ArchiveRefused("the archive is damaged: an extended header cannot be read")
         if key.startswith(_SPARSE_RECORDS):
             raise ArchiveRefused("the archive has a sparse file, which it may not")
@@ -257,7 +256,7 @@ def _number(field: bytes) -> int:
         return int.from_bytes(field[1:], "big") - (256 ** (len(field) - 1) if field[0] == _NEGATIVE else 0)
     digits = _OCTAL.fullmatch(field)
     if digits is None:
-        raise ArchiveRefused(f"the archive is damaged: {escaped(field)!r} in a header is no number")
+        raise ArchiveRefused(f"the archive is damaged: '{escaped(field)}' in a header is no number")
     return int(digits[1] or b"0", 8)
 
 

@@ -22,7 +22,8 @@ from pathlib import Path
 
 from squib.errors import ArchiveRefused, DiskFull, PermissionDenied
 from squib.sdk.localfiles import escaped, local_errors
-from squib.sdk.tar import MAX_DEPTH, Kind, Member, OnCopied, Readable, TarReader, refused
+from squib.sdk.result import Copied
+from squib.sdk.tar import MAX_DEPTH, Kind, Member, Readable, TarReader, refused
 
 _MAX_PATH = 4096
 _MAX_NAME = 255
@@ -45,14 +46,6 @@ class Limits:
     max_bytes: int | None = None
 
 
-@dataclass(frozen=True)
-class Unpacked:
-    """How much was unpacked."""
-
-    entries: int
-    bytes: int
-
-
 def unpack(
     source: Readable,
     target: str | os.PathLike[str],
@@ -61,8 +54,7 @@ def unpack(
     unsafe_links: bool = False,
     new_target: bool = False,
     limits: Limits | None = None,
-    on_progress: OnCopied | None = None,
-) -> Unpacked:
+) -> Copied:
     """Unpack the archive that ``source`` reads below the directory ``target``, which must exist. Blocks.
 
     Files get the permission bits, without set-id, and the time of the archive, and take their names in one step: what
@@ -83,9 +75,7 @@ def unpack(
     with local_errors(target):
         tree = _Tree(Path(target))
     with contextlib.closing(tree):
-        return _Unpacking(tree, TarReader(source), keep_owner, unsafe_links, limits or Limits(), on_progress).run(
-            new_target
-        )
+        return _Unpacking(tree, TarReader(source), keep_owner, unsafe_links, limits or Limits()).run(new_target)
 
 
 class _Unpacking:
@@ -98,31 +88,28 @@ class _Unpacking:
         keep_owner: bool,
         unsafe_links: bool,
         limits: Limits,
-        on_progress: OnCopied | None,
     ) -> None:
         self._tree = tree
         self._archive = archive
         self._keep_owner = keep_owner
         self._unsafe_links = unsafe_links
         self._limits = limits
-        self._on_progress = on_progress or (lambda entries, size: None)
         self._entries = 0
         self._bytes = 0
         self._directories: dict[bytes, tuple[int, int, int, int]] = {}
         self._remembered = 0
         self._files: set[tuple[int, int]] = set()
 
-    def run(self, new_target: bool) -> Unpacked:
+    def run(self, new_target: bool) -> Copied:
         for member in self._archive:
             self._count(member)
             names = _split(member)
             with local_errors(member.path):
                 self._make(member, names)
-            self._on_progress(self._entries, self._bytes)
         if not new_target:
             self._directories.pop(b"", None)
         self._finish_directories()
-        return Unpacked(self._entries, self._bytes)
+        return Copied(self._entries, self._bytes)
 
     def _count(self, member: Member) -> None:
         self._entries += 1
@@ -131,7 +118,7 @@ class _Unpacking:
         limit = self._limits.max_bytes
         if limit is not None and self._bytes + member.size > limit:
             raise ArchiveRefused(f"the files of the archive have more than {limit} bytes")
-        self._tree.check_room(member)
+        self._tree.check_room(member, member.size)
 
     def _make(self, member: Member, names: Names) -> None:
         if member.kind is Kind.DIRECTORY:
@@ -166,15 +153,14 @@ class _Unpacking:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(name, flags, 0o600, dir_fd=parent)
         try:
-            unchecked = 0
+            left, checked = member.size, member.size
             for piece in self._archive.content():
                 _write_all(fd, piece)
                 self._bytes += len(piece)
-                unchecked += len(piece)
-                if unchecked >= _CHECK_ROOM_EVERY:
-                    self._tree.check_room(member)
-                    unchecked = 0
-                self._on_progress(self._entries, self._bytes)
+                left -= len(piece)
+                if checked - left >= _CHECK_ROOM_EVERY:
+                    self._tree.check_room(member, left)
+                    checked = left
             self._set_attributes(fd, member.mode, member.mtime_ns, member.uid, member.gid)
             status = os.fstat(fd)
             self._files.add((status.st_dev, status.st_ino))
@@ -184,11 +170,11 @@ class _Unpacking:
     def _make_symlink(self, member: Member, names: Names, parent: int, name: bytes) -> None:
         link = member.link
         if not link or b"\0" in link or len(link) > _MAX_LINK:
-            raise refused(member.path, f"it is a symbolic link to {escaped(link)!r}")
+            raise refused(member.path, f"it is a symbolic link to '{escaped(link)}'")
         if not self._unsafe_links and not _stays_inside(link, len(names) - 1):
             raise refused(
                 member.path,
-                f"it is a symbolic link that leads out of the directory, to {escaped(link)!r}",
+                f"it is a symbolic link that leads out of the directory, to '{escaped(link)}'",
                 hint="--unsafe-links (in Python: unsafe_links=True) copies such links as they are",
             )
         os.symlink(link, name, dir_fd=parent)
@@ -197,7 +183,7 @@ class _Unpacking:
             os.chown(name, member.uid, member.gid, dir_fd=parent, follow_symlinks=False)
 
     def _make_hard_link(self, member: Member, parent: int, name: bytes) -> None:
-        no_file = refused(member.path, f"it is a hard link to {escaped(member.link)!r}, which is no file before it")
+        no_file = refused(member.path, f"it is a hard link to '{escaped(member.link)}', which is no file before it")
         *way, last = _split_path(member.link) or [b""]
         if not last or b".." in (*way, last) or b"\0" in member.link or member.link.startswith(b"/"):
             raise no_file
@@ -269,13 +255,13 @@ class _Tree:
                 stack.callback(os.close, fd)
             yield fd
 
-    def check_room(self, member: Member) -> None:
-        """Raises `DiskFull` if the disk would have too little room after ``member``."""
+    def check_room(self, member: Member, size: int) -> None:
+        """Raises `DiskFull` if the disk would have too little room after ``size`` bytes more of ``member``."""
         disk = os.fstatvfs(self._fds[0])
-        free = disk.f_bavail * disk.f_frsize - member.size
+        free = disk.f_bavail * disk.f_frsize - size
         if free < min(_FREE_BYTES, disk.f_blocks * disk.f_frsize // _FREE_SHARE):
             raise DiskFull(
-                f"{escaped(member.path)!r} in the archive, of {member.size} bytes, would leave too little room on the"
+                f"'{escaped(member.path)}' in the archive, of {member.size} bytes, would leave too little room on the"
                 f" disk of {escaped(self._target)}"
             )
         if disk.f_files and disk.f_favail < min(_FREE_INODES, disk.f_files // _FREE_SHARE):
@@ -297,7 +283,7 @@ class _Tree:
         place = escaped(b"/".join([*self._names, name]))
         mode = os.stat(name, dir_fd=self._fds[-1], follow_symlinks=False).st_mode
         what = "a symbolic link, and nothing is unpacked through one" if stat.S_ISLNK(mode) else "no directory"
-        return f"{place!r} is {what}"
+        return f"'{place}' is {what}"
 
 
 def _split(member: Member) -> Names:

@@ -1,0 +1,46 @@
+"""``squib cp``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from squib.cli import options
+from squib.cli.app import command
+from squib.cli.render import Output
+
+
+@command(
+    "cp",
+    examples=[
+        "squib cp notes.txt web:/root/",
+        "squib cp web:/var/log/syslog web:/etc/hosts .",
+        "squib cp -a web:/srv/app db:/srv/           # from one VM to another",
+        "squib cp ./odd:name web:/tmp/               # a colon after a slash is part of a name",
+    ],
+)
+async def cp(
+    output: Output,
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SRC... DST",
+            help="VM:PATH is an absolute path in a VM; anything else, and '-', is of this machine.",
+            show_default=False,
+        ),
+    ],
+    owner: options.Owner = None,
+    mode: options.Mode = None,
+    keep_owner: options.KeepOwner = False,
+    unsafe_links: options.UnsafeLinks = False,
+) -> None:
+    """Copy files and directories into a VM, out of one, or from one to another.
+
+    As upload and download, which say more. --owner and --mode are for copies into a VM, --unsafe-links for copies out
+    of one.
+    """
+    from squib.cli.copying import Copy
+
+    copy = Copy(output, owner=owner, mode=mode, keep_owner=keep_owner, unsafe_links=unsafe_links)
+    await copy.between(paths)
