@@ -52,6 +52,11 @@ ROUTES = [
     ("POST", "/v1/vms/{}/pause", b""),
     ("POST", "/v1/vms/{}/resume", b""),
     ("POST", "/v1/vms/{}/exec", b'{"argv": ["true"]}'),
+    ("GET", "/v1/vms/{}/processes", b""),
+    ("GET", "/v1/vms/{}/processes/p1", b""),
+    ("DELETE", "/v1/vms/{}/processes/p1", b""),
+    ("GET", "/v1/vms/{}/processes/p1/output", b""),
+    ("POST", "/v1/vms/{}/processes/p1/resize", b'{"rows": 24, "cols": 80}'),
     ("POST", "/v1/vms/{}/processes/p1/stdin", b"data"),
     ("POST", "/v1/vms/{}/processes/p1/signal", b'{"signal": 9}'),
     ("GET", "/v1/vms/{}/env", b""),
@@ -125,9 +130,12 @@ def test_hostile_names_are_refused_as_a_project_to_list(answer: Send) -> None:
 @pytest.mark.parametrize(
     "process_id", ["1", "p", "px", "p-1", "p1%0A", "p1%00", "p" + "1" * 19, "P1", "p1%3Fclose=1", "p%D9%A3", ".."]
 )
-@pytest.mark.parametrize("route", ["signal", "stdin"])
-def test_what_is_no_process_id_is_refused(answer: Send, process_id: str, route: str) -> None:
-    request = answer("POST", f"/v1/vms/web/processes/{process_id}/{route}", body=b'{"signal": 9}')
+@pytest.mark.parametrize(
+    ("method", "route"),
+    [("POST", "/signal"), ("POST", "/stdin"), ("POST", "/resize"), ("GET", "/output"), ("GET", ""), ("DELETE", "")],
+)
+def test_what_is_no_process_id_is_refused(answer: Send, process_id: str, method: str, route: str) -> None:
+    request = answer(method, f"/v1/vms/web/processes/{process_id}{route}", body=b"{}")
     assert (request.status, request.error["code"]) == (400, "invalid_argument")
     assert request.error["message"].startswith("process_id: ")
 
