@@ -74,6 +74,12 @@ func unpack(t *testing.T, dir string, archive []byte) Unpacked {
 	return count
 }
 
+func unpackNew(t *testing.T, dir string, archive []byte) {
+	t.Helper()
+	_, err := UnpackNew(dir, bytes.NewReader(archive), nil, os.Getuid() == 0)
+	must(t, err)
+}
+
 func chmod(t *testing.T, path string, mode uint32) {
 	t.Helper()
 	must(t, syscall.Chmod(path, mode))
@@ -123,8 +129,8 @@ func TestRoundTrip(t *testing.T) {
 	}
 	// Once more over what is there, and as contents.
 	unpack(t, dir+"/out", archive)
-	unpack(t, mkdir1(t, dir+"/contents"), pack(t, tree+"/."))
-	unpack(t, mkdir1(t, dir+"/slash"), pack(t, tree+"/"))
+	unpackNew(t, dir+"/contents", pack(t, tree+"/."))
+	unpackNew(t, dir+"/slash", pack(t, tree+"/"))
 	for _, again := range []string{"/out/tree", "/contents", "/slash"} {
 		if got := describe(t, dir+again); got != want {
 			t.Errorf("%s: got\n%s\nwant\n%s", again, got, want)
