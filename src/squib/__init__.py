@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     )
     from squib.sdk.aio import AsyncVM
     from squib.sdk.client import EngineClient
+    from squib.sdk.env import AsyncEnv, Env, EnvVars
     from squib.sdk.files import AsyncFiles
     from squib.sdk.images import AsyncImages, Images
     from squib.sdk.result import Copied, ExecResult
@@ -86,6 +87,7 @@ __all__ = [
     "AgentUnreachable",
     "AgentVersionMismatch",
     "ArchiveRefused",
+    "AsyncEnv",
     "AsyncFiles",
     "AsyncImages",
     "AsyncVM",
@@ -107,6 +109,8 @@ __all__ = [
     "EngineError",
     "EngineStartFailed",
     "EngineUnavailable",
+    "Env",
+    "EnvVars",
     "ExecError",
     "ExecResult",
     "FileError",
@@ -151,11 +155,14 @@ __all__ = [
 
 _HOME = {
     "VM": "squib.sdk.vm",
+    "AsyncEnv": "squib.sdk.env",
     "AsyncFiles": "squib.sdk.files",
     "AsyncImages": "squib.sdk.images",
     "AsyncVM": "squib.sdk.aio",
     "AsyncWatch": "squib.sdk.watching",
     "EngineClient": "squib.sdk.client",
+    "Env": "squib.sdk.env",
+    "EnvVars": "squib.sdk.env",
     "Copied": "squib.sdk.result",
     "ExecResult": "squib.sdk.result",
     "Files": "squib.sdk.syncfiles",

@@ -25,6 +25,9 @@ _MAX_INT64 = 2**63 - 1
 _MAX_ID = 2**32 - 1
 _NAME = re.compile(NAME_PATTERN)
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_MAX_VARIABLE_BYTES = 128 * 1024 - 2
+_MAX_ENV_BYTES = 1024 * 1024
+"""What Linux takes of one variable, and half of what it takes of all, so that there is room for arguments."""
 
 
 def check_name(value: str) -> str:
@@ -37,13 +40,27 @@ def check_name(value: str) -> str:
     return value
 
 
+def check_env_name(name: str) -> str:
+    """The name of an environment variable: a C identifier."""
+    if not _ENV_NAME.fullmatch(name):
+        shown = name if len(name) <= 80 else name[:77] + "..."
+        raise ValueError(f"{shown!r} is not the name of an environment variable")
+    return name
+
+
 def check_env(value: dict[str, str]) -> dict[str, str]:
-    """Environment variables: C identifiers as names, no NUL in values."""
+    """Environment variables: C identifiers as names, no NUL in values, no more than a command can be started with."""
+    total = 0
     for name, text in value.items():
-        if not _ENV_NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is not the name of an environment variable")
+        check_env_name(name)
         if "\0" in text:
             raise ValueError(f"the value of {name} holds a NUL byte")
+        size = len(name) + len(text.encode(errors="surrogateescape"))
+        if size > _MAX_VARIABLE_BYTES:
+            raise ValueError(f"{name} is of {size} bytes, Linux takes {_MAX_VARIABLE_BYTES}")
+        total += size
+    if total > _MAX_ENV_BYTES:
+        raise ValueError(f"the variables are of {total} bytes together, at most {_MAX_ENV_BYTES} are possible")
     return value
 
 
@@ -55,6 +72,7 @@ def _check_no_nul(value: str) -> str:
 
 Name = Annotated[str, AfterValidator(check_name)]
 Env = Annotated[dict[str, str], AfterValidator(check_env)]
+EnvName = Annotated[str, AfterValidator(check_env_name)]
 GuestString = Annotated[str, AfterValidator(_check_no_nul)]
 
 
@@ -123,7 +141,7 @@ class VMConfig(Model):
 class VMInfo(Model):
     """A VM as the engine knows it. ``reason`` says why it is in this state, where that is not obvious.
 
-    ``env_names`` are the names of `VMConfig.env_vars`; the values never leave the engine.
+    ``env_names`` are the names of the VM-wide environment; its values are in no description.
     """
 
     vm_id: str

@@ -93,7 +93,7 @@ class FakeAgent:
                 hello = {"protocol": self.protocol, "agent_version": "fake", "boot_id": "b", "kernel": "6.0-fake"}
                 await session.send_json(stream_id, 200, hello)
             case "POST", ["setup"]:
-                self.setup = json.loads(await stream.read())
+                self.setup |= json.loads(await stream.read())
                 await session.send_json(stream_id, 204, None)
             case "POST", ["exec"]:
                 await self._exec(json.loads(await stream.read()), session, stream_id)
@@ -238,7 +238,7 @@ class _Session:
     def headers(self, stream_id: int, status: int, content_type: str, *, length: int | None = None) -> None:
         headers = [(":status", str(status)), ("content-type", content_type)]
         if length is not None:
-            headers.append(("content-length", str(length)))
+            headers.append(("squib-length", str(length)))
         self._h2.send_headers(stream_id, headers)
         self._flush()
 

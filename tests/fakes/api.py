@@ -86,6 +86,7 @@ class FakeAPI:
     stdin: bytearray = field(default_factory=bytearray)
     stdin_closed: asyncio.Event = field(default_factory=asyncio.Event)
     signalled: asyncio.Event = field(default_factory=asyncio.Event)
+    env: dict[str, str] = field(default_factory=dict)
     killed: bool = False
     """The connection of a command was closed before its end."""
 
@@ -164,6 +165,12 @@ class FakeAPI:
             case "POST", ["vms", _, "processes", "p1", "signal"]:
                 self.signalled.set()
                 return httpx.Response(204)
+            case "GET" | "PATCH", ["vms", ref, "env"]:
+                self._find(ref)
+                self.env |= (body or {}).get("set", {})
+                for name in (body or {}).get("unset", []):
+                    self.env.pop(name, None)
+                return _json({"env": self.env})
             case "GET" | "POST", ["vms", ref, *_]:
                 return _vm(self._find(ref))
             case "DELETE", ["vms", ref]:

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -74,6 +75,12 @@ func unpack(t *testing.T, dir string, archive []byte) Unpacked {
 	return count
 }
 
+func unpackNew(t *testing.T, dir string, archive []byte) {
+	t.Helper()
+	_, err := UnpackNew(dir, bytes.NewReader(archive), nil, os.Getuid() == 0)
+	must(t, err)
+}
+
 func chmod(t *testing.T, path string, mode uint32) {
 	t.Helper()
 	must(t, syscall.Chmod(path, mode))
@@ -123,8 +130,8 @@ func TestRoundTrip(t *testing.T) {
 	}
 	// Once more over what is there, and as contents.
 	unpack(t, dir+"/out", archive)
-	unpack(t, mkdir1(t, dir+"/contents"), pack(t, tree+"/."))
-	unpack(t, mkdir1(t, dir+"/slash"), pack(t, tree+"/"))
+	unpackNew(t, dir+"/contents", pack(t, tree+"/."))
+	unpackNew(t, dir+"/slash", pack(t, tree+"/"))
 	for _, again := range []string{"/out/tree", "/contents", "/slash"} {
 		if got := describe(t, dir+again); got != want {
 			t.Errorf("%s: got\n%s\nwant\n%s", again, got, want)
@@ -200,6 +207,21 @@ func TestPackKernelFiles(t *testing.T) {
 	unpack(t, dir, pack(t, online))
 	if content, err := os.ReadFile(dir + "/online"); err != nil || string(content) != string(want) {
 		t.Errorf("got %q, %v, want %q", content, err, want)
+	}
+}
+
+func TestPackDoesNotEnterProc(t *testing.T) {
+	dir := t.TempDir()
+	must(t, os.MkdirAll(dir+"/d/proc", 0o755))
+	if err := syscall.Mount("proc", dir+"/d/proc", "proc", 0, ""); err != nil {
+		t.Skip("cannot mount: ", err)
+	}
+	defer syscall.Unmount(dir+"/d/proc", 0)
+	if names, problem := members(t, pack(t, dir+"/d")); strings.Join(names, " ") != "d/ d/proc/" || problem != "" {
+		t.Errorf("got %q, %q", names, problem)
+	}
+	if names, problem := members(t, pack(t, dir+"/d/proc/sys/kernel")); !slices.Contains(names, "kernel/random/uuid") || problem != "" {
+		t.Errorf("asked for by name: got %q, %q", names, problem)
 	}
 }
 
@@ -420,13 +442,24 @@ func TestUnpackNewIsAllOrNothing(t *testing.T) {
 	}
 }
 
+func TestUnpackLeavesTheDirectoryThatWasThere(t *testing.T) {
+	dir := t.TempDir()
+	chmod(t, dir, 0o1777)
+	must(t, setTimes(atFdCwd, dir, syscall.Timespec{Sec: 5}))
+	unpack(t, dir, archiveOf(t, member{name: "./", kind: tar.TypeDir, mode: 0o700}))
+	var st syscall.Stat_t
+	if must(t, syscall.Stat(dir, &st)); st.Mode&0o7777 != 0o1777 || st.Uid != uint32(os.Getuid()) || st.Mtim.Sec != 5 {
+		t.Errorf("mode %o, owner %d, time %d", st.Mode, st.Uid, st.Mtim.Sec)
+	}
+}
+
 type failingReader struct{}
 
 func (failingReader) Read([]byte) (int, error) { return 0, errors.New("the host has gone") }
 
 func TestUnpackOutOfOrder(t *testing.T) {
-	dir := t.TempDir()
-	unpack(t, dir, archiveOf(t,
+	dir := t.TempDir() + "/new"
+	unpackNew(t, dir, archiveOf(t,
 		member{name: "a/", kind: tar.TypeDir, mode: 0o700}, member{name: "b/", kind: tar.TypeDir, mode: 0o755},
 		member{name: "a/f", content: "x"}, member{name: "b/f", content: "x"}, member{name: "a/g", content: "x"}, member{name: "./", kind: tar.TypeDir, mode: 0o755},
 	))

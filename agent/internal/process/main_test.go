@@ -1,6 +1,7 @@
 package process
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"os"
@@ -80,49 +81,114 @@ func write(t *testing.T, path, content string, mode os.FileMode) {
 
 func sh(script string) Spec { return Spec{Shell: &script, User: "me"} }
 
-func start(t *testing.T, m *Manager, spec Spec) *Process {
+// running is a session and its first reader.
+type running struct {
+	*Process
+	reader  *Reader
+	streams [2][]byte // what was read and not asked for
+	offsets [2]int64
+}
+
+func start(t *testing.T, m *Manager, spec Spec) *running {
 	t.Helper()
-	p, err := m.Start(spec)
+	p, reader, err := m.Start(spec)
 	if err != nil {
 		t.Fatalf("start %v: %v", spec, err)
 	}
+	r := &running{Process: p, reader: reader}
 	t.Cleanup(func() {
 		p.Kill()
 		waitDone(t, p)
-		if p.use() { // not released by finish
-			p.unuse()
-			finish(t, p)
-		}
+		m.Forget(p)
+		r.close()
+		eventually(t, "the output is given back", func() bool { return p.Log.gone() })
 	})
-	return p
+	return r
 }
 
-// finish reads both outputs to their ends, releases the process, and returns them.
-func finish(t *testing.T, p *Process) (stdout, stderr string) {
+// attach returns the same session with another reader.
+func (r *running) attach(t *testing.T, stdout, stderr int64) *running {
 	t.Helper()
-	type result struct {
-		which int
-		text  []byte
+	reader, err := r.Attach(stdout, stderr)
+	if err != nil {
+		t.Fatal(err)
 	}
-	results := make(chan result, 2)
-	for i, output := range []*Output{p.Stdout, p.Stderr} {
-		go func() {
-			text, _ := io.ReadAll(output)
-			results <- result{i, text}
-		}()
+	other := &running{Process: r.Process, reader: reader, offsets: [2]int64{-1, -1}}
+	t.Cleanup(other.close)
+	return other
+}
+
+func (r *running) close() {
+	if r.reader != nil {
+		r.reader.Close()
+		r.reader = nil
 	}
-	var texts [2]string
-	for range 2 {
+}
+
+// read waits for output and takes at most so much of it. It returns false at the end.
+func (r *running) read(t *testing.T, most int) bool {
+	t.Helper()
+	p := make([]byte, most)
+	for timeout := time.After(10 * time.Second); ; {
+		s, offset, n, err := r.reader.Next(p)
+		if n > 0 {
+			if r.offsets[s] < 0 {
+				r.offsets[s] = offset
+			}
+			if offset != r.offsets[s] {
+				t.Fatalf("stream %d: offset %d, want %d", s, offset, r.offsets[s])
+			}
+			r.offsets[s] += int64(n)
+			r.streams[s] = append(r.streams[s], p[:n]...)
+			return true
+		}
+		if err == io.EOF {
+			return false
+		}
 		select {
-		case r := <-results:
-			texts[r.which] = string(r.text)
-		case <-time.After(10 * time.Second):
-			t.Fatal("the command's output does not end")
+		case <-r.reader.Ready():
+		case <-timeout:
+			t.Fatalf("no more output after %.200q", r.streams)
 		}
 	}
-	waitDone(t, p)
-	p.Release()
-	return texts[0], texts[1]
+}
+
+// line takes one line of a stream.
+func (r *running) line(t *testing.T, s Stream) string {
+	t.Helper()
+	for {
+		if line, rest, ok := bytes.Cut(r.streams[s], []byte("\n")); ok {
+			r.streams[s] = rest
+			return string(line)
+		}
+		if !r.read(t, 100) {
+			t.Fatalf("it ended after %q", r.streams)
+		}
+	}
+}
+
+// until reads until the rest of stdout holds a text, and takes all up to its end.
+func (r *running) until(t *testing.T, text string) string {
+	t.Helper()
+	for {
+		if before, rest, ok := bytes.Cut(r.streams[Stdout], []byte(text)); ok {
+			r.streams[Stdout] = rest
+			return string(before) + text
+		}
+		if !r.read(t, 4096) {
+			t.Fatalf("it ended without %q: %.2000q", text, r.streams)
+		}
+	}
+}
+
+// finish reads to the end and returns what was not taken.
+func finish(t *testing.T, r *running) (stdout, stderr string) {
+	t.Helper()
+	for r.read(t, 64<<10) {
+	}
+	waitDone(t, r.Process)
+	r.close()
+	return string(r.streams[Stdout]), string(r.streams[Stderr])
 }
 
 func waitDone(t *testing.T, p *Process) {
@@ -142,19 +208,11 @@ func run(t *testing.T, m *Manager, spec Spec) (stdout, stderr string, status Sta
 	return stdout, stderr, p.Status()
 }
 
-// line reads one line of a command's output.
-func line(t *testing.T, o *Output) string {
-	t.Helper()
-	var got []byte
-	for one := make([]byte, 1); ; {
-		if _, err := o.Read(one); err != nil {
-			t.Fatalf("after %q: %v", got, err)
-		}
-		if one[0] == '\n' {
-			return string(got)
-		}
-		got = append(got, one[0])
-	}
+// gone reports whether the memory was given back.
+func (l *Log) gone() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.ring == nil
 }
 
 // eventually waits for a state that no event announces.

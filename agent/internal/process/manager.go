@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"maps"
 	"os"
-	"path"
 	"slices"
 	"strconv"
 	"sync"
@@ -12,33 +11,33 @@ import (
 	"time"
 )
 
-// Spec says what to run. Exactly one of Argv and Shell is set.
-type Spec struct {
-	Argv    []string
-	Shell   *string           // run by /bin/sh -c
-	Env     map[string]string // added to the account's and the guest's
-	Cwd     string            // absolute; empty means the account's home, or / where that cannot be entered
-	User    string            // as Accounts.Lookup reads it; empty means root
-	Stdin   bool              // a pipe, not /dev/null
-	Timeout time.Duration     // none if zero
+// Limits of what is kept. They are variables of a manager so that tests need not wait or fill them.
+type limits struct {
+	foreground, background int           // bytes of output of a session
+	grace                  time.Duration // that the output of a session waits for a reader
+	ended, endedBytes      int           // background sessions that have ended, and their output together
 }
 
-// Manager starts commands and knows those that have not ended.
+var defaultLimits = limits{foreground: 128 << 10, background: 1 << 20, grace: 10 * time.Second, ended: 32, endedBytes: 8 << 20}
+
+// Manager starts commands and knows the sessions.
 type Manager struct {
 	reaper   *Reaper
 	cgroups  *Cgroups // nil without cgroup v2
 	accounts Accounts
+	limits   limits
 
-	mu      sync.Mutex
-	env     map[string]string
-	running map[string]*Process
-	last    int
-	stopped bool
+	mu       sync.Mutex
+	env      map[string]string
+	sessions map[string]*Process
+	kept     []*Process // those of the background that have ended, oldest first
+	last     int
+	stopped  bool
 }
 
 // NewManager returns a manager; reaper.Run must be running. cgroups may be nil.
 func NewManager(reaper *Reaper, cgroups *Cgroups, accounts Accounts) *Manager {
-	return &Manager{reaper: reaper, cgroups: cgroups, accounts: accounts, running: map[string]*Process{}}
+	return &Manager{reaper: reaper, cgroups: cgroups, accounts: accounts, limits: defaultLimits, sessions: map[string]*Process{}}
 }
 
 // SetEnv replaces the environment that later commands start with.
@@ -55,74 +54,124 @@ func (m *Manager) Stop() {
 	m.stopped = true
 }
 
-// Get returns a command that has not ended.
+// Get returns a session.
 func (m *Manager) Get(id string) (*Process, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if p, ok := m.running[id]; ok {
+	if p, ok := m.sessions[id]; ok {
 		return p, nil
 	}
 	return nil, noSuchProcess(id)
 }
 
-// List returns the commands that have not ended, oldest first.
+// List returns the sessions, oldest first.
 func (m *Manager) List() []*Process {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return slices.SortedFunc(maps.Values(m.running), func(a, b *Process) int { return a.Started.Compare(b.Started) })
+	return slices.SortedFunc(maps.Values(m.sessions), func(a, b *Process) int { return a.Started.Compare(b.Started) })
 }
 
-// Start runs a command. The caller reads its outputs until io.EOF and then calls Release, even if it does not want them.
-// An *Error says, with the code that the host is told, why the command cannot run.
-func (m *Manager) Start(spec Spec) (*Process, error) {
-	account, err := m.accounts.Lookup(cmp.Or(spec.User, "root"))
-	if err != nil {
-		return nil, err
+// Forget takes a session off the list. Those who read its output go on.
+func (m *Manager) Forget(p *Process) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.forget(p)
+}
+
+func (m *Manager) forget(p *Process) {
+	if m.sessions[p.ID] != p {
+		return
 	}
+	delete(m.sessions, p.ID)
+	m.kept = slices.DeleteFunc(m.kept, func(other *Process) bool { return other == p })
+	p.Log.forget()
+}
+
+// keep is called when a session has come to its end.
+func (m *Manager) keep(p *Process) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !p.Background || m.sessions[p.ID] != p {
+		return
+	}
+	m.kept = append(m.kept, p)
+	total := 0
+	for _, p := range m.kept {
+		total += p.Log.size()
+	}
+	for len(m.kept) > m.limits.ended || total > m.limits.endedBytes {
+		total -= m.kept[0].Log.size()
+		m.forget(m.kept[0])
+	}
+}
+
+// Start runs a command, and returns its session and the first reader of its output, who misses nothing. Once a session in the
+// foreground is of no use any more, the caller calls Kill and Forget.
+// An *Error says, with the code that the host is told, why the command cannot run.
+func (m *Manager) Start(spec Spec) (*Process, *Reader, error) {
 	m.mu.Lock()
 	m.last++
 	id, guest, stopped := "p"+strconv.Itoa(m.last), m.env, m.stopped
 	m.mu.Unlock()
 	if stopped {
-		return nil, fail(Internal, "the guest is powering off")
+		return nil, nil, fail(Internal, "the guest is powering off")
 	}
-	if err := CheckEnv(spec.Env); err != nil {
-		return nil, err
-	}
-	env := environment(account, guest, spec.Env)
-	argv := spec.Argv
-	if spec.Shell != nil {
-		argv = []string{"/bin/sh", "-c", *spec.Shell}
-		if executable(argv[0]) != nil {
-			return nil, fail(NoShell, "the image has no /bin/sh; give argv")
-		}
-	}
-	cwd, err := workingDirectory(account, spec.Cwd)
+	plan, err := m.plan(spec, guest)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	paths, err := resolve(account, argv[0], cwd, env["PATH"])
-	if err != nil {
-		return nil, err
+	p := &Process{
+		ID: id, Argv: plan.argv, User: cmp.Or(spec.User, "root"), Background: spec.Background, Stdin: spec.Stdin && spec.Terminal == nil,
+		reaper: m.reaper, done: make(chan struct{}), users: 1,
+	}
+	attr := &syscall.ProcAttr{Dir: plan.cwd, Env: environ(plan.env), Sys: &syscall.SysProcAttr{Credential: credential(plan.account)}}
+	if err := m.equip(p, attr, spec, plan); err != nil {
+		p.discard()
+		return nil, nil, err
 	}
 
-	p := &Process{ID: id, Argv: argv, User: cmp.Or(spec.User, "root"), reaper: m.reaper, done: make(chan struct{}), users: 1}
-	attr := &syscall.ProcAttr{Dir: cwd, Env: environ(env), Sys: &syscall.SysProcAttr{Setpgid: true, Credential: credential(account)}}
-	if err := m.equip(p, attr, spec, paths); err != nil {
-		p.discard()
-		return nil, err
-	}
-	return p, nil
+	p.Log.addWriters(len(p.sources))
+	reader, _ := p.Attach(0, 0)
+	m.mu.Lock()
+	m.sessions[p.ID] = p
+	m.mu.Unlock()
+	go func() {
+		p.pump()
+		if p.timer != nil {
+			p.timer.Stop()
+		}
+		m.keep(p)
+		p.unuse()
+	}()
+	return p, reader, nil
 }
 
 // equip gives the command its streams and its cgroup, and starts it. On failure the caller discards what it has got by then.
-func (m *Manager) equip(p *Process, attr *syscall.ProcAttr, spec Spec, paths []string) (err error) {
+func (m *Manager) equip(p *Process, attr *syscall.ProcAttr, spec Spec, plan plan) (err error) {
+	var own []int // descriptors that the child has its own copies of
 	defer func() {
-		for _, fd := range attr.Files {
-			syscall.Close(int(fd)) // the child has its own
+		for _, fd := range own {
+			syscall.Close(fd)
 		}
 	}()
-	if err := p.openStreams(attr, spec.Stdin); err != nil {
+	if spec.Terminal != nil {
+		own, err = m.openTerminal(p, *spec.Terminal, plan.account)
+		attr.Sys.Setsid, attr.Sys.Setctty = true, true
+	} else {
+		own, err = p.openPipes(spec.Stdin)
+		attr.Sys.Setpgid = true
+	}
+	if err != nil {
+		return err
+	}
+	for i := range 3 {
+		attr.Files = append(attr.Files, uintptr(own[min(i, len(own)-1)]))
+	}
+	kept, grace := m.limits.foreground, time.Duration(0)
+	if spec.Background {
+		kept, grace = m.limits.background, m.limits.grace
+	}
+	if p.Log, err = newLog(kept, grace); err != nil {
 		return err
 	}
 	if m.cgroups != nil {
@@ -132,75 +181,71 @@ func (m *Manager) equip(p *Process, attr *syscall.ProcAttr, spec Spec, paths []s
 		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(p.group.dir.Fd())
 	}
 	p.Started = time.Now()
-	return m.launch(p, paths, attr, spec.Timeout)
-}
-
-// launch tries the files that the program's name may mean, as execvp(3) does.
-func (m *Manager) launch(p *Process, paths []string, attr *syscall.ProcAttr, timeout time.Duration) (err error) {
-	for _, file := range paths {
-		p.PID, err = m.reaper.Start(file, p.Argv, attr, func(status syscall.WaitStatus) {
-			p.ended(status)
-			m.forget(p)
-		})
-		if err == nil {
-			break
-		}
-		if err = execError(file, err); err != nil && CodeOf(err) != NotExecutable {
-			return err
-		}
-	}
-	if err != nil {
+	if err := m.launch(p, plan.paths, attr); err != nil {
 		return err
 	}
-	m.mu.Lock()
-	if !isClosed(p.done) {
-		m.running[p.ID] = p
-	}
-	m.mu.Unlock()
-	if timeout > 0 {
-		// A timer that fires late finds the command ended, and does nothing.
-		timer := time.AfterFunc(timeout, p.expire)
-		go func() { <-p.done; timer.Stop() }()
+	if spec.Timeout > 0 {
+		p.timer = time.AfterFunc(spec.Timeout, p.expire) // if it fires late it finds the command ended, and does nothing
 	}
 	return nil
 }
 
-func (m *Manager) forget(p *Process) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	delete(m.running, p.ID)
+// launch tries the files that the program's name may mean, as execvp(3) does.
+func (m *Manager) launch(p *Process, paths []string, attr *syscall.ProcAttr) (err error) {
+	for _, file := range paths {
+		p.PID, err = m.reaper.Start(file, p.Argv, attr, p.ended)
+		if err == nil {
+			return nil
+		}
+		if err = execError(file, err); CodeOf(err) != NotExecutable {
+			return err
+		}
+	}
+	return err
 }
 
-// openStreams makes the pipes, and the child's descriptors 0, 1 and 2 in attr.Files.
-func (p *Process) openStreams(attr *syscall.ProcAttr, withStdin bool) (err error) {
+// openTerminal makes the terminal, and returns the child's descriptor of it.
+func (m *Manager) openTerminal(p *Process, size Size, owner Account) (own []int, err error) {
+	group, findErr := findGroup(m.accounts.lines("etc/group", 4), "tty")
+	terminal, fd, err := newTerminal(size, owner, group, findErr == nil)
+	if err != nil {
+		return nil, err
+	}
+	p.terminal, p.sources, p.stdin = terminal, []*source{terminal}, newInput(terminal.file, true)
+	p.size.Store(&size)
+	return []int{fd}, nil
+}
+
+// openPipes makes the pipes, and returns the child's descriptors 0, 1 and 2.
+func (p *Process) openPipes(withStdin bool) (own []int, err error) {
 	var fd int
 	if withStdin {
-		p.stdin, fd, err = newInput()
+		p.stdin, fd, err = newStdin()
 	} else if fd, err = syscall.Open("/dev/null", syscall.O_RDWR|syscall.O_CLOEXEC, 0); err != nil {
 		err = &os.PathError{Op: "open", Path: "/dev/null", Err: err}
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
-	attr.Files = append(attr.Files, uintptr(fd))
-	if p.Stdout, fd, err = newOutput("stdout"); err != nil {
-		return err
+	own = append(own, fd)
+	for _, name := range []string{"stdout", "stderr"} {
+		output, fd, err := newOutput(name)
+		if err != nil {
+			return own, err
+		}
+		p.sources, own = append(p.sources, output), append(own, fd)
 	}
-	attr.Files = append(attr.Files, uintptr(fd))
-	if p.Stderr, fd, err = newOutput("stderr"); err != nil {
-		return err
-	}
-	attr.Files = append(attr.Files, uintptr(fd))
-	return nil
+	return own, nil
 }
 
 // discard frees what a command that did not start has taken.
 func (p *Process) discard() {
 	p.stdin.close()
-	for _, output := range []*Output{p.Stdout, p.Stderr} {
-		if output != nil {
-			output.file.Close()
-		}
+	for _, source := range p.sources {
+		source.file.Close()
+	}
+	if p.Log != nil {
+		p.Log.forget()
 	}
 	if p.group != nil {
 		p.group.Release()
@@ -214,19 +259,4 @@ func credential(account Account) *syscall.Credential {
 		return nil
 	}
 	return &syscall.Credential{Uid: account.UID, Gid: account.GID, Groups: account.Groups}
-}
-
-func workingDirectory(account Account, asked string) (string, error) {
-	if asked == "" {
-		var err error
-		as(account, func() { err = enter(account.Home) })
-		if err != nil || !path.IsAbs(account.Home) {
-			return "/", nil
-		}
-		return account.Home, nil
-	}
-	if !path.IsAbs(asked) {
-		return "", fail(BadRequest, "cwd: "+quote(asked)+" is not absolute")
-	}
-	return asked, nil
 }

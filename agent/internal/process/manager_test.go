@@ -33,13 +33,14 @@ func TestReaperGivesEachItsOwnStatus(t *testing.T) {
 		go func() {
 			defer all.Done()
 			code := i % 7
-			p, err := m.Start(sh("(true &) ; exit " + string(rune('0'+code))))
+			p, reader, err := m.Start(sh("(true &) ; exit " + string(rune('0'+code))))
 			if err != nil {
 				t.Error(err)
 				return
 			}
 			<-p.Done()
-			p.Release()
+			reader.Close()
+			m.Forget(p)
 			if p.Status().ExitCode != code {
 				t.Errorf("got %+v, want %d", p.Status(), code)
 			}
@@ -151,7 +152,7 @@ func TestExecErrors(t *testing.T) {
 		"too long":               {argv("ls", strings.Repeat("x", 200_000)), Internal},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p, err := newManager(t, cgroups).Start(c.spec)
+			p, _, err := newManager(t, cgroups).Start(c.spec)
 			if err == nil {
 				p.Kill()
 				t.Fatal("it started")
@@ -188,7 +189,7 @@ func TestFailedStartsLeaveNoDescriptors(t *testing.T) {
 	before := count()
 	for range 20 {
 		for _, spec := range []Spec{{Argv: []string{"ls", strings.Repeat("x", 200_000)}, User: "me", Stdin: true}, {Argv: []string{"/etc/passwd"}, User: "me"}} {
-			if _, err := m.Start(spec); err == nil {
+			if _, _, err := m.Start(spec); err == nil {
 				t.Fatal("it started")
 			}
 		}
@@ -213,7 +214,7 @@ func TestAccessIsTheUsers(t *testing.T) {
 		BadCwd:        {Argv: []string{"true"}, Cwd: base + "/private", User: "daemon"},
 		NotExecutable: {Argv: []string{base + "/mine"}, User: "daemon"},
 	} {
-		if _, err := m.Start(spec); CodeOf(err) != want {
+		if _, _, err := m.Start(spec); CodeOf(err) != want {
 			t.Errorf("got %v, want %s", err, want)
 		}
 	}
@@ -234,28 +235,34 @@ func TestAccessIsTheUsers(t *testing.T) {
 func TestStopRefusesNewCommands(t *testing.T) {
 	m := newManager(t, cgroups)
 	m.Stop()
-	if _, err := m.Start(sh("true")); CodeOf(err) != Internal {
+	if _, _, err := m.Start(sh("true")); CodeOf(err) != Internal {
 		t.Errorf("got %v", err)
 	}
 }
 
-func TestListAndGetKnowOnlyWhatRuns(t *testing.T) {
+func TestListAndGetKnowTheSessions(t *testing.T) {
 	m := newManager(t, cgroups)
 	a, b := start(t, m, sh("exec sleep 100")), start(t, m, sh("exec sleep 100"))
-	if list := m.List(); len(list) != 2 || list[0] != a || list[1] != b {
+	if list := m.List(); len(list) != 2 || list[0] != a.Process || list[1] != b.Process {
 		t.Errorf("got %v", list)
 	}
 	a.Kill()
-	waitDone(t, a)
+	waitDone(t, a.Process)
 	finish(t, a)
-	eventually(t, "a is forgotten", func() bool { return len(m.List()) == 1 })
+	if err := a.Signal(15); CodeOf(err) != NoSuchProcess {
+		t.Errorf("got %v", err)
+	}
+	if len(m.List()) != 2 {
+		t.Error("it is forgotten before its request has ended")
+	}
+	m.Forget(a.Process)
+	if list := m.List(); len(list) != 1 || list[0] != b.Process {
+		t.Errorf("got %v", list)
+	}
 	if _, err := m.Get(a.ID); CodeOf(err) != NoSuchProcess {
 		t.Errorf("got %v", err)
 	}
-	if p, err := m.Get(b.ID); err != nil || p != b {
+	if p, err := m.Get(b.ID); err != nil || p != b.Process {
 		t.Errorf("got %v, %v", p, err)
-	}
-	if err := a.Signal(15); CodeOf(err) != NoSuchProcess {
-		t.Errorf("got %v", err)
 	}
 }

@@ -1,27 +1,33 @@
-// Package process runs the host's commands: it starts them as whom and where they shall run, gives access to their streams, and ends them
-// with everything that they have started.
+// Package process runs the host's commands: it starts them as whom and where they shall run, keeps their output for those who
+// read it, gives access to their input, and ends them with everything that they have started.
 package process
 
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
 
-// Process is a command that has been started.
+// Process is a session: a command that has been started, and its output.
 type Process struct {
-	ID      string
-	PID     int
-	Argv    []string
-	User    string
-	Started time.Time
+	ID         string
+	PID        int
+	Argv       []string
+	User       string
+	Started    time.Time
+	Background bool // it outlives the request that has started it
+	Stdin      bool // it has a pipe for its stdin
+	Log        *Log
 
-	Stdout, Stderr *Output
-
-	stdin  *input
-	group  *Cgroup // nil without cgroup v2
-	reaper *Reaper
+	stdin    *input
+	terminal *source // nil without
+	size     atomic.Pointer[Size]
+	sources  []*source // by stream
+	group    *Cgroup   // nil without cgroup v2
+	reaper   *Reaper
+	timer    *time.Timer // of the timeout; nil without
 
 	done     chan struct{}
 	timedOut bool // guarded by the reaper's lock
@@ -54,15 +60,72 @@ func (p *Process) ended(wait syscall.WaitStatus) {
 		p.status.ExitCode = wait.ExitStatus()
 	}
 	close(p.done)
-	p.Stdout.end()
-	p.Stderr.end()
+	for _, source := range p.sources {
+		source.end()
+	}
 	p.stdin.close()
 }
 
-// Signal sends a signal to the command's process group.
-func (p *Process) Signal(signal int) error {
+// pump reads the output to its end, and returns when the command has ended too.
+func (p *Process) pump() {
+	var others sync.WaitGroup
+	for i, source := range p.sources[1:] {
+		others.Add(1)
+		go func() {
+			defer others.Done()
+			source.pump(p.Log, Stream(i+1))
+		}()
+	}
+	p.sources[0].pump(p.Log, Stdout)
+	others.Wait()
+	<-p.done
+}
+
+// Attach returns a reader of the output that is kept from the given offsets on. Close ends it.
+func (p *Process) Attach(stdout, stderr int64) (*Reader, error) {
+	if reader := p.Log.attach([2]int64{stdout, stderr}); reader != nil {
+		return reader, nil
+	}
+	return nil, noSuchProcess(p.ID)
+}
+
+// Watch is for one that follows the session without its output: the wait for a reader ends. The caller calls stop.
+func (p *Process) Watch() (stop func()) { return p.Log.watch() }
+
+// Readers returns how many follow the session.
+func (p *Process) Readers() int { return p.Log.followers() }
+
+// TerminalSize returns the size that the terminal was given, nil without one.
+func (p *Process) TerminalSize() *Size { return p.size.Load() }
+
+// Resize sets the terminal's size. If it has that size already, its foreground process group is told all the same.
+func (p *Process) Resize(size Size) error {
+	if p.terminal == nil {
+		return fail(NoTerminal, quote(p.ID)+": the process has no terminal")
+	}
 	var err error
-	if !p.reaper.IfRunning(p.PID, func() { err = syscall.Kill(-p.PID, syscall.Signal(signal)) }) {
+	if !p.reaper.IfRunning(p.PID, func() { err = p.terminal.resize(size) }) {
+		return noSuchProcess(p.ID)
+	}
+	if err == nil {
+		p.size.Store(&size)
+	}
+	return err
+}
+
+// Signal sends a signal to the command's process group, or to the foreground one of its terminal.
+func (p *Process) Signal(signal int) error {
+	err := error(syscall.ESRCH)
+	if !p.reaper.IfRunning(p.PID, func() {
+		if p.terminal != nil {
+			if group := p.terminal.foregroundGroup(); group > 0 {
+				err = syscall.Kill(-group, syscall.Signal(signal))
+			}
+		}
+		if err == syscall.ESRCH {
+			err = syscall.Kill(-p.PID, syscall.Signal(signal))
+		}
+	}) {
 		return noSuchProcess(p.ID)
 	}
 	if err == syscall.EINVAL {
@@ -93,8 +156,11 @@ func (p *Process) kill() {
 	}
 }
 
-// KillAndWait kills as Kill does and waits until nothing of the command is left, or for ctx.
+// KillAndWait kills as Kill does and waits until nothing of the command is left, or for ctx. It does nothing to one that has ended.
 func (p *Process) KillAndWait(ctx context.Context) error {
+	if isClosed(p.done) {
+		return nil
+	}
 	grouped := p.group != nil && p.use()
 	if grouped {
 		defer p.unuse()
@@ -113,14 +179,6 @@ func (p *Process) KillAndWait(ctx context.Context) error {
 		}
 	}
 	return ctx.Err()
-}
-
-// Release gives up the streams and the cgroup once the command has ended and its output was taken. What descendants in the
-// background write from then on is dropped.
-func (p *Process) Release() {
-	p.Stdout.abandon()
-	p.Stderr.abandon()
-	p.unuse()
 }
 
 // use keeps the cgroup from being released; the command itself is its first user.

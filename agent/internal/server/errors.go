@@ -22,6 +22,7 @@ var statusOf = map[process.Code]int{
 	process.NoSuchUser:      http.StatusUnprocessableEntity,
 	process.NoSuchProcess:   http.StatusNotFound,
 	process.StdinClosed:     http.StatusConflict,
+	process.NoTerminal:      http.StatusConflict,
 	process.Internal:        http.StatusInternalServerError,
 	files.NoSuchFile:        http.StatusNotFound,
 	files.FileExists:        http.StatusConflict,

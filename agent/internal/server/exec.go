@@ -1,10 +1,9 @@
 package server
 
 import (
-	"context"
+	"errors"
 	"net/http"
 	"strconv"
-	"sync"
 	"time"
 
 	"squib/agent/internal/process"
@@ -13,20 +12,35 @@ import (
 // idleAfter is how long an answer may be silent.
 const idleAfter = 15 * time.Second
 
+// errGone says that the host has left an answer.
+var errGone = errors.New("the host has gone")
+
 type execRequest struct {
-	Argv      []text  `json:"argv"`
-	Shell     *text   `json:"shell"`
-	Env       textMap `json:"env"`
-	Cwd       text    `json:"cwd"`
-	User      text    `json:"user"`
-	Stdin     bool    `json:"stdin"`
-	TimeoutMS *int64  `json:"timeout_ms"`
+	Argv       []text        `json:"argv"`
+	Shell      *text         `json:"shell"`
+	Login      bool          `json:"login"`
+	Env        textMap       `json:"env"`
+	Cwd        text          `json:"cwd"`
+	User       text          `json:"user"`
+	Sudo       bool          `json:"sudo"`
+	Stdin      bool          `json:"stdin"`
+	TimeoutMS  *int64        `json:"timeout_ms"`
+	Background bool          `json:"background"`
+	PTY        *terminalSize `json:"pty"`
 }
 
 func (q execRequest) spec() (process.Spec, error) {
-	spec := process.Spec{Env: q.Env, Cwd: string(q.Cwd), User: string(q.User), Stdin: q.Stdin}
-	if (len(q.Argv) == 0) == (q.Shell == nil) {
-		return spec, badRequest("exactly one of argv (not empty) and shell must be given")
+	spec := process.Spec{
+		Login: q.Login, Env: q.Env, Cwd: string(q.Cwd), User: string(q.User), Sudo: q.Sudo, Stdin: q.Stdin, Background: q.Background,
+	}
+	given := 0
+	for _, is := range []bool{len(q.Argv) > 0, q.Shell != nil, q.Login} {
+		if is {
+			given++
+		}
+	}
+	if given != 1 {
+		return spec, badRequest("exactly one of argv (not empty), shell and login must be given")
 	}
 	for _, arg := range q.Argv {
 		spec.Argv = append(spec.Argv, string(arg))
@@ -42,11 +56,31 @@ func (q execRequest) spec() (process.Spec, error) {
 		}
 		spec.Timeout = time.Duration(min(*q.TimeoutMS, longest)) * time.Millisecond
 	}
+	if q.PTY != nil {
+		size, err := q.PTY.size()
+		if err != nil {
+			return spec, err
+		}
+		spec.Terminal = &size
+	}
 	return spec, nil
 }
 
-// exec runs a command and streams it. The end of the request, for whatever reason, is the end of the command; the end of the command
-// is the end of its first process, whoever still holds its pipes.
+// terminalSize is a size in a request.
+type terminalSize struct {
+	Rows int64 `json:"rows"`
+	Cols int64 `json:"cols"`
+}
+
+func (s terminalSize) size() (process.Size, error) {
+	const most = 65535
+	if s.Rows < 1 || s.Rows > most || s.Cols < 1 || s.Cols > most {
+		return process.Size{}, badRequest("rows and cols of a terminal must be 1 to 65535")
+	}
+	return process.Size{Rows: uint16(s.Rows), Cols: uint16(s.Cols)}, nil
+}
+
+// exec runs a command and follows it. The end of the request, for whatever reason, is the end of a command in the foreground.
 func (s *Server) exec(w http.ResponseWriter, r *http.Request) error {
 	var request execRequest
 	if err := decode(w, r, &request); err != nil {
@@ -56,41 +90,25 @@ func (s *Server) exec(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	p, err := s.processes.Start(spec)
+	p, reader, err := s.processes.Start(spec)
 	if err != nil {
 		return err
 	}
-	defer p.Release()
-	defer context.AfterFunc(r.Context(), p.Kill)()
-
-	out := newFrames(w)
-	started := append(appendQuoted([]byte(`{"id":`), p.ID), `,"pid":`...)
-	if out.send(kindStarted, append(strconv.AppendInt(started, int64(p.PID), 10), '}')) != nil {
+	err = newFrames(w).follow(p, reader, r.Context().Done())
+	if !p.Background && err != nil {
 		p.Kill()
 	}
-	var copies sync.WaitGroup
-	for kind, output := range map[byte]*process.Output{kindStdout: p.Stdout, kindStderr: p.Stderr} {
-		copies.Add(1)
-		go func() {
-			defer copies.Done()
-			if out.copy(kind, output) != nil {
-				p.Kill()
-			}
-		}()
+	reader.Close()
+	if !p.Background {
+		<-p.Done()
+		s.processes.Forget(p)
 	}
-	idle := time.NewTimer(idleAfter)
-	defer idle.Stop()
-	for running := true; running; {
-		select {
-		case <-p.Done():
-			running = false
-		case <-idle.C:
-			idle.Reset(out.idle(idleAfter))
-		}
-	}
-	copies.Wait()
-	out.send(kindExit, exitPayload(p.Status()))
 	return nil
+}
+
+func startedPayload(p *process.Process) []byte {
+	b := append(appendQuoted([]byte(`{"id":`), p.ID), `,"pid":`...)
+	return append(strconv.AppendInt(b, int64(p.PID), 10), '}')
 }
 
 func exitPayload(status process.Status) []byte {

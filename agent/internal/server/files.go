@@ -11,6 +11,10 @@ import (
 	"squib/agent/internal/process"
 )
 
+// lengthHeader says how many bytes of a file follow. It is not Content-Length, which has every frame of the body go through the
+// host's HTTP/2 library.
+const lengthHeader = "Squib-Length"
+
 // maxPath is the kernel's limit.
 const maxPath = 4095
 
@@ -125,7 +129,7 @@ func (s *Server) readFile(w http.ResponseWriter, r *http.Request) error {
 	defer file.Close()
 	w.Header().Set("Content-Type", "application/octet-stream")
 	if file.Length >= 0 {
-		w.Header().Set("Content-Length", strconv.FormatInt(file.Length, 10))
+		w.Header().Set(lengthHeader, strconv.FormatInt(file.Length, 10))
 	}
 	if _, err := file.WriteTo(w); err != nil {
 		panic(http.ErrAbortHandler) // RST_STREAM: a body that has begun cannot say what went wrong

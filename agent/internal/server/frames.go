@@ -2,6 +2,7 @@ package server
 
 import (
 	"encoding/binary"
+	"io"
 	"net/http"
 	"sync"
 	"time"
@@ -9,7 +10,7 @@ import (
 	"squib/agent/internal/process"
 )
 
-// The kinds of frames in an answer to exec.
+// The kinds of frames that follow a session. A stream's is kindStdout plus its number.
 const (
 	kindStarted = 0
 	kindStdout  = 1
@@ -25,16 +26,14 @@ const (
 )
 
 // putFrameHeader writes the header of a frame to the first bytes of b.
-func putFrameHeader(b []byte, kind byte, length int, offset uint64) {
+func putFrameHeader(b []byte, kind byte, length int, offset int64) {
 	b[0] = kind
 	binary.BigEndian.PutUint32(b[1:], uint32(length))
-	binary.BigEndian.PutUint64(b[5:], offset)
+	binary.BigEndian.PutUint64(b[5:], uint64(offset))
 }
 
-// frames writes an answer to exec. Its methods may be called from several goroutines: a frame is never split. A
-// frame is on its way to the host when they return; they block while the host does not read.
+// frames writes an answer. A frame is on its way to the host when a method returns; they block while the host does not read.
 type frames struct {
-	mu    sync.Mutex
 	w     http.ResponseWriter
 	flush func() error
 	last  time.Time // of a frame
@@ -49,24 +48,15 @@ func newFrames(w http.ResponseWriter) *frames {
 func (f *frames) send(kind byte, payload []byte) error {
 	b := make([]byte, frameHeader, frameHeader+len(payload))
 	putFrameHeader(b, kind, len(payload), 0)
-	f.mu.Lock()
-	defer f.mu.Unlock()
 	return f.write(append(b, payload...))
 }
 
 // idle sends an idle frame if nothing was sent for the time after, and returns when to ask again.
-func (f *frames) idle(after time.Duration) time.Duration {
-	if !f.mu.TryLock() {
-		return after // a frame is under way
-	}
-	defer f.mu.Unlock()
+func (f *frames) idle(after time.Duration) (time.Duration, error) {
 	if quiet := time.Since(f.last); quiet < after {
-		return after - quiet
+		return after - quiet, nil
 	}
-	var b [frameHeader]byte
-	putFrameHeader(b[:], kindIdle, 0, 0)
-	f.write(b[:])
-	return after
+	return after, f.send(kindIdle, nil)
 }
 
 func (f *frames) write(b []byte) error {
@@ -77,26 +67,65 @@ func (f *frames) write(b []byte) error {
 	return f.flush()
 }
 
-// buffers holds *[frameHeader+framePayload]byte. The payload is read behind the room for its header, so that a frame is one write.
+// buffers holds *[frameHeader+framePayload]byte.
 var buffers = sync.Pool{New: func() any { return new([frameHeader + framePayload]byte) }}
 
-// copy sends what a command writes until there is no more of it, or the host has gone.
-func (f *frames) copy(kind byte, from *process.Output) error {
+// copy sends all the output that there is by now. It returns io.EOF when there will be no more.
+func (f *frames) copy(from *process.Reader) error {
 	buffer := buffers.Get().(*[frameHeader + framePayload]byte)
 	defer buffers.Put(buffer)
-	var offset uint64
 	for {
-		n, err := from.Read(buffer[frameHeader:])
-		if err != nil {
-			return nil // io.EOF, or a pipe that cannot be read, which is as much an end
+		// Short pieces go together: a write of the response costs more than the copy.
+		filled, end := 0, error(nil)
+		for filled+frameHeader < len(buffer) {
+			stream, offset, n, err := from.Next(buffer[filled+frameHeader:])
+			if n == 0 {
+				end = err
+				break
+			}
+			putFrameHeader(buffer[filled:], kindStdout+byte(stream), n, offset)
+			filled += frameHeader + n
 		}
-		putFrameHeader(buffer[:], kind, n, offset)
-		offset += uint64(n)
-		f.mu.Lock()
-		err = f.write(buffer[:frameHeader+n])
-		f.mu.Unlock()
-		if err != nil {
+		if filled == 0 {
+			return end
+		}
+		if err := f.write(buffer[:filled]); err != nil {
 			return err
+		}
+	}
+}
+
+// follow tells the host of a session until it ends: with its output, or if reader is nil without.
+func (f *frames) follow(p *process.Process, reader *process.Reader, gone <-chan struct{}) error {
+	if err := f.send(kindStarted, startedPayload(p)); err != nil {
+		return err
+	}
+	done, ready := p.Done(), (<-chan struct{})(nil)
+	if reader != nil {
+		done, ready = nil, reader.Ready() // the output first
+	}
+	idle := time.NewTimer(idleAfter)
+	defer idle.Stop()
+	for {
+		select {
+		case <-ready:
+			switch err := f.copy(reader); err {
+			case nil:
+			case io.EOF:
+				done, ready = p.Done(), nil
+			default:
+				return err
+			}
+		case <-done:
+			return f.send(kindExit, exitPayload(p.Status()))
+		case <-idle.C:
+			next, err := f.idle(idleAfter)
+			if err != nil {
+				return err
+			}
+			idle.Reset(next)
+		case <-gone:
+			return errGone
 		}
 	}
 }

@@ -1,28 +1,103 @@
 package server
 
 import (
+	"encoding/json"
 	"net/http"
+	"strconv"
 
 	"squib/agent/internal/process"
 )
 
+// description describes a process session.
+type description struct {
+	ID            string          `json:"id"`
+	PID           int             `json:"pid"`
+	Argv          []text          `json:"argv"`
+	User          text            `json:"user"`
+	StartedUnixMS int64           `json:"started_unix_ms"`
+	Background    bool            `json:"background"`
+	PTY           *sessionSize    `json:"pty"`
+	Stdin         bool            `json:"stdin"`
+	Readers       int             `json:"readers"`
+	Stdout        offsets         `json:"stdout"`
+	Stderr        offsets         `json:"stderr"`
+	Exit          json.RawMessage `json:"exit"` // null while it runs
+}
+
+type sessionSize struct {
+	Rows uint16 `json:"rows"`
+	Cols uint16 `json:"cols"`
+}
+
+type offsets struct {
+	Start int64 `json:"start"`
+	End   int64 `json:"end"`
+}
+
+func describe(p *process.Process) description {
+	s := description{
+		ID: p.ID, PID: p.PID, Argv: []text{}, User: text(p.User), StartedUnixMS: p.Started.UnixMilli(), Background: p.Background,
+		Stdin: p.Stdin, Readers: p.Readers(),
+	}
+	for _, arg := range p.Argv {
+		s.Argv = append(s.Argv, text(arg))
+	}
+	if size := p.TerminalSize(); size != nil {
+		s.PTY = &sessionSize{size.Rows, size.Cols}
+	}
+	s.Stdout.Start, s.Stdout.End = p.Log.Offsets(process.Stdout)
+	s.Stderr.Start, s.Stderr.End = p.Log.Offsets(process.Stderr)
+	select {
+	case <-p.Done():
+		s.Exit = exitPayload(p.Status())
+	default:
+	}
+	return s
+}
+
 func (s *Server) list(w http.ResponseWriter, r *http.Request) error {
-	type entry struct {
-		ID            string `json:"id"`
-		PID           int    `json:"pid"`
-		Argv          []text `json:"argv"`
-		User          text   `json:"user"`
-		StartedUnixMS int64  `json:"started_unix_ms"`
-	}
-	entries := []entry{}
+	sessions := []description{}
 	for _, p := range s.processes.List() {
-		e := entry{ID: p.ID, PID: p.PID, User: text(p.User), StartedUnixMS: p.Started.UnixMilli()}
-		for _, arg := range p.Argv {
-			e.Argv = append(e.Argv, text(arg))
-		}
-		entries = append(entries, e)
+		sessions = append(sessions, describe(p))
 	}
-	return answer(w, map[string]any{"processes": entries})
+	return answer(w, map[string]any{"processes": sessions})
+}
+
+func (s *Server) session(w http.ResponseWriter, r *http.Request) error {
+	p, err := s.processes.Get(r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	return answer(w, describe(p))
+}
+
+// output follows a session that somebody else has started. Leaving does nothing to it.
+func (s *Server) output(w http.ResponseWriter, r *http.Request) error {
+	p, err := s.processes.Get(r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	query := r.URL.Query()
+	var from [2]int64
+	for i, name := range []string{"stdout", "stderr"} {
+		if !query.Has(name) {
+			continue
+		}
+		if from[i], err = strconv.ParseInt(query.Get(name), 10, 64); err != nil || from[i] < 0 {
+			return badRequest(name + " must be an offset")
+		}
+	}
+	var reader *process.Reader
+	if query.Get("none") == "1" {
+		defer p.Watch()()
+	} else {
+		if reader, err = p.Attach(from[0], from[1]); err != nil {
+			return err
+		}
+		defer reader.Close()
+	}
+	newFrames(w).follow(p, reader, r.Context().Done()) // an error is that the host has gone
+	return nil
 }
 
 func (s *Server) stdin(w http.ResponseWriter, r *http.Request) error {
@@ -35,6 +110,26 @@ func (s *Server) stdin(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	return answer(w, map[string]int64{"written": written})
+}
+
+func (s *Server) resize(w http.ResponseWriter, r *http.Request) error {
+	p, err := s.processes.Get(r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	var request terminalSize
+	if err := decode(w, r, &request); err != nil {
+		return err
+	}
+	size, err := request.size()
+	if err != nil {
+		return err
+	}
+	if err := p.Resize(size); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
 }
 
 func (s *Server) signal(w http.ResponseWriter, r *http.Request) error {
@@ -59,7 +154,6 @@ func (s *Server) signal(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) kill(w http.ResponseWriter, r *http.Request) error {
-	var p *process.Process
 	p, err := s.processes.Get(r.PathValue("id"))
 	if err != nil {
 		return err
@@ -67,6 +161,7 @@ func (s *Server) kill(w http.ResponseWriter, r *http.Request) error {
 	if err := p.KillAndWait(r.Context()); err != nil {
 		return err
 	}
+	s.processes.Forget(p)
 	w.WriteHeader(http.StatusNoContent)
 	return nil
 }

@@ -15,9 +15,10 @@ import (
 
 // Receive windows. All streams share the connection's, and a command that does not read its stdin holds its stream's for as
 // long as it likes: so the connection's is many times the stream's, or two such commands would shut out every other request body.
+// A stream's has room for several of the host's largest frames, or each would wait for the word that the one before was read.
 const (
-	connectionWindow = 4<<20 - 1
-	streamWindow     = 256 << 10
+	connectionWindow = 16<<20 - 1
+	streamWindow     = 1 << 20
 )
 
 // Config is what the server needs of the guest.
@@ -47,7 +48,10 @@ func New(processes *process.Manager, config Config) *Server {
 		"POST /v1/setup":                 s.setup,
 		"POST /v1/exec":                  s.exec,
 		"GET /v1/processes":              s.list,
+		"GET /v1/processes/{id}":         s.session,
+		"GET /v1/processes/{id}/output":  s.output,
 		"POST /v1/processes/{id}/stdin":  s.stdin,
+		"POST /v1/processes/{id}/resize": s.resize,
 		"POST /v1/processes/{id}/signal": s.signal,
 		"DELETE /v1/processes/{id}":      s.kill,
 		"POST /v1/poweroff":              s.powerOff,

@@ -188,17 +188,29 @@ type command struct {
 	r       *bufio.Reader
 	ID      string `json:"id"`
 	PID     int    `json:"pid"`
+	begin   [3]int // the streams' first offsets
 	streams [3]string
 }
 
 func (s *session) exec(request string) *command {
 	s.t.Helper()
-	response := s.start("POST", "/v1/exec", request)
+	return s.follow("POST", "/v1/exec", request)
+}
+
+// attach follows a session from the beginning of what is kept; query may say more.
+func (s *session) attach(id, query string) *command {
+	s.t.Helper()
+	return s.follow("GET", "/v1/processes/"+id+"/output"+query, "")
+}
+
+func (s *session) follow(method, path, request string) *command {
+	s.t.Helper()
+	response := s.start(method, path, request)
 	if response.StatusCode != 200 || response.Header.Get("Content-Type") != "application/vnd.squib.frames" {
 		text, _ := io.ReadAll(response.Body)
 		s.t.Fatalf("%s: %d %v %s", request, response.StatusCode, response.Header, text)
 	}
-	c := &command{t: s.t, body: response.Body, r: bufio.NewReader(response.Body)}
+	c := &command{t: s.t, body: response.Body, r: bufio.NewReader(response.Body), begin: [3]int{0, -1, -1}}
 	first := c.next()
 	if err := json.Unmarshal([]byte(first.payload), c); err != nil || first.kind != 0 || c.ID == "" || c.PID == 0 {
 		s.t.Fatalf("first frame: %+v", first)
@@ -213,8 +225,11 @@ func (c *command) next() frame {
 		c.t.Fatal(err)
 	}
 	if f.kind == 1 || f.kind == 2 {
-		if f.offset != uint64(len(c.streams[f.kind])) || len(f.payload) == 0 || len(f.payload) > 65536 {
-			c.t.Fatalf("frame of %d bytes at %d, have %d", len(f.payload), f.offset, len(c.streams[f.kind]))
+		if c.begin[f.kind] < 0 {
+			c.begin[f.kind] = int(f.offset)
+		}
+		if f.offset != uint64(c.begin[f.kind]+len(c.streams[f.kind])) || len(f.payload) == 0 || len(f.payload) > 65536 {
+			c.t.Fatalf("frame of %d bytes at %d, have %d", len(f.payload), f.offset, c.begin[f.kind]+len(c.streams[f.kind]))
 		}
 		c.streams[f.kind] += f.payload
 	}

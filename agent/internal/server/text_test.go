@@ -5,6 +5,8 @@ import (
 	"maps"
 	"testing"
 	"unicode/utf8"
+
+	"squib/agent/internal/process"
 )
 
 func TestUnquote(t *testing.T) {
@@ -79,6 +81,13 @@ func TestExecRequest(t *testing.T) {
 	var m textMap
 	if b, err := json.Marshal(textMap(spec.Env)); err != nil || json.Unmarshal(b, &m) != nil || !maps.Equal(m, spec.Env) {
 		t.Errorf("env and back: %q", m)
+	}
+	q = execRequest{}
+	if err := json.Unmarshal([]byte(`{"login": true, "sudo": true, "background": true, "pty": {"rows": 1, "cols": 65535}}`), &q); err != nil {
+		t.Fatal(err)
+	}
+	if spec, err := q.spec(); err != nil || !spec.Login || !spec.Sudo || !spec.Background || *spec.Terminal != (process.Size{Rows: 1, Cols: 65535}) {
+		t.Errorf("got %+v, %v", spec, err)
 	}
 	for _, body := range []string{`{"argv":[]}`, `{}`, `{"shell":null}`, `{"argv":["x"],"shell":""}`, `{"argv":["x"],"timeout_ms":0}`, `{"argv":["x"],"timeout_ms":-5}`} {
 		var q execRequest

@@ -1,7 +1,6 @@
 package transport
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -9,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unsafe"
 )
 
 // PortName is the name that the host gives the virtio port.
@@ -86,11 +86,33 @@ func (d *device) ReadWait(p []byte) (n int, err error) {
 	return n, err
 }
 
-// Read implements Port.
-func (d *device) Read(p []byte) (int, error) {
-	n, err := d.File.Read(p)
-	if n == 0 && errors.Is(err, syscall.ENODEV) {
-		err = io.EOF
+// Read implements Port. It takes as much as is there and fits, though the port gives at most a page a call: so the runtime, which
+// costs as much as the call, is asked once for all of them.
+func (d *device) Read(p []byte) (n int, err error) {
+	waitErr := d.raw.Read(func(fd uintptr) bool {
+		for n < len(p) {
+			m, _, errno := syscall.RawSyscall(syscall.SYS_READ, fd, uintptr(unsafe.Pointer(&p[n])), uintptr(len(p)-n)) // never waits
+			switch {
+			case errno == syscall.EINTR:
+			case errno == syscall.EAGAIN:
+				return n > 0
+			case errno != 0 && errno != syscall.ENODEV:
+				err = &os.PathError{Op: "read", Path: d.Name(), Err: errno}
+				return true
+			case errno != 0 || m == 0:
+				err = io.EOF
+				return true
+			default:
+				n += int(m)
+			}
+		}
+		return true
+	})
+	if n > 0 {
+		return n, nil // the end is there for the next call, too
 	}
-	return n, err
+	if err == nil {
+		err = waitErr
+	}
+	return 0, err
 }

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from squib.api.guards import Guards, error_response
-from squib.api.routes import assets, engine_info, exec, files, logs, vms
+from squib.api.routes import assets, engine_info, env, exec, files, logs, vms
 from squib.api.schema import ErrorBody
 from squib.core.engine import Engine
 from squib.errors import InternalError, InvalidArgument, NotFound, SquibError
@@ -40,7 +40,7 @@ def create_app(
         responses={"default": {"model": ErrorBody, "description": "what failed, and what to do"}},
     )
     api.state.engine = engine
-    for routes in (engine_info, vms, exec, files, logs, assets):
+    for routes in (engine_info, vms, env, exec, files, logs, assets):
         api.include_router(routes.router, prefix="/v1")
     api.add_exception_handler(SquibError, _on_squib_error)
     api.add_exception_handler(RequestValidationError, _on_invalid_request)
@@ -78,7 +78,7 @@ def _describe_problem(problem: dict[str, object]) -> str:
     message = str(problem.get("msg", "")).removeprefix("Value error, ")
     value = problem.get("input")
     short = isinstance(value, str | int | float) and len(str(value)) <= 80
-    shown = short and repr(value) not in message and not {"env", "env_vars"}.intersection(fields)
+    shown = short and repr(value) not in message and not {"env", "env_vars", "set"}.intersection(fields)
     name = ".".join(map(str, fields)) or f"the {place}"
     return f"{name}: {message}" + (f" (got {value!r})" if shown else "")
 

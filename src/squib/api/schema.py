@@ -6,7 +6,7 @@ from pydantic import Field
 
 from squib.core.start import DEFAULT_BOOT_TIMEOUT_S
 from squib.core.stop import DEFAULT_STOP_TIMEOUT_S
-from squib.models import Check, ImageInfo, KernelInfo, Model, Name, Progress, VMConfig, VMInfo
+from squib.models import Check, Env, EnvName, ImageInfo, KernelInfo, Model, Name, Progress, VMConfig, VMInfo
 
 
 class WireError(Model):
@@ -48,6 +48,19 @@ class SignalRequest(Model):
     """A signal, by its number on Linux."""
 
     signal: int = Field(ge=1, le=64)
+
+
+class EnvVars(Model):
+    """The VM-wide environment."""
+
+    env: dict[str, str] = Field(repr=False)
+
+
+class EnvChange(Model):
+    """Variables to set and to unset; no name may be in both."""
+
+    set: Env = Field(default_factory=dict, repr=False)
+    unset: list[EnvName] = Field(default_factory=list)
 
 
 class MkdirRequest(Model):

@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -43,6 +43,8 @@ class RunningVM:
     machine: Machine
     agent: AgentClient
     watcher: asyncio.Task[None] | None = None
+    known_env: dict[str, str] | None = field(default=None, repr=False)
+    """The VM-wide environment that the guest was told; ``None`` if that is not known."""
 
     async def close(self) -> None:
         """Let go of it; the VMM goes on."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from squib import frames
 from squib.core import lifecycle
 from squib.core.engine import Engine
+from squib.core.env import hand_over_env
 from squib.errors import AgentUnreachable, NotFound, SquibError, to_wire
 from squib.guest.agent import AgentClient
 from squib.guest.http2 import Body, Response
@@ -55,6 +56,7 @@ async def start_exec(engine: Engine, ref: str, request: ExecRequest) -> Command:
     patience_s = min(_START_TIMEOUT_S, math.inf if request.timeout_s is None else request.timeout_s + _TIMEOUT_GRACE_S)
     try:
         async with asyncio.timeout(patience_s):
+            await hand_over_env(engine, ref)
             response = await agent.exec(request)
     except TimeoutError:
         raise AgentUnreachable(

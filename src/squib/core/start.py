@@ -31,7 +31,7 @@ UID_COUNT = 0x0800_0000
 
 _VMM_EXTRA_CPUS = 0.5
 _VMM_PIDS = 256
-_END_GRACE_S = 0.5
+_END_GRACE_S = 3.0
 _SHOWN_LINES = 30
 
 
@@ -94,6 +94,7 @@ async def _boot(engine: Engine, record: VMRecord, boot_timeout_s: float) -> None
             agent = AgentClient(machine.agent.path)
             vm = engine.running[record.vm_id] = RunningVM(machine, agent)
             await _wait_until_ready(record, machine, agent, boot_timeout_s)
+            vm.known_env = record.config.env_vars
         lifecycle.move(engine.store, record, VMState.RUNNING, started_at=now(), stopped_at=None)
         watch(engine, record.vm_id, vm)
     except BaseException:

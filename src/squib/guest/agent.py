@@ -15,7 +15,7 @@ from squib import errors
 from squib.errors import AgentUnreachable, AgentVersionMismatch, SquibError
 from squib.guest.channel import PROTOCOL_VERSION, open_channel
 from squib.guest.files import AgentFiles
-from squib.guest.http2 import Body, Http2Connection, Response
+from squib.guest.http2 import STREAM_WINDOW_BYTES, Body, Http2Connection, Response
 from squib.models import ExecRequest
 
 AGENT_BINARY = Path(__file__).parent / "bin" / "squib-agent"
@@ -80,6 +80,10 @@ class AgentClient:
             },
         )
 
+    async def set_env(self, env: dict[str, str]) -> None:
+        """Replace the environment that every command starts with."""
+        await self._json("POST", "/v1/setup", {"env": env})
+
     async def set_clock(self) -> None:
         """Set the guest's clock to the host's."""
         await self._json("POST", "/v1/setup", {"time_unix_ms": _now_unix_ms()})
@@ -116,13 +120,15 @@ class AgentClient:
     async def _session(self, timeout_s: float, retry_s: float = 0.25) -> Http2Connection:
         async with self._connecting:
             if self._connection is None or self._connection.closed:
-                streams = await open_channel(self._socket_path, timeout_s=timeout_s, retry_s=retry_s)
-                self._connection = Http2Connection(*streams)
+                channel = await open_channel(self._socket_path, timeout_s=timeout_s, retry_s=retry_s)
+                self._connection = await Http2Connection.open(*channel)
             return self._connection
 
-    async def _send(self, method: str, path: str, body: Body, *, content_type: str) -> Response:
+    async def _send(
+        self, method: str, path: str, body: Body, *, content_type: str, window_bytes: int = STREAM_WINDOW_BYTES
+    ) -> Response:
         session = await self._session(_RECONNECT_TIMEOUT_S)
-        response = await session.request(method, path, body, content_type=content_type)
+        response = await session.request(method, path, body, content_type=content_type, window_bytes=window_bytes)
         if response.status >= 400:
             async with response:
                 raise _agent_error(response.status, await response.read())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
+import socket
 from pathlib import Path
 
 from squib.errors import AgentUnreachable, AgentVersionMismatch
@@ -14,79 +15,83 @@ PROTOCOL_VERSION = 1
 MAX_FRAME_BYTES = 262_144
 _FLUSH = b"\xff" * (MAX_FRAME_BYTES + 9)
 _MAX_LINE_BYTES = 128
+_READ_BYTES = 1 << 16
 _LAST_RETRY_S = 2.0
-_OK = re.compile(rb"SQUIB-OK (\d{1,9}) ([0-9a-f]{32})\n\Z")
+_OK = re.compile(rb"SQUIB-OK (\d{1,9}) ([0-9a-f]{32})\Z")
 
 
-async def open_channel(
-    socket_path: Path, *, timeout_s: float, retry_s: float = 0.25
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Connect to the guest's port and shake hands: what follows on the stream is HTTP/2.
+async def open_channel(socket_path: Path, *, timeout_s: float, retry_s: float = 0.25) -> tuple[socket.socket, bytes]:
+    """Connect to the guest's port and shake hands: what follows on the socket is HTTP/2.
 
-    After ``retry_s`` of silence it ends whatever session the guest may still be in and tries again with a new nonce,
-    and then on a new connection, until ``timeout_s`` has passed. (A guest that boots is silent for long, and has no
-    session to end.) Raises `AgentUnreachable`, `AgentVersionMismatch`.
+    Returns the socket (non-blocking) and what of the session was received already. After ``retry_s`` of silence it
+    ends whatever session the guest may still be in and tries again with a new nonce, and then on a new connection,
+    until ``timeout_s`` has passed. (A guest that boots is silent for long, and has no session to end.) Raises
+    `AgentUnreachable`, `AgentVersionMismatch`.
     """
     try:
         async with asyncio.timeout(timeout_s):
             while True:
-                streams = await _connect(socket_path)
+                connection = _connect(socket_path)
                 try:
-                    if await _shake_hands(*streams, retry_s):
-                        return streams
+                    received = await _shake_hands(connection, retry_s)
+                    if received is not None:
+                        return connection, received
                 except BaseException:
-                    streams[1].transport.abort()
+                    connection.close()
                     raise
-                streams[1].transport.abort()
+                connection.close()
                 retry_s = min(retry_s * 2, _LAST_RETRY_S)
     except TimeoutError:
         raise AgentUnreachable(f"the guest did not answer on its port within {timeout_s:g} s") from None
-    except (ConnectionError, asyncio.IncompleteReadError) as error:
+    except ConnectionError as error:
         raise AgentUnreachable("the guest's port was closed during the handshake") from error
 
 
-async def _connect(socket_path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+def _connect(socket_path: Path) -> socket.socket:
     try:
         connection = sockets.connect(socket_path)
     except OSError as error:
         raise AgentUnreachable(f"the guest's port {socket_path} cannot be opened: {error.strerror}") from error
-    return await asyncio.open_unix_connection(sock=connection, limit=1 << 20)
+    connection.setblocking(False)
+    return connection
 
 
-async def _shake_hands(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, retry_s: float) -> bool:
-    """Two attempts, the second after a flush; whether the guest has answered one. A third needs a new connection."""
+async def _shake_hands(connection: socket.socket, retry_s: float) -> bytes | None:
+    """Two attempts, the second after a flush. A third needs a new connection: ``None``."""
+    loop = asyncio.get_running_loop()
     for flush in (b"", _FLUSH):
         nonce = secrets.token_hex(16).encode()
-        writer.write(flush + b"SQUIB-SYNC %d %s\n" % (PROTOCOL_VERSION, nonce))
         try:
             async with asyncio.timeout(retry_s):
-                await writer.drain()
-                await _read_ok(reader, nonce)
+                await loop.sock_sendall(connection, flush + b"SQUIB-SYNC %d %s\n" % (PROTOCOL_VERSION, nonce))
+                received = await _read_ok(connection, nonce)
         except TimeoutError:
             continue
-        writer.write(b"SQUIB-GO %d %s\n" % (PROTOCOL_VERSION, nonce))
-        return True
-    return False
+        await loop.sock_sendall(connection, b"SQUIB-GO %d %s\n" % (PROTOCOL_VERSION, nonce))
+        return received
+    return None
 
 
-async def _read_ok(reader: asyncio.StreamReader, nonce: bytes) -> None:
-    """Discard everything up to the OK that answers ``nonce``."""
-    line = b""
+async def _read_ok(connection: socket.socket, nonce: bytes) -> bytes:
+    """Discard everything up to the OK that answers ``nonce``; return what came after it."""
+    loop = asyncio.get_running_loop()
+    rest = b""
     while True:
-        line += await _read_until_newline(reader)
-        found = _OK.search(line)
-        if found and found[2] == nonce:
-            if int(found[1]) != PROTOCOL_VERSION:
-                raise AgentVersionMismatch(
-                    f"the guest's agent speaks protocol {int(found[1])}, this squib speaks {PROTOCOL_VERSION}",
-                    hint="stop and start the VM: it then boots with this squib's agent",
-                )
-            return
-        line = b"" if line.endswith(b"\n") else line[-_MAX_LINE_BYTES:]
+        received = await loop.sock_recv(connection, _READ_BYTES)
+        if not received:
+            raise ConnectionResetError("the guest's port was closed")
+        *lines, rest = (rest + received).split(b"\n")
+        for number, line in enumerate(lines, 1):
+            found = _OK.search(line)
+            if found and found[2] == nonce:
+                _check_version(int(found[1]))
+                return b"\n".join((*lines[number:], rest))
+        rest = rest[-_MAX_LINE_BYTES:]
 
 
-async def _read_until_newline(reader: asyncio.StreamReader) -> bytes:
-    try:
-        return await reader.readuntil(b"\n")
-    except asyncio.LimitOverrunError as overrun:
-        return (await reader.readexactly(overrun.consumed))[-_MAX_LINE_BYTES:]
+def _check_version(version: int) -> None:
+    if version != PROTOCOL_VERSION:
+        raise AgentVersionMismatch(
+            f"the guest's agent speaks protocol {version}, this squib speaks {PROTOCOL_VERSION}",
+            hint="stop and start the VM: it then boots with this squib's agent",
+        )

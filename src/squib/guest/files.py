@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from squib.guest.http2 import BULK_WINDOW_BYTES, STREAM_WINDOW_BYTES
 from squib.guestfiles import MAX_LINE_BYTES, encode_query, parse_info, parse_line
 from squib.models import FileInfo
 
@@ -19,7 +20,9 @@ _REMOVE_TIMEOUT_S = 600.0
 class Send(Protocol):
     """Sends a request and returns the answer when it begins."""
 
-    def __call__(self, method: str, path: str, body: Body, *, content_type: str) -> Awaitable[Response]: ...
+    def __call__(
+        self, method: str, path: str, body: Body, *, content_type: str, window_bytes: int = STREAM_WINDOW_BYTES
+    ) -> Awaitable[Response]: ...
 
 
 class Ask(Protocol):
@@ -43,7 +46,8 @@ class AgentFiles:
 
     async def read(self, path: str, *, offset: int, length: int | None) -> Response:
         """A file's bytes; the response has a length, but for files of ``/proc``."""
-        return await self._open("/v1/files" + encode_query(("path", path), ("offset", offset), ("length", length)))
+        query = encode_query(("path", path), ("offset", offset), ("length", length))
+        return await self._open(f"/v1/files{query}", window_bytes=BULK_WINDOW_BYTES)
 
     async def list(self, path: str) -> Response:
         """The entries of a directory, as lines."""
@@ -55,7 +59,8 @@ class AgentFiles:
 
     async def read_tar(self, paths: Sequence[str]) -> Response:
         """Files and directories as a tar."""
-        return await self._open("/v1/files/tar" + encode_query(*(("path", path) for path in paths)))
+        query = encode_query(*(("path", path) for path in paths))
+        return await self._open(f"/v1/files/tar{query}", window_bytes=BULK_WINDOW_BYTES)
 
     async def stat(self, path: str, *, follow: bool) -> FileInfo:
         """A file's description."""
@@ -93,8 +98,8 @@ class AgentFiles:
         query = encode_query(("path", path), ("recursive", recursive))
         await self._ask("DELETE", f"/v1/files{query}", timeout_s=_REMOVE_TIMEOUT_S)
 
-    async def _open(self, path: str) -> Response:
-        return await self._send("GET", path, b"", content_type="")
+    async def _open(self, path: str, *, window_bytes: int = STREAM_WINDOW_BYTES) -> Response:
+        return await self._send("GET", path, b"", content_type="", window_bytes=window_bytes)
 
     async def _put(self, path: str, body: Body, content_type: str) -> dict[str, Any]:
         async with await self._send("PUT", path, body, content_type=content_type) as response:

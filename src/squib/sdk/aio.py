@@ -13,6 +13,7 @@ from squib.models import VMConfig, VMInfo, VMState
 from squib.sdk.client import EngineClient
 from squib.sdk.command import exec_request, start_command
 from squib.sdk.config import VMOptions, make_config
+from squib.sdk.env import AsyncEnv
 from squib.sdk.files import AsyncFiles
 from squib.sdk.result import Collector, ExecResult, OnOutput
 
@@ -111,6 +112,11 @@ class AsyncVM:
     def status(self) -> VMState:
         """The state as last seen."""
         return self.info.state
+
+    @property
+    def env(self) -> AsyncEnv:
+        """The environment that every command starts with."""
+        return AsyncEnv(self._engine, self.vm_id)
 
     @property
     def files(self) -> AsyncFiles:

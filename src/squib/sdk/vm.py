@@ -10,6 +10,7 @@ from squib.models import VMConfig, VMInfo, VMState
 from squib.sdk.aio import AsyncVM
 from squib.sdk.client import EngineClient
 from squib.sdk.config import VMOptions
+from squib.sdk.env import Env
 from squib.sdk.portal import Portal
 from squib.sdk.result import ExecResult, OnOutput
 from squib.sdk.syncfiles import Files
@@ -72,6 +73,11 @@ class VM:
     def status(self) -> VMState:
         """The state as last seen."""
         return self._vm.status
+
+    @property
+    def env(self) -> Env:
+        """The environment that every command starts with."""
+        return Env(self._portal, self._vm.env)
 
     @property
     def files(self) -> Files:

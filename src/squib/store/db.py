@@ -206,6 +206,11 @@ class Store:
             )
             return cursor.rowcount == 1
 
+    def set_config(self, vm_id: str, config: VMConfig) -> None:
+        """Replace what a VM is made of."""
+        with self._transaction():
+            self._db.execute("UPDATE vms SET config = ? WHERE vm_id = ?", (_to_column(config), vm_id))
+
     def set_pid(self, vm_id: str, pid: int) -> None:
         """Note the VMM's pid, for people to read: nothing is ever killed by it."""
         with self._transaction():

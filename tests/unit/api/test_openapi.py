@@ -40,6 +40,7 @@ def test_every_route_is_there(document: Any) -> None:
         "get /v1/vms", "post /v1/vms", "get /v1/vms/{ref}", "delete /v1/vms/{ref}", "post /v1/vms/{ref}/start",
         "post /v1/vms/{ref}/stop", "post /v1/vms/{ref}/hold",
         "post /v1/vms/{ref}/pause", "post /v1/vms/{ref}/resume", "post /v1/vms/{ref}/exec", "get /v1/vms/{ref}/logs",
+        "get /v1/vms/{ref}/env", "patch /v1/vms/{ref}/env",
         "post /v1/vms/{ref}/processes/{process_id}/stdin", "post /v1/vms/{ref}/processes/{process_id}/signal",
         "get /v1/vms/{ref}/files", "put /v1/vms/{ref}/files", "delete /v1/vms/{ref}/files",
         "get /v1/vms/{ref}/files/stat", "get /v1/vms/{ref}/files/list", "post /v1/vms/{ref}/files/mkdir",

@@ -54,6 +54,8 @@ ROUTES = [
     ("POST", "/v1/vms/{}/exec", b'{"argv": ["true"]}'),
     ("POST", "/v1/vms/{}/processes/p1/stdin", b"data"),
     ("POST", "/v1/vms/{}/processes/p1/signal", b'{"signal": 9}'),
+    ("GET", "/v1/vms/{}/env", b""),
+    ("PATCH", "/v1/vms/{}/env", b"{}"),
     ("GET", "/v1/vms/{}/files?path=/a", b""),
     ("PUT", "/v1/vms/{}/files?path=/a", b"data"),
     ("DELETE", "/v1/vms/{}/files?path=/a", b""),

@@ -135,7 +135,7 @@ def test_a_reader_that_stops_holds_one_window_and_no_more(tmp_path: Path) -> Non
     async def test(agent: FakeAgent, client: AgentClient) -> None:
         async with await client.exec(ExecRequest(argv=["spam"])) as response:
             await frames_of(await client.exec(ExecRequest(argv=["true"])))
-            held = sum(len(chunk) for chunk, _ in response._chunks)
+            held = sum(map(len, response._pieces))
             assert 0 < held <= STREAM_WINDOW_BYTES
 
     check(tmp_path, test)
@@ -158,7 +158,7 @@ def test_a_lost_session_fails_its_commands_and_a_new_one_is_made(tmp_path: Path)
     async def test(agent: FakeAgent, client: AgentClient) -> None:
         response = await client.exec(ExecRequest(argv=["sleep"]))
         assert client._connection
-        client._connection._writer.transport.abort()
+        client._connection._wire.abort()
         with pytest.raises(AgentUnreachable):
             await frames_of(response)
         frames = await frames_of(await client.exec(ExecRequest(argv=["true"])))

@@ -26,16 +26,16 @@ async def with_guest(path: Path, guest: Guest, *, timeout_s: float = 5.0, retry_
 
     server = await asyncio.start_unix_server(serve, sock=sockets.listen(path))
     try:
-        reader, writer = await open_channel(path, timeout_s=timeout_s, retry_s=retry_s)
-        try:
-            return await asyncio.wait_for(reader.readline(), 5)
-        finally:
-            writer.close()
-            await writer.wait_closed()
+        connection, received = await open_channel(path, timeout_s=timeout_s, retry_s=retry_s)
+        with connection:
+            async with asyncio.timeout(5):
+                while b"\n" not in received:
+                    received += await asyncio.get_running_loop().sock_recv(connection, 100)
+            return received
     finally:
         await asyncio.wait_for(ended.wait(), 5)
         server.close()
-        await asyncio.sleep(0)  # lets the transports of both ends finish closing
+        await asyncio.sleep(0)  # lets the transport finish closing
 
 
 async def read_sync(reader: asyncio.StreamReader) -> bytes:
@@ -66,6 +66,14 @@ def test_bytes_of_a_dead_session_are_discarded(tmp_path: Path, stale: bytes) -> 
         writer.write(b"clean\n")
 
     assert asyncio.run(with_guest(tmp_path / "s", guest, retry_s=5)) == b"clean\n"
+
+
+def test_what_comes_with_the_answer_belongs_to_the_session(tmp_path: Path) -> None:
+    async def guest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"SQUIB-OK 1 %s\nfirst\x00\nsecond" % await read_sync(reader))
+        await reader.readuntil(b"\n")
+
+    assert asyncio.run(with_guest(tmp_path / "s", guest, retry_s=5)) == b"first\x00\nsecond"
 
 
 def test_a_silent_guest_is_flushed_out_of_its_old_session(tmp_path: Path) -> None:

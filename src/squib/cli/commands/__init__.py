@@ -6,7 +6,7 @@ from importlib import import_module
 
 NAMES = (
     "run", "create", "list", "inspect", "start", "stop", "pause", "resume", "remove", "exec", "upload", "download",
-    "cp", "logs", "image", "kernel", "doctor", "serve", "version",
+    "cp", "env", "logs", "image", "kernel", "doctor", "serve", "version",
 )  # fmt: skip
 """In the order in which ``squib --help`` shows them."""
 

@@ -1,0 +1,111 @@
+package process
+
+import (
+	"cmp"
+	"path"
+	"strconv"
+	"time"
+)
+
+// Spec says what to run. Exactly one of Argv, Shell and Login is set.
+type Spec struct {
+	Argv       []string
+	Shell      *string           // run by /bin/sh -c
+	Login      bool              // the user's shell, as a login shell
+	Env        map[string]string // added to the account's and the guest's
+	Cwd        string            // absolute; empty means the user's home, or / where that cannot be entered
+	User       string            // as Accounts.Lookup reads it; empty means root
+	Sudo       bool              // run as root on behalf of User
+	Stdin      bool              // a pipe, not /dev/null; without meaning for a terminal
+	Terminal   *Size             // a new terminal of this size for all three streams
+	Timeout    time.Duration     // none if zero
+	Background bool
+}
+
+// plan is what a Spec means in this guest.
+type plan struct {
+	account Account
+	argv    []string
+	paths   []string // of the program, best first
+	env     map[string]string
+	cwd     string
+}
+
+func (m *Manager) plan(spec Spec, guest map[string]string) (p plan, err error) {
+	user, err := m.accounts.Lookup(cmp.Or(spec.User, "root"))
+	if err != nil {
+		return p, err
+	}
+	p.account = user
+	defaults := map[string]string{}
+	if spec.Terminal != nil {
+		defaults["TERM"] = "xterm-256color"
+	}
+	if spec.Sudo {
+		if p.account, err = m.accounts.Lookup("root"); err != nil {
+			return p, err
+		}
+		defaults["SUDO_USER"] = user.Name
+		defaults["SUDO_UID"] = strconv.FormatUint(uint64(user.UID), 10)
+		defaults["SUDO_GID"] = strconv.FormatUint(uint64(user.GID), 10)
+	}
+	if err := CheckEnv(spec.Env); err != nil {
+		return p, err
+	}
+	program := ""
+	switch {
+	case spec.Login:
+		if program, err = loginShell(p.account); err != nil {
+			return p, err
+		}
+		p.account.Shell = program
+		p.argv = []string{"-" + path.Base(program)}
+	case spec.Shell != nil:
+		program = "/bin/sh"
+		if executable(program) != nil {
+			return p, fail(NoShell, "the image has no /bin/sh; give argv")
+		}
+		p.argv = []string{program, "-c", *spec.Shell}
+	default:
+		program, p.argv = spec.Argv[0], spec.Argv
+	}
+	p.env = environment(p.account, defaults, guest, spec.Env)
+	if p.cwd, err = workingDirectory(p.account, user.Home, spec.Cwd); err != nil {
+		return p, err
+	}
+	p.paths, err = resolve(p.account, program, p.cwd, p.env["PATH"])
+	return p, err
+}
+
+// loginShell finds the account's shell, or one in its stead where it has none that lets anybody in.
+func loginShell(account Account) (shell string, err error) {
+	as(account, func() {
+		for _, candidate := range []string{account.Shell, "/bin/bash", "/bin/sh"} {
+			if name := path.Base(candidate); name == "nologin" || name == "false" || !path.IsAbs(candidate) {
+				continue
+			}
+			if executable(candidate) == nil {
+				shell = candidate
+				return
+			}
+		}
+		err = fail(NoShell, "the image has no shell: neither "+quote(account.Shell)+" (in /etc/passwd) nor /bin/bash nor /bin/sh can be run; give argv")
+	})
+	return shell, err
+}
+
+// workingDirectory returns the one that was asked for, or home.
+func workingDirectory(account Account, home, asked string) (string, error) {
+	if asked == "" {
+		var err error
+		as(account, func() { err = enter(home) })
+		if err != nil || !path.IsAbs(home) {
+			return "/", nil
+		}
+		return home, nil
+	}
+	if !path.IsAbs(asked) {
+		return "", fail(BadRequest, "cwd: "+quote(asked)+" is not absolute")
+	}
+	return asked, nil
+}

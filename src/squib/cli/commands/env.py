@@ -1,0 +1,72 @@
+"""``squib env``: the environment of every command of a VM."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from squib.cli import options
+from squib.cli.app import command, make_group
+from squib.cli.render import Output
+
+env = make_group("env", "Set, list and unset the environment of a VM's commands")
+
+_Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="Names of variables.", show_default=False)]
+
+
+@command("set", group=env, examples=["squib env set web DEBUG=1 GREETING='good morning'", "squib env set web API_KEY"])
+async def set_env(
+    output: Output,
+    vm: options.Ref,
+    variables: Annotated[
+        list[str],
+        typer.Argument(metavar="K=V...", help="Variables; K alone takes the value from here.", show_default=False),
+    ],
+) -> None:
+    """Set variables for every command that is started in a VM from now on, after restarts too.
+
+    Values are kept in the VM's configuration, and shown nowhere but by squib env list --show-values.
+    """
+    from squib.sdk.env import AsyncEnv
+
+    values = options.parse_env(variables)
+    async with options.connect() as engine:
+        _print_names(output, vm, list(await AsyncEnv(engine, vm).set(values)))
+
+
+@command("list", group=env, aliases=["ls"], examples=["squib env list web", "squib env list web --show-values"])
+async def list_env(
+    output: Output,
+    vm: options.Ref,
+    show_values: Annotated[bool, typer.Option("--show-values", help="Print K=V, not only the names.")] = False,
+) -> None:
+    """List the variables that every command in a VM starts with, by name."""
+    from squib.sdk.env import AsyncEnv
+
+    async with options.connect() as engine:
+        found = await AsyncEnv(engine, vm).list()
+    if not show_values:
+        _print_names(output, vm, list(found))
+    elif output.json:
+        output.data({"vm": vm, "env": dict(found)})
+    else:
+        for name, value in found.items():
+            output.line(f"{name}={value}")
+
+
+@command("unset", group=env, examples=["squib env unset web DEBUG"])
+async def unset_env(output: Output, vm: options.Ref, names: _Names) -> None:
+    """Remove variables. Those that are not set are no error."""
+    from squib.sdk.env import AsyncEnv
+
+    async with options.connect() as engine:
+        _print_names(output, vm, list(await AsyncEnv(engine, vm).unset(*names)))
+
+
+def _print_names(output: Output, vm: str, names: list[str]) -> None:
+    if output.json:
+        output.data({"vm": vm, "env_names": names})
+        return
+    for name in names:
+        output.line(name)

@@ -1,0 +1,84 @@
+"""`AsyncEnv` and `Env`: the environment that every command of a VM starts with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from squib.errors import EngineUnavailable
+from squib.sdk.client import EngineClient
+from squib.sdk.config import check_ref
+from squib.sdk.portal import Portal
+
+
+class EnvVars(Mapping[str, str]):
+    """Environment variables, read-only. What is printed of them is their names: values may be secrets."""
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self._variables = dict(sorted(variables.items()))
+
+    def __getitem__(self, name: str) -> str:
+        return self._variables[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._variables)
+
+    def __len__(self) -> int:
+        return len(self._variables)
+
+    def __repr__(self) -> str:
+        return f"<EnvVars {' '.join(self._variables)}>" if self._variables else "<EnvVars>"
+
+
+class AsyncEnv:
+    """The VM-wide environment, which is kept with the VM: it holds for every command that is started later, after a
+    restart of the VM too. Commands that run keep theirs.
+    """
+
+    def __init__(self, engine: EngineClient, ref: str) -> None:
+        self._engine = engine
+        self._path = f"/vms/{check_ref(ref)}/env"
+
+    async def list(self) -> EnvVars:
+        """All variables. Raises `NotFound`."""
+        return _read(await self._engine.request("GET", self._path))
+
+    async def set(self, variables: Mapping[str, str] | None = None, /, **more: str) -> EnvVars:
+        """Set variables, ``set({"KEY": "value"})`` or ``set(KEY="value")``; returns all of them.
+
+        Raises `InvalidArgument` for a name that is none, or more than a command can be started with; `NotFound`.
+        """
+        body = {"set": {**(variables or {}), **more}}
+        return _read(await self._engine.request("PATCH", self._path, body))
+
+    async def unset(self, *names: str) -> EnvVars:
+        """Remove variables; those that are not set are no error. Returns what is left. Raises `InvalidArgument`,
+        `NotFound`.
+        """
+        return _read(await self._engine.request("PATCH", self._path, {"unset": names}))
+
+
+class Env:
+    """`AsyncEnv` for programs without an event loop."""
+
+    def __init__(self, portal: Portal, env: AsyncEnv) -> None:
+        self._portal = portal
+        self._env = env
+
+    def list(self) -> EnvVars:
+        """See `AsyncEnv.list`."""
+        return self._portal.run(self._env.list())
+
+    def set(self, variables: Mapping[str, str] | None = None, /, **more: str) -> EnvVars:
+        """See `AsyncEnv.set`."""
+        return self._portal.run(self._env.set(variables, **more))
+
+    def unset(self, *names: str) -> EnvVars:
+        """See `AsyncEnv.unset`."""
+        return self._portal.run(self._env.unset(*names))
+
+
+def _read(answer: object) -> EnvVars:
+    env = answer.get("env") if isinstance(answer, dict) else None
+    if not isinstance(env, dict) or not all(isinstance(value, str) for value in env.values()):
+        raise EngineUnavailable("the answer is no environment", hint="squib version shows what the engine is")
+    return EnvVars(env)
