@@ -131,7 +131,9 @@ def test_a_client_that_is_ended_leaves_nothing_in_the_guest(
         file.truncate(1 << 40)
     source = tmp_path / "d" / "f" if kind == "file" else tmp_path / "d"
     client = subprocess.Popen([sys.executable, "-m", "squib", "upload", shared_vm.vm_id, str(source), f"{folder}/new"])
-    begun = f"for i in $(seq 500); do du -s {folder} | grep -q '^....' && exit 0; sleep 0.02; done; exit 1"
+    begun = (
+        f"for i in $(seq 500); do du -s {folder} | grep -q '^[0-9][0-9][0-9][0-9]' && exit 0; sleep 0.02; done; exit 1"
+    )
     assert shared_vm.run(begun).exit_code == 0
     client.send_signal(number)
     assert client.wait(timeout=20) == (128 + number if number != signal.SIGKILL else -number)

@@ -6,8 +6,10 @@ import contextlib
 import io
 import os
 import resource
+import shutil
 import stat
 import tarfile
+import tempfile
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -97,6 +99,10 @@ HOSTILE = {
     "hard link to an absolute name": (FILE + hard_link("h", "/f"), "no file before it"),
     "hard link to what was there": (hard_link("h", "own-file"), "no file before it"),
     "hard link to a link": (symlink("l", "own-file") + hard_link("h", "l"), "no file before it"),
+    "hard link to a link that may have a file's inode": (
+        directory("d") + member("d/f") * 2 + symlink("d/l", "../own-file") + hard_link("h", "d/l"),
+        "no file before it",
+    ),
     "hard link to a directory": (directory("d") + hard_link("h", "d"), "no file before it"),
     "hard link to nothing": (hard_link("h", "missing/f"), "no file before it"),
     "hard link to itself": (hard_link("h", "h"), "no file before it"),
@@ -372,6 +378,26 @@ def test_modes_lose_their_set_id_bits_and_directories_get_theirs_last(place: Pat
     unpack(data, place)
     modes = {name: stat.S_IMODE((place / name).stat().st_mode) for name in ("d", "d/f", "d/g", "d/e")}
     assert modes == {"d": 0o555, "d/f": 0o755, "d/g": 0o644, "d/e": 0o500}
+
+
+def test_directories_that_shut_their_owner_out_are_filled_first() -> None:
+    """As root one would not notice."""
+    root = os.geteuid() == 0
+    place = Path(tempfile.mkdtemp())
+    try:
+        if root:
+            os.chown(place, 65534, 65534)
+            os.seteuid(65534)
+        unpack(archive(directory("d", 0), directory("d/e", 0o500), member("d/e/f", b"x"), member("d/g", b"x")), place)
+        assert stat.S_IMODE((place / "d").stat().st_mode) == 0
+        (place / "d").chmod(0o700)
+        assert stat.S_IMODE((place / "d" / "e").stat().st_mode) == 0o500
+        assert (place / "d" / "e" / "f").read_bytes() == b"x"
+        (place / "d" / "e").chmod(0o700)
+    finally:
+        if root:
+            os.seteuid(0)
+        shutil.rmtree(place)
 
 
 @pytest.mark.parametrize(
