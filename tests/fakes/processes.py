@@ -210,7 +210,7 @@ class FakeProcess:
         typed = b""
         while True:
             chunk = await self.stdin.get()
-            if not chunk:
+            if chunk is None:
                 return 0
             typed = (typed + chunk)[-64:]
             for start in range(0, len(chunk), 65536):

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator
 
 from squib.core.start import DEFAULT_BOOT_TIMEOUT_S
 from squib.core.stop import DEFAULT_STOP_TIMEOUT_S
-from squib.models import Check, ImageInfo, KernelInfo, Model, Name, ProcessInfo, Progress, VMConfig, VMInfo
+from squib.models import Check, ImageInfo, KernelInfo, Model, Name, ProcessInfo, Progress, PtySize, VMConfig, VMInfo
 
 
 class WireError(Model):
@@ -48,6 +48,13 @@ class SignalRequest(Model):
     """A signal, by its number on Linux."""
 
     signal: int = Field(ge=1, le=64)
+
+
+class ResizeRequest(PtySize):
+    """The new size of a terminal, in characters."""
+
+    rows: int = Field(ge=1, le=65_535)
+    cols: int = Field(ge=1, le=65_535)
 
 
 class TerminalAttach(Model):

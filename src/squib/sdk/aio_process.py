@@ -161,9 +161,7 @@ class AsyncProcess:
             if info.running:
                 duration_s = max(0.0, (datetime.now(UTC) - info.started_at).total_seconds())
                 self._end = self._end or CommandEnd(128 + SIGKILL, int(SIGKILL), False, duration_s)
-                self._info = info.model_copy(
-                    update={"running": False, "exit_code": self._end.exit_code, "signal": self._end.signal}
-                )
+                self._info = info.model_copy(update={"running": False} | vars(self._end))
             else:
                 self._end = self._end or _end_of(info)
 

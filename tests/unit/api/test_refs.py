@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.fakes.asgi import Request
+from tests.fakes.asgi import Handshake, Request
 
 Send = Callable[..., Request]
 
@@ -81,6 +81,15 @@ def test_a_name_does_not_leave_its_part_of_the_path(answer: Send, method: str, r
         assert request.status in (400, 404)
         assert request.error["code"] in ("invalid_argument", "not_found")
         assert "no such route" in request.error["message"] or "is not a name" in request.error["message"]
+
+
+def test_hostile_names_are_refused_in_the_handshake_of_a_websocket(shake_hands: Callable[..., Handshake]) -> None:
+    for name in HOSTILE:
+        handshake = shake_hands(f"/v1/vms/{quote(name, safe='')}/pty")
+        assert (handshake.status, handshake.error["code"]) == (400, "invalid_argument"), name
+        assert handshake.error["message"].startswith("ref: ") and "is not a name" in handshake.error["message"]
+    for name in WITH_SLASH:
+        assert shake_hands(f"/v1/vms/{quote(name, safe='')}/pty").status in (400, 403)
 
 
 def test_every_route_with_a_name_is_tried_here(answer: Send) -> None:

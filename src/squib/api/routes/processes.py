@@ -10,9 +10,9 @@ from starlette.responses import Response, StreamingResponse
 from squib import frames
 from squib.api.context import EngineDep, Ref, ascii_json
 from squib.api.routes.exec import CommandResponse
-from squib.api.schema import ProcessList, SignalRequest
+from squib.api.schema import ProcessList, ResizeRequest, SignalRequest
 from squib.core import processes
-from squib.models import ProcessInfo, PtySize
+from squib.models import ProcessInfo
 
 router = APIRouter(prefix="/vms/{ref}/processes", tags=["processes"])
 
@@ -66,6 +66,6 @@ async def signal(engine: EngineDep, ref: Ref, process_id: ProcessId, body: Signa
 
 
 @router.post("/{process_id}/resize", status_code=204)
-async def resize(engine: EngineDep, ref: Ref, process_id: ProcessId, body: PtySize) -> None:
+async def resize(engine: EngineDep, ref: Ref, process_id: ProcessId, body: ResizeRequest) -> None:
     """Set the size of a command's terminal."""
     await processes.resize(engine, ref, process_id, body)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from squib.api.context import EngineDep, Ref
-from squib.api.schema import SignalRequest, TerminalAttach, TerminalInput
+from squib.api.schema import ResizeRequest, SignalRequest, TerminalAttach, TerminalInput
 from squib.api.validation import describe_validation
 from squib.core.engine import Engine
 from squib.core.terminal import Gap, Keyboard, Output, Terminal, attach_terminal, start_terminal
@@ -142,7 +142,7 @@ async def _listen(socket: WebSocket, terminal: Terminal, keyboard: Keyboard) -> 
             case "input":
                 await keyboard.type(_parse(TerminalInput, fields).data.encode("utf-8", "surrogateescape"))
             case "resize":
-                await terminal.resize(_parse(PtySize, fields))
+                await terminal.resize(_parse(ResizeRequest, fields))
             case "signal":
                 await terminal.signal(_parse(SignalRequest, fields).signal)
             case _:
