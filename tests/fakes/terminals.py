@@ -24,6 +24,7 @@ from websockets.http11 import Request, Response
 from websockets.sync.server import ServerConnection, serve
 
 from squib.errors import EngineUnavailable, NotFound, SquibError, to_wire
+from tests.fakes.api import make_vm
 
 PATIENCE_S = 10.0
 _SQUIB = [sys.executable, "-m", "squib"]
@@ -91,6 +92,7 @@ class FakeTerminals:
 
     def __init__(self) -> None:
         self.scripts: list[Script] = []
+        self.vm = make_vm("vm-1", name="web")
         self.processes: list[dict[str, Any]] = []
         self.left: list[BaseException | None] = []
         """How the scripts ended."""
@@ -130,6 +132,8 @@ class FakeTerminals:
         found = [process for process in self.processes if path == f"processes/{process['id']}"]
         if path == "pty":
             return None
+        if path == "/v1/vms/web":
+            return _response(200, self.vm.model_dump(mode="json"))
         if path == "processes":
             return _response(200, {"processes": self.processes})
         if found:

@@ -15,9 +15,9 @@ from squib.cli.modes import ModeTracker, ReplayFilter
 from squib.cli.rawmode import RawMode, terminal_size
 from squib.cli.render import Output
 from squib.cli.streams import ended_by_broken_pipe, never_blocking, read_chunks, takes_more, write_all
-from squib.errors import AgentError, EngineError, EngineUnavailable, InvalidArgument, NoShell
+from squib.errors import AgentError, EngineError, EngineUnavailable, InvalidArgument, NoShell, SquibError
 from squib.frames import CommandEnd
-from squib.models import ExecRequest, PtySize
+from squib.models import ExecRequest, PtySize, VMState
 from squib.sdk.client import EngineClient
 from squib.sdk.terminal import Attach, Terminal, open_terminal
 
@@ -90,7 +90,17 @@ async def run_terminal(
         return 0
     if end.timed_out:
         output.note("the command was killed: its timeout has passed")
+    elif end.signal is not None:
+        await _tell_if_stopped(output, engine, ref)
     return end.exit_code
+
+
+async def _tell_if_stopped(output: Output, engine: EngineClient, ref: str) -> None:
+    """Say so if the VM does not run any more: what ended the command may have been that."""
+    with contextlib.suppress(SquibError):
+        vm = await engine.vm(ref)
+        if vm.state is not VMState.RUNNING:
+            output.note(f"VM {ref} is {vm.state}")
 
 
 class _Joined:
@@ -131,7 +141,7 @@ class _Joined:
                 await asyncio.wait([typing, showing], return_when=asyncio.FIRST_COMPLETED)
                 if showing.done():
                     end = showing.result()
-                    ended = True
+                    ended = end.signal is None  # else it had no time to tidy up
                     return end
                 return typing.result()
             finally:

@@ -3,10 +3,10 @@
 import contextlib
 import os
 import pty
-import signal
+import subprocess
+import sys
 import termios
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -64,43 +64,28 @@ def test_a_terminal_that_is_gone_is_no_error() -> None:
     os.close(inner)
 
 
-def modes_of_a_shell(fd: int) -> list[Any]:
-    modes = termios.tcgetattr(fd)
+JOB = """
+import os, signal, sys, termios
+from squib.cli.rawmode import RawMode
+os.setpgid(0, 0)  # a group that has not the terminal
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
+mode = RawMode(0)
+mode.enter()
+if "changed" in sys.argv:
+    modes = termios.tcgetattr(0)
     modes[1] |= termios.OPOST
-    return modes
-
-
-def in_background(outer: int, inner: int, changed: bool) -> None:
-    """As a job that its shell has put into the background: it leads a group that has not the terminal."""
-    os.setsid()
-    os.dup2(inner, 0)
-    os.close(os.open(os.ttyname(0), os.O_RDWR))  # it now controls this session
-    job = os.fork()
-    if job == 0:
-        with RawMode(0):
-            os.setpgid(0, 0)
-            if changed:
-                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
-                termios.tcsetattr(0, termios.TCSANOW, modes_of_a_shell(0))
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTTOU})
-        os._exit(0)
-    _, status = os.waitpid(job, os.WUNTRACED)
-    if os.WIFSTOPPED(status):
-        os.kill(job, signal.SIGKILL)
-        os._exit(99)
-    os._exit(os.waitstatus_to_exitcode(status))
+    termios.tcsetattr(0, termios.TCSANOW, modes)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTTOU})
+mode.leave()
+"""
 
 
 @pytest.mark.parametrize("changed", [False, True])
 def test_in_the_background_it_is_put_back_unless_a_shell_has_taken_it(changed: bool, terminal: tuple[int, int]) -> None:
-    outer, inner = terminal
+    _, inner = terminal
     before = termios.tcgetattr(inner)
-    shell = os.fork()
-    if shell == 0:
-        try:
-            in_background(outer, inner, changed)
-        finally:
-            os._exit(98)
-    _, status = os.waitpid(shell, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
+    words = [sys.executable, "-c", JOB, *(["changed"] if changed else [])]
+    # The shell's first terminal controls it and what it starts.
+    shell = ["sh", "-c", '"$@" <"$0"', os.ttyname(inner), *words]
+    subprocess.run(shell, stdin=subprocess.DEVNULL, start_new_session=True, check=True, timeout=20)
     assert (termios.tcgetattr(inner) == before) is not changed

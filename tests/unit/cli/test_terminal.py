@@ -9,6 +9,8 @@ from contextlib import ExitStack
 import pytest
 
 from squib.errors import AgentUnreachable, NoShell, WrongState
+from squib.models import VMState
+from tests.fakes.api import TERMINAL, make_process, make_vm
 from tests.fakes.terminals import FakeTerminals, Peer, Person
 
 EVERY_BYTE_BUT_THE_KEY = bytes(range(256)).replace(b"\x1d", b"")
@@ -140,6 +142,36 @@ def test_a_vm_that_is_lost_leaves_a_sane_terminal_and_its_reason(terminals: Fake
     said = person.seen.partition(b"ready")[2]
     assert NO_FULL_SCREEN in said
     assert said.endswith(b"\r\nsquib: VM web is error: the VMM was killed by signal 9\r\nhint: squib start web\r\n")
+
+
+@pytest.mark.parametrize(
+    ("state", "said"), [(VMState.STOPPING, b"squib: VM web is stopping\r\n"), (VMState.RUNNING, b"")]
+)
+def test_a_program_that_a_signal_ends_leaves_a_sane_terminal(
+    state: VMState, said: bytes, terminals: FakeTerminals, sit: Sit
+) -> None:
+    def shell(peer: Peer) -> None:
+        prompt(peer)
+        peer.say(type="exit", exit_code=137, signal=9, timed_out=False, duration_s=0.5)
+
+    terminals.scripts = [shell]
+    terminals.vm = make_vm("vm-1", name="web", state=state)
+    person = sit("connect", "web")
+    assert person.wait() == 137
+    assert not person.is_raw
+    after = person.seen.partition(b"ready")[2]
+    assert after.startswith(NO_FULL_SCREEN) and after.endswith(b"\r\n" + said)
+
+
+def test_a_program_that_ends_by_itself_has_its_way_with_the_terminal(terminals: FakeTerminals, sit: Sit) -> None:
+    def program(peer: Peer) -> None:
+        prompt(peer)
+        peer.exit(1)
+
+    terminals.scripts = [program]
+    person = sit("exec", "-t", "web", "tput", "civis")
+    assert person.wait() == 1
+    assert person.seen == FULL_SCREEN + b"ready"
 
 
 def test_the_window_may_be_closed(terminals: FakeTerminals, sit: Sit) -> None:
@@ -328,3 +360,24 @@ def test_an_image_without_a_shell_is_told_with_what_to_do(terminals: FakeTermina
     assert person.wait() == 127
     assert b"squib: the image has no shell\r\nhint: squib exec -it web PROGRAM" in person.seen
     assert not person.is_raw
+
+
+def test_what_is_shown_again_asks_the_terminal_nothing(terminals: FakeTerminals, sit: Sit) -> None:
+    attached: list[dict[str, object]] = []
+
+    def shell(peer: Peer) -> None:
+        attached.append(peer.first)
+        peer.begin()
+        peer.say(type="offset", offset=100)
+        peer.print(b"old\x1b[c\x1b[6")
+        peer.print(b"n old\x1b[6nnew\x1b[6n")
+        peer.exit()
+
+    past = 100 + len(b"old\x1b[c\x1b[6n old")
+    process = make_process("p7", **TERMINAL, stdout={"start": 100, "end": past})
+    terminals.processes = [process.model_dump(mode="json")]
+    terminals.scripts = [shell]
+    person = sit("attach", "web")
+    assert person.wait() == 0
+    assert person.seen.endswith(b"old old\x1b[6nnew\x1b[6n")
+    assert attached == [{"type": "attach", "id": "p7", "offset": 0, "rows": 30, "cols": 100}]
