@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from bench.figures import FIGURES, Results
 from bench.home import bench_home
 from bench.machine import Machine, look_at_machine
-from bench.measure import GROUPS, Bench, Group, prepare
+from bench.measure import GROUPS, prepare
 from bench.report import as_json, as_table
+from bench.run import Bench, Group
 from squib import SquibError
 from squib.cli.render import Output
 
@@ -55,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         help="measure only this figure; may be repeated",
     )
     parser.add_argument("--json", action="store_true", help="print JSON with every sample")
-    parser.add_argument("--check", action="store_true", help="end with status 1 if a median is over its floor")
+    parser.add_argument("--check", action="store_true", help="end with status 1 if a median is not what it must be")
     return parser
 
 

@@ -9,36 +9,52 @@ from enum import Enum
 
 
 class Unit(Enum):
-    """A unit: its symbol, how much it is in seconds, bytes or bytes per second, and the decimals worth showing."""
+    """A unit: its symbol, how much it is in seconds, bytes, bytes per second or plain numbers, and the decimals worth
+    showing.
+    """
 
     S = ("s", 1.0, 2)
     MS = ("ms", 1e-3, 1)
     MIB = ("MiB", float(1 << 20), 1)
     MIB_PER_S = ("MiB/s", float(1 << 20), 1)
+    RATIO = ("", 1.0, 2)
 
     @property
     def symbol(self) -> str:
         return self.value[0]
 
     def of(self, amount: float) -> float:
-        """An amount of seconds, bytes or bytes per second in this unit."""
+        """An amount of seconds, bytes, bytes per second or a plain number in this unit."""
         return amount / self.value[1]
 
     def show(self, amount: float) -> str:
         """``29.7 ms`` for 0.0297."""
-        return f"{self.of(amount):.{self.value[2]}f} {self.symbol}"
+        return f"{self.of(amount):.{self.value[2]}f} {self.symbol}".rstrip()
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure. ``floor`` is what its median must reach, so the most that it may be, in ``unit``; ``None``: no
-    claim is made.
+    """One figure. ``at_most`` and ``at_least`` say what its median must be, in ``unit``; with neither, no claim is
+    made.
     """
 
     name: str
     title: str
     unit: Unit
-    floor: float | None = None
+    at_most: float | None = None
+    at_least: float | None = None
+
+    def holds(self, amount: float) -> bool | None:
+        """Whether this amount is what the figure must be; ``None`` if no claim is made."""
+        if self.at_most is None and self.at_least is None:
+            return None
+        value = self.unit.of(amount)
+        return (self.at_most is None or value <= self.at_most) and (self.at_least is None or value >= self.at_least)
+
+    def claim(self) -> str:
+        """``≤ 20 ms``; empty if no claim is made."""
+        bounds = (("≤", self.at_most), ("≥", self.at_least))
+        return " ".join(f"{sign} {bound:g} {self.unit.symbol}".rstrip() for sign, bound in bounds if bound is not None)
 
 
 FIGURES = (
@@ -62,6 +78,17 @@ FIGURES = (
     Figure("delete-running", "delete a running VM", Unit.MS),
     Figure("stdout", "a command's output, 64 MiB", Unit.MIB_PER_S),
     Figure("stdin", "a command's input, 64 MiB", Unit.MIB_PER_S),
+    Figure("upload", "a file of 256 MiB to the guest's disk", Unit.MIB_PER_S),
+    Figure("port-in-file", "  dd of a bare port to the disk", Unit.MIB_PER_S),
+    Figure("upload-ratio", "  squib against dd", Unit.RATIO, at_least=0.6),
+    Figure("port-in", "  dd of a bare port to /dev/null", Unit.MIB_PER_S),
+    Figure("download", "a file of 256 MiB from the guest's disk", Unit.MIB_PER_S),
+    Figure("port-out-file", "  dd of the disk to a bare port", Unit.MIB_PER_S),
+    Figure("download-ratio", "  squib against dd", Unit.RATIO, at_least=0.6),
+    Figure("port-out", "  dd of /dev/zero to a bare port", Unit.MIB_PER_S),
+    Figure("exec-idle", 'run(["true"]), nothing else going on', Unit.MS),
+    Figure("exec-busy", 'run(["true"]) while 1 GiB is uploaded', Unit.MS),
+    Figure("exec-busy-ratio", "  the latter against the former (medians)", Unit.RATIO, 3),
 )
 
 BY_NAME = {figure.name: figure for figure in FIGURES}
@@ -69,7 +96,7 @@ BY_NAME = {figure.name: figure for figure in FIGURES}
 
 @dataclass(frozen=True)
 class Summary:
-    """A figure as measured: in seconds, bytes or bytes per second."""
+    """A figure as measured: in seconds, bytes, bytes per second, or a plain number."""
 
     figure: Figure
     median: float
@@ -79,9 +106,8 @@ class Summary:
 
     @property
     def reached(self) -> bool | None:
-        """Whether the floor is reached; ``None`` if there is none."""
-        floor = self.figure.floor
-        return None if floor is None else self.figure.unit.of(self.median) <= floor
+        """Whether the median is what it must be; ``None`` if no claim is made."""
+        return self.figure.holds(self.median)
 
 
 @dataclass
@@ -91,8 +117,12 @@ class Results:
     samples: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, name: str, amount: float) -> None:
-        """Take a sample in seconds, bytes or bytes per second."""
+        """Take a sample in seconds, bytes, bytes per second, or as a plain number."""
         self.samples.setdefault(BY_NAME[name].name, []).append(amount)
+
+    def median(self, name: str) -> float:
+        """Of the samples of a figure so far."""
+        return statistics.median(self.samples[name])
 
     def summaries(self, names: Iterable[str]) -> list[Summary]:
         """Those of ``names`` that were measured, in the table's order."""

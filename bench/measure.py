@@ -5,48 +5,20 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 from bench import cli
 from bench.figures import Results
 from bench.home import end_engine
-from squib import AsyncVM, EngineClient, ExecResult
-from squib.paths import Home
+from bench.run import MEM_SIZE_MIB, Bench, Group
+from bench.transfers import measure_latency_under_load, measure_transfers
+from squib import AsyncVM, ExecResult
 
-MEM_SIZE_MIB = 128
 STREAM_BYTES = 64 << 20
 _WARM_SAMPLES_PER_RUN = 10
 _WARM_UP_COMMANDS = 20
 _VMS_AT_ONCE = 5
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Where to measure, how often, and where results go."""
-
-    home: Home
-    runs: int
-    results: Results
-    on_run: Callable[[int, int], None]
-    """Told before each run: which one it is, and of how many."""
-
-    def client(self) -> EngineClient:
-        return EngineClient(home=self.home)
-
-    async def vm(self, engine: EngineClient) -> AsyncVM:
-        return await AsyncVM.create(engine=engine, mem_size_mib=MEM_SIZE_MIB)
-
-
-@dataclass(frozen=True)
-class Group:
-    """Figures that are measured together."""
-
-    title: str
-    figures: tuple[str, ...]
-    measure: Callable[[Bench], Awaitable[None]]
 
 
 class Laps:
@@ -208,4 +180,19 @@ GROUPS = (
     Group("engine starts", ("engine-start", "engine-rss"), measure_engine_start),
     Group("five VMs at once", ("engine-rss-5-vms", "delete-running"), measure_several_vms),
     Group("streams", ("stdout", "stdin"), measure_streams),
+    Group(
+        "transfers of files",
+        (
+            "upload",
+            "port-in-file",
+            "upload-ratio",
+            "port-in",
+            "download",
+            "port-out-file",
+            "download-ratio",
+            "port-out",
+        ),
+        measure_transfers,
+    ),
+    Group("commands during an upload", ("exec-idle", "exec-busy", "exec-busy-ratio"), measure_latency_under_load),
 )

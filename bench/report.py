@@ -10,7 +10,7 @@ from bench.figures import Results, Summary
 from bench.machine import Machine
 
 _HEADING = ("figure", "median", "min", "max", "runs", "must be", "")
-_MARKS = {True: "ok", False: "over", None: ""}
+_MARKS = {True: "ok", False: "missed", None: ""}
 _NUMBERS = range(1, 5)
 
 
@@ -26,8 +26,8 @@ def as_table(machine: Machine, summaries: Sequence[Summary]) -> str:
 def _row(summary: Summary) -> tuple[str, ...]:
     figure = summary.figure
     amounts = (summary.median, summary.minimum, summary.maximum)
-    floor = "" if figure.floor is None else f"≤ {figure.floor:g} {figure.unit.symbol}"
-    return (figure.title, *map(figure.unit.show, amounts), str(summary.count), floor, _MARKS[summary.reached])
+    claim, mark = figure.claim(), _MARKS[summary.reached]
+    return (figure.title, *map(figure.unit.show, amounts), str(summary.count), claim, mark)
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
@@ -48,7 +48,8 @@ def as_json(machine: Machine, summaries: Sequence[Summary], results: Results) ->
             "median": summary.figure.unit.of(summary.median),
             "min": summary.figure.unit.of(summary.minimum),
             "max": summary.figure.unit.of(summary.maximum),
-            "floor": summary.figure.floor,
+            "at_most": summary.figure.at_most,
+            "at_least": summary.figure.at_least,
             "reached": summary.reached,
             "samples": [summary.figure.unit.of(amount) for amount in results.samples[summary.figure.name]],
         }

@@ -1,0 +1,38 @@
+"""What every measurement is given, and what a group of them is."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from bench.figures import Results
+from squib import AsyncVM, EngineClient
+from squib.paths import Home
+
+MEM_SIZE_MIB = 128
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where to measure, how often, and where results go."""
+
+    home: Home
+    runs: int
+    results: Results
+    on_run: Callable[[int, int], None]
+    """Told before each run: which one it is, and of how many."""
+
+    def client(self) -> EngineClient:
+        return EngineClient(home=self.home)
+
+    async def vm(self, engine: EngineClient) -> AsyncVM:
+        return await AsyncVM.create(engine=engine, mem_size_mib=MEM_SIZE_MIB)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Figures that are measured together."""
+
+    title: str
+    figures: tuple[str, ...]
+    measure: Callable[[Bench], Awaitable[None]]
