@@ -30,8 +30,8 @@ const most = 128<<10 + ringSlack + 64<<10
 
 // A reader that stops, stops the command.
 func TestSlowReaderBlocksTheCommand(t *testing.T) {
-	p := start(t, newManager(t, cgroups), sh("yes & echo $! >&2; wait"))
-	pid := p.line(t, Stderr)
+	p := start(t, newManager(t, cgroups), sh("exec yes"))
+	pid := strconv.Itoa(p.PID)
 	written := func() string {
 		io, _ := os.ReadFile("/proc/" + pid + "/io")
 		_, after, _ := strings.Cut(string(io), "wchar: ")
@@ -40,7 +40,7 @@ func TestSlowReaderBlocksTheCommand(t *testing.T) {
 	}
 	eventually(t, "yes sleeps", func() bool {
 		stat, _ := os.ReadFile("/proc/" + pid + "/stat")
-		return strings.Contains(string(stat), ") S ")
+		return strings.Contains(string(stat), "(yes) S ")
 	})
 	if n, err := strconv.Atoi(written()); err == nil && n > 2*most {
 		t.Errorf("%d bytes were taken from it unread", n)
