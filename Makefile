@@ -5,8 +5,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PACKAGES := python3-venv
+TEST_PACKAGES := tmux
 SOURCES := src tests bench hatch_build.py
 AGENT_SOURCES := $(shell find agent -name '*.go' -o -name go.mod)
+
+define install
+missing=$$(for package in $(1); do dpkg-query -W -f='$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || echo $$package; done); \
+  if [ -n "$$missing" ]; then $(SUDO) apt-get update -qq && $(SUDO) apt-get install -qq -y --no-install-recommends $$missing; fi
+endef
 
 .PHONY: help demo test lint fmt unit agent-test vm-test bench setup clean
 
@@ -37,6 +43,7 @@ agent-test: setup  ## The agent's own tests
 	$(BIN)/python tests/go.py test ./...
 
 vm-test: setup  ## Tests on real VMs
+	@$(call install,$(TEST_PACKAGES))
 	$(BIN)/python -m squib doctor --fix
 	$(BIN)/pytest tests/unit -m slow
 	$(BIN)/pytest tests/vm
@@ -47,8 +54,7 @@ bench: setup  ## The figures that the README quotes
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml hatch_build.py $(AGENT_SOURCES)
-	@missing=$$(for package in $(PACKAGES); do dpkg-query -W -f='$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || echo $$package; done); \
-	  if [ -n "$$missing" ]; then $(SUDO) apt-get update -qq && $(SUDO) apt-get install -qq -y --no-install-recommends $$missing; fi
+	@$(call install,$(PACKAGES))
 	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable . --group dev

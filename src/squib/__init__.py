@@ -59,6 +59,7 @@ if TYPE_CHECKING:
         Unauthorized,
         WrongState,
     )
+    from squib.frames import CommandEnd
     from squib.models import (
         FileEvent,
         FileEventType,
@@ -71,10 +72,12 @@ if TYPE_CHECKING:
         VMState,
     )
     from squib.sdk.aio import AsyncVM
+    from squib.sdk.aio_process import AsyncProcess, OutputChunk
     from squib.sdk.client import EngineClient
     from squib.sdk.env import AsyncEnv, Env, EnvVars
     from squib.sdk.files import AsyncFiles
     from squib.sdk.images import AsyncImages, Images
+    from squib.sdk.process import Process
     from squib.sdk.result import Copied, ExecResult
     from squib.sdk.syncfiles import Files
     from squib.sdk.vm import VM
@@ -90,6 +93,7 @@ __all__ = [
     "AsyncEnv",
     "AsyncFiles",
     "AsyncImages",
+    "AsyncProcess",
     "AsyncVM",
     "AsyncWatch",
     "BadWorkingDirectory",
@@ -97,6 +101,7 @@ __all__ = [
     "BootError",
     "BootFailed",
     "BootTimeout",
+    "CommandEnd",
     "CommandFailed",
     "CommandNotFound",
     "CommandTimeout",
@@ -137,7 +142,9 @@ __all__ = [
     "NotAFile",
     "NotExecutable",
     "NotFound",
+    "OutputChunk",
     "PermissionDenied",
+    "Process",
     "ProcessInfo",
     "PtySize",
     "SquibError",
@@ -158,8 +165,10 @@ _HOME = {
     "AsyncEnv": "squib.sdk.env",
     "AsyncFiles": "squib.sdk.files",
     "AsyncImages": "squib.sdk.images",
+    "AsyncProcess": "squib.sdk.aio_process",
     "AsyncVM": "squib.sdk.aio",
     "AsyncWatch": "squib.sdk.watching",
+    "CommandEnd": "squib.frames",
     "EngineClient": "squib.sdk.client",
     "Env": "squib.sdk.env",
     "EnvVars": "squib.sdk.env",
@@ -171,6 +180,8 @@ _HOME = {
     "FileEventType": "squib.models",
     "FileInfo": "squib.models",
     "FileType": "squib.models",
+    "OutputChunk": "squib.sdk.aio_process",
+    "Process": "squib.sdk.process",
     "ProcessInfo": "squib.models",
     "PtySize": "squib.models",
     "VMConfig": "squib.models",

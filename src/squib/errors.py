@@ -181,7 +181,7 @@ class ToolFailed(HostError):
 
 
 class DiskFull(HostError):
-    """The disk that holds the state directory is full."""
+    """A disk of the host is full: that of the state directory, or of files that are copied there."""
 
     code = "disk_full"
     http_status = 507

@@ -16,6 +16,9 @@ from typing import Any
 HEADER = struct.Struct(">BIQ")
 MAX_PAYLOAD_BYTES = 65_536
 CONTENT_TYPE = "application/vnd.squib.frames"
+TIMEOUT_EXIT_CODE = 124
+_SIGNAL_BASE = 128
+_MAX_DURATION_MS = 1 << 53
 
 
 class FrameKind(IntEnum):
@@ -86,3 +89,36 @@ class FrameDecoder:
     def pending(self) -> bool:
         """Whether the stream so far ends inside a frame."""
         return bool(self._buffer)
+
+
+@dataclass(frozen=True)
+class CommandEnd:
+    """How a command ended. ``exit_code`` is as a shell shows it: 128 + n after signal n, 124 after a timeout."""
+
+    exit_code: int
+    signal: int | None
+    timed_out: bool
+    duration_s: float
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> CommandEnd:
+        """From the payload of an ``EXIT`` frame. Raises `FrameError` if that says nothing."""
+        exit_code, signal = _number(values, "exit_code", 255), _number(values, "signal", 127)
+        timed_out = values.get("timed_out") is True
+        if timed_out:
+            exit_code = TIMEOUT_EXIT_CODE
+        elif signal is not None:
+            exit_code = _SIGNAL_BASE + signal
+        if exit_code is None:
+            raise FrameError("an exit frame without exit_code and signal")
+        return cls(exit_code, signal, timed_out, (_number(values, "duration_ms", _MAX_DURATION_MS) or 0) / 1000)
+
+
+def _number(values: dict[str, Any], name: str, highest: int) -> int | None:
+    """A whole number of a guest's, which may send anything. Raises `FrameError`."""
+    value = values.get(name)
+    if value is None:
+        return None
+    if type(value) is not int or not 0 <= value <= highest:
+        raise FrameError(f"an exit frame whose {name} is {str(value)[:40]}")
+    return value

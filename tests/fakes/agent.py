@@ -1,8 +1,6 @@
 """A guest agent in Python: the other end of ``protocol/agent.md``, for tests without a VM.
 
-It runs no real commands, only these, given as ``argv``: ``true``, ``false``, ``exit N``, ``echo WORD...``,
-``err WORD...`` (echo to standard error), ``cat`` (needs stdin), ``sleep`` (for ever), ``spam`` (prints for ever),
-``env``, ``garbage`` (sends what is no frame) and ``vanish`` (the guest ends).
+It runs no real commands, only those of `tests.fakes.processes`.
 """
 
 from __future__ import annotations
@@ -10,19 +8,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import parse_qsl
 
 import h2.config
 import h2.connection
 import h2.events
 import h2.exceptions
 
-from squib.frames import FrameKind, encode, encode_json
 from tests.fakes.files import FakeFiles, Refused
+from tests.fakes.processes import PROGRAMS, FakeProcess
 
 _LINE = re.compile(rb"SQUIB-(SYNC|GO) (\d+) ([0-9a-f]{32})\n")
 
@@ -56,11 +54,20 @@ class FakeAgent:
     setup: dict[str, Any] = field(default_factory=dict)
     killed: list[str] = field(default_factory=list)
     sessions: int = 0
-    stdin: dict[str, asyncio.Queue[bytes | None]] = field(default_factory=dict)
+    processes: dict[str, FakeProcess] = field(default_factory=dict)
+    typing: asyncio.Event = field(default_factory=asyncio.Event)
+    """While it is clear, no process reads its input."""
+    writes: list[int] = field(default_factory=list)
+    """The sizes of the requests that wrote input."""
+    no_shell: bool = False
+    idle_s: float | None = None
     poweroff: asyncio.Event = field(default_factory=asyncio.Event)
     ignore_poweroff: bool = False
     files: FakeFiles | None = None
     _next_id: int = 0
+
+    def __post_init__(self) -> None:
+        self.typing.set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection of the host: handshakes and sessions until it closes."""
@@ -97,11 +104,8 @@ class FakeAgent:
                 await session.send_json(stream_id, 204, None)
             case "POST", ["exec"]:
                 await self._exec(json.loads(await stream.read()), session, stream_id)
-            case "POST", ["processes", process_id, "stdin"]:
-                await self._stdin(stream, process_id, session, stream_id)
-            case "POST", ["processes", process_id, "signal"]:
-                self.killed.append(f"{process_id} signal {json.loads(await stream.read())['signal']}")
-                await session.send_json(stream_id, 204, None)
+            case _, ["processes", *words]:
+                await self._processes(stream, words, session, stream_id)
             case _, ["files", *_] if self.files:
                 await self.files.answer(stream, session, stream_id)
             case "POST", ["poweroff"]:
@@ -111,75 +115,92 @@ class FakeAgent:
             case _:
                 raise AgentFailure(404, "bad_request", stream.path)
 
-    async def _stdin(self, stream: Stream, process_id: str, session: _Session, stream_id: int) -> None:
-        if process_id not in self.stdin:
+    async def _processes(self, stream: Stream, words: list[str], session: _Session, stream_id: int) -> None:
+        match stream.method, words:
+            case "GET", []:
+                listed = [process.describe() for process in self.processes.values()]
+                await session.send_json(stream_id, 200, {"processes": listed})
+            case "GET", [process_id]:
+                await session.send_json(stream_id, 200, self._find(process_id).describe())
+            case "DELETE", [process_id]:
+                process = self._find(process_id)
+                if process.exit is None:
+                    self.killed.append(process_id)
+                await process.kill()
+                del self.processes[process_id]
+                await session.send_json(stream_id, 204, None)
+            case "GET", [process_id, "output"]:
+                process = self._find(process_id)
+                query = {name: int(value) for name, value in parse_qsl(stream.path.partition("?")[2])}
+                await self._follow(process, session, stream_id, none=bool(query.pop("none", 0)), **query)
+            case "POST", [process_id, "stdin"]:
+                await self._stdin(stream, process_id, session, stream_id)
+            case "POST", [process_id, "signal"]:
+                number = json.loads(await stream.read())["signal"]
+                process = self._find(process_id)
+                if process.exit is not None:
+                    raise AgentFailure(404, "no_such_process", process_id)
+                self.killed.append(f"{process_id} signal {number}")
+                if number in (9, 15):
+                    await process.kill(number)
+                await session.send_json(stream_id, 204, None)
+            case "POST", [process_id, "resize"]:
+                process = self._find(process_id)
+                if process.pty is None:
+                    raise AgentFailure(409, "no_terminal", process_id)
+                await process.resize(json.loads(await stream.read()))
+                await session.send_json(stream_id, 204, None)
+            case _:
+                raise AgentFailure(404, "bad_request", stream.path)
+
+    def _find(self, process_id: str) -> FakeProcess:
+        if process_id not in self.processes:
             raise AgentFailure(404, "no_such_process", process_id)
+        return self.processes[process_id]
+
+    async def _stdin(self, stream: Stream, process_id: str, session: _Session, stream_id: int) -> None:
+        process = self._find(process_id)
         written = 0
         async for chunk in stream.chunks():
+            if process.stdin is None or process.exit is not None:
+                raise AgentFailure(409, "stdin_closed", process_id)
+            await self.typing.wait()
             written += len(chunk)
-            self.stdin[process_id].put_nowait(chunk)
-        if "close=1" in stream.path:
-            self.stdin[process_id].put_nowait(None)
+            process.stdin.put_nowait(chunk)
+        self.writes.append(written)
+        if "close=1" in stream.path and process.stdin:
+            process.stdin.put_nowait(None)
         await session.send_json(stream_id, 200, {"written": written})
 
     async def _exec(self, spec: dict[str, Any], session: _Session, stream_id: int) -> None:
-        if "shell" in spec:
+        if "shell" in spec or (spec.get("login") and self.no_shell):
             raise AgentFailure(422, "no_shell", "the image has no /bin/sh")
-        program, *words = spec["argv"]
-        if program not in ("true", "false", "exit", "echo", "err", "cat", "sleep", "spam", "env", "garbage", "vanish"):
+        program = spec["argv"][0] if "argv" in spec else "tty"
+        if program not in PROGRAMS:
             raise AgentFailure(422, "command_not_found", f"{program}: not found in PATH")
         self._next_id += 1
-        process_id = f"p{self._next_id}"
-        if spec.get("stdin"):
-            self.stdin[process_id] = asyncio.Queue()
-        session.headers(stream_id, 200, "application/vnd.squib.frames")
-        await session.data(stream_id, encode_json(FrameKind.STARTED, {"id": process_id, "pid": 100 + self._next_id}))
-        end: dict[str, Any] = {"exit_code": 0, "signal": None, "timed_out": False, "duration_ms": 1}
+        process = FakeProcess(f"p{self._next_id}", 100 + self._next_id, spec, self.setup.get("env", {}))
+        process.pty = spec.get("pty")
+        if spec.get("stdin") or process.pty:
+            process.stdin = asyncio.Queue()
+        self.processes[process.id] = process
+        process.task = asyncio.create_task(process.run())
+        if process.background:
+            await self._follow(process, session, stream_id)
+            return
         try:
-            timeout_ms = spec.get("timeout_ms")
-            async with asyncio.timeout(timeout_ms / 1000 if timeout_ms else None):
-                end["exit_code"] = await self._run(program, words, spec, process_id, session, stream_id)
-        except TimeoutError:
-            end |= {"exit_code": None, "signal": 9, "timed_out": True}
+            await self._follow(process, session, stream_id)
         except asyncio.CancelledError:
-            self.killed.append(process_id)
+            self.killed.append(process.id)
             raise
         finally:
-            self.stdin.pop(process_id, None)
-        await session.data(stream_id, encode_json(FrameKind.EXIT, end), end=True)
+            del self.processes[process.id]
+            process.task.cancel()
 
-    async def _run(
-        self, program: str, words: list[str], spec: dict[str, Any], process_id: str, session: _Session, stream_id: int
-    ) -> int:
-        match program:
-            case "false":
-                return 1
-            case "exit":
-                return int(words[0])
-            case "echo" | "err":
-                kind = FrameKind.STDOUT if program == "echo" else FrameKind.STDERR
-                text = " ".join(words) + "\n"
-                await session.data(stream_id, encode(kind, text.encode("utf-8", "surrogateescape")))
-            case "env":
-                env = self.setup.get("env", {}) | spec.get("env", {})
-                await session.data(stream_id, encode(FrameKind.STDOUT, json.dumps(env).encode()))
-            case "cat":
-                offset = 0
-                while (chunk := await self.stdin[process_id].get()) is not None:
-                    for start in range(0, len(chunk), 65536):
-                        piece = chunk[start : start + 65536]
-                        await session.data(stream_id, encode(FrameKind.STDOUT, piece, offset))
-                        offset += len(piece)
-            case "sleep":
-                await asyncio.Event().wait()
-            case "spam":
-                while True:
-                    await session.data(stream_id, encode(FrameKind.STDOUT, b"y\n" * 32768))
-            case "garbage":
-                await session.data(stream_id, b"\x63" * 64)
-            case "vanish":
-                os._exit(0)
-        return 0
+    async def _follow(self, process: FakeProcess, session: _Session, stream_id: int, **options: Any) -> None:
+        session.headers(stream_id, 200, "application/vnd.squib.frames")
+        await process.follow(lambda data: session.data(stream_id, data), idle_s=self.idle_s, **options)
+        await session.data(stream_id, b"", end=True)
 
 
 class _Session:

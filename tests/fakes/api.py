@@ -11,9 +11,9 @@ from typing import Any
 
 import httpx
 
-from squib.errors import NotFound, SquibError, to_wire
+from squib.errors import NoSuchProcess, NotFound, SquibError, to_wire
 from squib.frames import FrameKind, encode, encode_json
-from squib.models import Check, EngineInfo, VMInfo, VMState
+from squib.models import Check, EngineInfo, OutputRange, ProcessInfo, PtySize, VMInfo, VMState
 from squib.sdk.client import EngineClient
 
 DIGEST = "sha256:" + "5c" * 32
@@ -45,6 +45,18 @@ def make_vm(vm_id: str = "vm-1", **fields: Any) -> VMInfo:
         "stopped_at": None,
     }
     return VMInfo.model_validate(values | fields)
+
+
+def make_process(process_id: str, **fields: Any) -> ProcessInfo:
+    values: dict[str, Any] = {
+        "id": process_id, "pid": 312, "argv": ["sleep", "9"], "user": "root", "started_at": NOW, "background": True,
+        "pty": None, "stdin": False, "readers": 0, "stdout": OutputRange(), "stderr": OutputRange(), "running": True,
+    }  # fmt: skip
+    return ProcessInfo.model_validate(values | fields)
+
+
+TERMINAL = {"pty": PtySize(), "argv": ["-bash"]}
+"""Fields of a process with a terminal."""
 
 
 def ends(code: int | None = 0, *, stdout: bytes = b"", stderr: bytes = b"", **end: object) -> Script:
@@ -79,6 +91,7 @@ class FakeAPI:
 
     vms: dict[str, VMInfo] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
+    processes: dict[str, ProcessInfo] = field(default_factory=dict)
     script: Script = field(default_factory=lambda: ends())
     fails: dict[str, SquibError] = field(default_factory=dict)
     logs: list[bytes] = field(default_factory=list)
@@ -162,7 +175,20 @@ class FakeAPI:
             case "POST", ["vms", ref, "exec"]:
                 self._find(ref)
                 return httpx.Response(200, stream=_Stream(self._run()))
-            case "POST", ["vms", _, "processes", "p1", "signal"]:
+            case "GET", ["vms", ref, "processes"]:
+                self._find(ref)
+                return _json({"processes": [process.model_dump(mode="json") for process in self.processes.values()]})
+            case "GET", ["vms", _, "processes", process_id]:
+                return _json(self._process(process_id).model_dump(mode="json"))
+            case "GET", ["vms", _, "processes", process_id, "output"]:
+                self._process(process_id)
+                return httpx.Response(200, stream=_Stream(self._run()))
+            case "DELETE", ["vms", _, "processes", process_id]:
+                del self.processes[self._process(process_id).id]
+                return httpx.Response(204)
+            case "POST", ["vms", _, "processes", process_id, "signal"]:
+                if process_id != "p1":
+                    self._process(process_id)
                 self.signalled.set()
                 return httpx.Response(204)
             case "GET" | "PATCH", ["vms", ref, "env"]:
@@ -183,6 +209,11 @@ class FakeAPI:
             if ref in (vm.vm_id, vm.name):
                 return vm
         raise NotFound(f"no VM has the ID or name {ref!r}", hint="squib ls shows all VMs")
+
+    def _process(self, process_id: str) -> ProcessInfo:
+        if process_id not in self.processes:
+            raise NoSuchProcess(f"no process {process_id}", hint="squib ps VM shows all")
+        return self.processes[process_id]
 
     async def _run(self) -> AsyncIterator[bytes]:
         try:
@@ -226,7 +257,7 @@ class _Stream(httpx.AsyncByteStream):
 
 
 def _json(value: object) -> httpx.Response:
-    return httpx.Response(200, json=value)
+    return httpx.Response(200, content=json.dumps(value))  # in ASCII: strings may hold any bytes
 
 
 def _vm(vm: VMInfo) -> httpx.Response:

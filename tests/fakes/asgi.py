@@ -114,3 +114,74 @@ class Request:
             if message.get("body"):
                 self.arrived.set()
             await self.reads.wait()
+
+
+@dataclass
+class Handshake:
+    """A WebSocket to an ASGI app. ``messages`` are sent one after the other; the client is gone when a message of the
+    server holds ``goes_at``. `status` is 101 if it was let in.
+    """
+
+    path: str
+    messages: Sequence[str | bytes] = ()
+    goes_at: str | None = None
+    headers: Sequence[tuple[str, str]] = ()
+    host: str | None = "squib"
+    extensions: tuple[str, ...] = ("websocket.http.response",)
+    status: int = 0
+    body: bytes = b""
+    sent: list[Message] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        texts = [{"text": item} if isinstance(item, str) else {"bytes": item} for item in self.messages]
+        self._incoming: list[Message] = [{"type": "websocket.connect"}]
+        self._incoming += [{"type": "websocket.receive"} | text for text in texts]
+
+    @property
+    def error(self) -> Any:
+        return json.loads(self.body)["error"]
+
+    async def send_to(self, app: ASGIApp) -> Handshake:
+        """Connect, send the messages, and stay until the server closes the connection."""
+        headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in self.headers]
+        if self.host is not None:
+            headers.append((b"host", self.host.encode("latin-1")))
+        path, _, query = self.path.partition("?")
+        scope = {
+            "type": "websocket",
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "http_version": "1.1",
+            "scheme": "ws",
+            "path": unquote(path),
+            "raw_path": path.encode(),
+            "query_string": query.encode(),
+            "root_path": "",
+            "headers": headers,
+            "client": None,
+            "server": ("squib", None),
+            "subprotocols": [],
+            "state": {},
+            "extensions": {name: {} for name in self.extensions},
+        }
+        await app(scope, self._receive, self._send)
+        return self
+
+    async def _receive(self) -> Message:
+        if self._incoming:
+            return self._incoming.pop(0)
+        return await asyncio.Future()
+
+    async def _send(self, message: Message) -> None:
+        self.sent.append(message)
+        if self.goes_at and self.goes_at in str(message.get("text")):
+            self._incoming.append({"type": "websocket.disconnect", "code": 1006})
+            raise OSError("the client is gone")
+        match message["type"]:
+            case "websocket.accept":
+                self.status = 101
+            case "websocket.close" if not self.status:
+                self.status = 403
+            case "websocket.http.response.start":
+                self.status = message["status"]
+            case "websocket.http.response.body":
+                self.body += message.get("body", b"")

@@ -109,7 +109,10 @@ def test_events_are_read() -> None:
             parse_event(wrong)
 
 
-@given(st.lists(st.dictionaries(st.text(), st.integers())), st.integers(1, 50))
+LINES = st.lists(st.dictionaries(st.text(max_size=5), st.integers(), max_size=3), max_size=5)
+
+
+@given(LINES, st.integers(1, 50))
 def test_lines_are_read_in_pieces_of_any_size(values: list[dict[str, int]], size: int) -> None:
     data = b"".join(json.dumps(value).encode() + b"\n" for value in values)
     decoder = LineDecoder()

@@ -148,11 +148,13 @@ def test_owners_are_kept_or_chosen(shared_vm: VM, tmp_path: Path) -> None:
     files.upload(sources, "/root/o")
     owners = "stat -c %u:%g /root/o/d /root/o/d/f /root/o/f"
     assert shared_vm.run(owners).stdout.split() == ["0:0"] * 3
+    files.remove("/root/o/d", recursive=True)  # a directory that is there keeps its owner and mode
     files.upload(sources, "/root/o", owner="nobody:adm")
     assert shared_vm.run(owners).stdout.split() == ["65534:4"] * 3
     if os.geteuid() == 0:
         for path in (tmp_path / "d", tmp_path / "d" / "f", tmp_path / "f"):
             os.chown(path, 12, 34)
+        files.remove("/root/o/d", recursive=True)
         files.upload(sources, "/root/o", keep_owner=True)
         assert shared_vm.run(owners).stdout.split() == ["12:34"] * 3
         (tmp_path / "back").mkdir()
@@ -161,6 +163,14 @@ def test_owners_are_kept_or_chosen(shared_vm: VM, tmp_path: Path) -> None:
             status = (tmp_path / "back" / name).stat()
             assert (status.st_uid, status.st_gid) == (12, 34)
     files.remove("/root/o", recursive=True)
+
+
+def test_what_goes_into_a_directory_leaves_the_directory_as_it_is(shared_vm: VM, tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir(mode=0o700)
+    (tmp_path / "d" / "f").write_bytes(b"x")
+    shared_vm.files.upload(f"{tmp_path}/d/.", "/tmp")
+    info = shared_vm.files.stat("/tmp")
+    assert (info.mode, shared_vm.files.read("/tmp/f")) == (0o1777, b"x")
 
 
 # --- what breaks off -----------------------------------------------------------------------------------------------

@@ -117,6 +117,14 @@ func eachEntry(dir int, f func(name string) error) error {
 	}
 }
 
+// isKernels tells whether a directory is one of /proc or /sys. What walks a tree does not enter those: they have no end of directories, and
+// files that are as large as all memory or that nobody may read.
+func isKernels(fd int) bool {
+	const procMagic, sysfsMagic = 0x9fa0, 0x62656572
+	var st syscall.Statfs_t
+	return syscall.Fstatfs(fd, &st) == nil && (st.Type == procMagic || st.Type == sysfsMagic)
+}
+
 // split divides a path at its last component; dir is empty where there is only one, and name where the path ends in a slash.
 func split(path string) (dir, name string) {
 	i := strings.LastIndexByte(path, '/') + 1

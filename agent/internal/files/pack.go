@@ -34,7 +34,9 @@ type Packer struct {
 	items []item
 	links map[inode]*linked
 	out   *bufio.Writer
-	tar   *tar.Writer
+	// kernels says that the directory asked for is in /proc or /sys itself.
+	kernels bool
+	tar     *tar.Writer
 }
 
 // item is a file that was asked for, and its name in the archive.
@@ -119,7 +121,8 @@ func (p *Packer) add(dir int, name, shown, member string, depth int) error {
 	case syscall.S_IFSOCK:
 		return nil
 	}
-	if link := p.links[inodeOf(&st)]; link != nil && st.Nlink > 1 {
+	manyNames := isType(&st, syscall.S_IFREG) && st.Nlink > 1
+	if link := p.links[inodeOf(&st)]; link != nil && manyNames {
 		if link.left--; link.left == 0 {
 			delete(p.links, inodeOf(&st))
 		}
@@ -153,7 +156,7 @@ func (p *Packer) add(dir int, name, shown, member string, depth int) error {
 			return err
 		}
 	}
-	if st.Nlink > 1 && len(p.links) < maxHardLinks {
+	if manyNames && len(p.links) < maxHardLinks {
 		p.links[inodeOf(&st)] = &linked{member, uint64(st.Nlink) - 1}
 	}
 	return nil
@@ -186,6 +189,11 @@ func (p *Packer) addDir(dir int, name, shown string, header *tar.Header, depth i
 	header.Typeflag, header.Name = tar.TypeDir, prefix
 	if err := p.header(header); err != nil {
 		return err
+	}
+	if depth == 0 {
+		p.kernels = isKernels(fd)
+	} else if !p.kernels && isKernels(fd) {
+		return nil
 	}
 	return fail(shown, eachEntry(fd, func(entry string) error {
 		return p.add(fd, entry, join(shown, entry), strings.TrimPrefix(prefix, "./")+entry, depth+1)

@@ -8,10 +8,10 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"squib/agent/internal/process"
 )
@@ -74,6 +74,12 @@ func unpack(t *testing.T, dir string, archive []byte) Unpacked {
 	return count
 }
 
+func unpackNew(t *testing.T, dir string, archive []byte) {
+	t.Helper()
+	_, err := UnpackNew(dir, bytes.NewReader(archive), nil, os.Getuid() == 0)
+	must(t, err)
+}
+
 func chmod(t *testing.T, path string, mode uint32) {
 	t.Helper()
 	must(t, syscall.Chmod(path, mode))
@@ -123,8 +129,8 @@ func TestRoundTrip(t *testing.T) {
 	}
 	// Once more over what is there, and as contents.
 	unpack(t, dir+"/out", archive)
-	unpack(t, mkdir1(t, dir+"/contents"), pack(t, tree+"/."))
-	unpack(t, mkdir1(t, dir+"/slash"), pack(t, tree+"/"))
+	unpackNew(t, dir+"/contents", pack(t, tree+"/."))
+	unpackNew(t, dir+"/slash", pack(t, tree+"/"))
 	for _, again := range []string{"/out/tree", "/contents", "/slash"} {
 		if got := describe(t, dir+again); got != want {
 			t.Errorf("%s: got\n%s\nwant\n%s", again, got, want)
@@ -203,6 +209,21 @@ func TestPackKernelFiles(t *testing.T) {
 	}
 }
 
+func TestPackDoesNotEnterProc(t *testing.T) {
+	dir := t.TempDir()
+	must(t, os.MkdirAll(dir+"/d/proc", 0o755))
+	if err := syscall.Mount("proc", dir+"/d/proc", "proc", 0, ""); err != nil {
+		t.Skip("cannot mount: ", err)
+	}
+	defer syscall.Unmount(dir+"/d/proc", 0)
+	if names, problem := members(t, pack(t, dir+"/d")); strings.Join(names, " ") != "d/ d/proc/" || problem != "" {
+		t.Errorf("got %q, %q", names, problem)
+	}
+	if names, problem := members(t, pack(t, dir+"/d/proc/sys/kernel")); !slices.Contains(names, "kernel/random/uuid") || problem != "" {
+		t.Errorf("asked for by name: got %q, %q", names, problem)
+	}
+}
+
 // shrinking cuts a file once the first piece of an archive is written.
 type shrinking struct {
 	bytes.Buffer
@@ -240,266 +261,5 @@ func TestPackEndsWithItsReader(t *testing.T) {
 	must(t, err)
 	if err := packer.Pack(failing{}); err == nil || err.Error() != "the host has gone" {
 		t.Errorf("got %v", err)
-	}
-}
-
-// The fixtures were written by Python's tarfile.
-func TestUnpackPython(t *testing.T) {
-	for _, format := range []string{"pax", "gnu"} {
-		archive, err := os.ReadFile("testdata/" + format + ".tar")
-		must(t, err)
-		dir := t.TempDir()
-		if count := unpack(t, dir, archive); count != (Unpacked{7, 15}) {
-			t.Errorf("%s: %+v", format, count)
-		}
-		for name, want := range map[string]string{"caf\xff\n": "bytes", "ä": "umlaut", strings.Repeat("n", 200): "long", "hard": "bytes", "soft": "bytes"} {
-			if content, err := os.ReadFile(dir + "/d/" + name); err != nil || string(content) != want {
-				t.Errorf("%s: %q: %q, %v", format, name, content, err)
-			}
-		}
-		if target, err := os.Readlink(dir + "/d/longlink"); err != nil || target != strings.Repeat("\xfe", 150) {
-			t.Errorf("%s: %q, %v", format, target, err)
-		}
-		info, err := os.Stat(dir + "/d")
-		must(t, err)
-		if want := map[string]int64{"pax": 250, "gnu": 0}[format]; info.ModTime().UnixMilli() != 1_700_000_000_000+want || info.Mode() != os.ModeDir|0o750 {
-			t.Errorf("%s: %v %v", format, info.Mode(), info.ModTime())
-		}
-	}
-}
-
-// member is a line of an archive; what is not given has a default.
-type member struct {
-	name, link, content string
-	kind                byte
-	mode, device        int64
-}
-
-func archiveOf(t *testing.T, members ...member) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	for _, m := range members {
-		if m.kind == 0 {
-			m.kind = tar.TypeReg
-		}
-		if m.mode == 0 {
-			m.mode = 0o644
-		}
-		must(t, w.WriteHeader(&tar.Header{
-			Typeflag: m.kind, Name: m.name, Linkname: m.link, Size: int64(len(m.content)), Mode: m.mode, ModTime: time.Unix(1e9, 0), Uid: 7, Gid: 8, Devmajor: m.device,
-		}))
-		_, err := w.Write([]byte(m.content))
-		must(t, err)
-	}
-	must(t, w.Close())
-	return b.Bytes()
-}
-
-func TestUnpackRefuses(t *testing.T) {
-	outside := t.TempDir()
-	must(t, os.WriteFile(outside+"/f", []byte("safe"), 0o644))
-	for what, archive := range map[string][]member{
-		"absolute":                 {{name: outside + "/f", content: "x"}},
-		"absolute directory":       {{name: outside + "/d/", kind: tar.TypeDir}},
-		"dots":                     {{name: "../f", content: "x"}},
-		"inner dots":               {{name: "a/../../f", content: "x"}},
-		"the root as a file":       {{name: ".", content: "x"}},
-		"through its link":         {{name: "l", link: outside, kind: tar.TypeSymlink}, {name: "l/f", content: "x"}},
-		"through its link, twice":  {{name: "m", link: ".", kind: tar.TypeSymlink}, {name: "d/l", link: outside, kind: tar.TypeSymlink}, {name: "m/d/l/f", content: "x"}},
-		"directory below its link": {{name: "l", link: outside, kind: tar.TypeSymlink}, {name: "l/d/", kind: tar.TypeDir}},
-		"hard link out":            {{name: "h", link: outside + "/f", kind: tar.TypeLink}},
-		"hard link with dots":      {{name: "h", link: "../f", kind: tar.TypeLink}},
-		"hard link through a link": {{name: "l", link: outside, kind: tar.TypeSymlink}, {name: "h", link: "l/f", kind: tar.TypeLink}},
-		"hard link to nothing":     {{name: "h", link: "none", kind: tar.TypeLink}},
-		"hard link to a directory": {{name: "d/", kind: tar.TypeDir}, {name: "h", link: "d", kind: tar.TypeLink}},
-		"device out of range":      {{name: "x", kind: tar.TypeChar, device: 1 << 12}},
-		"link to nothing":          {{name: "l", link: "", kind: tar.TypeSymlink}},
-		"unknown type":             {{name: "x", kind: 'Q'}},
-		"too deep":                 {{name: "deep/" + strings.Repeat("d/", 2000), kind: tar.TypeDir}},
-		"name that is too long":    {{name: strings.Repeat("n", 256), content: "x"}},
-	} {
-		dir := t.TempDir()
-		_, err := Unpack(dir, bytes.NewReader(archiveOf(t, archive...)), nil, false)
-		if process.CodeOf(err) != process.BadRequest {
-			t.Errorf("%s: got %v", what, err)
-		}
-		for _, left := range []string{"/h", "/x"} {
-			if _, err := os.Lstat(dir + left); err == nil {
-				t.Errorf("%s: %s was made", what, left)
-			}
-		}
-		if names, _ := filepath.Glob(dir + "/.squib-*"); len(names) > 0 {
-			t.Errorf("%s: left %q", what, names)
-		}
-	}
-	if content, _ := os.ReadFile(outside + "/f"); string(content) != "safe" {
-		t.Errorf("the file outside is %q", content)
-	}
-	if list, _ := os.ReadDir(outside); len(list) != 1 {
-		t.Errorf("outside: %v", list)
-	}
-}
-
-func TestUnpackOverWhatIsThere(t *testing.T) {
-	dir := t.TempDir()
-	must(t, os.MkdirAll(dir+"/real/keep", 0o700))
-	must(t, os.Symlink("real", dir+"/link"))
-	must(t, os.Symlink("nowhere", dir+"/dangling"))
-	must(t, os.WriteFile(dir+"/file", []byte("old"), 0o600))
-	must(t, os.WriteFile(dir+"/notadir", nil, 0o600))
-	must(t, os.Link(dir+"/file", dir+"/other"))
-	unpack(t, dir, archiveOf(t,
-		member{name: "link/", kind: tar.TypeDir, mode: 0o751},
-		member{name: "link/f", content: "through the image's link"},
-		member{name: "file", content: "new"},
-		member{name: "dangling", content: "a file now"},
-		member{name: "notadir/", kind: tar.TypeDir, mode: 0o755},
-		member{name: "notadir/f", content: "below"},
-		member{name: "made/on/the/way", content: "x"},
-	))
-	for name, want := range map[string]string{"real/f": "through the image's link", "file": "new", "other": "old", "dangling": "a file now", "notadir/f": "below", "made/on/the/way": "x"} {
-		if content, err := os.ReadFile(dir + "/" + name); err != nil || string(content) != want {
-			t.Errorf("%s: %q, %v", name, content, err)
-		}
-	}
-	if info, _ := os.Lstat(dir + "/link"); info.Mode()&os.ModeSymlink == 0 {
-		t.Error("the link was replaced")
-	}
-	if info, _ := os.Stat(dir + "/real"); info.Mode().Perm() != 0o751 || info.ModTime().Unix() != 1e9 {
-		t.Errorf("the directory: %v %v", info.Mode(), info.ModTime())
-	}
-	if _, err := os.Stat(dir + "/real/keep"); err != nil {
-		t.Error(err)
-	}
-	_, err := Unpack(dir, bytes.NewReader(archiveOf(t, member{name: "real", content: "x"})), nil, false)
-	if process.CodeOf(err) != NotAFile {
-		t.Errorf("a file in place of a directory: %v", err)
-	}
-	_, err = Unpack(dir, bytes.NewReader(archiveOf(t, member{name: "file/f", content: "x"})), nil, false)
-	if process.CodeOf(err) != NotADirectory {
-		t.Errorf("below a file: %v", err)
-	}
-}
-
-// A directory that the archive comes back to has its time in the end all the same.
-func TestUnpackNewIsAllOrNothing(t *testing.T) {
-	dir := t.TempDir()
-	whole := archiveOf(t, member{name: "./", kind: tar.TypeDir, mode: 0o750}, member{name: "a/b/f", content: "content"})
-	count, err := UnpackNew(dir+"/new/", bytes.NewReader(whole), nil, false)
-	if err != nil || count.Entries != 2 || count.Bytes != 7 {
-		t.Errorf("%+v, %v", count, err)
-	}
-	if content, err := os.ReadFile(dir + "/new/a/b/f"); string(content) != "content" {
-		t.Errorf("%q, %v", content, err)
-	}
-	var st syscall.Stat_t
-	if must(t, syscall.Stat(dir+"/new", &st)); st.Mode&0o7777 != 0o750 {
-		t.Errorf("the directory has mode %o", st.Mode)
-	}
-	must(t, os.Symlink("nowhere", dir+"/link"))
-	for path, want := range map[string]process.Code{
-		"/new": FileExists, "/link": FileExists, "/.": FileExists, "/nosuch/new": NoSuchFile, "/new/a/b/f/g": NotADirectory,
-	} {
-		var problem *process.Error
-		if _, err := UnpackNew(dir+path, bytes.NewReader(whole), nil, false); !errors.As(err, &problem) || problem.Code != want {
-			t.Errorf("%s: %v", path, err)
-		}
-	}
-	for name, broken := range map[string]io.Reader{
-		"cut":     bytes.NewReader(whole[:len(whole)-1024-600]),
-		"aborted": io.MultiReader(bytes.NewReader(whole[:1600]), failingReader{}),
-		"refused": bytes.NewReader(archiveOf(t, member{name: "a/f", content: "x"}, member{name: "../g", content: "x"})),
-	} {
-		if _, err := UnpackNew(dir+"/other", broken, nil, false); err == nil {
-			t.Errorf("%s: it was unpacked", name)
-		}
-		if left, _ := os.ReadDir(dir); len(left) != 2 {
-			t.Errorf("%s: left are %v", name, left)
-		}
-	}
-}
-
-type failingReader struct{}
-
-func (failingReader) Read([]byte) (int, error) { return 0, errors.New("the host has gone") }
-
-func TestUnpackOutOfOrder(t *testing.T) {
-	dir := t.TempDir()
-	unpack(t, dir, archiveOf(t,
-		member{name: "a/", kind: tar.TypeDir, mode: 0o700}, member{name: "b/", kind: tar.TypeDir, mode: 0o755},
-		member{name: "a/f", content: "x"}, member{name: "b/f", content: "x"}, member{name: "a/g", content: "x"}, member{name: "./", kind: tar.TypeDir, mode: 0o755},
-	))
-	for _, name := range []string{"/a", "/b", ""} {
-		if info, err := os.Stat(dir + name); err != nil || info.ModTime().Unix() != 1e9 {
-			t.Errorf("%q: %v, %v", name, err, info.ModTime())
-		}
-	}
-}
-
-func TestUnpackOwners(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("only root gives files away")
-	}
-	for what, want := range map[string][2]uint32{"root": {0, 0}, "user": {1234, 4321}, "keep": {7, 8}} {
-		dir := t.TempDir()
-		var owner *Owner
-		if what == "user" {
-			owner = &Owner{1234, 4321}
-		}
-		_, err := Unpack(dir, bytes.NewReader(archiveOf(t,
-			member{name: "d/", kind: tar.TypeDir, mode: 0o755}, member{name: "d/f", content: "x", mode: 0o4755}, member{name: "l", link: "d", kind: tar.TypeSymlink},
-			member{name: "p", kind: tar.TypeFifo}, member{name: "null", kind: tar.TypeChar})), owner, what == "keep")
-		must(t, err)
-		for _, name := range []string{"d", "d/f", "l", "p", "null"} {
-			var st syscall.Stat_t
-			must(t, syscall.Lstat(dir+"/"+name, &st))
-			if st.Uid != want[0] || st.Gid != want[1] {
-				t.Errorf("%s: %s belongs to %d:%d", what, name, st.Uid, st.Gid)
-			}
-			if name == "d/f" && st.Mode&0o7777 != 0o4755 {
-				t.Errorf("%s: mode %o", what, st.Mode)
-			}
-		}
-	}
-}
-
-func TestUnpackBrokenArchives(t *testing.T) {
-	whole := archiveOf(t, member{name: "first", content: "1"}, member{name: "second", content: strings.Repeat("2", 5000)})
-	for what, archive := range map[string][]byte{"noise": bytes.Repeat([]byte("noise"), 500), "cut in a file": whole[:3000], "cut in a header": whole[:1224]} {
-		dir := t.TempDir()
-		_, err := Unpack(dir, bytes.NewReader(archive), nil, false)
-		if process.CodeOf(err) != process.BadRequest {
-			t.Errorf("%s: got %v", what, err)
-		}
-		if names, _ := filepath.Glob(dir + "/*"); len(names) > 1 {
-			t.Errorf("%s: left %q", what, names)
-		}
-		if names, _ := filepath.Glob(dir + "/.squib-*"); len(names) > 0 {
-			t.Errorf("%s: left %q", what, names)
-		}
-	}
-	if count, err := Unpack(t.TempDir(), bytes.NewReader(nil), nil, false); err != nil || count.Entries != 0 {
-		t.Errorf("nothing: %v, %+v", err, count)
-	}
-	if _, err := Unpack("/none", bytes.NewReader(whole), nil, false); process.CodeOf(err) != NoSuchFile {
-		t.Errorf("got %v", err)
-	}
-}
-
-func TestUnpackClosesWhatItOpens(t *testing.T) {
-	count := func() int {
-		list, err := os.ReadDir("/proc/self/fd")
-		must(t, err)
-		return len(list)
-	}
-	dir := t.TempDir()
-	before := count()
-	unpack(t, dir, archiveOf(t, member{name: "a/b/c/f", content: "x"}, member{name: "a/d/e/f", content: "x"}, member{name: "a/l", link: "a/b/c/f", kind: tar.TypeLink}))
-	Unpack(dir, bytes.NewReader(archiveOf(t, member{name: "a/b/../f"})), nil, false)
-	pack(t, dir)
-	must(t, Remove(dir+"/a", true))
-	if after := count(); after != before {
-		t.Errorf("%d descriptors before, %d after", before, after)
 	}
 }

@@ -25,7 +25,7 @@ func Unpack(path string, archive io.Reader, owner *Owner, keep bool) (count Unpa
 	if err != nil {
 		return count, fail(path, err)
 	}
-	return unpackInto(root, path, archive, owner, keep)
+	return unpackInto(root, false, path, archive, owner, keep)
 }
 
 // UnpackNew unpacks a tar archive, as Unpack does, as the new directory at path. It is made under another name, and takes its own when all is
@@ -55,7 +55,7 @@ func UnpackNew(path string, archive io.Reader, owner *Owner, keep bool) (count U
 		}
 	}
 	if err == nil {
-		count, err = unpackInto(root, path, archive, owner, keep)
+		count, err = unpackInto(root, true, path, archive, owner, keep)
 	}
 	if err == nil {
 		err = syscall.Renameat(dir, temporary, dir, name)
@@ -66,9 +66,9 @@ func UnpackNew(path string, archive io.Reader, owner *Owner, keep bool) (count U
 	return count, fail(path, err)
 }
 
-// unpackInto unpacks an archive into the open directory root, which it closes.
-func unpackInto(root int, path string, archive io.Reader, owner *Owner, keep bool) (count Unpacked, err error) {
-	u := &unpacker{path: path, seed: maphash.MakeSeed(), owner: owner, keep: keep, temporary: temporaryName(), links: map[inode]bool{}, timed: map[uint64]bool{}}
+// unpackInto unpacks an archive into the open directory root, which it closes. Its mode, time and owner are the archive's if it is new.
+func unpackInto(root int, isNew bool, path string, archive io.Reader, owner *Owner, keep bool) (count Unpacked, err error) {
+	u := &unpacker{path: path, isNew: isNew, seed: maphash.MakeSeed(), owner: owner, keep: keep, temporary: temporaryName(), links: map[inode]bool{}, timed: map[uint64]bool{}}
 	u.stack = []level{{fd: root}}
 	defer u.pop(0)
 	reader := tar.NewReader(bufio.NewReaderSize(archive, bufferSize))
@@ -112,6 +112,7 @@ var errOwnLink = errors.New("the archive names what is below a symbolic link of 
 
 type unpacker struct {
 	path      string
+	isNew     bool // path was made for the archive
 	owner     *Owner
 	keep      bool
 	temporary string
@@ -288,6 +289,7 @@ func (u *unpacker) open(dir int, name string) (int, error) {
 
 func (u *unpacker) addDir(header *tar.Header, parts []string, owner *Owner) error {
 	shown := u.shown(header.Name)
+	isNew := u.isNew
 	if len(parts) > 0 {
 		if err := u.enter(parts[:len(parts)-1]); err != nil {
 			return err
@@ -299,16 +301,16 @@ func (u *unpacker) addDir(header *tar.Header, parts []string, owner *Owner) erro
 		if err != nil {
 			return fail(shown, err)
 		}
-		fd := u.stack[len(u.stack)-1].fd
-		if owner != nil && (made || u.keep) {
-			if err := syscall.Fchown(fd, int(owner.UID), int(owner.GID)); err != nil {
-				return fail(shown, err)
-			}
-		}
-	} else if err := u.pop(1); err != nil {
+		isNew = made
+	} else if err := u.pop(1); err != nil || !u.isNew {
 		return err
 	}
 	last := &u.stack[len(u.stack)-1]
+	if owner != nil && (isNew || u.keep) {
+		if err := syscall.Fchown(last.fd, int(owner.UID), int(owner.GID)); err != nil {
+			return fail(shown, err)
+		}
+	}
 	mtime := mtimeOf(header)
 	last.mtime = &mtime
 	return fail(shown, syscall.Fchmod(last.fd, modeOf(header)))

@@ -27,6 +27,7 @@ type watchTree struct {
 	root      string
 	rootWatch int32
 	recursive bool
+	kernels   bool // the root is in /proc or /sys
 	paths     map[int32]string
 	// listed are paths in new directories that were found there: their creation may be in the queue too.
 	listed map[string]bool
@@ -93,6 +94,11 @@ func (t *watchTree) addBelow(path string, depth int, fresh bool) error {
 		return nil
 	}
 	defer syscall.Close(fd)
+	if depth == 0 {
+		t.kernels = isKernels(fd)
+	} else if !t.kernels && isKernels(fd) {
+		return nil
+	}
 	err = eachEntry(fd, func(name string) error {
 		entry := join(path, name)
 		if fresh && !t.listed[entry] {

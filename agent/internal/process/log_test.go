@@ -62,10 +62,14 @@ func (l *logged) writes(s Stream, data string) {
 // blocked checks that what is being written is not taken: there is no room.
 func (l *logged) blocked(s Stream, done <-chan struct{}) {
 	l.t.Helper()
+	seen := 0 // several times, so that the writer has seen it too and sleeps
 	eventually(l.t, "there is no room", func() bool {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		return len(l.room(s)) == 0
+		if seen++; len(l.room(s)) > 0 {
+			seen = 0
+		}
+		return seen == 5
 	})
 	if isClosed(done) {
 		l.t.Fatal("it was taken")

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI, Request, WebSocket
+from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from squib.api.guards import Guards, error_response
-from squib.api.routes import assets, engine_info, env, exec, files, logs, vms
+from squib.api.guards import Guards, error_response, refuse
+from squib.api.routes import assets, engine_info, env, exec, files, logs, processes, pty, vms
 from squib.api.schema import ErrorBody
+from squib.api.validation import describe_validation
 from squib.core.engine import Engine
 from squib.errors import InternalError, InvalidArgument, NotFound, SquibError
 from squib.version import VERSION
@@ -40,10 +41,11 @@ def create_app(
         responses={"default": {"model": ErrorBody, "description": "what failed, and what to do"}},
     )
     api.state.engine = engine
-    for routes in (engine_info, vms, env, exec, files, logs, assets):
+    for routes in (engine_info, vms, env, exec, processes, pty, files, logs, assets):
         api.include_router(routes.router, prefix="/v1")
     api.add_exception_handler(SquibError, _on_squib_error)
     api.add_exception_handler(RequestValidationError, _on_invalid_request)
+    api.add_exception_handler(WebSocketRequestValidationError, _on_invalid_handshake)  # type: ignore[arg-type]
     api.add_exception_handler(HTTPException, _on_http_error)
     api.add_exception_handler(ClientDisconnect, _on_client_gone)
     api.add_exception_handler(Exception, _on_fault)
@@ -63,24 +65,9 @@ async def _on_invalid_request(request: Request, error: Exception) -> Response:
     return error_response(InvalidArgument(describe_validation(problems), hint=hint))
 
 
-def describe_validation(problems: Collection[dict[str, object]]) -> str:
-    """Validation errors as one line: the field, what is wrong with it, and its value where that is short and no part
-    of an environment.
-    """
-    return "; ".join(map(_describe_problem, problems))
-
-
-def _describe_problem(problem: dict[str, object]) -> str:
-    loc = problem.get("loc", ())
-    place, *fields = loc if isinstance(loc, tuple) and loc else ("",)
-    if problem.get("type") == "json_invalid":
-        fields = []  # it is where in the text
-    message = str(problem.get("msg", "")).removeprefix("Value error, ")
-    value = problem.get("input")
-    short = isinstance(value, str | int | float) and len(str(value)) <= 80
-    shown = short and repr(value) not in message and not {"env", "env_vars", "set"}.intersection(fields)
-    name = ".".join(map(str, fields)) or f"the {place}"
-    return f"{name}: {message}" + (f" (got {value!r})" if shown else "")
+async def _on_invalid_handshake(socket: WebSocket, error: WebSocketRequestValidationError) -> None:
+    problem = InvalidArgument(describe_validation(error.errors()))
+    await refuse(problem, socket.scope, socket.receive, socket.send)
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Coroutine
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Path, Request
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, HTTPConnection
+from starlette.responses import Response
 
 from squib.core.engine import Engine
-from squib.models import Name
+from squib.models import Model, Name
 
 T = TypeVar("T")
 
 
-def _engine(request: Request) -> Engine:
-    engine = request.app.state.engine
+def _engine(connection: HTTPConnection) -> Engine:
+    engine = connection.app.state.engine
     assert isinstance(engine, Engine)
     return engine
 
 
 EngineDep = Annotated[Engine, Depends(_engine)]
 Ref = Annotated[Name, Path(description="a VM's ID or name")]
+
+
+def ascii_json(value: Model) -> Response:
+    """The answer for a value that may hold bytes which are no UTF-8, as lone surrogates."""
+    body = json.dumps(value.model_dump(mode="json")).encode("ascii")
+    return Response(body, media_type="application/json")
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -19,6 +19,7 @@ MAX_BODY_BYTES = 1 << 20
 """For every request but streams of bytes into a guest, which are passed on as they come."""
 _STREAMED = re.compile(r"POST .*/stdin|PUT .*/files(/tar)?")
 _MAX_LENGTH_DIGITS = 18
+_POLICY_VIOLATION = 1008
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:]+)(:[0-9]+)?")
 
 
@@ -31,8 +32,9 @@ def error_response(error: SquibError) -> Response:
 class Guards:
     """Refuses requests with a foreign Host, without the token (if there is one), or with too large a body.
 
-    The Host check keeps a web page from reaching a local engine through DNS rebinding. Counts as activity of the
-    engine.
+    The Host check keeps a web page from reaching a local engine through DNS rebinding. What keeps a page from reading
+    the answers of other sites does not hold for WebSockets, so those of foreign pages are refused. Counts as activity
+    of the engine.
     """
 
     def __init__(self, app: ASGIApp, engine: Engine, *, allowed_hosts: Collection[str], token: str | None) -> None:
@@ -42,16 +44,18 @@ class Guards:
         self._token = token.encode() if token else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
         try:
             self._check(headers)
-            streamed = _STREAMED.fullmatch(f"{scope['method']} {scope['path']}")
+            if scope["type"] == "websocket":
+                self._check_origin(headers)
+            streamed = scope["type"] == "websocket" or _STREAMED.fullmatch(f"{scope['method']} {scope['path']}")
             body = receive if streamed else _limited(headers, receive)
         except SquibError as error:
-            await error_response(error)(scope, receive, send)
+            await refuse(error, scope, receive, send)
             return
         with self._engine.activity():
             await self._app(scope, body, send)
@@ -68,6 +72,22 @@ class Guards:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), self._token):
             raise Unauthorized("the token is missing or wrong", hint="set SQUIB_TOKEN to what squib serve printed")
+
+    def _check_origin(self, headers: Headers) -> None:
+        origin = headers.get("origin")
+        if origin is not None and host_of(origin.partition("://")[2]) not in self._allowed_hosts:
+            raise HostNotAllowed(
+                f"the engine does not answer to the pages of {origin[:100]!r}",
+                hint="squib serve --allow-host NAME allows those of a host",
+            )
+
+
+async def refuse(error: SquibError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request, or the handshake of a WebSocket, with an error."""
+    if scope["type"] == "websocket" and "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
+        return
+    await error_response(error)(scope, receive, send)
 
 
 def host_of(header: str) -> str:

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from squib.core.start import DEFAULT_BOOT_TIMEOUT_S
 from squib.core.stop import DEFAULT_STOP_TIMEOUT_S
-from squib.models import Check, Env, EnvName, ImageInfo, KernelInfo, Model, Name, Progress, VMConfig, VMInfo
+from squib.models import (
+    Check,
+    Env,
+    EnvName,
+    ImageInfo,
+    KernelInfo,
+    Model,
+    Name,
+    ProcessInfo,
+    Progress,
+    PtySize,
+    VMConfig,
+    VMInfo,
+)
 
 
 class WireError(Model):
@@ -86,10 +99,45 @@ class TarResult(Model):
     bytes: int = 0
 
 
+class ResizeRequest(PtySize):
+    """The new size of a terminal, in characters."""
+
+    rows: int = Field(ge=1, le=65_535)
+    cols: int = Field(ge=1, le=65_535)
+
+
+class TerminalAttach(Model):
+    """A terminal that is there: its output from ``offset`` on, or from the oldest that is kept."""
+
+    id: str = Field(pattern=r"\Ap[0-9]{1,18}\z")
+    offset: int = Field(default=0, ge=0, lt=1 << 63)
+
+
+class TerminalInput(Model):
+    """What is typed, as text. Bytes that are no UTF-8 are lone surrogates, as everywhere."""
+
+    data: str
+
+    @field_validator("data")
+    @classmethod
+    def _bytes(cls, value: str) -> str:
+        try:
+            value.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            raise ValueError("holds half a character") from None
+        return value
+
+
 class VMList(Model):
     """VMs, oldest first."""
 
     vms: list[VMInfo]
+
+
+class ProcessList(Model):
+    """Commands, oldest first."""
+
+    processes: list[ProcessInfo]
 
 
 class ImageList(Model):

@@ -28,6 +28,8 @@ from squib.paths import Home
 
 log = logging.getLogger("squib.server")
 
+MAX_MESSAGE_BYTES = 1 << 20
+"""Of a WebSocket; a longer one ends it."""
 _LOG_BYTES = 4 << 20
 _IDLE_POLL_S = 1.0
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
@@ -106,7 +108,17 @@ class _Server(uvicorn.Server):
 
     def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
         super().__init__(
-            uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2)
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                timeout_graceful_shutdown=2,
+                ws="websockets-sansio",
+                ws_max_size=MAX_MESSAGE_BYTES,
+                ws_ping_interval=None,  # the routes send something often enough; and who is suspended is not gone
+                ws_per_message_deflate=False,
+            )
         )
         self._listener = listener
         self.answering = asyncio.Event()

@@ -209,7 +209,7 @@ class _Report:
                     "left_out": copied.left_out,
                 }
             )
-        self._output.detail(f"{copied.entries} entries, {show_bytes(copied.bytes)} in {duration_s:.2f} s")
+        self._output.detail(f"entries: {copied.entries}, {show_bytes(copied.bytes)} in {duration_s:.2f} s")
 
 
 @contextmanager

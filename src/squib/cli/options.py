@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,7 +14,7 @@ from squib.cli.units import parse_duration_s, parse_size_mib
 from squib.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from squib.models import VMConfig
+    from squib.models import ExecRequest, VMConfig
     from squib.sdk.client import EngineClient
 
 Ref = Annotated[str, typer.Argument(metavar="VM", help="ID or name of a VM.", show_default=False)]
@@ -64,6 +65,13 @@ CommandEnv = Annotated[
         help="Environment of the command; K alone takes the value from here. May be repeated.",
     ),
 ]
+EnvFile = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE",
+        help="File of variables, a line each: K=V, or K alone. --env wins over it. May be repeated.",
+    ),
+]
 BootTimeout = Annotated[
     str, typer.Option(metavar="TIME", help="How long the VM may take to boot: 30 (seconds), 90s, 2m.")
 ]
@@ -84,10 +92,13 @@ Workdir = Annotated[
     str | None,
     typer.Option("--workdir", "-w", metavar="DIR", help="Working directory in the VM. Default: the user's home."),
 ]
+Sudo = Annotated[bool, typer.Option("--sudo", help="Run it as root on behalf of the user, in whose home it begins.")]
 Interactive = Annotated[
     bool,
     typer.Option(
-        "--interactive", "-i", help="Pass standard input to the command, as it comes. Without it there is none."
+        "--interactive",
+        "-i",
+        help="Pass standard input to the command, as it comes. From a terminal to a terminal, it gets one too.",
     ),
 ]
 Owner = Annotated[
@@ -108,6 +119,13 @@ UnsafeLinks = Annotated[
     bool,
     typer.Option("--unsafe-links", help="Copy symbolic links that lead out of a copied directory as they are."),
 ]
+Tty = Annotated[
+    bool, typer.Option("--tty", "-t", help="Give the command a terminal: this one, which has to be standard input.")
+]
+DetachKeysFlag = Annotated[
+    str,
+    typer.Option("--detach-keys", metavar="KEYS", help="Keys that detach, such as ctrl-p,ctrl-q; '' for none."),
+]
 Lines = Annotated[
     int | None,
     typer.Option("--lines", "-n", metavar="N", min=0, help="Only the last N lines. Default: all that is kept."),
@@ -127,6 +145,10 @@ _FLAG_OF_FIELD = {
     "rootfs_path": "--rootfs",
     "boot_args": "--boot-args",
     "env_vars": "--env",
+    "env": "--env",
+    "user": "--user",
+    "cwd": "--workdir",
+    "timeout_s": "--timeout",
 }
 
 
@@ -149,6 +171,7 @@ def make_vm_config(
     rootfs: str | None,
     boot_args: str | None,
     env: Sequence[str] | None,
+    env_file: Sequence[str] | None,
 ) -> VMConfig:
     """A VM's configuration from the flags of ``create`` and ``run``. Raises `InvalidArgument`, which names the flag."""
     from squib.sdk.config import VMOptions, make_config
@@ -166,15 +189,22 @@ def make_vm_config(
         options["runtime"] = runtime
     if boot_args is not None:
         options["boot_args"] = boot_args
-    if env:
-        options["env_vars"] = parse_env(env)
+    if env or env_file:
+        options["env_vars"] = parse_env(env, env_file)
     return make_config(None, options, names=_FLAG_OF_FIELD)
 
 
-def parse_env(entries: Sequence[str]) -> dict[str, str]:
-    """``K=V`` sets a variable, ``K`` alone copies it from this process's environment. Raises `InvalidArgument`."""
-    variables = {}
-    for entry in entries:
+def parse_env(entries: Sequence[str] | None, files: Sequence[str] | None = None) -> dict[str, str]:
+    """``K=V`` sets a variable, ``K`` alone copies it from this process's environment; before them, those of ``files``.
+
+    Raises `InvalidArgument`.
+    """
+    variables: dict[str, str] = {}
+    for file in files or ():
+        from squib.cli.envfile import read_env_file
+
+        variables |= read_env_file(file)
+    for entry in entries or ():
         name, equals, value = entry.partition("=")
         if not equals:
             if name not in os.environ:
@@ -191,6 +221,38 @@ def parse_mode(text: str | None) -> int | None:
     if not re.fullmatch("[0-7]{1,5}", text) or int(text, 8) > _MAX_MODE:
         raise InvalidArgument(f"--mode: {text!r} is not permission bits", hint="write them as --mode 0644")
     return int(text, 8)
+
+
+def make_request(
+    words: Sequence[str] | None,
+    *,
+    user: str | None,
+    sudo: bool,
+    workdir: str | None,
+    env: Mapping[str, str] | None,
+    timeout: str | None = None,
+    background: bool = False,
+    pty: bool = False,
+) -> ExecRequest:
+    """A command from the flags of ``exec``, ``run`` and ``connect``: program and arguments, or a login shell.
+
+    With ``pty`` it gets the terminal that this process has. Raises `InvalidArgument`, which names the flag.
+    """
+    from pydantic import ValidationError
+
+    from squib.models import ExecRequest
+    from squib.sdk.config import describe
+
+    values: dict[str, object] = {"login": True} if words is None else {"argv": list(words)}
+    values |= {"user": user, "sudo": sudo, "cwd": workdir, "env": env or {}, "background": background}
+    if pty:
+        from squib.cli.rawmode import terminal_size, terminal_type
+
+        values |= {"pty": terminal_size(sys.stdin.fileno()), "env": terminal_type() | dict(env or {})}
+    try:
+        return ExecRequest.model_validate(values | {"timeout_s": parse_timeout(timeout)})
+    except ValidationError as error:
+        raise InvalidArgument(describe(error, names=_FLAG_OF_FIELD)) from None
 
 
 def parse_timeout(text: str | None) -> float | None:

@@ -13,8 +13,9 @@ from squib.cli.render import Output
 from squib.cli.streams import ended_by_broken_pipe, read_chunks, write_all
 from squib.frames import FrameKind
 from squib.models import ExecRequest
+from squib.sdk.aio_process import AsyncProcess
 from squib.sdk.client import EngineClient
-from squib.sdk.command import Command, start_command
+from squib.sdk.command import Command, start_background, start_command
 from squib.sdk.result import Collector, CommandEnd, ExecResult
 
 
@@ -32,6 +33,33 @@ async def run_command(
     if end.timed_out:
         output.note(f"the command was killed: its timeout of {request.timeout_s:g} s has passed")
     return end.exit_code
+
+
+async def start_in_background(output: Output, engine: EngineClient, ref: str, request: ExecRequest) -> int:
+    """Start a command that goes on without us, and print its ID."""
+    process_id = await start_background(engine, ref, request)
+    if output.json:
+        output.data({"vm": ref, "id": process_id})
+    else:
+        output.line(process_id)
+    return 0
+
+
+async def follow(output: Output, ref: str, process: AsyncProcess) -> int:
+    """Pass on the output of a command of the background, from the oldest that is kept to its end; return its status.
+
+    It goes on if we are ended.
+    """
+    descriptors = {"stdout": sys.stdout.fileno(), "stderr": sys.stderr.fileno()}
+    try:
+        with ended_by_broken_pipe(descriptors["stdout"]):
+            async for chunk in process:
+                await write_all(descriptors[chunk.stream], chunk.data)
+    except asyncio.CancelledError:
+        with contextlib.suppress(OSError):
+            output.note(f"it goes on: squib attach {ref} {process.id}")
+        raise
+    return (await process.wait()).exit_code
 
 
 async def _pass_on(command: Command) -> CommandEnd:

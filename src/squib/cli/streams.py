@@ -31,7 +31,33 @@ async def write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         await _wait(fd, select.POLLOUT)
-        view = view[os.write(fd, view[: select.PIPE_BUF]) :]
+        with contextlib.suppress(BlockingIOError):
+            view = view[os.write(fd, view[: select.PIPE_BUF]) :]
+
+
+def takes_more(fd: int) -> bool:
+    """Whether something can be written to ``fd`` now. A terminal whose window hangs takes nothing, for ever."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return any(event & select.POLLOUT for _, event in poll.poll(0))
+
+
+@contextlib.contextmanager
+def never_blocking(fd: int) -> Iterator[int]:
+    """A descriptor to write to in the place of ``fd``. If that is a terminal, which may have less room than a piece
+    takes, it is opened anew, so that waiting for it holds up nothing else.
+    """
+    try:
+        if not os.isatty(fd):
+            raise OSError
+        own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError:  # it may belong to another user
+        yield fd
+        return
+    try:
+        yield own
+    finally:
+        os.close(own)
 
 
 async def _wait(fd: int, event: int) -> None:

@@ -1,4 +1,4 @@
-"""``exec``: commands in a running VM."""
+"""``exec``: starting commands in a running VM, and reading their output."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from dataclasses import dataclass
 
 from squib import frames
@@ -15,7 +15,7 @@ from squib.core.engine import Engine
 from squib.core.env import hand_over_env
 from squib.errors import AgentUnreachable, NotFound, SquibError, to_wire
 from squib.guest.agent import AgentClient
-from squib.guest.http2 import Body, Response
+from squib.guest.http2 import Response
 from squib.models import ExecRequest, VMState
 
 log = logging.getLogger("squib.exec")
@@ -38,7 +38,7 @@ def agent_of(engine: Engine, ref: str, doing: str = "running a command") -> Agen
 
 @dataclass(frozen=True)
 class Command:
-    """A command that runs in the VM ``vm_id``."""
+    """A command in the VM ``vm_id``, and one reader of its output."""
 
     engine: Engine
     vm_id: str
@@ -46,44 +46,61 @@ class Command:
     timeout_s: float | None
 
     def close(self) -> None:
-        """Kill it, if it has not ended. Idempotent."""
+        """Leave it. In the foreground it is killed, if it has not ended. Idempotent."""
         self.response.close()
 
 
 async def start_exec(engine: Engine, ref: str, request: ExecRequest) -> Command:
     """Start a command; `stream` reads it. Raises `WrongState`, `ExecError`, `AgentError`, `NotFound`."""
-    agent = agent_of(engine, ref)
     patience_s = min(_START_TIMEOUT_S, math.inf if request.timeout_s is None else request.timeout_s + _TIMEOUT_GRACE_S)
+    response = await in_time(_start(engine, ref, request), ref, "start the command", patience_s)
+    return Command(engine, engine.store.get_vm(ref).vm_id, response, request.timeout_s)
+
+
+async def _start(engine: Engine, ref: str, request: ExecRequest) -> Response:
+    agent = agent_of(engine, ref)
+    await hand_over_env(engine, ref)
+    return await agent.exec(request)
+
+
+async def in_time(work: Awaitable[Response], ref: str, what: str, patience_s: float | None = None) -> Response:
+    """What the guest answers if it does so in time. Raises `AgentUnreachable`."""
+    patience_s = _START_TIMEOUT_S if patience_s is None else patience_s
     try:
         async with asyncio.timeout(patience_s):
-            await hand_over_env(engine, ref)
-            response = await agent.exec(request)
+            return await work
     except TimeoutError:
         raise AgentUnreachable(
-            f"the guest did not start the command within {patience_s:g} s", hint=f"does it hang? squib logs {ref}"
+            f"the guest did not {what} within {patience_s:g} s", hint=f"does it hang? squib logs {ref}"
         ) from None
-    return Command(engine, engine.store.get_vm(ref).vm_id, response, request.timeout_s)
 
 
 async def stream(command: Command) -> AsyncIterator[bytes]:
     """The command's frames as they come, as bytes. The guest's frames are passed on unread: whoever decodes them
     bounds them.
 
-    If the guest is lost, the last frame is an ``ERROR``. Leaving early kills the command.
+    If the guest is lost, the last frame is an ``ERROR``. Leaving early kills a command in the foreground.
     """
-    response = command.response
+    try:
+        async with contextlib.aclosing(receive(command)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+    except AgentUnreachable as lost:
+        log.info("a command was lost: %s", lost.message)
+        yield frames.encode_json(frames.FrameKind.ERROR, to_wire(lost))
+
+
+async def receive(command: Command) -> AsyncGenerator[bytes, None]:
+    """What the guest sends, as `stream`. Raises `AgentUnreachable` if the guest is lost."""
     watchdog = asyncio.create_task(_give_up_on_a_guest_that_hangs(command), name=f"watchdog {command.vm_id}")
-    async with response:
-        with contextlib.suppress(GeneratorExit):
-            try:
-                async for chunk in response.stream():
-                    yield chunk
-            except SquibError as error:
-                log.info("a command was lost: %s", error.message)
-                lost = AgentUnreachable(f"the VM ended, or was lost, while the command ran: {error.message}")
-                yield frames.encode_json(frames.FrameKind.ERROR, to_wire(lost))
-            finally:
-                watchdog.cancel()
+    async with command.response as response:
+        try:
+            async for chunk in response.stream():
+                yield chunk
+        except SquibError as error:
+            raise AgentUnreachable(f"the VM ended, or was lost, while the command ran: {error.message}") from error
+        finally:
+            watchdog.cancel()
 
 
 async def _give_up_on_a_guest_that_hangs(command: Command) -> None:
@@ -111,15 +128,3 @@ def _is_paused(command: Command) -> bool:
         return command.engine.store.get_vm(command.vm_id).state is VMState.PAUSED
     except NotFound:
         return False
-
-
-async def write_stdin(engine: Engine, ref: str, process_id: str, body: Body, *, close: bool) -> int:
-    """Feed the standard input of a process; returns the bytes written. Raises `StdinClosed`, `NoSuchProcess` and as
-    `start_exec`.
-    """
-    return await agent_of(engine, ref).write_stdin(process_id, body, close=close)
-
-
-async def send_signal(engine: Engine, ref: str, process_id: str, signal: int) -> None:
-    """Send a signal to a process's group. Raises `NoSuchProcess` and as `start_exec`."""
-    await agent_of(engine, ref).signal(process_id, signal)

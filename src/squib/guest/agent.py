@@ -16,7 +16,8 @@ from squib.errors import AgentUnreachable, AgentVersionMismatch, SquibError
 from squib.guest.channel import PROTOCOL_VERSION, open_channel
 from squib.guest.files import AgentFiles
 from squib.guest.http2 import STREAM_WINDOW_BYTES, Body, Http2Connection, Response
-from squib.models import ExecRequest
+from squib.guest.sessions import parse_session, parse_sessions
+from squib.models import ExecRequest, ProcessInfo, PtySize
 
 AGENT_BINARY = Path(__file__).parent / "bin" / "squib-agent"
 """The agent, built when squib was installed (``hatch_build.py``)."""
@@ -25,6 +26,7 @@ _RECONNECT_TIMEOUT_S = 5.0
 _ANSWER_TIMEOUT_S = 15.0
 """For what a guest answers at once. It may be slow; one that is silent must not hold up whoever asks."""
 _ENTROPY_BYTES = 64
+_MAX_ANSWER_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -89,17 +91,40 @@ class AgentClient:
         await self._json("POST", "/v1/setup", {"time_unix_ms": _now_unix_ms()})
 
     async def exec(self, request: ExecRequest) -> Response:
-        """Start a command; the response streams frames (`squib.frames`). Closing it early kills the command.
+        """Start a command; the response streams frames (`squib.frames`). Closing it early kills the command, unless it
+        is one of the background.
 
         Raises the `ExecError` that the agent names if the command cannot be started.
         """
-        spec: dict[str, Any] = {"env": request.env, "stdin": request.stdin}
-        for name in ("argv", "shell", "cwd", "user"):
-            if (value := getattr(request, name)) is not None:
-                spec[name] = value
+        spec: dict[str, Any] = request.model_dump(exclude_defaults=True, exclude={"timeout_s"})
         if request.timeout_s is not None:
             spec["timeout_ms"] = max(1, round(request.timeout_s * 1000))
+        if request.pty is not None:
+            spec["pty"] = request.pty.model_dump()
         return await self._send("POST", "/v1/exec", _encode(spec), content_type="application/json")
+
+    async def processes(self) -> list[ProcessInfo]:
+        """The process sessions that run, and the ended ones that are kept; oldest first."""
+        return parse_sessions(await self._json("GET", "/v1/processes"))
+
+    async def process(self, process_id: str) -> ProcessInfo:
+        """One of them. Raises `NoSuchProcess`."""
+        return parse_session(await self._json("GET", f"/v1/processes/{process_id}"))
+
+    async def output(self, process_id: str, *, stdout: int, stderr: int, none: bool) -> Response:
+        """Attach to a process: the response streams frames as that of `exec`, from these offsets on; with ``none``, no
+        output. Closing it does nothing to the process. Raises `NoSuchProcess`.
+        """
+        query = f"stdout={stdout}&stderr={stderr}" + ("&none=1" if none else "")
+        return await self._send("GET", f"/v1/processes/{process_id}/output?{query}", b"", content_type="")
+
+    async def resize(self, process_id: str, size: PtySize) -> None:
+        """Set the size of a process's terminal. Raises `NoTerminal`, `NoSuchProcess`."""
+        await self._json("POST", f"/v1/processes/{process_id}/resize", size.model_dump())
+
+    async def kill(self, process_id: str) -> None:
+        """Kill a process with its descendants and forget it; returns when they are gone. Raises `NoSuchProcess`."""
+        await self._json("DELETE", f"/v1/processes/{process_id}")
 
     async def write_stdin(self, process_id: str, body: Body, *, close: bool) -> int:
         """Feed a process's standard input, and close it then if ``close``. Returns the bytes written."""
@@ -144,7 +169,7 @@ class AgentClient:
                 asyncio.timeout(timeout_s),
                 await self._send(method, path, body, content_type="application/json") as response,
             ):
-                answer = await response.read()
+                answer = await response.read(max_bytes=_MAX_ANSWER_BYTES)
         except TimeoutError:
             raise AgentUnreachable(f"the guest did not answer within {timeout_s:g} s") from None
         return _decode(answer) if answer else {}
@@ -173,6 +198,7 @@ _HINTS = {
     "no_shell": 'give the program and its arguments as a list: run(["prog", "arg"]), or squib exec VM prog arg',
     "directory_not_empty": "with recursive=True it is removed with all that is in it",
     "guest_disk_full": "squib exec VM df -h shows what is free; a larger disk: squib create --disk 20gb",
+    "no_such_process": "squib ps VM lists those that are there; an ended one is kept only if it was of the background",
     "command_not_found": "look for it with: squib exec VM ls /usr/bin",
 }
 
@@ -193,6 +219,7 @@ _SPOKEN = (
     errors.DirectoryNotEmpty,
     errors.PermissionDenied,
     errors.GuestDiskFull,
+    errors.NoTerminal,
 )
 _CLASSES: dict[str, type[SquibError]] = {cls.code: cls for cls in _SPOKEN} | {"bad_request": errors.InvalidArgument}
 """What an agent may say (``protocol/agent.md`` §3). A guest cannot speak for the engine: no other error is believed."""

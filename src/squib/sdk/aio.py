@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import Self, Unpack
 
 from squib.errors import BootTimeout, NotFound
-from squib.models import VMConfig, VMInfo, VMState
+from squib.models import ProcessInfo, PtySize, VMConfig, VMInfo, VMState
+from squib.sdk.aio_process import AsyncProcess, find_process, list_processes, spawn
 from squib.sdk.client import EngineClient
 from squib.sdk.command import exec_request, start_command
 from squib.sdk.config import VMOptions, make_config
@@ -208,6 +210,7 @@ class AsyncVM:
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
         user: str | None = None,
+        sudo: bool = False,
         input: str | bytes | None = None,
         on_stdout: OnOutput | None = None,
         on_stderr: OnOutput | None = None,
@@ -216,15 +219,16 @@ class AsyncVM:
 
         ``timeout`` is in seconds: the command is then killed with its descendants and `ExecResult.timed_out` is set.
         ``input`` is its standard input (text as UTF-8). ``on_stdout`` and ``on_stderr`` see the output's bytes as
-        they come. ``user`` is ``name``, ``uid``, ``name:group`` or ``uid:gid``. Cancelling the call kills the
-        command. With ``check``, any status but 0 raises `CommandFailed` or `CommandTimeout`.
+        they come. ``user`` is ``name``, ``uid``, ``name:group`` or ``uid:gid``; with ``sudo`` the command runs as root
+        on behalf of that user. Cancelling the call kills the command. With ``check``, any status but 0 raises
+        `CommandFailed` or `CommandTimeout`.
 
         Raises `CommandNotFound`, `NotExecutable`, `NoShell`, `BadWorkingDirectory`, `NoSuchUser` if it cannot be
         started, `WrongState` if the VM does not run, `AgentUnreachable` if the VM is lost.
         """
         if self.info.state in _ON_THE_WAY:
             await self.wait_for_ready()
-        request = exec_request(cmd, timeout=timeout, env=env, cwd=cwd, user=user)
+        request = exec_request(cmd, timeout=timeout, env=env, cwd=cwd, user=user, sudo=sudo)
         stdin = input.encode() if isinstance(input, str) else input
         collector = Collector(on_stdout, on_stderr)
         async with start_command(self._engine, self.vm_id, request, stdin=stdin) as command:
@@ -232,6 +236,40 @@ class AsyncVM:
                 collector.add(frame)
         result = collector.result(command.end)
         return result.check(cmd if isinstance(cmd, str) else " ".join(cmd)) if check else result
+
+    async def spawn(
+        self,
+        cmd: str | Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        sudo: bool = False,
+        stdin: bool = False,
+        timeout: float | None = None,
+        pty: bool | PtySize = False,
+    ) -> AsyncProcess:
+        """Start a command that goes on after this call, and after this program; parameters as of `run`.
+
+        With ``stdin`` it reads what `AsyncProcess.stdin` is given, else nothing. With ``pty`` (its size, or ``True``
+        for 24 rows of 80) it gets a terminal, which is also its input. After ``timeout`` seconds it is killed.
+
+        Raises as `run`.
+        """
+        if self.info.state in _ON_THE_WAY:
+            await self.wait_for_ready()
+        request = exec_request(cmd, timeout=timeout, env=env, cwd=cwd, user=user, sudo=sudo, stdin=stdin, pty=pty)
+        return await spawn(self._engine, self.vm_id, request)
+
+    async def processes(self) -> builtins.list[ProcessInfo]:
+        """The commands that run in the VM, whoever started them, and those of the background that have ended and are
+        still kept; oldest first. Raises `WrongState`, `AgentUnreachable`.
+        """
+        return await list_processes(self._engine, self.vm_id)
+
+    async def process(self, id: str) -> AsyncProcess:
+        """The command with this id, whoever started it. Raises `NoSuchProcess`, `WrongState`."""
+        return await find_process(self._engine, self.vm_id, id)
 
     async def logs(self, *, lines: int | None = None) -> bytes:
         """The last ``lines`` of the console (all that is kept, at most 2 MiB, by default), as the guest wrote them."""

@@ -29,7 +29,7 @@ _ANSWER_TIMEOUT_S = 60.0
 """For what an engine answers at once; starting a VM or a build takes its time."""
 _HOLD_AGAIN_S = 0.5
 _HOLD_END_S = 0.5
-_PAUSES_S = (0.0, 0.05, 0.25)
+PAUSES_S = (0.0, 0.05, 0.25)
 """Before a request is sent again: an engine that was killed still accepts connections for a moment, and drops them."""
 _REPEATABLE = ("GET", "DELETE")
 """Requests that may be sent again when the engine was lost before it answered."""
@@ -64,6 +64,16 @@ class EngineClient:
     def home(self) -> Home | None:
         """The state directory of a local engine; ``None`` for one that is reached by URL."""
         return self._home
+
+    @property
+    def url(self) -> str | None:
+        """The address of an engine that is reached by URL; ``None`` for the one of a state directory."""
+        return self._url
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What every request needs to be let in; holds the token."""
+        return {"authorization": f"Bearer {self._token}"} if self._url and self._token else {}
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -114,7 +124,7 @@ class EngineClient:
             response = await self._send(http, request)
             try:
                 if response.status_code >= 300:
-                    raise _error_of(response.status_code, await response.aread())
+                    raise error_of(response.status_code, await response.aread())
                 yield response
             finally:
                 await response.aclose()
@@ -130,7 +140,7 @@ class EngineClient:
             ) from error
 
     async def _send(self, http: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
-        for pause_s in _PAUSES_S:
+        for pause_s in PAUSES_S:
             try:
                 return await http.send(request, stream=True)
             except httpx.TransportError as error:
@@ -159,10 +169,13 @@ class EngineClient:
                 transport = EngineTransport(uds=self._socket_path(self._home), limits=limits, verify=False)
                 self._http = httpx.AsyncClient(base_url=_BASE_URL, transport=transport, timeout=timeout)
             else:
-                headers = {"authorization": f"Bearer {self._token}"} if self._token else {}
                 transport = EngineTransport(uds=None, limits=limits, verify=str(self._url).startswith("https"))
                 self._http = httpx.AsyncClient(
-                    base_url=self._url or "", headers=headers, timeout=timeout, transport=transport, trust_env=False
+                    base_url=self._url or "",
+                    headers=self.headers,
+                    timeout=timeout,
+                    transport=transport,
+                    trust_env=False,
                 )
         return self._http
 
@@ -176,39 +189,39 @@ class EngineClient:
 
     async def info(self) -> EngineInfo:
         """What the engine is."""
-        return _read(EngineInfo, await self.request("GET", "/engine"))
+        return read_value(EngineInfo, await self.request("GET", "/engine"))
 
     async def doctor(self) -> list[Check]:
         """What the engine finds when it looks at its host and its state directory."""
-        return _read_list(Check, await self.request("GET", "/doctor"), "checks")
+        return read_list(Check, await self.request("GET", "/doctor"), "checks")
 
     async def vms(self, *, project: str | None = None) -> list[VMInfo]:
         """All VMs, or those of one project; oldest first."""
         query = f"?project={check_ref(project)}" if project is not None else ""
-        return _read_list(VMInfo, await self.request("GET", f"/vms{query}"), "vms")
+        return read_list(VMInfo, await self.request("GET", f"/vms{query}"), "vms")
 
     async def vm(self, ref: str) -> VMInfo:
         """The VM with this ID or name. Raises `NotFound`."""
-        return _read(VMInfo, await self.request("GET", _vm_path(ref)))
+        return read_value(VMInfo, await self.request("GET", _vm_path(ref)))
 
     async def create_vm(self, config: VMConfig) -> VMInfo:
         """Register a VM. Raises `NameTaken`, `DiskFull` and as `build_image`."""
         body = {"config": config.model_dump(exclude_unset=True), "start": False}
-        return _read(VMInfo, await self.request("POST", "/vms", body))
+        return read_value(VMInfo, await self.request("POST", "/vms", body))
 
     async def launch_vm(self, config: VMConfig, *, boot_timeout_s: float) -> VMInfo:
         """Make a VM and boot it; if it does not come up, nothing of it stays. Raises as `create_vm` and `start_vm`."""
         body = {"config": config.model_dump(exclude_unset=True), "start": True, "boot_timeout_s": boot_timeout_s}
-        return _read(VMInfo, await self.request("POST", "/vms", body))
+        return read_value(VMInfo, await self.request("POST", "/vms", body))
 
     async def start_vm(self, ref: str, *, boot_timeout_s: float) -> VMInfo:
         """Boot a VM. Raises `BootFailed`, `BootTimeout`, `WrongState`, `NotFound`."""
         body = {"boot_timeout_s": boot_timeout_s}
-        return _read(VMInfo, await self.request("POST", f"{_vm_path(ref)}/start", body))
+        return read_value(VMInfo, await self.request("POST", f"{_vm_path(ref)}/start", body))
 
     async def stop_vm(self, ref: str, *, timeout_s: float) -> VMInfo:
         """Stop a VM, by force after ``timeout_s``. Raises `NotFound`."""
-        return _read(VMInfo, await self.request("POST", f"{_vm_path(ref)}/stop", {"timeout_s": timeout_s}))
+        return read_value(VMInfo, await self.request("POST", f"{_vm_path(ref)}/stop", {"timeout_s": timeout_s}))
 
     async def pause_vm(self, ref: str) -> VMInfo:
         """Halt a VM's processors. Raises `WrongState`, `NotFound`."""
@@ -265,11 +278,11 @@ class EngineClient:
 
     async def images(self) -> list[ImageInfo]:
         """The images in the engine's cache."""
-        return _read_list(ImageInfo, await self.request("GET", "/images"), "images")
+        return read_list(ImageInfo, await self.request("GET", "/images"), "images")
 
     async def kernels(self) -> list[KernelInfo]:
         """The kernels in the engine's cache."""
-        return _read_list(KernelInfo, await self.request("GET", "/kernels"), "kernels")
+        return read_list(KernelInfo, await self.request("GET", "/kernels"), "kernels")
 
     async def build_image(
         self, name: str, *, rebuild: bool = False, on_progress: OnProgress = lambda _: None
@@ -278,12 +291,12 @@ class EngineClient:
         `DiskFull`.
         """
         result = await self._build("/images", {"name": name, "rebuild": rebuild}, on_progress)
-        return _read(ImageInfo, result.get("image"))
+        return read_value(ImageInfo, result.get("image"))
 
     async def build_kernel(self, *, rebuild: bool = False, on_progress: OnProgress = lambda _: None) -> KernelInfo:
         """Fetch the kernel unless it is there. Raises as `build_image`."""
         result = await self._build("/kernels", {"rebuild": rebuild}, on_progress)
-        return _read(KernelInfo, result.get("kernel"))
+        return read_value(KernelInfo, result.get("kernel"))
 
     async def remove_image(self, name: str) -> None:
         """Remove an image from the cache. Raises `NotFound`, `Conflict` if a VM uses it."""
@@ -294,7 +307,7 @@ class EngineClient:
             async for line in response.aiter_lines():
                 event = _event(line)
                 if progress := event.get("progress"):
-                    on_progress(_read(Progress, progress))
+                    on_progress(read_value(Progress, progress))
                 elif error := event.get("error"):
                     raise from_wire(error)
                 else:
@@ -321,7 +334,8 @@ def _checked_token(token: str) -> str:
     return token
 
 
-def _read(model: type[M], answer: object) -> M:
+def read_value(model: type[M], answer: object) -> M:
+    """A value in an engine's answer. Raises `EngineUnavailable` if it is none."""
     try:
         return model.model_validate(answer)
     except ValidationError as error:
@@ -338,11 +352,12 @@ def _event(line: str) -> dict[str, Any]:
     return event
 
 
-def _read_list(model: type[M], answer: object, name: str) -> list[M]:
+def read_list(model: type[M], answer: object, name: str) -> list[M]:
+    """The values that an answer has under ``name``. Raises as `read_value`."""
     values = answer.get(name) if isinstance(answer, dict) else None
     if not isinstance(values, list):
         raise _not_understood(name)
-    return [_read(model, value) for value in values]
+    return [read_value(model, value) for value in values]
 
 
 def _not_understood(what: str) -> EngineUnavailable:
@@ -356,7 +371,8 @@ def _vm_path(ref: str) -> str:
     return f"/vms/{check_ref(ref)}"
 
 
-def _error_of(status: int, body: bytes) -> SquibError:
+def error_of(status: int, body: bytes) -> SquibError:
+    """The error in an answer with ``status``; one that says it is no engine if there is none."""
     try:
         return from_wire(json.loads(body)["error"])
     except (ValueError, KeyError, TypeError, AttributeError):

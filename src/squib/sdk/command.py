@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from squib.errors import AgentUnreachable, InvalidArgument, NoSuchProcess, StdinClosed, from_wire
 from squib.frames import Frame, FrameDecoder, FrameError, FrameKind
-from squib.models import ExecRequest
+from squib.models import ExecRequest, PtySize
 from squib.sdk.client import EngineClient
 from squib.sdk.config import check_ref, describe
 from squib.sdk.result import CommandEnd
@@ -42,13 +42,13 @@ class Command:
                 case FrameKind.STDOUT | FrameKind.STDERR:
                     yield frame
                 case FrameKind.EXIT:
-                    self._end = CommandEnd.of(frame)
+                    self._end = CommandEnd.of(frame.json())
                 case FrameKind.ERROR:
                     raise from_wire(frame.json())
 
     async def feed(self, data: bytes | AsyncIterable[bytes]) -> None:
         """Write all of its standard input and close it. A command that does not want it all is no error."""
-        pieces = _pieces(data) if isinstance(data, bytes) else data
+        pieces = pieces_of(data) if isinstance(data, bytes) else data
         with suppress(StdinClosed, NoSuchProcess):
             async with self._engine.stream("POST", f"{self._path}/stdin?close=true", aiter(pieces)) as response:
                 await response.aread()
@@ -66,13 +66,17 @@ def exec_request(
     env: Mapping[str, str] | None = None,
     cwd: str | None = None,
     user: str | None = None,
+    sudo: bool = False,
+    stdin: bool = False,
+    pty: bool | PtySize = False,
 ) -> ExecRequest:
     """A command, from what a caller gave: a string is for the shell, a list is program and arguments.
 
     Raises `InvalidArgument`.
     """
     values: dict[str, object] = {"shell": cmd} if isinstance(cmd, str) else {"argv": list(cmd)}
-    values |= {"env": dict(env or {}), "cwd": cwd, "user": user, "timeout_s": timeout}
+    values |= {"env": dict(env or {}), "cwd": cwd, "user": user, "timeout_s": timeout, "sudo": sudo, "stdin": stdin}
+    values |= {"pty": PtySize() if pty is True else pty or None}
     try:
         return ExecRequest.model_validate(values)
     except ValidationError as error:
@@ -88,16 +92,9 @@ async def start_command(
     Raises the `ExecError` that says why it could not be started, `WrongState`, `NotFound`, `AgentUnreachable`.
     """
     request = request.model_copy(update={"stdin": stdin is not None})
-    body = json.dumps(request.model_dump(exclude_defaults=True)).encode("ascii")
-    vm_path = f"/vms/{check_ref(ref)}"
     try:
-        async with engine.stream("POST", f"{vm_path}/exec", body) as response:
-            frames = _decode(response.aiter_raw())
-            started = await anext(frames, None)
-            if started is None or started.kind is not FrameKind.STARTED:
-                raise FrameError("the first frame does not say that the command has started")
-            process_id = check_ref(str(started.json().get("id")))
-            command = Command(engine, f"{vm_path}/processes/{process_id}", frames)
+        async with _exec(engine, ref, request) as (process_id, frames):
+            command = Command(engine, process_path(ref, process_id), frames)
             if stdin is None:
                 yield command
                 return
@@ -112,14 +109,48 @@ async def start_command(
         raise AgentUnreachable(f"the guest sent what is no output of a command: {error}") from error
 
 
-async def _decode(chunks: AsyncIterator[bytes]) -> AsyncIterator[Frame]:
+async def start_background(engine: EngineClient, ref: str, request: ExecRequest) -> str:
+    """Start a command of the background in the VM ``ref``, and leave it; returns its id, such as ``p3``. Its output is
+    kept until somebody attaches.
+
+    Raises as `start_command`.
+    """
+    try:
+        async with _exec(engine, ref, request.model_copy(update={"background": True})) as (process_id, _):
+            return process_id
+    except FrameError as error:
+        raise AgentUnreachable(f"the guest sent what is no output of a command: {error}") from error
+
+
+@asynccontextmanager
+async def _exec(
+    engine: EngineClient, ref: str, request: ExecRequest
+) -> AsyncIterator[tuple[str, AsyncIterator[Frame]]]:
+    """A command that has started: its id, and its frames after the first. Raises `squib.frames.FrameError` too."""
+    body = json.dumps(request.model_dump(exclude_defaults=True)).encode("ascii")
+    async with engine.stream("POST", f"/vms/{check_ref(ref)}/exec", body) as response:
+        frames = decode(response.aiter_raw())
+        started = await anext(frames, None)
+        if started is None or started.kind is not FrameKind.STARTED:
+            raise FrameError("the first frame does not say that the command has started")
+        yield check_ref(str(started.json().get("id"))), frames
+
+
+def process_path(ref: str, process_id: str) -> str:
+    """Where the engine has a process. Raises `InvalidArgument` for what is no id."""
+    return f"/vms/{check_ref(ref)}/processes/{check_ref(process_id)}"
+
+
+async def decode(chunks: AsyncIterator[bytes]) -> AsyncIterator[Frame]:
+    """The frames in an answer. Raises `squib.frames.FrameError`."""
     decoder = FrameDecoder()
     async for chunk in chunks:
         for frame in decoder.feed(chunk):
             yield frame
 
 
-async def _pieces(data: bytes) -> AsyncIterator[bytes]:
+async def pieces_of(data: bytes) -> AsyncIterator[bytes]:
+    """``data`` as the body of a request that takes its time."""
     for start in range(0, len(data), _PIECE_BYTES):
         yield data[start : start + _PIECE_BYTES]
 

@@ -7,7 +7,7 @@ import atexit
 import os
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Generator
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from squib.errors import WrongState
 from squib.sdk.client import EngineClient
@@ -86,13 +86,16 @@ class Portal:
             raise
         return tasks[0].result()
 
-    def iterate(self, source: AsyncGenerator[T, None]) -> Generator[T, None, None]:
-        """What an asynchronous generator yields; it is closed with this one."""
+    def iterate(self, items: AsyncGenerator[T, None]) -> Generator[T, None, None]:
+        """What ``items`` yields, one after the other. Leaving the loop closes it."""
         try:
-            while (value := self.run(_next(source))) is not _END:
-                yield cast(T, value)
+            while (item := self.run(_next(items))) is not _END:
+                yield item  # type: ignore[misc]  # it is not the end
         finally:
-            self.run(source.aclose())
+            if threading.current_thread() is self._thread:  # a garbage collector may run there, which cannot wait
+                self._closing = self._loop.create_task(items.aclose())
+            elif self._pid == os.getpid():
+                self.run(items.aclose())
 
     def _stop(self) -> None:
         if self._pid == os.getpid() and self._thread.is_alive():
@@ -102,5 +105,5 @@ class Portal:
             self._thread.join(timeout=2)
 
 
-async def _next(source: AsyncGenerator[Any, None]) -> object:
-    return await anext(source, _END)
+async def _next(items: AsyncGenerator[T, None]) -> T | object:
+    return await anext(items, _END)

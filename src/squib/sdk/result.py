@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from squib.errors import CommandFailed, CommandTimeout
-from squib.frames import Frame, FrameError, FrameKind
+from squib.frames import CommandEnd as CommandEnd
+from squib.frames import Frame, FrameKind
 
 MAX_OUTPUT_BYTES = 64 << 20
 """Of a command's output this much is kept; the rest is read and dropped, and `ExecResult.truncated` says so."""
 
-TIMEOUT_EXIT_CODE = 124
-_SIGNAL_BASE = 128
-_MAX_DURATION_MS = 1 << 53
 _SHOWN_COMMAND_CHARS = 200
 _SHOWN_STDERR_CHARS = 2000
 
@@ -31,40 +28,6 @@ class Copied:
 
     def __add__(self, other: Copied) -> Copied:
         return Copied(self.entries + other.entries, self.bytes + other.bytes, self.left_out + other.left_out)
-
-
-@dataclass(frozen=True)
-class CommandEnd:
-    """How a command ended. ``exit_code`` is as a shell shows it: 128 + n after signal n, 124 after a timeout."""
-
-    exit_code: int
-    signal: int | None
-    timed_out: bool
-    duration_s: float
-
-    @classmethod
-    def of(cls, frame: Frame) -> CommandEnd:
-        """From the ``EXIT`` frame. Raises `squib.frames.FrameError` if that says nothing."""
-        values = frame.json()
-        exit_code, signal = _number(values, "exit_code", 255), _number(values, "signal", 127)
-        timed_out = values.get("timed_out") is True
-        if timed_out:
-            exit_code = TIMEOUT_EXIT_CODE
-        elif signal is not None:
-            exit_code = _SIGNAL_BASE + signal
-        if exit_code is None:
-            raise FrameError("an exit frame without exit_code and signal")
-        return cls(exit_code, signal, timed_out, (_number(values, "duration_ms", _MAX_DURATION_MS) or 0) / 1000)
-
-
-def _number(values: dict[str, Any], name: str, highest: int) -> int | None:
-    """A whole number of a guest's, which may send anything. Raises `squib.frames.FrameError`."""
-    value = values.get(name)
-    if value is None:
-        return None
-    if type(value) is not int or not 0 <= value <= highest:
-        raise FrameError(f"an exit frame whose {name} is {str(value)[:40]}")
-    return value
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ class _Unpacking:
         self._directories[path] = (member.mode, member.mtime_ns, member.uid, member.gid)
 
     def _write_file(self, member: Member, parent: int, name: bytes) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         fd = os.open(name, flags, 0o600, dir_fd=parent)
         try:
             left, checked = member.size, member.size

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self, Unpack
 
-from squib.models import VMConfig, VMInfo, VMState
+from squib.models import ProcessInfo, PtySize, VMConfig, VMInfo, VMState
 from squib.sdk.aio import AsyncVM
 from squib.sdk.client import EngineClient
 from squib.sdk.config import VMOptions
 from squib.sdk.env import Env
 from squib.sdk.portal import Portal
+from squib.sdk.process import Process
 from squib.sdk.result import ExecResult, OnOutput
 from squib.sdk.syncfiles import Files
 
@@ -138,6 +140,7 @@ class VM:
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
         user: str | None = None,
+        sudo: bool = False,
         input: str | bytes | None = None,
         on_stdout: OnOutput | None = None,
         on_stderr: OnOutput | None = None,
@@ -151,11 +154,36 @@ class VM:
                 env=env,
                 cwd=cwd,
                 user=user,
+                sudo=sudo,
                 input=input,
                 on_stdout=on_stdout,
                 on_stderr=on_stderr,
             )
         )
+
+    def spawn(
+        self,
+        cmd: str | Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        sudo: bool = False,
+        stdin: bool = False,
+        timeout: float | None = None,
+        pty: bool | PtySize = False,
+    ) -> Process:
+        """See `AsyncVM.spawn`."""
+        work = self._vm.spawn(cmd, env=env, cwd=cwd, user=user, sudo=sudo, stdin=stdin, timeout=timeout, pty=pty)
+        return Process(self._portal, self._portal.run(work))
+
+    def processes(self) -> builtins.list[ProcessInfo]:
+        """See `AsyncVM.processes`."""
+        return self._portal.run(self._vm.processes())
+
+    def process(self, id: str) -> Process:
+        """See `AsyncVM.process`."""
+        return Process(self._portal, self._portal.run(self._vm.process(id)))
 
     def logs(self, *, lines: int | None = None) -> bytes:
         """See `AsyncVM.logs`."""

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 from squib.api.app import create_app
 from squib.core.engine import Engine
 from squib.host import cgroup
-from tests.fakes.asgi import Request
+from tests.fakes.asgi import Handshake, Request
 from tests.fakes.engine import Rig
 
 Test = Callable[[Engine, httpx.AsyncClient], Awaitable[None]]
@@ -53,15 +53,41 @@ def apps(empty_engine: tuple[asyncio.Runner, Engine]) -> dict[str, ASGIApp]:
 
 
 @pytest.fixture
-def answer(empty_engine: tuple[asyncio.Runner, Engine], apps: dict[str, ASGIApp]) -> Callable[..., Request]:
+def app_of(
+    empty_engine: tuple[asyncio.Runner, Engine], apps: dict[str, ASGIApp]
+) -> Callable[[dict[str, object] | None], ASGIApp]:
+    """The app with these options."""
+
+    def app(options: dict[str, object] | None) -> ASGIApp:
+        key = repr(options)
+        if key not in apps:
+            apps[key] = create_app(empty_engine[1], **(options or {}))  # type: ignore[arg-type]
+        return apps[key]
+
+    return app
+
+
+@pytest.fixture
+def answer(
+    empty_engine: tuple[asyncio.Runner, Engine], app_of: Callable[[dict[str, object] | None], ASGIApp]
+) -> Callable[..., Request]:
     """Sends a request by hand to an engine without VMs: ``answer("GET", "/v1/vms", host="x", app={"token": "t"})``."""
-    runner, engine = empty_engine
 
     def send(method: str, path: str, *, app: dict[str, object] | None = None, **options: object) -> Request:
-        key = repr(app)
-        if key not in apps:
-            apps[key] = create_app(engine, **(app or {}))  # type: ignore[arg-type]
         request = Request(method, path, **options)  # type: ignore[arg-type]
-        return runner.run(asyncio.wait_for(request.send_to(apps[key]), 20))
+        return empty_engine[0].run(asyncio.wait_for(request.send_to(app_of(app)), 20))
 
     return send
+
+
+@pytest.fixture
+def shake_hands(
+    empty_engine: tuple[asyncio.Runner, Engine], app_of: Callable[[dict[str, object] | None], ASGIApp]
+) -> Callable[..., Handshake]:
+    """Opens a WebSocket to it: ``shake_hands("/v1/vms/web/pty", messages=["{}"])``."""
+
+    def shake(path: str, *, app: dict[str, object] | None = None, **options: object) -> Handshake:
+        handshake = Handshake(path, **options)  # type: ignore[arg-type]
+        return empty_engine[0].run(asyncio.wait_for(handshake.send_to(app_of(app)), 20))
+
+    return shake

@@ -114,8 +114,13 @@ def test_standard_input_is_fed_and_closed(rig: Rig) -> None:
 
 def test_a_signal_is_passed_on(rig: Rig) -> None:
     async def test(app: ASGIApp, agent: FakeAgent) -> None:
-        request = await Request("POST", "/v1/vms/web/processes/p7/signal", b'{"signal": 15}').send_to(app)
-        assert (request.status, agent.killed) == (204, ["p7 signal 15"])
+        sleeping = command("sleep")
+        task = asyncio.create_task(sleeping.send_to(app))
+        await sleeping.head.wait()
+        request = await Request("POST", "/v1/vms/web/processes/p1/signal", b'{"signal": 15}').send_to(app)
+        assert (request.status, agent.killed) == (204, ["p1 signal 15"])
+        await task
+        assert frames_of(sleeping)[-1].json()["signal"] == 15
 
     check(rig, test)
 

@@ -9,11 +9,12 @@ import pytest
 from squib.api import guards
 from squib.api.app import create_app
 from squib.api.guards import MAX_BODY_BYTES, host_of
-from tests.fakes.asgi import JSON, Request
+from tests.fakes.asgi import JSON, Handshake, Request
 from tests.fakes.engine import Rig
 from tests.fakes.guest import running_vm
 
 Send = Callable[..., Request]
+Shake = Callable[..., Handshake]
 TOKEN = "correct-horse-battery-staple"
 PIECE = b"x" * 65536
 
@@ -159,5 +160,80 @@ def test_a_refused_request_is_no_activity(rig: Rig) -> None:
             assert engine._last_activity == before
             assert (await Request("GET", "/v1/vms").send_to(create_app(engine))).status == 200
             assert engine._last_activity > before
+
+    asyncio.run(main())
+
+
+# --- WebSockets ------------------------------------------------------------------------------------------------------
+
+PTY = "/v1/vms/web/pty"
+
+
+@pytest.mark.parametrize("host", ["evil.example.org", "", None, "127.0.0.1"])
+@pytest.mark.parametrize("path", [PTY, "/v1/nosuch"])
+def test_a_websocket_to_a_foreign_host_is_refused(host: str | None, path: str, shake_hands: Shake) -> None:
+    handshake = shake_hands(path, host=host)
+    assert (handshake.status, handshake.error["code"]) == (403, "host_not_allowed")
+
+
+@pytest.mark.parametrize("authorization", [None, "", f"Bearer {TOKEN}x", f"Basic {TOKEN}"])
+def test_a_websocket_without_the_token_is_refused(authorization: str | None, shake_hands: Shake) -> None:
+    headers = [("authorization", authorization)] if authorization is not None else []
+    handshake = shake_hands(PTY, headers=headers, app={"token": TOKEN})
+    assert (handshake.status, handshake.error["code"]) == (401, "unauthorized")
+
+
+def test_a_websocket_with_the_token_is_let_in(shake_hands: Shake) -> None:
+    headers = [("authorization", f"Bearer {TOKEN}")]
+    assert shake_hands(PTY, headers=headers, app={"token": TOKEN}, messages=["{}"]).status == 101
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://evil.example.org",
+        "null",
+        "",
+        "squib",
+        "http://squib.evil",
+        "http://squib@evil",
+        "file://",
+        "http://[::1",
+    ],
+)
+def test_a_websocket_of_a_foreign_page_is_refused(origin: str, shake_hands: Shake) -> None:
+    handshake = shake_hands(PTY, headers=[("origin", origin)])
+    assert (handshake.status, handshake.error["code"]) == (403, "host_not_allowed")
+    assert repr(origin) in handshake.error["message"]
+
+
+@pytest.mark.parametrize("origin", ["http://squib", "https://Squib:8443"])
+def test_a_websocket_of_our_own_page_is_let_in(origin: str, shake_hands: Shake) -> None:
+    assert shake_hands(PTY, headers=[("origin", origin)], messages=["{}"]).status == 101
+
+
+def test_other_requests_may_come_from_any_page_that_may_send_them(answer: Send) -> None:
+    """It is the token, and the rule of browsers on reading answers, that keeps those off."""
+    assert answer("GET", "/v1/vms", headers=[("origin", "https://evil.example.org")]).status == 200
+
+
+def test_a_server_that_cannot_refuse_with_a_body_refuses_all_the_same(shake_hands: Shake) -> None:
+    handshake = shake_hands(PTY, host="evil", extensions=())
+    assert (handshake.status, handshake.sent) == (403, [{"type": "websocket.close", "code": 1008}])
+
+
+def test_a_websocket_is_activity_while_it_is_open(rig: Rig) -> None:
+    async def main() -> None:
+        async with rig.engine() as engine:
+            before = engine._last_activity
+            app = create_app(engine)
+            await Handshake(PTY, host="evil").send_to(app)
+            assert engine._last_activity == before
+            waits = asyncio.create_task(Handshake(PTY).send_to(app))
+            while not engine._requests:
+                await asyncio.sleep(0)
+            waits.cancel()
+            await asyncio.gather(waits, return_exceptions=True)
+            assert engine._requests == 0 and engine._last_activity > before
 
     asyncio.run(main())

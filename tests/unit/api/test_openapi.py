@@ -41,6 +41,9 @@ def test_every_route_is_there(document: Any) -> None:
         "post /v1/vms/{ref}/stop", "post /v1/vms/{ref}/hold",
         "post /v1/vms/{ref}/pause", "post /v1/vms/{ref}/resume", "post /v1/vms/{ref}/exec", "get /v1/vms/{ref}/logs",
         "get /v1/vms/{ref}/env", "patch /v1/vms/{ref}/env",
+        "get /v1/vms/{ref}/processes", "get /v1/vms/{ref}/processes/{process_id}",
+        "delete /v1/vms/{ref}/processes/{process_id}", "get /v1/vms/{ref}/processes/{process_id}/output",
+        "post /v1/vms/{ref}/processes/{process_id}/resize",
         "post /v1/vms/{ref}/processes/{process_id}/stdin", "post /v1/vms/{ref}/processes/{process_id}/signal",
         "get /v1/vms/{ref}/files", "put /v1/vms/{ref}/files", "delete /v1/vms/{ref}/files",
         "get /v1/vms/{ref}/files/stat", "get /v1/vms/{ref}/files/list", "post /v1/vms/{ref}/files/mkdir",
@@ -85,6 +88,7 @@ def test_streams_say_what_they_are(document: Any) -> None:
         name: set(operation["responses"].get("200", {}).get("content", {})) for name, operation in operations(document)
     }
     assert kinds["post /v1/vms/{ref}/exec"] == {"application/vnd.squib.frames"}
+    assert kinds["get /v1/vms/{ref}/processes/{process_id}/output"] == {"application/vnd.squib.frames"}
     assert kinds["post /v1/images"] == kinds["post /v1/kernels"] == {"application/x-ndjson"}
     assert kinds["get /v1/vms/{ref}/files"] == {"application/octet-stream"}
     assert kinds["get /v1/vms/{ref}/files/list"] == kinds["get /v1/vms/{ref}/files/watch"] == {"application/x-ndjson"}

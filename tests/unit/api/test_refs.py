@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.fakes.asgi import Request
+from tests.fakes.asgi import Handshake, Request
 
 Send = Callable[..., Request]
 
@@ -52,6 +52,11 @@ ROUTES = [
     ("POST", "/v1/vms/{}/pause", b""),
     ("POST", "/v1/vms/{}/resume", b""),
     ("POST", "/v1/vms/{}/exec", b'{"argv": ["true"]}'),
+    ("GET", "/v1/vms/{}/processes", b""),
+    ("GET", "/v1/vms/{}/processes/p1", b""),
+    ("DELETE", "/v1/vms/{}/processes/p1", b""),
+    ("GET", "/v1/vms/{}/processes/p1/output", b""),
+    ("POST", "/v1/vms/{}/processes/p1/resize", b'{"rows": 24, "cols": 80}'),
     ("POST", "/v1/vms/{}/processes/p1/stdin", b"data"),
     ("POST", "/v1/vms/{}/processes/p1/signal", b'{"signal": 9}'),
     ("GET", "/v1/vms/{}/env", b""),
@@ -90,6 +95,15 @@ def test_a_name_does_not_leave_its_part_of_the_path(answer: Send, method: str, r
         assert "no such route" in request.error["message"] or "is not a name" in request.error["message"]
 
 
+def test_hostile_names_are_refused_in_the_handshake_of_a_websocket(shake_hands: Callable[..., Handshake]) -> None:
+    for name in HOSTILE:
+        handshake = shake_hands(f"/v1/vms/{quote(name, safe='')}/pty")
+        assert (handshake.status, handshake.error["code"]) == (400, "invalid_argument"), name
+        assert handshake.error["message"].startswith("ref: ") and "is not a name" in handshake.error["message"]
+    for name in WITH_SLASH:
+        assert shake_hands(f"/v1/vms/{quote(name, safe='')}/pty").status in (400, 403)
+
+
 def test_every_route_with_a_name_is_tried_here(answer: Send) -> None:
     request = answer("GET", "/v1/openapi.json")
     documented = {
@@ -125,9 +139,12 @@ def test_hostile_names_are_refused_as_a_project_to_list(answer: Send) -> None:
 @pytest.mark.parametrize(
     "process_id", ["1", "p", "px", "p-1", "p1%0A", "p1%00", "p" + "1" * 19, "P1", "p1%3Fclose=1", "p%D9%A3", ".."]
 )
-@pytest.mark.parametrize("route", ["signal", "stdin"])
-def test_what_is_no_process_id_is_refused(answer: Send, process_id: str, route: str) -> None:
-    request = answer("POST", f"/v1/vms/web/processes/{process_id}/{route}", body=b'{"signal": 9}')
+@pytest.mark.parametrize(
+    ("method", "route"),
+    [("POST", "/signal"), ("POST", "/stdin"), ("POST", "/resize"), ("GET", "/output"), ("GET", ""), ("DELETE", "")],
+)
+def test_what_is_no_process_id_is_refused(answer: Send, process_id: str, method: str, route: str) -> None:
+    request = answer(method, f"/v1/vms/web/processes/{process_id}{route}", body=b"{}")
     assert (request.status, request.error["code"]) == (400, "invalid_argument")
     assert request.error["message"].startswith("process_id: ")
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -249,3 +250,24 @@ def test_a_command_whose_output_nobody_reads_is_killed(
         ended = squib("exec", "web", "yes")
     assert (ended.status, ended.err) == (128 + signal.SIGPIPE, "")
     assert api.killed
+
+
+def test_sudo_and_files_of_variables(squib: Squib, api: FakeAPI, tmp_path: Path) -> None:
+    for name, text in (("one", "A=1\nB=1\nC=1"), ("two", "B=2\nC=2")):
+        (tmp_path / name).write_text(text)
+    files = ["--env-file", str(tmp_path / "one"), "--env-file", str(tmp_path / "two")]
+    squib("exec", "-e", "C=3", *files, "--sudo", "-u", "dev", "web", "id")
+    assert api.body("POST /vms/web/exec") == {
+        "argv": ["id"],
+        "user": "dev",
+        "sudo": True,
+        "env": {"A": "1", "B": "2", "C": "3"},
+    }
+
+
+@pytest.mark.parametrize("line", ["exec {} web true", "run {} -- true", "create {}"])
+def test_a_bad_file_of_variables_is_refused(line: str, squib: Squib, api: FakeAPI, tmp_path: Path) -> None:
+    (tmp_path / "env").write_text("A=1\n2=x\n")
+    ended = squib(*line.format(f"--env-file {tmp_path / 'env'}").split())
+    assert (ended.status, api.calls) == (2, [])
+    assert "env, line 2: '2' is not the name" in ended.err

@@ -172,7 +172,7 @@ def test_a_request_that_can_be_repeated_is_sent_again_to_a_new_engine(
 
 
 def test_a_request_is_not_sent_again_for_ever(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("squib.sdk.client._PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr("squib.sdk.client.PAUSES_S", (0.0, 0.0))
 
     async def test(engine: EngineClient) -> None:
         with pytest.raises(EngineUnavailable, match="broke"):

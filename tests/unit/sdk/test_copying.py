@@ -139,7 +139,7 @@ def test_progress_is_told_in_bytes(files: Files, here: Path) -> None:
     for work, step, total in [
         (lambda tell: files.upload(here / "f", "/f", on_progress=tell), str(here / "f"), 1 << 20),
         (lambda tell: files.download("/f", here / "g", on_progress=tell), "/f", 1 << 20),
-        (lambda tell: files.upload(here / "d", "/d", on_progress=tell), str(here / "d"), None),
+        (lambda tell: files.upload(here / "d", "/d", on_progress=tell), str(here / "d"), 1 << 19),
         (lambda tell: files.download("/d", here / "e", on_progress=tell), "/d", None),
     ]:
         told: list[Progress] = []

@@ -13,7 +13,7 @@ from squib.sdk.result import Collector, CommandEnd, ExecResult
 
 
 def end_of(**values: object) -> CommandEnd:
-    return CommandEnd.of(Frame(FrameKind.EXIT, json.dumps(values).encode()))
+    return CommandEnd.of(Frame(FrameKind.EXIT, json.dumps(values).encode()).json())
 
 
 @pytest.mark.parametrize(

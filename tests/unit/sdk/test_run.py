@@ -257,7 +257,7 @@ def test_an_input_that_fails_ends_the_command_with_its_error(served: Served) -> 
 def test_a_signal_reaches_the_command_and_a_late_one_is_no_error(served: Served) -> None:
     async def main() -> None:
         async with asyncio.timeout(20), EngineClient() as engine:
-            async with start_command(engine, "web", exec_request(["true"])) as command:
+            async with start_command(engine, "web", exec_request(["sleep"])) as command:
                 await command.signal(15)
                 async for _ in command.output():
                     pass

@@ -10,9 +10,11 @@ import pytest
 from squib.errors import BootFailed, BootTimeout, InvalidArgument, NameTaken, NotFound, WrongState
 from squib.models import VMConfig, VMState
 from squib.sdk.aio import AsyncVM
+from squib.sdk.aio_process import AsyncProcess
 from squib.sdk.client import EngineClient
 from squib.sdk.config import make_config
 from squib.sdk.env import AsyncEnv, Env
+from squib.sdk.process import Process
 from squib.sdk.vm import VM
 from tests.fakes.served import Served
 
@@ -236,11 +238,14 @@ def test_refused_options_are_named_and_secrets_are_not_shown(options: dict[str, 
 # --- VM is AsyncVM, waited for -------------------------------------------------------------------------------------
 
 
+TWINS: dict[object, object] = {Process: AsyncProcess}
+
+
 def public(cls: type) -> dict[str, object]:
     return {name: value for name, value in vars(cls).items() if not name.startswith("_")}
 
 
-def described(function: object) -> tuple[list[tuple[str, object, object]], object]:
+def described(function: object) -> tuple[list[tuple[str, object, object]], dict[str, object]]:
     function = getattr(function, "__func__", function)
     assert callable(function)
     hints = typing.get_type_hints(function)
@@ -273,7 +278,8 @@ def test_a_method_has_the_same_signature_in_both(name: str) -> None:
     if isinstance(sync, property) and isinstance(asynchronous, property):
         assert face(sync) in (face(asynchronous), face(asynchronous).removeprefix("Async"))
         return
-    assert described(sync) == described(asynchronous)
+    parameters, hints = described(sync)
+    assert (parameters, {name: TWINS.get(hint, hint) for name, hint in hints.items()}) == described(asynchronous)
     assert inspect.iscoroutinefunction(getattr(asynchronous, "__func__", asynchronous))
     assert not inspect.iscoroutinefunction(getattr(sync, "__func__", sync))
     assert inspect.getdoc(getattr(VM, name))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 
 NAMES = (
-    "run", "create", "list", "inspect", "start", "stop", "pause", "resume", "remove", "exec", "upload", "download",
-    "cp", "env", "logs", "image", "kernel", "doctor", "serve", "version",
+    "run", "create", "list", "inspect", "start", "stop", "pause", "resume", "remove", "exec", "connect", "attach",
+    "ps", "kill", "upload", "download", "cp", "env", "logs", "image", "kernel", "doctor", "serve", "version",
 )  # fmt: skip
 """In the order in which ``squib --help`` shows them."""
 

@@ -9,7 +9,9 @@ import typer
 
 from squib.cli import options
 from squib.cli.app import command
+from squib.cli.keys import DEFAULT_DETACH_KEYS
 from squib.cli.render import Output
+from squib.errors import InvalidArgument
 
 
 @command(
@@ -18,6 +20,7 @@ from squib.cli.render import Output
         "squib create --name web --memory 512 --cpus 2",
         "squib create --runtime python3.13 --disk 20gb --project ci",
         "squib create --rootfs ./my.squashfs --kernel ./vmlinux --no-start",
+        "squib create --connect",
         'VM=$(squib create) && squib exec "$VM" uname -a',
     ],
 )
@@ -33,21 +36,31 @@ async def create(
     rootfs: options.Rootfs = None,
     boot_args: options.BootArgs = None,
     env: options.Env = None,
+    env_file: options.EnvFile = None,
     boot_timeout: options.BootTimeout = options.DEFAULT_BOOT_TIMEOUT,
     no_start: Annotated[bool, typer.Option("--no-start", help="Do not start it; squib start does.")] = False,
-) -> None:
+    connect: Annotated[
+        bool, typer.Option("--connect", help="Then open a shell in it, as squib connect does. The VM stays.")
+    ] = False,
+) -> int:
     """Create and start a VM, and print its ID.
 
     It is ready for commands when this returns. If it does not come up, nothing of it stays.
     """
     from squib.cli import launch
+    from squib.cli.keys import parse_keys
     from squib.cli.progress import waiting
+    from squib.cli.terminal import check_terminal, open_shell
     from squib.cli.units import parse_duration_s
 
+    if connect and no_start:
+        raise InvalidArgument("--connect and --no-start exclude each other", hint="leave one out")
+    if connect:
+        check_terminal(output, hint="squib create, then squib exec -i VM sh")
     boot_timeout_s = parse_duration_s(boot_timeout, flag="--boot-timeout")
     config = options.make_vm_config(
         name=name, project=project, vcpus=vcpus, memory=memory, disk=disk, runtime=runtime, kernel=kernel,
-        rootfs=rootfs, boot_args=boot_args, env=env,
+        rootfs=rootfs, boot_args=boot_args, env=env, env_file=env_file,
     )  # fmt: skip
     async with options.connect() as engine:
         await launch.ensure_assets(output, engine, config)
@@ -56,9 +69,14 @@ async def create(
         else:
             async with waiting(output, "starting a VM"):
                 vm = await engine.launch_vm(config, boot_timeout_s=boot_timeout_s)
-    if output.json:
-        output.data(vm)
-        return
-    output.line(vm.vm_id)
+        if output.json:
+            output.data(vm)
+            return 0
+        output.line(vm.vm_id)
+        if connect:
+            request = options.make_request(None, user=None, sudo=False, workdir=None, env=None, pty=True)
+            keys = parse_keys(DEFAULT_DETACH_KEYS, flag="--detach-keys")
+            return await open_shell(output, engine, vm.name, request, keys)
     if sys.stdout.isatty():
-        output.note(f"start it with: squib start {vm.name}" if no_start else f"try: squib exec {vm.name} uname -a")
+        output.note(f"start it with: squib start {vm.name}" if no_start else f"try: squib connect {vm.name}")
+    return 0

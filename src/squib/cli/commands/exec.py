@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
 
 from squib.cli import options
 from squib.cli.app import command
+from squib.cli.keys import DEFAULT_DETACH_KEYS
 from squib.cli.render import Output
 from squib.errors import InvalidArgument
 
@@ -20,6 +22,8 @@ from squib.errors import InvalidArgument
         "squib exec web sh -c 'echo $HOME | wc -c'",
         "squib exec --user nobody --workdir /tmp -e KEY=value web ./job",
         "tar c . | squib exec -i web tar x -C /srv",
+        "squib exec -it web bash",
+        "squib exec -d web ./server --port 80",
     ],
 )
 async def exec_(
@@ -30,27 +34,49 @@ async def exec_(
         typer.Argument(metavar="COMMAND", help="Program and arguments; no shell.", show_default=False),
     ] = None,
     user: options.User = None,
+    sudo: options.Sudo = False,
     workdir: options.Workdir = None,
     env: options.CommandEnv = None,
+    env_file: options.EnvFile = None,
     timeout: options.Timeout = None,
     interactive: options.Interactive = False,
+    tty: options.Tty = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Leave it running in the background, and print its ID.")
+    ] = False,
+    detach_keys: options.DetachKeysFlag = DEFAULT_DETACH_KEYS,
 ) -> int:
     """Run a command in a VM that runs. Flags stand before the VM; all after it belongs to the command.
 
     Output streams as it comes, byte for byte. The status is that of the command: 128 + n if signal n ended it, 124 if
     its timeout did, 127 if there is no such program. Ctrl-C interrupts the command, a second one kills it. With --json,
     the output is printed as one object when the command has ended.
+
+    With a terminal (-t, or -i between terminals), Ctrl-C and the like are the command's, and Ctrl-] detaches: the
+    command goes on, and squib attach joins it again. It also goes on if this program is ended.
     """
-    from squib.cli.session import run_command
-    from squib.sdk.command import exec_request
+    from squib.cli.keys import parse_keys
+    from squib.cli.session import run_command, start_in_background
+    from squib.cli.terminal import Joining, check_terminal, run_terminal
     from squib.sdk.config import check_ref
 
     check_ref(vm)
     words = words[1:] if words and words[0] == "--" else words
     if not words:
         raise InvalidArgument("there is no command to run", hint=f"squib exec {vm} COMMAND...")
-    request = exec_request(
-        words, timeout=options.parse_timeout(timeout), env=options.parse_env(env or []), cwd=workdir, user=user
-    )
+    keys = parse_keys(detach_keys, flag="--detach-keys")
+    if detach and (interactive or tty):
+        raise InvalidArgument("-d and -i or -t exclude each other", hint="squib exec -it, and ctrl-] to detach")
+    if tty:
+        check_terminal(output, hint=f"squib exec -i {vm} passes on what is no terminal")
+    pty = tty or (interactive and not output.json and sys.stdin.isatty() and sys.stdout.isatty())
+    request = options.make_request(
+        words, user=user, sudo=sudo, workdir=workdir, env=options.parse_env(env, env_file), timeout=timeout,
+        background=detach, pty=pty,
+    )  # fmt: skip
     async with options.connect() as engine:
+        if detach:
+            return await start_in_background(output, engine, vm, request)
+        if pty:
+            return await run_terminal(output, engine, vm, request, Joining(keys))
         return await run_command(output, engine, vm, request, interactive=interactive)

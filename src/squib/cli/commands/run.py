@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import nullcontext
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from squib.cli import options
 from squib.cli.app import command
+from squib.cli.keys import DEFAULT_DETACH_KEYS
 from squib.cli.render import Output
 from squib.errors import InvalidArgument
 
@@ -21,6 +23,7 @@ from squib.errors import InvalidArgument
         "squib run python3 -c 'print(6*7)'",
         "squib run --memory 1g --cpus 2 --timeout 5m -e KEY=value -- make test",
         "echo 'select 1' | squib run -i -- cat",
+        "squib run -it -- bash",
     ],
 )
 async def run(
@@ -39,11 +42,15 @@ async def run(
     rootfs: options.Rootfs = None,
     boot_args: options.BootArgs = None,
     env: options.Env = None,
+    env_file: options.EnvFile = None,
     user: options.User = None,
+    sudo: options.Sudo = False,
     workdir: options.Workdir = None,
     timeout: options.Timeout = None,
     boot_timeout: options.BootTimeout = options.DEFAULT_BOOT_TIMEOUT,
     interactive: options.Interactive = False,
+    tty: options.Tty = False,
+    detach_keys: options.DetachKeysFlag = DEFAULT_DETACH_KEYS,
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave the VM running; its name is printed on standard error.")
     ] = False,
@@ -54,20 +61,25 @@ async def run(
     whatever happens, Ctrl-C and kill -9 included, unless --keep is given.
     """
     from squib.cli import launch
+    from squib.cli.keys import DetachKeys, parse_keys
     from squib.cli.runner import carry_through
     from squib.cli.session import run_command
+    from squib.cli.terminal import Joining, check_terminal, run_terminal
     from squib.cli.units import parse_duration_s
-    from squib.sdk.command import exec_request
 
     if not words:
         raise InvalidArgument(
             "there is no command to run", hint="squib run -- COMMAND...   (squib create makes a VM only)"
         )
-    request = exec_request(words, timeout=options.parse_timeout(timeout), cwd=workdir, user=user)
+    keys = parse_keys(detach_keys, flag="--detach-keys")
+    if tty:
+        check_terminal(output, hint="squib run -i passes on what is no terminal")
+    pty = tty or (interactive and not output.json and sys.stdin.isatty() and sys.stdout.isatty())
+    request = options.make_request(words, user=user, sudo=sudo, workdir=workdir, env=None, timeout=timeout, pty=pty)
     boot_timeout_s = parse_duration_s(boot_timeout, flag="--boot-timeout")
     config = options.make_vm_config(
         name=name, project=project, vcpus=vcpus, memory=memory, disk=disk, runtime=runtime, kernel=kernel,
-        rootfs=rootfs, boot_args=boot_args, env=env,
+        rootfs=rootfs, boot_args=boot_args, env=env, env_file=env_file,
     )  # fmt: skip
     async with options.connect() as engine:
         await launch.ensure_assets(output, engine, config)
@@ -78,6 +90,9 @@ async def run(
                 if keep:  # said first: it may be needed because of what comes
                     output.note(f"VM {vm.name} is kept; squib rm {vm.name} removes it")
                 await launch.boot(output, engine, vm, boot_timeout_s=boot_timeout_s)
+                if pty:  # a VM that goes with us leaves nothing to detach from
+                    joining = Joining(keys if keep else DetachKeys(), stays=keep)
+                    return await run_terminal(output, engine, vm.vm_id, request, joining)
                 return await run_command(output, engine, vm.vm_id, request, interactive=interactive)
             finally:
                 if not keep:

@@ -1,0 +1,181 @@
+"""``/v1/vms/{ref}/pty``: a terminal over a WebSocket. The messages are described in ``docs/api.md``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from typing import Any, TypeVar
+
+from fastapi import APIRouter
+from pydantic import ValidationError
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from squib.api.context import EngineDep, Ref
+from squib.api.schema import ResizeRequest, SignalRequest, TerminalAttach, TerminalInput
+from squib.api.validation import describe_validation
+from squib.core.engine import Engine
+from squib.core.terminal import Gap, Keyboard, Output, Terminal, attach_terminal, start_terminal
+from squib.errors import InvalidArgument, SquibError, to_wire
+from squib.frames import CommandEnd
+from squib.models import ExecRequest, Model, PtySize
+
+router = APIRouter(prefix="/vms/{ref}", tags=["processes"])
+
+_FIRST_MESSAGE_S = 30.0
+_LAST_INPUT_S = 5.0
+"""For what a client typed before it closed the connection."""
+_FAILED = 1011
+_FIRST_HINT = 'it is {"type": "start", "rows": 24, "cols": 80} or {"type": "attach", "id": "p1"}'
+
+M = TypeVar("M", bound=Model)
+
+
+@router.websocket("/pty")
+async def pty(socket: WebSocket, engine: EngineDep, ref: Ref) -> None:
+    """A terminal: the first message starts one or attaches to one."""
+    await socket.accept()
+    try:
+        try:
+            async with contextlib.aclosing(await _open(socket, engine, ref)) as terminal:
+                await _join(socket, terminal)
+        except SquibError as error:
+            await _send(socket, {"type": "error", "error": to_wire(error)})
+            await socket.close(_FAILED)
+        else:
+            await socket.close()
+    except WebSocketDisconnect:
+        pass
+
+
+async def _open(socket: WebSocket, engine: Engine, ref: str) -> Terminal:
+    """What the first message asks for."""
+    try:
+        async with asyncio.timeout(_FIRST_MESSAGE_S):
+            kind, fields = _control(await _receive(socket))
+    except TimeoutError:
+        raise InvalidArgument(f"no message has come within {_FIRST_MESSAGE_S:g} s", hint=_FIRST_HINT) from None
+    match kind:
+        case "start":
+            terminal = await start_terminal(engine, ref, _command(fields))
+        case "attach":
+            size = _size(fields)
+            to = _parse(TerminalAttach, fields)
+            terminal = await attach_terminal(
+                engine, ref, to.id, offset=to.offset, size=_parse(PtySize, size) if size else None
+            )
+        case _:
+            raise InvalidArgument(f"the first message is of the type {kind[:40]!r}", hint=_FIRST_HINT)
+    try:
+        done = "started" if kind == "start" else "attached"
+        await _send(socket, {"type": done, "id": terminal.process_id, "pid": terminal.pid})
+    except WebSocketDisconnect:
+        if kind == "start":
+            await terminal.kill()  # nobody knows that it is there
+        await terminal.aclose()
+        raise
+    return terminal
+
+
+def _command(fields: dict[str, Any]) -> ExecRequest:
+    for name in ("stdin", "background", "pty"):
+        if name in fields:
+            raise InvalidArgument(f"{name}: no field of a terminal", hint="rows and cols are its size")
+    size = _size(fields)
+    if not {"argv", "shell", "login"} & fields.keys():
+        fields["login"] = True
+    return _parse(ExecRequest, fields | {"background": True, "pty": size})
+
+
+def _size(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: fields.pop(name) for name in ("rows", "cols") if name in fields}
+
+
+async def _join(socket: WebSocket, terminal: Terminal) -> None:
+    """Join client and terminal until one ends. What the client typed before it left is still written."""
+    keyboard = Keyboard(terminal)
+    printing = asyncio.create_task(_print(socket, terminal), name=f"output of {terminal.process_id}")
+    listening = asyncio.create_task(_listen(socket, terminal, keyboard), name=f"input of {terminal.process_id}")
+    typing = asyncio.create_task(keyboard.run(), name=f"keyboard of {terminal.process_id}")
+    tasks = {printing, listening, typing}
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if printing.done() and isinstance(printing.exception(), WebSocketDisconnect):
+            await asyncio.wait({listening}, timeout=_LAST_INPUT_S)
+        if listening.done():
+            await keyboard.end()
+            await asyncio.wait({typing}, timeout=_LAST_INPUT_S)
+    finally:
+        for task in tasks:
+            task.cancel()
+        ends = await asyncio.gather(printing, listening, typing, return_exceptions=True)
+    for end in ends:
+        if not isinstance(end, asyncio.CancelledError):
+            if end is not None:
+                raise end
+            return
+
+
+async def _print(socket: WebSocket, terminal: Terminal) -> None:
+    """Pass output on to the client, and wait for it: while it does not read, nothing is read from the guest."""
+    async with contextlib.aclosing(terminal.output()) as pieces:
+        async for piece in pieces:
+            match piece:
+                case Output():
+                    await socket.send_bytes(piece.data)
+                case Gap():
+                    await _send(socket, {"type": "offset", "offset": piece.offset})
+                case CommandEnd():
+                    await _send(socket, {"type": "exit"} | vars(piece))
+                    return
+
+
+async def _listen(socket: WebSocket, terminal: Terminal, keyboard: Keyboard) -> None:
+    """Take what the client sends, until it closes the connection."""
+    while True:
+        message = await _receive(socket)
+        if isinstance(message, bytes):
+            await keyboard.type(message)
+            continue
+        kind, fields = _control(message)
+        match kind:
+            case "input":
+                await keyboard.type(_parse(TerminalInput, fields).data.encode("utf-8", "surrogateescape"))
+            case "resize":
+                await terminal.resize(_parse(ResizeRequest, fields))
+            case "signal":
+                await terminal.signal(_parse(SignalRequest, fields).signal)
+            case _:
+                raise InvalidArgument(f"a message of the type {kind[:40]!r}", hint="it is input, resize or signal")
+
+
+async def _receive(socket: WebSocket) -> bytes | str:
+    message = await socket.receive()
+    if message["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(message.get("code", 1005))
+    data = message.get("bytes")
+    return data if isinstance(data, bytes) else str(message.get("text"))
+
+
+async def _send(socket: WebSocket, message: dict[str, object]) -> None:
+    """In ASCII: a message may quote what is no UTF-8."""
+    await socket.send_text(json.dumps(message))
+
+
+def _control(message: bytes | str) -> tuple[str, dict[str, Any]]:
+    """The type of a control message, and its other fields."""
+    try:
+        fields = json.loads(message) if isinstance(message, str) else None
+    except (ValueError, RecursionError):
+        fields = None
+    if not isinstance(fields, dict):
+        raise InvalidArgument("a control message is no JSON object", hint=_FIRST_HINT)
+    return str(fields.pop("type", "")), fields
+
+
+def _parse(model: type[M], fields: dict[str, Any]) -> M:
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        problems = [problem | {"loc": ("message", *problem["loc"])} for problem in error.errors()]
+        raise InvalidArgument(describe_validation(problems)) from None

@@ -1,0 +1,106 @@
+"""`Process`: a command of the background in a VM, for programs without an event loop. Every method is that of
+`squib.AsyncProcess`, waited for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from signal import SIGKILL
+from types import TracebackType
+from typing import Self
+
+from squib.frames import CommandEnd
+from squib.models import ProcessInfo
+from squib.sdk.aio_process import AsyncProcess, AsyncStdin, OutputChunk
+from squib.sdk.portal import Portal
+
+
+class Stdin:
+    """`squib.sdk.aio_process.AsyncStdin`, for programs without an event loop."""
+
+    def __init__(self, portal: Portal, stdin: AsyncStdin) -> None:
+        self._portal = portal
+        self._stdin = stdin
+
+    def write(self, data: bytes | str) -> None:
+        """See `AsyncStdin.write`."""
+        self._portal.run(self._stdin.write(data))
+
+    def close(self) -> None:
+        """See `AsyncStdin.close`."""
+        self._portal.run(self._stdin.close())
+
+
+class Process:
+    """A command in a VM that goes on whether anybody looks at it or not. Made by `VM.spawn` and `VM.process`.
+
+        with vm.spawn("make -j4") as process:                 # killed at the end of the block, if it still runs
+            for chunk in process:
+                print(chunk.stream, chunk.data)
+            print(process.wait().exit_code)
+
+    See `AsyncProcess`. Methods may be called from several threads: one may iterate while another writes.
+    """
+
+    def __init__(self, portal: Portal, process: AsyncProcess) -> None:
+        self._portal = portal
+        self._process = process
+        self._stdin = Stdin(portal, process.stdin)
+
+    def __repr__(self) -> str:
+        return repr(self._process).replace("AsyncProcess", "Process", 1)
+
+    @property
+    def id(self) -> str:
+        """Its name in the VM, such as ``p3``."""
+        return self._process.id
+
+    @property
+    def pid(self) -> int:
+        """That of its first process, in the guest."""
+        return self._process.pid
+
+    @property
+    def info(self) -> ProcessInfo:
+        """The process as last seen; `refresh` looks again."""
+        return self._process.info
+
+    @property
+    def stdin(self) -> Stdin:
+        """Its standard input."""
+        return self._stdin
+
+    def refresh(self) -> ProcessInfo:
+        """See `AsyncProcess.refresh`."""
+        return self._portal.run(self._process.refresh())
+
+    def __iter__(self) -> Iterator[OutputChunk]:
+        return self.output()
+
+    def output(self, stdout_offset: int = 0, stderr_offset: int = 0) -> Iterator[OutputChunk]:
+        """See `AsyncProcess.output`. Leaving the loop detaches."""
+        return self._portal.iterate(self._process.output(stdout_offset, stderr_offset))
+
+    def wait(self, timeout: float | None = None) -> CommandEnd:
+        """See `AsyncProcess.wait`."""
+        return self._portal.run(self._process.wait(timeout))
+
+    def signal(self, number: int) -> None:
+        """See `AsyncProcess.signal`."""
+        self._portal.run(self._process.signal(number))
+
+    def kill(self, signal: int = SIGKILL) -> None:
+        """See `AsyncProcess.kill`."""
+        self._portal.run(self._process.kill(signal))
+
+    def resize(self, rows: int, cols: int) -> None:
+        """See `AsyncProcess.resize`."""
+        self._portal.run(self._process.resize(rows, cols))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._portal.run(self._process.__aexit__(kind, error, trace))

@@ -1,0 +1,247 @@
+"""A terminal in a VM, over a WebSocket: what lies under ``squib connect``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from squib.errors import AgentUnreachable, EngineUnavailable, from_wire
+from squib.frames import CommandEnd
+from squib.host import sockets
+from squib.models import ExecRequest, PtySize
+from squib.sdk.client import PAUSES_S, EngineClient, error_of
+from squib.sdk.config import check_ref
+from squib.sdk.local import ensure_engine
+
+if TYPE_CHECKING:
+    from websockets.asyncio.client import ClientConnection
+
+_OPEN_TIMEOUT_S = 10.0
+_CLOSE_TIMEOUT_S = 1.0
+_PING_S = 20.0
+_PING_TIMEOUT_S = 60.0
+_PIECE_BYTES = 1 << 18
+"""Of input: well below the engine's limit of a message."""
+
+
+@dataclass(frozen=True)
+class Attach:
+    """A terminal that is there already: the process ``id``.
+
+    Its output begins at ``offset``, or with the oldest that is kept. With ``size`` its window gets that size, and a
+    full-screen program draws itself anew.
+    """
+
+    id: str
+    offset: int = 0
+    size: PtySize | None = None
+
+
+class Terminal:
+    """A terminal in a VM; made by `open_terminal`. One task reads `output`, others may write meanwhile."""
+
+    def __init__(self, socket: ClientConnection, where: str, process_id: str, pid: int) -> None:
+        self._socket = socket
+        self._where = where
+        self._end: CommandEnd | None = None
+        self._offset = 0
+        self.id = process_id
+        """Its process in the VM, such as ``p3``."""
+        self.pid = pid
+        """That of its first process, in the guest."""
+
+    @property
+    def offset(self) -> int:
+        """How far `output` has come: where to `Attach` again so that nothing is missed or seen twice."""
+        return self._offset
+
+    @property
+    def end(self) -> CommandEnd:
+        """How the command ended. Raises `AgentUnreachable` if `output` was not read to its end."""
+        if self._end is None:
+            raise AgentUnreachable("the terminal's output ended before its command did")
+        return self._end
+
+    async def output(self) -> AsyncIterator[bytes]:
+        """What the terminal prints, as it comes, until its command ends; then `end` says how.
+
+        Raises `EngineUnavailable` if the connection is lost (the command goes on: `Attach`), `AgentUnreachable` if the
+        VM is lost, and what else the engine reports.
+        """
+        while self._end is None:
+            message = await _receive(self._socket, self._where)
+            if isinstance(message, bytes):
+                self._offset += len(message)
+                if message:
+                    yield message
+                continue
+            match message.get("type"):
+                case "offset":
+                    self._offset = _number(message, "offset", self._where)
+                case "exit":
+                    self._end = _end_of(message, self._where)
+
+    async def send(self, data: bytes) -> None:
+        """Type ``data``. Waits while the terminal takes no more. If the command has ended: nothing.
+
+        Raises `EngineUnavailable` if the connection is lost.
+        """
+        for start in range(0, len(data), _PIECE_BYTES):
+            await self._send(data[start : start + _PIECE_BYTES])
+
+    async def resize(self, rows: int, cols: int) -> None:
+        """Set the window's size, in characters. Raises as `send`."""
+        await self._send(json.dumps({"type": "resize", "rows": rows, "cols": cols}))
+
+    async def signal(self, number: int) -> None:
+        """Send a signal to the terminal's foreground process group. Raises as `send`."""
+        await self._send(json.dumps({"type": "signal", "signal": number}))
+
+    async def _send(self, message: bytes | str) -> None:
+        from websockets.exceptions import ConnectionClosed
+
+        try:
+            await self._socket.send(message)
+        except ConnectionClosed as error:
+            if self._end is None:
+                raise _lost(self._where, error) from error
+
+
+@asynccontextmanager
+async def open_terminal(
+    engine: EngineClient, ref: str, what: ExecRequest | Attach | None = None
+) -> AsyncIterator[Terminal]:
+    """Open a terminal in the VM ``ref`` and run the block with it. Leaving the block detaches: the command goes on.
+
+    ``what`` is a command to start (the size is its ``pty``, by default 24 rows of 80), or a terminal to attach to; by
+    default the login shell of root. A local engine is started if none runs.
+
+    Raises `NoShell` and the other `ExecError` that say why a command could not be started, `NoSuchProcess`,
+    `NoTerminal`, `WrongState`, `NotFound`, `InvalidArgument`, `EngineUnavailable`, `EngineStartFailed`.
+    """
+    where = engine.url or str(engine.home and engine.home.root)
+    socket = await _connect(engine, f"/v1/vms/{check_ref(ref)}/pty", where)
+    try:
+        terminal = await _begin(socket, where, _first_message(what or ExecRequest(login=True)))
+        if isinstance(what, Attach):
+            terminal._offset = what.offset
+        yield terminal
+    finally:
+        await socket.close()
+
+
+async def _begin(socket: ClientConnection, where: str, first: dict[str, Any]) -> Terminal:
+    from websockets.exceptions import ConnectionClosed
+
+    try:
+        await socket.send(json.dumps(first))
+    except ConnectionClosed as error:
+        raise _lost(where, error) from error
+    answer = await _receive(socket, where)
+    if isinstance(answer, bytes) or answer.get("type") not in ("started", "attached"):
+        raise _not_understood(where)
+    return Terminal(socket, where, check_ref(str(answer.get("id"))), _number(answer, "pid", where))
+
+
+def _first_message(what: ExecRequest | Attach) -> dict[str, Any]:
+    if isinstance(what, Attach):
+        size = what.size.model_dump() if what.size else {}
+        return {"type": "attach", "id": check_ref(what.id), "offset": what.offset} | size
+    fields = what.model_dump(exclude_defaults=True, exclude={"stdin", "background", "pty"})
+    return {"type": "start"} | fields | (what.pty or PtySize()).model_dump()
+
+
+async def _receive(socket: ClientConnection, where: str) -> bytes | dict[str, Any]:
+    """The next message: output, or a control message that is no error."""
+    from websockets.exceptions import ConnectionClosed
+
+    try:
+        data = await socket.recv()
+    except ConnectionClosed as error:
+        raise _lost(where, error) from error
+    if isinstance(data, bytes):
+        return data
+    try:
+        message = json.loads(data)
+    except ValueError:
+        message = None
+    if not isinstance(message, dict):
+        raise _not_understood(where)
+    if message.get("type") == "error" and isinstance(told := message.get("error"), dict):
+        raise from_wire(told)
+    return message
+
+
+async def _connect(engine: EngineClient, path: str, where: str) -> ClientConnection:
+    from websockets.asyncio.client import connect
+    from websockets.exceptions import InvalidHandshake, InvalidStatus
+
+    for last, pause_s in [(False, pause_s) for pause_s in PAUSES_S] + [(True, 0.0)]:
+        try:
+            if engine.home:
+                # Whether the engine is there is told by the socket.
+                sock = sockets.connect(engine.home.engine_socket)
+                opening = connect(
+                    f"ws://squib{path}",
+                    sock=sock,
+                    compression=None,
+                    ping_interval=None,
+                    open_timeout=_OPEN_TIMEOUT_S,
+                    close_timeout=_CLOSE_TIMEOUT_S,
+                )
+            else:
+                opening = connect(
+                    "ws" + (engine.url or "").removeprefix("http").rstrip("/") + path,
+                    additional_headers=engine.headers,
+                    compression=None,
+                    proxy=None,
+                    ping_interval=_PING_S,
+                    ping_timeout=_PING_TIMEOUT_S,
+                    open_timeout=_OPEN_TIMEOUT_S,
+                    close_timeout=_CLOSE_TIMEOUT_S,
+                )
+            return await opening
+        except InvalidStatus as error:
+            raise error_of(error.response.status_code, bytes(error.response.body or b"")) from None
+        except (OSError, InvalidHandshake, ssl.SSLError) as error:
+            if engine.home is None or last:
+                raise EngineUnavailable(
+                    f"no terminal can be opened at the engine {where}: {error or type(error).__name__}",
+                    hint="is squib serve running there? check SQUIB_URL" if engine.url else "squib version shows it",
+                ) from error
+            await asyncio.sleep(pause_s)
+            await ensure_engine(engine.home)
+    raise AssertionError("not reached")
+
+
+def _number(message: dict[str, Any], name: str, where: str) -> int:
+    value = message.get(name)
+    if type(value) is not int or value < 0:
+        raise _not_understood(where)
+    return value
+
+
+def _end_of(message: dict[str, Any], where: str) -> CommandEnd:
+    signal, duration_s = message.get("signal"), message.get("duration_s")
+    if not (signal is None or type(signal) is int) or not isinstance(duration_s, int | float):
+        raise _not_understood(where)
+    return CommandEnd(_number(message, "exit_code", where), signal, message.get("timed_out") is True, duration_s)
+
+
+def _lost(where: str, error: Exception) -> EngineUnavailable:
+    return EngineUnavailable(
+        f"the connection to the engine {where} broke: {error}",
+        hint="the command goes on in the VM: squib ps VM shows it, squib attach VM joins it again",
+    )
+
+
+def _not_understood(where: str) -> EngineUnavailable:
+    return EngineUnavailable(
+        f"what answers at {where} does not speak as a squib engine of this version",
+        hint="squib version shows both versions; check SQUIB_URL",
+    )

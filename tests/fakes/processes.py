@@ -1,0 +1,226 @@
+"""The process sessions of a `FakeAgent`: their output is kept, and any number of readers may follow it.
+
+It runs no real commands, only these, given as ``argv``: ``true``, ``false``, ``exit N``, ``echo WORD...``,
+``err WORD...`` (echo to standard error), ``cat`` (needs stdin), ``sleep`` (for ever), ``spam`` (prints for ever),
+``env``, ``garbage`` (sends what is no frame), ``vanish`` (the guest ends), ``flood N`` (N KiB, numbered) and ``tty``,
+which is what a login shell is too: it prints ``$ ``, echoes what is typed, tells a new size as ``[ROWSxCOLS]`` and ends
+with status N at ``exit N`` and a carriage return, and with 0 at Ctrl-D.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from squib.frames import FrameKind, encode, encode_json
+
+PROGRAMS = {
+    "true", "false", "exit", "echo", "err", "cat", "sleep", "spam", "env", "garbage", "vanish", "flood", "tty",
+}  # fmt: skip
+FOREGROUND_BYTES, BACKGROUND_BYTES = 128 << 10, 1 << 20
+_EXIT = re.compile(rb"exit ([0-9]+)\r")
+
+
+@dataclass(eq=False)
+class Reader:
+    """One that follows the output; ``taken`` is how much of both streams it has seen."""
+
+    taken: int = 0
+
+
+@dataclass
+class Piece:
+    """Output that is kept. ``start`` counts both streams, ``offset`` its own."""
+
+    start: int
+    kind: FrameKind | None
+    offset: int
+    payload: bytes
+
+
+@dataclass
+class FakeProcess:
+    id: str
+    pid: int
+    spec: dict[str, Any]
+    env: dict[str, str]
+    stdin: asyncio.Queue[bytes | None] | None = None
+    pty: dict[str, int] | None = None
+    exit: dict[str, Any] | None = None
+    readers: list[Reader] = field(default_factory=list)
+    pieces: deque[Piece] = field(default_factory=deque)
+    ends: dict[FrameKind, int] = field(default_factory=lambda: {FrameKind.STDOUT: 0, FrameKind.STDERR: 0})
+    total: int = 0
+    was_read: bool = False
+    """The first reader is waited for, a later one is not."""
+    resized: list[dict[str, int]] = field(default_factory=list)
+    task: asyncio.Task[None] | None = None
+    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    @property
+    def background(self) -> bool:
+        return bool(self.spec.get("background"))
+
+    def describe(self) -> dict[str, Any]:
+        argv = self.spec.get("argv") or ["-sh"]
+        ranges = {
+            name: {"start": min((p.offset for p in self.pieces if p.kind is kind), default=end), "end": end}
+            for name, kind, end in (
+                ("stdout", FrameKind.STDOUT, self.ends[FrameKind.STDOUT]),
+                ("stderr", FrameKind.STDERR, self.ends[FrameKind.STDERR]),
+            )
+        }
+        return {
+            "id": self.id, "pid": self.pid, "argv": argv, "user": self.spec.get("user", "root"),
+            "started_unix_ms": 1_763_775_600_000, "background": self.background, "pty": self.pty,
+            "stdin": bool(self.spec.get("stdin")), "readers": len(self.readers), "exit": self.exit,
+        } | ranges  # fmt: skip
+
+    async def run(self) -> None:
+        """Run the program to its end."""
+        end: dict[str, Any] = {"exit_code": 0, "signal": None, "timed_out": False, "duration_ms": 1}
+        timeout_ms = self.spec.get("timeout_ms")
+        try:
+            async with asyncio.timeout(timeout_ms / 1000 if timeout_ms else None):
+                end["exit_code"] = await self._program()
+        except TimeoutError:
+            end |= {"exit_code": None, "signal": 9, "timed_out": True}
+        await self._end(end)
+
+    async def kill(self, signal: int = 9) -> None:
+        """End it by a signal."""
+        if self.task and not self.task.done():
+            self.task.cancel()
+            await asyncio.wait([self.task])
+        if self.exit is None:
+            await self._end({"exit_code": None, "signal": signal, "timed_out": False, "duration_ms": 1})
+
+    async def _end(self, end: dict[str, Any]) -> None:
+        async with self.changed:
+            self.exit = end
+            self.changed.notify_all()
+
+    async def follow(
+        self,
+        send: Callable[[bytes], Awaitable[None]],
+        *,
+        stdout: int = 0,
+        stderr: int = 0,
+        none: bool = False,
+        idle_s: float | None = None,
+    ) -> None:
+        """Send the frames from these offsets on, to the last."""
+        offsets = {FrameKind.STDOUT: stdout, FrameKind.STDERR: stderr}
+        reader = Reader(self.pieces[0].start if self.pieces else self.total)
+        self.was_read = True
+        if not none:
+            self.readers.append(reader)
+        try:
+            await send(encode_json(FrameKind.STARTED, {"id": self.id, "pid": self.pid}))
+            while True:
+                for piece in [piece for piece in self.pieces if piece.start >= reader.taken and not none]:
+                    skip = max(0, offsets.get(piece.kind, 0) - piece.offset) if piece.kind else 0
+                    if piece.kind is None:
+                        await send(piece.payload)
+                    elif skip < len(piece.payload):
+                        await send(encode(piece.kind, piece.payload[skip:], piece.offset + skip))
+                    async with self.changed:
+                        reader.taken = piece.start + len(piece.payload)
+                        self.changed.notify_all()
+                async with self.changed:
+                    if self.exit and (none or reader.taken >= self.total):
+                        break
+                    try:
+                        async with asyncio.timeout(idle_s):
+                            await self.changed.wait_for(lambda: self.exit or (not none and reader.taken < self.total))
+                    except TimeoutError:
+                        await send(encode(FrameKind.IDLE, b""))
+        finally:
+            with contextlib.suppress(ValueError):
+                self.readers.remove(reader)
+            await asyncio.shield(asyncio.ensure_future(self._notify()))
+        await send(encode_json(FrameKind.EXIT, self.exit))
+
+    async def _notify(self) -> None:
+        async with self.changed:
+            self.changed.notify_all()
+
+    async def _write(self, kind: FrameKind | None, payload: bytes) -> None:
+        limit = BACKGROUND_BYTES if self.background else FOREGROUND_BYTES
+
+        def is_room() -> bool:
+            slowest = min((reader.taken for reader in self.readers), default=self.total if self.was_read else 0)
+            return self.total - slowest < limit
+
+        await asyncio.sleep(0)
+        async with self.changed:
+            await self.changed.wait_for(is_room)
+            offset = self.ends.get(kind, 0) if kind else 0
+            self.pieces.append(Piece(self.total, kind, offset, payload))
+            self.total += len(payload)
+            if kind:
+                self.ends[kind] += len(payload)
+            while self.total - self.pieces[0].start > limit + len(payload):
+                self.pieces.popleft()
+            self.changed.notify_all()
+
+    async def _program(self) -> int:
+        program, *words = self.spec.get("argv") or ["tty"]
+        match program:
+            case "false":
+                return 1
+            case "exit":
+                return int(words[0])
+            case "echo" | "err":
+                kind = FrameKind.STDOUT if program == "echo" else FrameKind.STDERR
+                await self._write(kind, (" ".join(words) + "\n").encode("utf-8", "surrogateescape"))
+            case "env":
+                await self._write(FrameKind.STDOUT, json.dumps(self.env | self.spec.get("env", {})).encode())
+            case "flood":
+                for number in range(int(words[0])):
+                    await self._write(FrameKind.STDOUT, b"%01023d\n" % number)
+            case "cat":
+                assert self.stdin
+                while (chunk := await self.stdin.get()) is not None:
+                    for start in range(0, len(chunk), 65536):
+                        await self._write(FrameKind.STDOUT, chunk[start : start + 65536])
+            case "sleep":
+                await asyncio.Event().wait()
+            case "spam":
+                while True:
+                    await self._write(FrameKind.STDOUT, b"y\n" * 32768)
+            case "garbage":
+                await self._write(None, b"\x63" * 64)
+            case "vanish":
+                os._exit(0)
+            case "tty":
+                return await self._tty()
+        return 0
+
+    async def _tty(self) -> int:
+        assert self.stdin
+        await self._write(FrameKind.STDOUT, b"$ ")
+        typed = b""
+        while True:
+            chunk = await self.stdin.get()
+            if chunk is None:
+                return 0
+            typed = (typed + chunk)[-64:]
+            for start in range(0, len(chunk), 65536):
+                await self._write(FrameKind.STDOUT, chunk[start : start + 65536])
+            if found := _EXIT.search(typed):
+                return int(found[1])
+            if b"\x04" in chunk:
+                return 0
+
+    async def resize(self, size: dict[str, int]) -> None:
+        self.pty = size
+        self.resized.append(size)
+        await self._write(FrameKind.STDOUT, b"[%dx%d]" % (size["rows"], size["cols"]))
