@@ -15,7 +15,7 @@ TRANSFER_BYTES = 256 << 20
 UPLOAD_BYTES = 1 << 30
 _CHUNK = bytes(1 << 18)
 _FILE = "/root/transfer"
-_IDLE_COMMANDS = 100
+_IDLE_COMMANDS = 50
 _WARM_UP_COMMANDS = 20
 _BEGIN_S = 0.5
 
@@ -73,26 +73,33 @@ async def _download(vm: AsyncVM, size: int) -> None:
 
 
 async def measure_latency_under_load(bench: Bench) -> None:
-    """Commands one after the other: in an idle VM, and while a file of 1 GiB goes up."""
+    """Commands one after the other: in an idle VM, while a file of 1 GiB goes up, and in an idle VM again."""
     async with bench.client() as engine:
         vm = await bench.vm(engine)
         try:
             await vm.start()
             for _ in range(_WARM_UP_COMMANDS):
                 await vm.run(["true"], check=True)
-            bench.on_run(0, 2)
-            for _ in range(_IDLE_COMMANDS):
-                bench.results.add("exec-idle", await _time_true(vm))
-            bench.on_run(1, 2)
+            bench.on_run(0, 3)
+            await _idle_commands(bench, vm)
+            bench.on_run(1, 3)
             async with asyncio.TaskGroup() as tasks:
                 upload = tasks.create_task(_upload(vm, UPLOAD_BYTES))
                 await asyncio.sleep(_BEGIN_S)
                 while not upload.done():
                     bench.results.add("exec-busy", await _time_true(vm))
+            bench.on_run(2, 3)
+            await vm.run(["sync"], check=True)
+            await _idle_commands(bench, vm)
         finally:
             await vm.delete()
     idle_s, busy_s = (bench.results.median(name) for name in ("exec-idle", "exec-busy"))
     bench.results.add("exec-busy-ratio", busy_s / idle_s)
+
+
+async def _idle_commands(bench: Bench, vm: AsyncVM) -> None:
+    for _ in range(_IDLE_COMMANDS):
+        bench.results.add("exec-idle", await _time_true(vm))
 
 
 async def _time_true(vm: AsyncVM) -> float:

@@ -267,9 +267,7 @@ class Http2Connection:
         else:
             async for chunk in body:
                 await self._send_data(response, stream_id, chunk)
-                if (
-                    response._ended
-                ):  # it has answered already: the rest of the body, which may have no end, is not wanted
+                if response._ended:  # it has answered: the rest of the body, which may have no end, is not wanted
                     return
         if not response._ended and not self._closed:
             self._h2.end_stream(stream_id)
