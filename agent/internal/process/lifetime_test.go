@@ -25,7 +25,10 @@ func TestLargeOutputIsExact(t *testing.T) {
 	}
 }
 
-// A reader that stops, stops the command: no more than the pipe holds is ever buffered.
+// most is what can be under way from a command in the foreground to a reader: what the log and a pipe hold.
+const most = 128<<10 + ringSlack + 64<<10
+
+// A reader that stops, stops the command.
 func TestSlowReaderBlocksTheCommand(t *testing.T) {
 	p := start(t, newManager(t, cgroups), sh("yes & echo $! >&2; wait"))
 	pid := p.line(t, Stderr)
@@ -39,7 +42,7 @@ func TestSlowReaderBlocksTheCommand(t *testing.T) {
 		stat, _ := os.ReadFile("/proc/" + pid + "/stat")
 		return strings.Contains(string(stat), ") S ")
 	})
-	if n, err := strconv.Atoi(written()); err == nil && n > 2*pipeSize {
+	if n, err := strconv.Atoi(written()); err == nil && n > 2*most {
 		t.Errorf("%d bytes were taken from it unread", n)
 	}
 	p.Kill()
@@ -80,7 +83,7 @@ func TestDrainIsBounded(t *testing.T) {
 	pid := p.line(t, Stderr)
 	waitDone(t, p.Process)
 	out, _ := finish(t, p)
-	if len(out) > 3*pipeSize {
+	if len(out) > 2*most {
 		t.Errorf("%d bytes", len(out))
 	}
 	n, _ := strconv.Atoi(pid)
@@ -246,7 +249,7 @@ func TestStdinWriteEndsWithRequestAndWithProcess(t *testing.T) {
 	spec := sh("exec sleep 100")
 	spec.Stdin = true
 	p := start(t, newManager(t, cgroups), spec)
-	more := func() io.Reader { return bytes.NewReader(make([]byte, 4*pipeSize)) }
+	more := func() io.Reader { return bytes.NewReader(make([]byte, 4*stdinSize)) }
 	ctx, cancel := context.WithCancel(context.Background())
 	time.AfterFunc(20*time.Millisecond, cancel)
 	if _, err := p.WriteStdin(ctx, more(), false); !errors.Is(err, context.Canceled) {

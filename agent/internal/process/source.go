@@ -8,12 +8,7 @@ import (
 	"unsafe"
 )
 
-const (
-	// pipeSize lets a command write on while its output is on the way to the host.
-	pipeSize   = 256 << 10
-	fSetPipeSz = 1031
-	fionread   = 0x541b
-)
+const fionread = 0x541b
 
 // source is the agent's end of what a command writes to: of a pipe or a terminal.
 type source struct {
@@ -40,7 +35,6 @@ func newOutput(name string) (*source, int, error) {
 		return nil, -1, err
 	}
 	syscall.SetNonblock(r, true)
-	syscall.Syscall(syscall.SYS_FCNTL, uintptr(r), fSetPipeSz, pipeSize) // best effort
 	o, err := newSource(r, name, false)
 	if err != nil {
 		syscall.Close(w)

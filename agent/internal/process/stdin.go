@@ -9,6 +9,12 @@ import (
 	"time"
 )
 
+const (
+	// stdinSize lets the next input come while the command is busy with the last.
+	stdinSize  = 256 << 10
+	fSetPipeSz = 1031
+)
+
 // input is what a command's stdin is fed through: the writing end of a pipe, or a terminal. Nil stands for /dev/null.
 type input struct {
 	file     *os.File
@@ -30,7 +36,7 @@ func newStdin() (*input, int, error) {
 		return nil, -1, err
 	}
 	syscall.SetNonblock(w, true)
-	syscall.Syscall(syscall.SYS_FCNTL, uintptr(w), fSetPipeSz, pipeSize) // best effort
+	syscall.Syscall(syscall.SYS_FCNTL, uintptr(w), fSetPipeSz, stdinSize) // best effort
 	return newInput(os.NewFile(uintptr(w), "stdin"), false), r, nil
 }
 

@@ -38,12 +38,7 @@ func newTerminal(size Size, owner Account, group uint32, hasGroup bool) (*source
 	if err != nil {
 		return nil, -1, &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	var locked int32
-	err = ioctl(uintptr(fd), tioSPtLck, unsafe.Pointer(&locked))
-	if err == nil {
-		err = ioctl(uintptr(fd), tioSWinSz, unsafe.Pointer(&winsize{rows: size.Rows, cols: size.Cols}))
-	}
-	if err != nil {
+	if err := prepare(uintptr(fd), size); err != nil {
 		syscall.Close(fd)
 		return nil, -1, os.NewSyscallError("ioctl "+path, err)
 	}
@@ -73,6 +68,24 @@ func newTerminal(size Size, owner Account, group uint32, hasGroup bool) (*source
 		return nil, -1, err
 	}
 	return master, int(slave), nil
+}
+
+// prepare unlocks the command's end and gives the terminal its size. Characters are UTF-8, so that the line editing of the kernel
+// erases whole ones.
+func prepare(fd uintptr, size Size) error {
+	var locked int32
+	var modes syscall.Termios
+	if err := ioctl(fd, tioSPtLck, unsafe.Pointer(&locked)); err != nil {
+		return err
+	}
+	if err := ioctl(fd, syscall.TCGETS, unsafe.Pointer(&modes)); err != nil {
+		return err
+	}
+	modes.Iflag |= syscall.IUTF8
+	if err := ioctl(fd, syscall.TCSETS, unsafe.Pointer(&modes)); err != nil {
+		return err
+	}
+	return ioctl(fd, tioSWinSz, unsafe.Pointer(&winsize{rows: size.Rows, cols: size.Cols}))
 }
 
 // resize sets the size. Where it is the size already, the kernel would tell nobody: then the foreground process group is told here.

@@ -113,11 +113,13 @@ func TestResize(t *testing.T) {
 
 // A key's echo comes back though no line is complete.
 func TestEchoOfAKey(t *testing.T) {
-	p := start(t, newManager(t, cgroups), terminal("cat"))
-	for _, key := range []string{"a", "b", "\x7f", "ä"} {
-		p.enter(t, key)
-		p.until(t, map[string]string{"\x7f": "\b \b"}[key]+strings.TrimLeft(key, "\x7f"))
+	p := start(t, newManager(t, cgroups), terminal("read x; echo \"[$x]\""))
+	for _, c := range [][2]string{{"a", "a"}, {"b", "b"}, {"ä", "ä"}, {"\x7f", "\b \b"}} { // what is erased is a character
+		p.enter(t, c[0])
+		p.until(t, c[1])
 	}
+	p.enter(t, "\n")
+	p.until(t, "[ab]\r\n")
 }
 
 func TestKeysSignalTheForegroundGroup(t *testing.T) {

@@ -132,7 +132,8 @@ class AsyncProcess:
     async def wait(self, timeout: float | None = None) -> CommandEnd:
         """Wait until it ends, at most ``timeout`` seconds. Does not read its output, nor hold it up.
 
-        Raises `TimeoutError` (the command goes on), and as `output`.
+        Raises `TimeoutError` (the command goes on), `NoSuchProcess` if somebody else has killed it before, and as
+        `output`.
         """
         try:
             async with asyncio.timeout(timeout), aclosing(self._follow(None)) as frames:
