@@ -13,7 +13,8 @@ from squib import frames
 from squib.core import lifecycle
 from squib.core.engine import Engine
 from squib.core.env import hand_over_env
-from squib.errors import AgentUnreachable, NotFound, SquibError, to_wire
+from squib.core.silence import answer_of
+from squib.errors import AgentUnreachable, SquibError, to_wire
 from squib.guest.agent import AgentClient
 from squib.guest.http2 import Response
 from squib.models import ExecRequest, VMState
@@ -23,9 +24,6 @@ log = logging.getLogger("squib.exec")
 _START_TIMEOUT_S = 30.0
 _TIMEOUT_GRACE_S = 10.0
 """Beyond a command's timeout, for a busy guest to end it and to send the rest of its output."""
-_SILENCE_S = 60.0
-"""The agent says every 15 s that a command goes on."""
-_WATCH_S = 0.5
 
 
 def agent_of(engine: Engine, ref: str, doing: str = "running a command") -> AgentClient:
@@ -92,39 +90,10 @@ async def stream(command: Command) -> AsyncIterator[bytes]:
 
 async def receive(command: Command) -> AsyncGenerator[bytes, None]:
     """What the guest sends, as `stream`. Raises `AgentUnreachable` if the guest is lost."""
-    watchdog = asyncio.create_task(_give_up_on_a_guest_that_hangs(command), name=f"watchdog {command.vm_id}")
-    async with command.response as response:
+    within_s = math.inf if command.timeout_s is None else command.timeout_s + _TIMEOUT_GRACE_S
+    async with answer_of(command.engine, command.vm_id, command.response, within_s=within_s) as response:
         try:
             async for chunk in response.stream():
                 yield chunk
         except SquibError as error:
             raise AgentUnreachable(f"the VM ended, or was lost, while the command ran: {error.message}") from error
-        finally:
-            watchdog.cancel()
-
-
-async def _give_up_on_a_guest_that_hangs(command: Command) -> None:
-    """Fail a command whose guest neither ends it after its timeout nor says that it goes on.
-
-    What counts is the time for which a reader waits for the guest: not that of a slow reader or a paused VM.
-    """
-    waited_s = silent_s = 0.0
-    received = -1
-    while True:
-        await asyncio.sleep(_WATCH_S)
-        if not command.response.waiting or _is_paused(command):
-            continue
-        waited_s += _WATCH_S
-        silent_s = silent_s + _WATCH_S if received == command.response.received_bytes else 0.0
-        received = command.response.received_bytes
-        if command.timeout_s is not None and waited_s > command.timeout_s + _TIMEOUT_GRACE_S:
-            return command.response.give_up(AgentUnreachable("the guest did not end it after its timeout"))
-        if silent_s > _SILENCE_S:
-            return command.response.give_up(AgentUnreachable(f"the guest was silent for {_SILENCE_S:g} s"))
-
-
-def _is_paused(command: Command) -> bool:
-    try:
-        return command.engine.store.get_vm(command.vm_id).state is VMState.PAUSED
-    except NotFound:
-        return False

@@ -6,6 +6,7 @@ What counts is the time for which we wait for the guest: not that of a slow clie
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -21,42 +22,47 @@ SILENCE_S = 60.0
 _LOOK_S = 0.5
 
 
-class _Patience:
-    def __init__(self, engine: Engine, vm_id: str) -> None:
-        self._engine = engine
-        self._vm_id = vm_id
-        self._silent_s = 0.0
-        self._moved = -1
+async def _patience(
+    engine: Engine, vm_id: str, look: Callable[[], tuple[bool, int]], within_s: float = math.inf
+) -> AgentUnreachable:
+    """Return, with what is to be said, when the guest was waited for and did nothing for `SILENCE_S`, or was waited for
+    longer than ``within_s`` in all.
 
-    async def run_out(self, look: Callable[[], tuple[bool, int]]) -> None:
-        """Return when the guest was waited for and did nothing for `SILENCE_S`. ``look`` says whether it is waited for
-        now, and a number that grows with all that it does.
-        """
-        while self._silent_s <= SILENCE_S:
-            await asyncio.sleep(_LOOK_S)
-            waiting, moved = look()
-            if moved != self._moved:
-                self._silent_s = 0.0
-            elif waiting and not self._is_paused():
-                self._silent_s += _LOOK_S
-            self._moved = moved
+    ``look`` says whether it is waited for now, and a number that grows with all that it does.
+    """
+    waited_s = silent_s = 0.0
+    last = -1
+    while True:
+        await asyncio.sleep(_LOOK_S)
+        waiting, moved = look()
+        if moved != last:
+            last, silent_s = moved, 0.0
+        if waiting and not _is_paused(engine, vm_id):
+            silent_s += _LOOK_S
+            waited_s += _LOOK_S
+        if silent_s > SILENCE_S:
+            return AgentUnreachable(f"the guest was silent for {SILENCE_S:g} s")
+        if waited_s > within_s:
+            return AgentUnreachable(f"the guest did not end it within {within_s:g} s")
 
-    def _is_paused(self) -> bool:
-        try:
-            return self._engine.store.get_vm(self._vm_id).state is VMState.PAUSED
-        except NotFound:
-            return False
+
+def _is_paused(engine: Engine, vm_id: str) -> bool:
+    try:
+        return engine.store.get_vm(vm_id).state is VMState.PAUSED
+    except NotFound:
+        return False
 
 
 @asynccontextmanager
-async def answer_of(engine: Engine, vm_id: str, response: Response) -> AsyncIterator[Response]:
-    """An answer whose reader gets `AgentUnreachable` if the guest is silent for too long. It is closed with the
-    block.
+async def answer_of(
+    engine: Engine, vm_id: str, response: Response, *, within_s: float = math.inf
+) -> AsyncIterator[Response]:
+    """An answer whose reader gets `AgentUnreachable` if the guest is silent for too long, or is waited for longer than
+    ``within_s``. It is closed with the block.
     """
 
     async def watch() -> None:
-        await _Patience(engine, vm_id).run_out(lambda: (response.waiting, response.received_bytes))
-        response.give_up(_silent())
+        response.give_up(await _patience(engine, vm_id, lambda: (response.waiting, response.received_bytes), within_s))
 
     watching = asyncio.create_task(watch(), name=f"silence of {vm_id}")
     try:
@@ -94,18 +100,14 @@ async def fed(engine: Engine, vm_id: str, body: AsyncIterator[bytes], send: Call
     """
     feeding = Feeding(body)
     sending = asyncio.ensure_future(send(feeding))
-    watching = asyncio.create_task(_Patience(engine, vm_id).run_out(feeding.look), name=f"silence of {vm_id}")
+    watching = asyncio.create_task(_patience(engine, vm_id, feeding.look), name=f"silence of {vm_id}")
     try:
         await asyncio.wait({sending, watching}, return_when=asyncio.FIRST_COMPLETED)
         if not sending.done():
-            raise _silent()
+            raise watching.result()
         return sending.result()
     finally:
         watching.cancel()
         if not sending.done():
             sending.cancel()
             await asyncio.wait({sending})
-
-
-def _silent() -> AgentUnreachable:
-    return AgentUnreachable(f"the guest was silent for {SILENCE_S:g} s")

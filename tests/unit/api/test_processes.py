@@ -8,7 +8,7 @@ import pytest
 from starlette.types import ASGIApp
 
 from squib.api.app import create_app
-from squib.core import exec
+from squib.core import silence
 from squib.frames import Frame, FrameDecoder, FrameKind
 from tests.fakes.agent import FakeAgent
 from tests.fakes.asgi import Request
@@ -169,8 +169,8 @@ def test_a_terminal_is_resized_and_what_has_none_is_not(rig: Rig) -> None:
 
 
 def test_readers_too_learn_of_a_guest_that_falls_silent(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exec, "_SILENCE_S", 0.2)
-    monkeypatch.setattr(exec, "_WATCH_S", 0.05)
+    monkeypatch.setattr(silence, "SILENCE_S", 0.2)
+    monkeypatch.setattr(silence, "_LOOK_S", 0.05)
 
     async def test(app: ASGIApp, agent: FakeAgent) -> None:
         await start(app, "sleep")

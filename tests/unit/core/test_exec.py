@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from squib.core import exec
+from squib.core import exec, silence
 from squib.core.create import create_vm
 from squib.core.engine import Engine
 from squib.core.pause import pause_vm, resume_vm
@@ -21,8 +21,8 @@ from tests.fakes.engine import Rig
 def check(rig: Rig, monkeypatch: pytest.MonkeyPatch, test: Callable[[Engine, str, int], Awaitable[None]]) -> None:
     monkeypatch.setattr(exec, "_START_TIMEOUT_S", 0.3)
     monkeypatch.setattr(exec, "_TIMEOUT_GRACE_S", 0.1)
-    monkeypatch.setattr(exec, "_SILENCE_S", 0.5)
-    monkeypatch.setattr(exec, "_WATCH_S", 0.05)
+    monkeypatch.setattr(silence, "SILENCE_S", 0.5)
+    monkeypatch.setattr(silence, "_LOOK_S", 0.05)
 
     async def with_vm(engine: Engine) -> None:
         vm = await create_vm(engine, rig.config, start=True, on_progress=lambda _: None)
@@ -60,7 +60,7 @@ def test_a_command_whose_timeout_a_hung_guest_does_not_keep(rig: Rig, monkeypatc
     async def test(engine: Engine, vm_id: str, pid: int) -> None:
         command = await exec.start_exec(engine, vm_id, ExecRequest(argv=["sleep"], timeout_s=0.2))
         os.kill(pid, signal.SIGSTOP)
-        assert "did not end it after its timeout" in error_of(await last_frame(command))
+        assert "did not end it within" in error_of(await last_frame(command))
 
     check(rig, monkeypatch, test)
 
