@@ -186,10 +186,10 @@ class FakeAgent:
         self.processes[process.id] = process
         process.task = asyncio.create_task(process.run())
         if process.background:
-            await self._follow(process, session, stream_id)
+            await self._follow(process, session, stream_id, starter=True)
             return
         try:
-            await self._follow(process, session, stream_id)
+            await self._follow(process, session, stream_id, starter=True)
         except asyncio.CancelledError:
             self.killed.append(process.id)
             raise

@@ -20,16 +20,23 @@ TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 
 
 @contextlib.asynccontextmanager
-async def serving(app: ASGIApp, listener: socket.socket) -> AsyncIterator[None]:
-    """The app behind the server that engines have."""
+async def serving(app: ASGIApp, listener: socket.socket, *, end_in_order: bool = False) -> AsyncIterator[None]:
+    """The app behind the server that engines have. To end it in order takes 0.2 s."""
     server = _Server(app, listener)
     answering = asyncio.create_task(server.answer())
     await server.answering.wait()
     try:
         yield
     finally:
-        server.should_exit = server.force_exit = True
-        await answering
+        if end_in_order:
+            server.should_exit = server.force_exit = True
+            await answering
+        answering.cancel()
+        for listening in server.servers:
+            listening.close()
+        for connection in server.server_state.connections:
+            connection.transport.abort()
+        await asyncio.wait({answering, *server.server_state.tasks})
 
 
 class RawSocket:

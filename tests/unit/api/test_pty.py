@@ -22,6 +22,8 @@ from tests.fakes.engine import Rig
 from tests.fakes.guest import running_vm
 from tests.fakes.sockets import BINARY, CLOSE, TEXT, RawSocket, serving
 
+pytestmark = pytest.mark.slow  # each is an engine, a server and a VM
+
 PATH = "/v1/vms/web/pty"
 START = {"type": "start"}
 
@@ -480,7 +482,7 @@ def test_an_engine_that_ends_closes_the_connection(rig: Rig) -> None:
     async def main() -> None:
         async with asyncio.timeout(20), rig.engine() as engine, running_vm(engine, rig.config) as agent:
             rack = Rack(rig, engine, agent)
-            async with serving(create_app(engine), sockets.listen(rig.home.engine_socket)):
+            async with serving(create_app(engine), sockets.listen(rig.home.engine_socket), end_in_order=True):
                 client = await rack.connect()
                 await tell(client, START)
                 await answer(client)

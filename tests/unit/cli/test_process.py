@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # each is a process
+
 SQUIB = [sys.executable, "-m", "squib"]
 
 

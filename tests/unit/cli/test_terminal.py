@@ -13,6 +13,8 @@ from squib.models import VMState
 from tests.fakes.api import TERMINAL, make_process, make_vm
 from tests.fakes.terminals import FakeTerminals, Peer, Person
 
+pytestmark = pytest.mark.slow  # each is a process or two
+
 EVERY_BYTE_BUT_THE_KEY = bytes(range(256)).replace(b"\x1d", b"")
 FULL_SCREEN = b"\x1b[?1049h\x1b[?25l\x1b[?2004h\x1b[?1000h"
 NO_FULL_SCREEN = b"\x1b[?25h\x1b[?1000l\x1b[?2004l\x1b[?1049l"
@@ -316,7 +318,6 @@ def test_it_can_be_detached_while_the_connection_is_lost(terminals: FakeTerminal
     assert not person.is_raw
 
 
-@pytest.mark.slow
 def test_an_engine_that_does_not_come_back(terminals: FakeTerminals, sit: Sit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.fakes.terminals.PATIENCE_S", 30)
 

@@ -16,6 +16,9 @@ from tests.fakes.trees import archive, damaged, header, records, snapshot
 from tests.unit.sdk.test_unpack import HOSTILE
 
 
+pytestmark = pytest.mark.slow  # through everything; test_unpack has the same in short
+
+
 @pytest.fixture
 def files(served: Served) -> Files:
     return VM.from_id("web").files
