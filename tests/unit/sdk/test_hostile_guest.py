@@ -15,7 +15,6 @@ from tests.fakes.served import Served
 from tests.fakes.trees import archive, damaged, header, records, snapshot
 from tests.unit.sdk.test_unpack import HOSTILE
 
-
 pytestmark = pytest.mark.slow  # through everything; test_unpack has the same in short
 
 
