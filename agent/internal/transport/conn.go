@@ -28,7 +28,8 @@ type Conn struct {
 	frames  framing
 	over    bool
 
-	wr sync.Mutex // held while the port is written
+	wr      sync.Mutex // held while the port is written
+	credits credits
 }
 
 // Read implements net.Conn.
@@ -70,7 +71,12 @@ func (c *Conn) Write(p []byte) (int, error) {
 	if c.closed.Load() {
 		return 0, net.ErrClosed
 	}
-	return c.l.port.Write(p)
+	if out := c.credits.filter(p); len(out) > 0 {
+		if _, err := c.l.port.Write(out); err != nil {
+			return 0, err
+		}
+	}
+	return len(p), nil
 }
 
 // Close ends the session: reads and writes in progress return, and the listener scans for the next handshake.

@@ -68,7 +68,7 @@ func TestSessionCarriesBytesBothWays(t *testing.T) {
 	porttest.Send(t, host, preface+frame(70000))
 	conn := next(t, sessions)
 	expect(t, conn, preface+frame(70000))
-	if _, err := conn.Write([]byte("answer")); err != nil {
+	if _, err := conn.Write([]byte("\x00\x00\x06\x00\x00\x00\x00\x00\x01answer")); err != nil {
 		t.Fatal(err)
 	}
 	porttest.ReadUntil(t, host, "answer")

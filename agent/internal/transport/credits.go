@@ -1,0 +1,99 @@
+package transport
+
+import "encoding/binary"
+
+const (
+	// The host may have 1 MiB under way in a stream and 16 MiB in the session. So much of that is given back at a time: a host that has the rest
+	// does not wait for it.
+	streamCredit  = 256 << 10
+	sessionCredit = 1 << 20
+
+	updateLen     = frameHeaderLen + 4
+	kindData      = 0
+	kindHeaders   = 1
+	kindReset     = 3
+	kindUpdate    = 8
+	flagEndStream = 1
+)
+
+// credits holds back the WINDOW_UPDATE frames that net/http writes for every 16 KiB that it has read, until they are worth a
+// write: through an emulated port each of them costs as much as 50 KiB of data.
+type credits struct {
+	head    []byte            // the beginning of a frame that came in pieces: its header, or less than all of a WINDOW_UPDATE
+	passing int               // bytes of the present frame that pass as they are
+	held    map[uint32]uint32 // by stream; 0 is the session
+}
+
+// filter returns what is to be written in the place of p, which may be p.
+func (c *credits) filter(p []byte) []byte {
+	var out []byte
+	start := 0 // of what passes as it is
+	for i := 0; i < len(p); {
+		if c.passing > 0 {
+			n := min(c.passing, len(p)-i)
+			c.passing -= n
+			i += n
+			continue
+		}
+		if len(c.head) == 0 && len(p)-i >= updateLen {
+			if !c.isUpdate(p[i:]) {
+				c.passing = frameHeaderLen + c.begin(p[i:])
+				continue
+			}
+			out = c.give(append(out, p[start:i]...), p[i:])
+			i += updateLen
+			start = i
+			continue
+		}
+		out = append(out, p[start:i]...)
+		c.head = append(c.head, p[i])
+		i++
+		start = i
+		switch {
+		case len(c.head) < frameHeaderLen:
+		case !c.isUpdate(c.head):
+			out = append(out, c.head...)
+			c.passing = c.begin(c.head)
+			c.head = c.head[:0]
+		case len(c.head) == updateLen:
+			out = c.give(out, c.head)
+			c.head = c.head[:0]
+		}
+	}
+	if start == 0 {
+		return p
+	}
+	return append(out, p[start:]...)
+}
+
+func (c *credits) isUpdate(frame []byte) bool { return frame[3] == kindUpdate }
+
+// begin takes note of a frame that passes, and returns the length of its payload. What is held for a stream that ends with it is of no use.
+func (c *credits) begin(frame []byte) int {
+	kind, ends := frame[3], frame[4]&flagEndStream != 0
+	if kind == kindReset || ends && (kind == kindData || kind == kindHeaders) {
+		delete(c.held, streamOf(frame))
+	}
+	return int(frame[0])<<16 | int(frame[1])<<8 | int(frame[2])
+}
+
+// give adds a WINDOW_UPDATE to what is held for its stream, and appends all of that to out when it is enough.
+func (c *credits) give(out, frame []byte) []byte {
+	stream, enough := streamOf(frame), uint32(streamCredit)
+	if stream == 0 {
+		enough = sessionCredit
+	}
+	if c.held == nil {
+		c.held = map[uint32]uint32{}
+	}
+	c.held[stream] += binary.BigEndian.Uint32(frame[frameHeaderLen:])
+	if c.held[stream] < enough {
+		return out
+	}
+	out = append(out, frame[:frameHeaderLen]...)
+	out = binary.BigEndian.AppendUint32(out, c.held[stream])
+	delete(c.held, stream)
+	return out
+}
+
+func streamOf(frame []byte) uint32 { return binary.BigEndian.Uint32(frame[5:]) &^ (1 << 31) }
