@@ -121,7 +121,7 @@ func (m *Manager) Start(spec Spec) (*Process, *Reader, error) {
 		return nil, nil, err
 	}
 	p := &Process{
-		ID: id, Argv: plan.argv, User: cmp.Or(spec.User, "root"), Background: spec.Background, Stdin: spec.Stdin && spec.Terminal == nil,
+		ID: id, Argv: shortened(plan.argv), User: cmp.Or(spec.User, "root"), Background: spec.Background, Stdin: spec.Stdin && spec.Terminal == nil,
 		reaper: m.reaper, done: make(chan struct{}), users: 1,
 	}
 	attr := &syscall.ProcAttr{Dir: plan.cwd, Env: environ(plan.env), Sys: &syscall.SysProcAttr{Credential: credential(plan.account)}}
@@ -181,7 +181,7 @@ func (m *Manager) equip(p *Process, attr *syscall.ProcAttr, spec Spec, plan plan
 		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(p.group.dir.Fd())
 	}
 	p.Started = time.Now()
-	if err := m.launch(p, plan.paths, attr); err != nil {
+	if err := m.launch(p, plan, attr); err != nil {
 		return err
 	}
 	if spec.Timeout > 0 {
@@ -191,9 +191,9 @@ func (m *Manager) equip(p *Process, attr *syscall.ProcAttr, spec Spec, plan plan
 }
 
 // launch tries the files that the program's name may mean, as execvp(3) does.
-func (m *Manager) launch(p *Process, paths []string, attr *syscall.ProcAttr) (err error) {
-	for _, file := range paths {
-		p.PID, err = m.reaper.Start(file, p.Argv, attr, p.ended)
+func (m *Manager) launch(p *Process, plan plan, attr *syscall.ProcAttr) (err error) {
+	for _, file := range plan.paths {
+		p.PID, err = m.reaper.Start(file, plan.argv, attr, p.ended)
 		if err == nil {
 			return nil
 		}
