@@ -59,7 +59,7 @@ class FakeProcess:
     ends: dict[FrameKind, int] = field(default_factory=lambda: {FrameKind.STDOUT: 0, FrameKind.STDERR: 0})
     total: int = 0
     was_read: bool = False
-    """The first reader is waited for, a later one is not."""
+    """By others than the request that started it: until then a reader is waited for."""
     resized: list[dict[str, int]] = field(default_factory=list)
     task: asyncio.Task[None] | None = None
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -119,7 +119,6 @@ class FakeProcess:
         """Send the frames from these offsets on, to the last."""
         offsets = {FrameKind.STDOUT: stdout, FrameKind.STDERR: stderr}
         reader = Reader(self.pieces[0].start if self.pieces else self.total)
-        self.was_read = True
         if not none:
             self.readers.append(reader)
         try:
