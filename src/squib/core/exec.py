@@ -112,7 +112,7 @@ async def _give_up_on_a_guest_that_hangs(command: Command) -> None:
     received = -1
     while True:
         await asyncio.sleep(_WATCH_S)
-        if not command.response.waiting or _is_paused(command):
+        if not command.response.waiting or is_paused(command):
             continue
         waited_s += _WATCH_S
         silent_s = silent_s + _WATCH_S if received == command.response.received_bytes else 0.0
@@ -123,7 +123,8 @@ async def _give_up_on_a_guest_that_hangs(command: Command) -> None:
             return command.response.give_up(AgentUnreachable(f"the guest was silent for {_SILENCE_S:g} s"))
 
 
-def _is_paused(command: Command) -> bool:
+def is_paused(command: Command) -> bool:
+    """Whether its VM is paused, so that the guest does not answer."""
     try:
         return command.engine.store.get_vm(command.vm_id).state is VMState.PAUSED
     except NotFound:
