@@ -210,7 +210,8 @@ class ProcessInfo(Model):
     """A command in a guest: one that runs, or one of the background that has ended and is still kept.
 
     ``id`` names it in this VM until the VM is stopped. Either ``running``, or ``exit_code`` (as a shell shows it: 128 +
-    n after ``signal`` n, 124 after its timeout) says how it ended. ``readers`` is how many follow its output.
+    n after ``signal`` n, 124 after its timeout) says how it ended. ``readers`` is how many follow its output. Of
+    ``argv`` there are the first 2 KiB.
     """
 
     id: str

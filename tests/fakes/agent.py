@@ -131,6 +131,7 @@ class FakeAgent:
                 await session.send_json(stream_id, 204, None)
             case "GET", [process_id, "output"]:
                 process = self._find(process_id)
+                process.was_read = True
                 query = {name: int(value) for name, value in parse_qsl(stream.path.partition("?")[2])}
                 await self._follow(process, session, stream_id, none=bool(query.pop("none", 0)), **query)
             case "POST", [process_id, "stdin"]:
@@ -186,10 +187,10 @@ class FakeAgent:
         self.processes[process.id] = process
         process.task = asyncio.create_task(process.run())
         if process.background:
-            await self._follow(process, session, stream_id, starter=True)
+            await self._follow(process, session, stream_id)
             return
         try:
-            await self._follow(process, session, stream_id, starter=True)
+            await self._follow(process, session, stream_id)
         except asyncio.CancelledError:
             self.killed.append(process.id)
             raise

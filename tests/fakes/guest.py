@@ -21,6 +21,12 @@ class NoMachine:
     async def detach(self) -> None:
         """There is nothing to let go of."""
 
+    async def pause(self) -> None:
+        """There is nothing to halt: the agent goes on."""
+
+    async def resume(self) -> None:
+        """Nor to let go on."""
+
 
 @contextlib.asynccontextmanager
 async def serve_agent(path: Path, agent: FakeAgent) -> AsyncIterator[None]:

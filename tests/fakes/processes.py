@@ -59,7 +59,7 @@ class FakeProcess:
     ends: dict[FrameKind, int] = field(default_factory=lambda: {FrameKind.STDOUT: 0, FrameKind.STDERR: 0})
     total: int = 0
     was_read: bool = False
-    """The first reader after the one that started it is waited for, a later one is not."""
+    """By others than the request that started it: until then a reader is waited for."""
     resized: list[dict[str, int]] = field(default_factory=list)
     task: asyncio.Task[None] | None = None
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -115,14 +115,10 @@ class FakeProcess:
         stderr: int = 0,
         none: bool = False,
         idle_s: float | None = None,
-        starter: bool = False,
     ) -> None:
-        """Send the frames from these offsets on, to the last. The ``starter`` of a command may leave, and come back to
-        read it.
-        """
+        """Send the frames from these offsets on, to the last."""
         offsets = {FrameKind.STDOUT: stdout, FrameKind.STDERR: stderr}
         reader = Reader(self.pieces[0].start if self.pieces else self.total)
-        self.was_read |= not starter
         if not none:
             self.readers.append(reader)
         try:

@@ -86,6 +86,9 @@ func execError(file string, err error) error {
 		syscall.ENAMETOOLONG, syscall.ENOTDIR:
 		return fail(NotExecutable, file+": "+err.Error())
 	}
+	if err == syscall.E2BIG {
+		return fail(BadRequest, "the arguments and the environment are too long together, or one of them is longer than 131071 bytes")
+	}
 	return fail(Internal, file+": "+err.Error())
 }
 

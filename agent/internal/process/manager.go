@@ -14,11 +14,23 @@ import (
 // Limits of what is kept. They are variables of a manager so that tests need not wait or fill them.
 type limits struct {
 	foreground, background int           // bytes of output of a session
+	large                  int           // sessions of the background that run; more keep as little as those of the foreground
 	grace                  time.Duration // that the output of a session waits for a reader
 	ended, endedBytes      int           // background sessions that have ended, and their output together
 }
 
-var defaultLimits = limits{foreground: 128 << 10, background: 1 << 20, grace: 10 * time.Second, ended: 32, endedBytes: 8 << 20}
+var defaultLimits = limits{
+	foreground: 128 << 10, background: 1 << 20, large: largeSessions(), grace: 10 * time.Second, ended: 32, endedBytes: 8 << 20,
+}
+
+// largeSessions returns how many sessions fill a quarter of the memory: the kernel can kill what uses the rest, but not the agent.
+func largeSessions() int {
+	var info syscall.Sysinfo_t
+	if syscall.Sysinfo(&info) != nil {
+		return 0
+	}
+	return int(uint64(info.Totalram) * uint64(info.Unit) / 4 >> 20)
+}
 
 // Manager starts commands and knows the sessions.
 type Manager struct {
@@ -121,7 +133,7 @@ func (m *Manager) Start(spec Spec) (*Process, *Reader, error) {
 		return nil, nil, err
 	}
 	p := &Process{
-		ID: id, Argv: plan.argv, User: cmp.Or(spec.User, "root"), Background: spec.Background, Stdin: spec.Stdin && spec.Terminal == nil,
+		ID: id, Argv: shortened(plan.argv), User: cmp.Or(spec.User, "root"), Background: spec.Background, Stdin: spec.Stdin && spec.Terminal == nil,
 		reaper: m.reaper, done: make(chan struct{}), users: 1,
 	}
 	attr := &syscall.ProcAttr{Dir: plan.cwd, Env: environ(plan.env), Sys: &syscall.SysProcAttr{Credential: credential(plan.account)}}
@@ -169,7 +181,7 @@ func (m *Manager) equip(p *Process, attr *syscall.ProcAttr, spec Spec, plan plan
 	}
 	kept, grace := m.limits.foreground, time.Duration(0)
 	if spec.Background {
-		kept, grace = m.limits.background, m.limits.grace
+		kept, grace = m.scrollback(), m.limits.grace
 	}
 	if p.Log, err = newLog(kept, grace); err != nil {
 		return err
@@ -181,7 +193,7 @@ func (m *Manager) equip(p *Process, attr *syscall.ProcAttr, spec Spec, plan plan
 		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(p.group.dir.Fd())
 	}
 	p.Started = time.Now()
-	if err := m.launch(p, plan.paths, attr); err != nil {
+	if err := m.launch(p, plan, attr); err != nil {
 		return err
 	}
 	if spec.Timeout > 0 {
@@ -190,10 +202,26 @@ func (m *Manager) equip(p *Process, attr *syscall.ProcAttr, spec Spec, plan plan
 	return nil
 }
 
+// scrollback returns how much output the next session of the background keeps.
+func (m *Manager) scrollback() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	large := 0
+	for _, p := range m.sessions {
+		if p.Log.kept == m.limits.background && !isClosed(p.done) {
+			large++
+		}
+	}
+	if large < m.limits.large {
+		return m.limits.background
+	}
+	return m.limits.foreground
+}
+
 // launch tries the files that the program's name may mean, as execvp(3) does.
-func (m *Manager) launch(p *Process, paths []string, attr *syscall.ProcAttr) (err error) {
-	for _, file := range paths {
-		p.PID, err = m.reaper.Start(file, p.Argv, attr, p.ended)
+func (m *Manager) launch(p *Process, plan plan, attr *syscall.ProcAttr) (err error) {
+	for _, file := range plan.paths {
+		p.PID, err = m.reaper.Start(file, plan.argv, attr, p.ended)
 		if err == nil {
 			return nil
 		}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"path"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -29,6 +30,22 @@ type plan struct {
 	paths   []string // of the program, best first
 	env     map[string]string
 	cwd     string
+}
+
+// shownBytes is how much of a command's arguments its session keeps for those who list it: a script may be one of them.
+const shownBytes = 2048
+
+// shortened returns the beginning of argv: shownBytes of it, each argument counted with its end.
+func shortened(argv []string) (shown []string) {
+	left := shownBytes
+	for _, arg := range argv {
+		if left <= 0 {
+			break
+		}
+		shown = append(shown, strings.Clone(arg[:min(len(arg), left)]))
+		left -= len(arg) + 1
+	}
+	return shown
 }
 
 func (m *Manager) plan(spec Spec, guest map[string]string) (p plan, err error) {

@@ -14,7 +14,7 @@ import (
 type Process struct {
 	ID         string
 	PID        int
-	Argv       []string
+	Argv       []string // shortened
 	User       string
 	Started    time.Time
 	Background bool // it outlives the request that has started it

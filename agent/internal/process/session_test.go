@@ -85,6 +85,40 @@ func TestEndedSessionsAreBounded(t *testing.T) {
 	}
 }
 
+func TestLongArgumentsAreNotKept(t *testing.T) {
+	m := newManager(t, cgroups)
+	for name, c := range map[string]struct{ argv, want []string }{
+		"one is long":   {[]string{"true", strings.Repeat("x", 100_000), "y"}, []string{"true", strings.Repeat("x", shownBytes-5)}},
+		"many are long": {append([]string{"true"}, make([]string, 10_000)...), append([]string{"true"}, make([]string, shownBytes-5)...)},
+		"none":          {[]string{"true", "", "x"}, []string{"true", "", "x"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := start(t, m, Spec{Argv: c.argv, User: "me"})
+			waitDone(t, p.Process)
+			if p.Status().ExitCode != 0 || !slices.Equal(p.Argv, c.want) {
+				t.Errorf("status %v, %d arguments are kept, want %d", p.Status(), len(p.Argv), len(c.want))
+			}
+		})
+	}
+}
+
+func TestManySessionsKeepLess(t *testing.T) {
+	m := newManager(t, cgroups)
+	m.limits.large = 2
+	var got []int
+	var all []*running
+	for range 3 {
+		all = append(all, start(t, m, background("sleep 100")))
+		got = append(got, all[len(all)-1].Log.kept)
+	}
+	all[0].Kill()
+	waitDone(t, all[0].Process)
+	got = append(got, start(t, m, background("sleep 100")).Log.kept)
+	if want := []int{1 << 20, 1 << 20, 128 << 10, 1 << 20}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
 func TestForegroundIsNotKept(t *testing.T) {
 	m := newManager(t, cgroups)
 	p := start(t, m, sh("echo x"))

@@ -8,9 +8,6 @@ import (
 	"squib/agent/internal/process"
 )
 
-// maxShownArgv is how many bytes of a command line are shown.
-const maxShownArgv = 1024
-
 // description describes a process session.
 type description struct {
 	ID            string          `json:"id"`
@@ -39,8 +36,11 @@ type offsets struct {
 
 func describe(p *process.Process) description {
 	s := description{
-		ID: p.ID, PID: p.PID, Argv: shortened(p.Argv), User: text(p.User), StartedUnixMS: p.Started.UnixMilli(), Background: p.Background,
+		ID: p.ID, PID: p.PID, Argv: []text{}, User: text(p.User), StartedUnixMS: p.Started.UnixMilli(), Background: p.Background,
 		Stdin: p.Stdin, Readers: p.Readers(),
+	}
+	for _, arg := range p.Argv {
+		s.Argv = append(s.Argv, text(arg))
 	}
 	if size := p.TerminalSize(); size != nil {
 		s.PTY = &sessionSize{size.Rows, size.Cols}
@@ -53,21 +53,6 @@ func describe(p *process.Process) description {
 	default:
 	}
 	return s
-}
-
-// shortened is the beginning of a command line, as far as people want to see it: what is left out is an ellipsis. A program may have 2 MiB of
-// arguments, and a list of many such would be more than the host reads.
-func shortened(argv []string) []text {
-	shown, room := []text{}, maxShownArgv
-	for _, arg := range argv {
-		if len(arg) > room {
-			return append(shown, text(arg[:room]+"…"))
-		}
-		shown = append(shown, text(arg))
-		room -= len(arg) + 1
-		room = max(room, 0)
-	}
-	return shown
 }
 
 func (s *Server) list(w http.ResponseWriter, r *http.Request) error {

@@ -47,21 +47,6 @@ func TestSessionIsDescribed(t *testing.T) {
 	s.refused("GET", "/v1/processes/"+c.ID+"/output", "", 404, "no_such_process")
 }
 
-// A program may have 2 MiB of arguments; a list of many such would be more than the host reads.
-func TestLongCommandLinesAreCut(t *testing.T) {
-	long, short := strings.Repeat("x", 5000), strings.Repeat("y", 300)
-	for want, argv := range map[string][]string{
-		"[a b]":                    {"a", "b"},
-		"[" + long[:1024] + "…]":   {long},
-		"[a " + long[:1022] + "…]": {"a", long, "b"},
-		fmt.Sprint([]string{short, short, short, short[:121] + "…"}): {short, short, short, short},
-	} {
-		if got := fmt.Sprint(shortened(argv)); got != want {
-			t.Errorf("got %s, want %s", got, want)
-		}
-	}
-}
-
 // A background command goes on without its request and its session, and is there for the next host.
 func TestBackgroundOutlivesTheSession(t *testing.T) {
 	g := newGuest(t)

@@ -37,7 +37,7 @@ async def _patience(
         waiting, moved = look()
         if moved != last:
             last, silent_s = moved, 0.0
-        if waiting and not _is_paused(engine, vm_id):
+        if waiting and not is_paused(engine, vm_id):
             silent_s += _LOOK_S
             waited_s += _LOOK_S
         if silent_s > SILENCE_S:
@@ -46,7 +46,8 @@ async def _patience(
             return AgentUnreachable(f"the guest did not end it within {within_s:g} s")
 
 
-def _is_paused(engine: Engine, vm_id: str) -> bool:
+def is_paused(engine: Engine, vm_id: str) -> bool:
+    """Whether a VM is paused, so that its guest does not answer."""
     try:
         return engine.store.get_vm(vm_id).state is VMState.PAUSED
     except NotFound:

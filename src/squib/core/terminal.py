@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 
-from squib.core import exec, processes
+from squib.core import exec, processes, silence
 from squib.core.engine import Engine
 from squib.errors import AgentUnreachable, NoSuchProcess, NoTerminal, StdinClosed
 from squib.frames import CommandEnd, Frame, FrameDecoder, FrameError, FrameKind
@@ -15,6 +15,7 @@ from squib.guest.sessions import parse_started
 from squib.models import ExecRequest, PtySize
 
 _MAX_WAITING_BYTES = 1 << 16
+_PAUSED_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -92,17 +93,25 @@ class Terminal:
 
     async def resize(self, size: PtySize) -> None:
         """Set the window's size. Of a command that has ended: nothing."""
+        await self._resumed()
         with contextlib.suppress(NoSuchProcess):
             await processes.resize(self._engine, self._ref, self.process_id, size)
 
     async def signal(self, number: int) -> None:
         """Send a signal to the group in its foreground. To a command that has ended: nothing."""
+        await self._resumed()
         with contextlib.suppress(NoSuchProcess):
             await processes.send_signal(self._engine, self._ref, self.process_id, number)
 
     async def write(self, data: bytes) -> None:
         """Type ``data``. Raises `StdinClosed`, `NoSuchProcess` if nobody reads it any more."""
+        await self._resumed()
         await processes.write_stdin(self._engine, self._ref, self.process_id, data, close=False)
+
+    async def _resumed(self) -> None:
+        """Wait while the VM is paused: its terminals wait with it."""
+        while silence.is_paused(self._engine, self._command.vm_id):
+            await asyncio.sleep(_PAUSED_S)
 
     async def kill(self) -> None:
         """Kill the process, for whom nobody would know its id."""

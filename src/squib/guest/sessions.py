@@ -11,7 +11,7 @@ from squib.errors import AgentUnreachable
 from squib.frames import CommandEnd, Frame, FrameError
 from squib.models import OutputRange, ProcessInfo, PtySize
 
-MAX_SESSIONS = 1000
+MAX_SESSIONS = 10_000
 _MAX_TIME_MS = 253_402_300_799_000
 """The end of the year 9999, which is as far as `datetime` goes."""
 

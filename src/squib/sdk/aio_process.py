@@ -18,6 +18,7 @@ from squib.errors import (
     EngineUnavailable,
     NoSuchProcess,
     NotFound,
+    SquibError,
     StdinClosed,
     WrongState,
     from_wire,
@@ -225,7 +226,13 @@ def _end_of(info: ProcessInfo) -> CommandEnd:
 
 async def spawn(engine: EngineClient, vm_id: str, request: ExecRequest) -> AsyncProcess:
     """Start a command of the background. Raises as `squib.sdk.command.start_command`."""
-    return await find_process(engine, vm_id, await start_background(engine, vm_id, request))
+    process_id = await start_background(engine, vm_id, request)
+    try:
+        return await find_process(engine, vm_id, process_id)
+    except asyncio.CancelledError:
+        with suppress(SquibError):
+            await engine.request("DELETE", process_path(vm_id, process_id))
+        raise
 
 
 async def find_process(engine: EngineClient, vm_id: str, process_id: str) -> AsyncProcess:

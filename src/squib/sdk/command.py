@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 
 from pydantic import ValidationError
 
-from squib.errors import AgentUnreachable, InvalidArgument, NoSuchProcess, StdinClosed, from_wire
+from squib.errors import AgentUnreachable, InvalidArgument, NoSuchProcess, SquibError, StdinClosed, from_wire
 from squib.frames import Frame, FrameDecoder, FrameError, FrameKind
 from squib.models import ExecRequest, PtySize
 from squib.sdk.client import EngineClient
@@ -111,10 +111,20 @@ async def start_command(
 
 async def start_background(engine: EngineClient, ref: str, request: ExecRequest) -> str:
     """Start a command of the background in the VM ``ref``, and leave it; returns its id, such as ``p3``. Its output is
-    kept until somebody attaches.
+    kept until somebody attaches. A call that is cancelled leaves nothing: whose id nobody knows is killed.
 
     Raises as `start_command`.
     """
+    starting = asyncio.create_task(_start_background(engine, ref, request), name=f"start in {ref}")
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        with suppress(SquibError):
+            await engine.request("DELETE", process_path(ref, await starting))
+        raise
+
+
+async def _start_background(engine: EngineClient, ref: str, request: ExecRequest) -> str:
     try:
         async with _exec(engine, ref, request.model_copy(update={"background": True})) as (process_id, _):
             return process_id

@@ -14,6 +14,7 @@ from squib.api.app import create_app
 from squib.api.routes import pty
 from squib.core.engine import Engine
 from squib.core.exec import start_exec
+from squib.core.pause import pause_vm, resume_vm
 from squib.host import sockets
 from squib.models import ExecRequest
 from tests.fakes.agent import FakeAgent
@@ -90,6 +91,25 @@ async def refused(client: ClientConnection) -> Any:
     assert code == 1011
     assert messages[-1]["type"] == "error"
     return messages[-1]["error"]
+
+
+def test_what_is_typed_while_the_vm_is_paused_arrives_when_it_goes_on(rig: Rig) -> None:
+    async def test(rack: Rack) -> None:
+        async with rack.connect() as client:
+            await tell(client, START)
+            await answer(client)
+            await until(client, b"$ ")
+            await pause_vm(rack.engine, "web")
+            await client.send(b"typed ")
+            await tell(client, {"type": "resize", "rows": 50, "cols": 132})
+            await (await client.ping())
+            await resume_vm(rack.engine, "web")
+            await until(client, b"[50x132]")
+            await client.send(b"exit 7\r")
+            messages, code = await rest(client)
+            assert (messages[-1]["exit_code"], code) == (7, 1000)
+
+    check(rig, test)
 
 
 def test_a_terminal_from_its_start_to_its_end(rig: Rig) -> None:

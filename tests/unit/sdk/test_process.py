@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
+import httpx
 import pytest
 
 from squib import (
@@ -25,8 +26,9 @@ from squib.frames import FrameKind, encode
 from squib.models import OutputRange, ProcessInfo
 from squib.sdk import aio_process
 from squib.sdk.aio_process import AsyncProcess, AsyncStdin
+from squib.sdk.command import exec_request
 from squib.sdk.process import Process, Stdin
-from tests.fakes.api import FakeAPI, exit_frame
+from tests.fakes.api import FakeAPI, exit_frame, make_process
 from tests.fakes.served import Served
 
 
@@ -186,6 +188,40 @@ def test_asyncio_programs_do_the_same(served: Served) -> None:
                 assert process.id in [info.id for info in await vm.processes()]
                 assert (await vm.process(process.id)).info == await process.refresh()
             await vm.close()
+
+    asyncio.run(main())
+
+
+class Slow(FakeAPI):
+    """Does what it is asked for at once, and says so late to the request ``slow``."""
+
+    def __init__(self, slow: str) -> None:
+        super().__init__(processes={"p1": make_process("p1")})
+        self.add("web")
+        self.slow = slow
+        self.done, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def answer(self, request: httpx.Request) -> httpx.Response:
+        response = await super().answer(request)
+        if self.made[-1] == self.slow:
+            self.done.set()
+            await self.go_on.wait()
+        return response
+
+
+@pytest.mark.parametrize("during", ["POST /vms/web/exec", "GET /vms/web/processes/p1"])
+def test_a_spawn_that_is_cancelled_leaves_no_process(during: str) -> None:
+    async def main() -> None:
+        api = Slow(during)
+        async with asyncio.timeout(20):
+            task = asyncio.create_task(aio_process.spawn(api.client(), "web", exec_request(["sleep", "9"])))
+            await api.done.wait()
+            task.cancel()
+            await asyncio.sleep(0)
+            api.go_on.set()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert api.made[-1] == "DELETE /vms/web/processes/p1"
 
     asyncio.run(main())
 
