@@ -97,6 +97,16 @@ func TestFilesOfProcHaveContent(t *testing.T) {
 	}
 }
 
+func TestFilesOfSysHaveLessThanTheySay(t *testing.T) {
+	const path = "/sys/kernel/mm/transparent_hugepage/enabled"
+	if st, err := os.Stat(path); err != nil || st.Size() != 4096 {
+		t.Skip("this kernel has no such file")
+	}
+	if body, _ := newGuest(t).connect().bytesOf(path); body != content(t, path) {
+		t.Errorf("got %q", body)
+	}
+}
+
 func TestAFileThatShrinksResetsTheStream(t *testing.T) {
 	s := newGuest(t).connect()
 	path := t.TempDir() + "/f"
