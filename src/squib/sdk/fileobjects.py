@@ -6,14 +6,14 @@ import asyncio
 import codecs
 import io
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import IO, Any, Literal, Self
 
 from squib.errors import InvalidArgument, NotAFile
 from squib.guestfiles import GuestPath, check_path
 from squib.models import FileInfo, FileType
-from squib.sdk.chunks import CHUNK_BYTES
+from squib.sdk.chunks import CHUNK_BYTES, Resumable
 from squib.sdk.fileclient import FileClient
 from squib.sdk.portal import Portal
 
@@ -27,16 +27,14 @@ class Reader:
     """Reads a file in order: one request, whose answer is read as far as it is asked for."""
 
     def __init__(self, chunks: AsyncGenerator[bytes, None]) -> None:
-        self._chunks = chunks
+        self._chunks = Resumable(chunks)
         self._rest = bytearray()
 
     async def read(self, size: int) -> bytes:
-        """``size`` bytes, fewer at the end; all if it is negative."""
-        while size < 0 or len(self._rest) < size:
-            chunk = await anext(self._chunks, None)
-            if chunk is None:
-                break
-            self._rest += chunk
+        """``size`` bytes, fewer at the end; all if it is negative. Cancelled, it has taken none."""
+        with suppress(StopAsyncIteration):
+            while size < 0 or len(self._rest) < size:
+                self._rest += await self._chunks.next()
         size = len(self._rest) if size < 0 else size
         piece = bytes(self._rest[:size])
         del self._rest[:size]
