@@ -7,7 +7,7 @@ import queue
 import threading
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import IO, Any, Generic, TypeVar
+from typing import IO, Any, Generic, Self, TypeVar
 
 from squib.errors import InvalidArgument
 
@@ -105,10 +105,8 @@ def _answer(
 ) -> None:
     try:
         while (future := asked.get()) is not None:
-            try:
-                _settle(loop, future, next(pieces, None), None)
-            except BaseException as error:  # noqa: BLE001  # whoever waits is told
-                _settle(loop, future, None, error)
+            with _Outcome(loop, future) as outcome:
+                outcome.value = next(pieces, None)
     finally:
         if close := getattr(pieces, "close", None):
             close()
@@ -124,28 +122,36 @@ def threaded(work: Callable[[], T]) -> asyncio.Future[T]:
     future.add_done_callback(_look_at)
 
     def run() -> None:
-        try:
-            _settle(loop, future, work(), None)
-        except BaseException as error:  # noqa: BLE001  # whoever waits is told
-            _settle(loop, future, None, error)
+        with _Outcome(loop, future) as outcome:
+            outcome.value = work()
 
     threading.Thread(target=run, name="squib blocking", daemon=True).start()
     return future
 
 
-def _settle(
-    loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any], value: Any, error: BaseException | None
-) -> None:
-    def settle() -> None:
-        if future.done():
+class _Outcome:
+    """What a thread has come to in a block, told to whoever waits for it in the event loop: ``value``, or an error."""
+
+    value: Any = None
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any]) -> None:
+        self._loop, self._future = loop, future
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._tell, error)
+        return True
+
+    def _tell(self, error: BaseException | None) -> None:
+        if self._future.done():
             return
         if error is None:
-            future.set_result(value)
+            self._future.set_result(self.value)
         else:
-            future.set_exception(error)
-
-    with suppress(RuntimeError):  # the loop has ended
-        loop.call_soon_threadsafe(settle)
+            self._future.set_exception(error)
 
 
 def _look_at(future: asyncio.Future[Any]) -> None:

@@ -51,6 +51,23 @@ def test_a_file_is_read_from_anywhere(files: Files) -> None:
             file.write(b"x")
 
 
+def test_a_file_that_is_replaced_is_read_to_its_end(files: Files) -> None:
+    files.write("/f", b"a" * (16 << 20))
+    with files.open("/f", "rb") as file:
+        first = file.read(10)
+        files.write("/f", b"b" * (16 << 20))
+        assert set(first + file.read(8 << 20) + file.read()) == set(b"a")
+
+
+def test_a_file_that_grows_is_read_on(files: Files, guest: FakeFiles) -> None:
+    files.write("/f", b"one")
+    with files.open("/f", "rb") as file:
+        assert file.read() == b"one"
+        with guest.at("/f").open("ab") as more:
+            more.write(b"two")
+        assert (file.read(), file.read()) == (b"two", b"")
+
+
 def test_what_takes_a_file_object_takes_one_of_a_guest(files: Files) -> None:
     with files.open("/z.zip", "wb") as file, zipfile.ZipFile(file, "w") as archive:
         archive.writestr("a/b", "content")
