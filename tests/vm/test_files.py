@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from squib import VM, AsyncVM, FileEventType, GuestDiskFull, NoSuchFile, NotAFile, TransferFailed
+from squib import VM, AsyncVM, FileEventType, GuestDiskFull, NoSuchFile, NotAFile, TransferFailed, VMState
 from squib.paths import Home
-from tests.vm.conftest import engine_pids
+from tests.vm.conftest import engine_pids, wait_for_state
 
 GROWTH_MIB = 50
 
@@ -239,6 +239,29 @@ def test_a_vm_that_dies_ends_a_download(home: Home, tmp_path: Path) -> None:
         assert os.listdir(tmp_path) == []  # noqa: PTH208
 
 
+def test_a_vm_that_dies_has_its_files_whole(home: Home, tmp_path: Path) -> None:
+    content = {"large": os.urandom(20 << 20), "small": b"small"}
+    for name, data in content.items():
+        (tmp_path / name).write_bytes(data)
+    with VM() as vm:
+        vm.files.mkdir("/root/there")
+        vm.run("sync", check=True)
+        for name in content:
+            vm.files.upload(tmp_path / name, f"/root/{name}")
+        vm.files.upload(tmp_path, "/root/new")
+        vm.files.upload(f"{tmp_path}/.", "/root/there")
+        vm.run(
+            "touch other && sync other", cwd="/root", check=True
+        )  # it writes the names of the others to the disk too
+        assert vm.info.pid
+        os.kill(vm.info.pid, signal.SIGKILL)
+        wait_for_state(vm, VMState.ERROR, VMState.STOPPED, within_s=20)
+        vm.start()
+        for name, data in content.items():
+            for directory in ("/root", "/root/new", "/root/there"):
+                assert vm.files.read(f"{directory}/{name}") == data
+
+
 # --- the rest of the interface -------------------------------------------------------------------------------------
 
 
@@ -257,6 +280,7 @@ def test_names_may_hold_any_bytes(shared_vm: VM) -> None:
 
 def test_files_of_the_kernel_are_read(shared_vm: VM) -> None:
     assert shared_vm.files.read_text("/proc/version").startswith("Linux version")
+    assert shared_vm.files.read_text("/sys/class/net/lo/address") == "00:00:00:00:00:00\n"
     with pytest.raises(NotAFile):
         shared_vm.files.read("/dev/null")
     with pytest.raises(NoSuchFile):

@@ -117,7 +117,7 @@ func eachEntry(dir int, f func(name string) error) error {
 	}
 }
 
-// isKernels tells whether a directory is one of /proc or /sys. What walks a tree does not enter those: they have no end of directories, and
+// isKernels tells whether a file or directory is one of /proc or /sys. What walks a tree does not enter those: they have no end of directories, and
 // files that are as large as all memory or that nobody may read.
 func isKernels(fd int) bool {
 	const procMagic, sysfsMagic = 0x9fa0, 0x62656572

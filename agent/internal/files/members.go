@@ -26,6 +26,9 @@ func (u *unpacker) makeFile(dir int, header *tar.Header, owner *Owner, content i
 	if err := finish(fd, modeOf(header), owner); err != nil {
 		return size, err
 	}
+	if !u.isNew {
+		settle(fd)
+	}
 	return size, setTimes(fd, "", mtimeOf(header))
 }
 

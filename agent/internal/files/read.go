@@ -18,7 +18,8 @@ func shrunk(path string) error {
 
 // Reader reads a part of a regular file.
 type Reader struct {
-	// Length is how many bytes there are to read. It is -1 for a file of /proc, whose size is not known before its end.
+	// Length is how many bytes there are to read. It is -1 for a file of /proc or /sys, whose size is not known before its end: one of /proc has
+	// none, and one of /sys has less than it says.
 	Length int64
 
 	path   string
@@ -57,7 +58,7 @@ func (r *Reader) measure() error {
 	if err := regular(r.path, &st); err != nil {
 		return err
 	}
-	if st.Size > 0 {
+	if st.Size > 0 && !isKernels(r.fd) {
 		r.Length = min(max(st.Size-r.offset, 0), r.limit)
 	} else {
 		n, err := syscall.Pread(r.fd, make([]byte, 1), r.offset)

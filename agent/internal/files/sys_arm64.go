@@ -3,3 +3,5 @@ package files
 import "syscall"
 
 const sysFstatat = syscall.SYS_FSTATAT
+
+const sysSyncfs = 267

@@ -49,6 +49,10 @@ func Rename(from, to string) error {
 
 // Remove removes a file or an empty directory, and with recursive a directory with all below it but what is mounted there.
 func Remove(path string, recursive bool) error {
+	// The kernel would not remove this directory, but what is in it would be gone by then.
+	if baseOf(path) == ".." {
+		return refuse(process.BadRequest, path, "a path that ends in .. is not removed")
+	}
 	err := syscall.Unlinkat(atFdCwd, path)
 	if err != syscall.EISDIR && err != syscall.EPERM {
 		return fail(path, err)

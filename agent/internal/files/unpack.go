@@ -58,6 +58,9 @@ func UnpackNew(path string, archive io.Reader, owner *Owner, keep bool) (count U
 		count, err = unpackInto(root, true, path, archive, owner, keep)
 	}
 	if err == nil {
+		err = syncAll(dir, temporary)
+	}
+	if err == nil {
 		err = syscall.Renameat(dir, temporary, dir, name)
 	}
 	if err != nil {

@@ -67,6 +67,7 @@ func Write(path string, body io.Reader, want Attributes, parents bool) (Info, er
 		err = setTimes(fd, "", syscall.NsecToTimespec(*want.Mtime))
 	}
 	if err == nil {
+		settle(fd)
 		err = syscall.Renameat(dir, temporary, dir, name)
 	}
 	if err != nil {

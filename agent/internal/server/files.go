@@ -150,7 +150,11 @@ func (s *Server) writeFile(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	want.Mtime = mtime
-	info, err := files.Write(path, r.Body, want, parents)
+	var info files.Info
+	err = s.incoming.take(w, func() (err error) {
+		info, err = files.Write(path, r.Body, want, parents)
+		return err
+	})
 	if err != nil {
 		return err
 	}

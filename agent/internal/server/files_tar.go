@@ -45,7 +45,11 @@ func (s *Server) writeTar(w http.ResponseWriter, r *http.Request) error {
 	if q.err != nil {
 		return q.err
 	}
-	count, err := unpack(path, r.Body, owner, keep)
+	var count files.Unpacked
+	err = s.incoming.take(w, func() (err error) {
+		count, err = unpack(path, r.Body, owner, keep)
+		return err
+	})
 	if err != nil {
 		return err
 	}

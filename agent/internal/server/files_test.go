@@ -1,6 +1,8 @@
 package server
 
 import (
+	"archive/tar"
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -93,6 +95,16 @@ func TestFilesOfProcHaveContent(t *testing.T) {
 	}
 	want := content(t, "/proc/version")
 	if body, _ := s.bytesOf("/proc/version", "offset=6&length=7"); body != want[6:13] {
+		t.Errorf("got %q", body)
+	}
+}
+
+func TestFilesOfSysHaveLessThanTheySay(t *testing.T) {
+	const path = "/sys/kernel/mm/transparent_hugepage/enabled"
+	if st, err := os.Stat(path); err != nil || st.Size() != 4096 {
+		t.Skip("this kernel has no such file")
+	}
+	if body, _ := newGuest(t).connect().bytesOf(path); body != content(t, path) {
 		t.Errorf("got %q", body)
 	}
 }
@@ -237,6 +249,49 @@ func TestAbortedWriteLeavesNothing(t *testing.T) {
 		cancel()
 		w.Close()
 		s.conn.Conn.Close()
+	}
+}
+
+func TestPowerOffLeavesNothingOfUploads(t *testing.T) {
+	g := newGuest(t)
+	s := g.connect()
+	dir := t.TempDir()
+	var tarred bytes.Buffer
+	tar.NewWriter(&tarred).WriteHeader(&tar.Header{Name: "f", Mode: 0o644, Size: 1 << 30})
+	var bodies []*io.PipeWriter
+	answers := make(chan int, 2)
+	for url, first := range map[string][]byte{
+		"http://guest/v1/files" + at(dir+"/f"):                 make([]byte, 1<<20),
+		"http://guest/v1/files/tar" + at(dir+"/d", "create=1"): append(tarred.Bytes(), make([]byte, 1<<20)...),
+	} {
+		r, w := io.Pipe()
+		request, _ := http.NewRequest("PUT", url, r)
+		go func() {
+			response, err := s.Do(request)
+			if err != nil {
+				answers <- 0
+				return
+			}
+			response.Body.Close()
+			answers <- response.StatusCode
+		}()
+		w.Write(first)
+		bodies = append(bodies, w)
+	}
+	eventually(t, "both are under way", func() bool { return len(entries(t, dir)) == 2 })
+	s.ask("POST", "/v1/poweroff", "{}")
+	<-g.off
+	if left := entries(t, dir); len(left) != 0 {
+		t.Errorf("left: %q", left)
+	}
+	for range 2 {
+		if status := <-answers; status != 500 {
+			t.Errorf("got %d", status)
+		}
+	}
+	s.refused("PUT", "/v1/files"+at(dir+"/f"), "x", 500, "internal")
+	for _, body := range bodies {
+		body.Close()
 	}
 }
 

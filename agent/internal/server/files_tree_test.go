@@ -154,6 +154,16 @@ func TestRemove(t *testing.T) {
 	remove(dir + "/keep")
 	s.refused("DELETE", "/v1/files"+at(dir+"/keep"), "", 404, "no_such_file")
 	s.refused("DELETE", "/v1/files"+at("/", "recursive=1"), "", 500, "internal")
+	for _, end := range []string{"/..", "/../"} { // rm -r does not remove these either
+		inside := dir + "/up/inside"
+		if err := os.MkdirAll(inside, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		s.refused("DELETE", "/v1/files"+at(inside+end, "recursive=1"), "", 400, "bad_request")
+		if got := entries(t, dir+"/up"); len(got) != 1 {
+			t.Errorf("what is in the directory above: %q", got)
+		}
+	}
 }
 
 func TestRemoveDoesNotEnterMounts(t *testing.T) {

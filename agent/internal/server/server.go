@@ -35,6 +35,7 @@ type Server struct {
 	config    Config
 	processes *process.Manager
 	http      *http.Server
+	incoming  incoming
 
 	powerOffOnce sync.Once
 }

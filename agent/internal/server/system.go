@@ -93,7 +93,10 @@ func (s *Server) powerOff(w http.ResponseWriter, r *http.Request) error {
 	s.processes.Stop()
 	w.WriteHeader(http.StatusAccepted)
 	http.NewResponseController(w).Flush()
-	go s.powerOffOnce.Do(func() { s.config.PowerOff(grace) })
+	go s.powerOffOnce.Do(func() {
+		s.incoming.end()
+		s.config.PowerOff(grace)
+	})
 	return nil
 }
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import queue
+import threading
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
-from typing import IO, Any, TypeVar
+from contextlib import suppress
+from typing import IO, Any, Generic, Self, TypeVar
 
 from squib.errors import InvalidArgument
 
 T = TypeVar("T")
 
 CHUNK_BYTES = 1 << 18
+_LEAVE_S = 1.0
 
 Data = bytes | bytearray | memoryview | str | IO[bytes] | Iterable[bytes] | AsyncIterable[bytes]
 """What can be written: bytes, text (as UTF-8), a binary file, or an iterable of bytes, which may be asynchronous."""
@@ -70,18 +74,118 @@ def _not_bytes(value: object) -> InvalidArgument:
 
 
 async def in_thread(pieces: Iterator[bytes]) -> AsyncGenerator[bytes, None]:
-    """What a blocking iterator yields. It runs in threads, one piece ahead."""
+    """What a blocking iterator yields. It runs in a thread of its own, one piece ahead, and is closed there.
+
+    One that blocks for longer than a second when this is closed is left to itself until it has its next piece.
+    """
     loop = asyncio.get_running_loop()
-    coming = loop.run_in_executor(None, next, pieces, None)
+    asked: queue.SimpleQueue[asyncio.Future[bytes | None] | None] = queue.SimpleQueue()
+
+    def ask() -> asyncio.Future[bytes | None]:
+        future: asyncio.Future[bytes | None] = loop.create_future()
+        asked.put(future)
+        return future
+
+    coming = ask()
+    running = threaded(lambda: _answer(pieces, asked, loop))
     try:
         while (piece := await asyncio.shield(coming)) is not None:
-            coming = loop.run_in_executor(None, next, pieces, None)
+            coming = ask()
             yield piece
     finally:
-        await asyncio.wait({coming})
-        coming.exception()
+        asked.put(None)
+        await asyncio.wait({running}, timeout=_LEAVE_S)
+        coming.cancel()
+
+
+def _answer(
+    pieces: Iterator[bytes],
+    asked: queue.SimpleQueue[asyncio.Future[bytes | None] | None],
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    try:
+        while (future := asked.get()) is not None:
+            with _Outcome(loop, future) as outcome:
+                outcome.value = next(pieces, None)
+    finally:
         if close := getattr(pieces, "close", None):
-            await asyncio.to_thread(close)
+            close()
+
+
+def threaded(work: Callable[[], T]) -> asyncio.Future[T]:
+    """Do ``work`` in a thread of its own: what may wait for long would keep the few of the event loop from others.
+
+    The thread does not hold up the end of the program.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+    future.add_done_callback(_look_at)
+
+    def run() -> None:
+        with _Outcome(loop, future) as outcome:
+            outcome.value = work()
+
+    threading.Thread(target=run, name="squib blocking", daemon=True).start()
+    return future
+
+
+class _Outcome:
+    """What a thread has come to in a block, told to whoever waits for it in the event loop: ``value``, or an error."""
+
+    value: Any = None
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any]) -> None:
+        self._loop, self._future = loop, future
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._tell, error)
+        return True
+
+    def _tell(self, error: BaseException | None) -> None:
+        if self._future.done():
+            return
+        if error is None:
+            self._future.set_result(self.value)
+        else:
+            self._future.set_exception(error)
+
+
+def _look_at(future: asyncio.Future[Any]) -> None:
+    """So that nothing is logged of an error that nobody waits for any more."""
+    if not future.cancelled():
+        future.exception()
+
+
+class Resumable(Generic[T]):
+    """An asynchronous generator. Waiting for an item of it may be cancelled, and begun again."""
+
+    def __init__(self, items: AsyncGenerator[T, None]) -> None:
+        self._items = items
+        self._coming: asyncio.Task[T] | None = None
+
+    async def next(self) -> T:
+        """The next item. Raises `StopAsyncIteration` at the end; what the generator has raised is raised again."""
+        if self._coming is None:
+            self._coming = asyncio.create_task(_next(self._items), name="next item")
+        item = await asyncio.shield(self._coming)
+        self._coming = None
+        return item
+
+    async def aclose(self) -> None:
+        """End it. Idempotent."""
+        if self._coming:
+            self._coming.cancel()
+            await asyncio.gather(self._coming, return_exceptions=True)
+            self._coming = None
+        await self._items.aclose()
+
+
+async def _next(items: AsyncGenerator[T, None]) -> T:
+    return await anext(items)
 
 
 class ThreadReader:
@@ -119,9 +223,18 @@ class ThreadReader:
             self._reading.cancel()
 
 
-async def blocking(work: Callable[..., T], *args: Any, on_cancel: Callable[[], None] = lambda: None) -> T:
-    """Do ``work`` in a thread. Cancelled, it calls ``on_cancel`` and waits until ``work`` has come to its end."""
-    running = asyncio.get_running_loop().run_in_executor(None, work, *args)
+async def blocking(work: Callable[..., T], *args: Any) -> T:
+    """Do ``work``, which does not wait for anybody, in a thread. Cancelled, it waits until that has come to its end."""
+    return await _to_its_end(asyncio.get_running_loop().run_in_executor(None, work, *args), lambda: None)
+
+
+async def reading(work: Callable[[ThreadReader], T], chunks: AsyncIterator[bytes]) -> T:
+    """Do ``work``, which reads ``chunks``, in a thread. Cancelled, it has that come to its end, and waits for it."""
+    reader = ThreadReader(chunks)
+    return await _to_its_end(threaded(lambda: work(reader)), reader.cancel)
+
+
+async def _to_its_end(running: asyncio.Future[T], on_cancel: Callable[[], None]) -> T:
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:

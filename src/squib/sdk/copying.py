@@ -11,14 +11,15 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from squib.errors import InvalidArgument, NoSuchFile, NotADirectory, NotAFile
 from squib.guestfiles import GuestPath, check_path
 from squib.host.files import open_regular
 from squib.models import FileInfo, FileType, OnProgress, Progress
-from squib.sdk.chunks import CHUNK_BYTES, ThreadReader, blocking, in_thread
+from squib.sdk.chunks import CHUNK_BYTES, ThreadReader, blocking, in_thread, reading
 from squib.sdk.fileclient import FileClient
-from squib.sdk.localfiles import escaped, local_errors
+from squib.sdk.localfiles import CHECK_ROOM_EVERY, check_room, escaped, local_errors
 from squib.sdk.pack import Packing, measure
 from squib.sdk.result import Copied
 from squib.sdk.unpack import unpack
@@ -134,25 +135,24 @@ async def _stat_or_none(client: FileClient, path: str) -> FileInfo | None:
 async def _upload_file(
     client: FileClient, source: _Named, place: str, owner: str | None, mode: int | None, counter: _Counter
 ) -> Copied:
-    def start() -> tuple[int, os.stat_result]:
-        with local_errors(source.path), open_regular(Path(source.path)) as file:
-            return os.dup(file.fileno()), os.fstat(file.fileno())
+    def start() -> tuple[BinaryIO, os.stat_result]:
+        with local_errors(source.path):
+            file = open_regular(Path(source.path))
+            return file, os.fstat(file.fileno())
 
-    fd, status = await blocking(start)
-    counter.total = status.st_size
-    mode = stat.S_IMODE(status.st_mode) if mode is None else mode
-    chunks = _counted(in_thread(_read(fd, source.path)), counter.add)
-    info = await client.write(place, chunks, mode=mode, owner=owner, mtime_ns=status.st_mtime_ns)
+    file, status = await blocking(start)
+    with file:
+        counter.total = status.st_size
+        mode = stat.S_IMODE(status.st_mode) if mode is None else mode
+        chunks = _counted(in_thread(_read(file, source.path)), counter.add)
+        info = await client.write(place, chunks, mode=mode, owner=owner, mtime_ns=status.st_mtime_ns)
     return Copied(1, info.size)
 
 
-def _read(fd: int, path: str) -> Iterator[bytes]:
-    try:
-        with local_errors(path):
-            while data := os.read(fd, CHUNK_BYTES):
-                yield data
-    finally:
-        os.close(fd)
+def _read(file: BinaryIO, path: str) -> Iterator[bytes]:
+    with local_errors(path):
+        while data := os.read(file.fileno(), CHUNK_BYTES):
+            yield data
 
 
 async def _upload_tree(
@@ -249,6 +249,8 @@ async def download(
     sources = [source] if isinstance(source, str | bytes | os.PathLike) else list(source)
     named = [_Named.of(check_path(path)) for path in sources]
     place_of_all = os.fspath(target)
+    if not place_of_all:  # it would be this directory
+        raise InvalidArgument("the target is empty", hint="'.' is the directory that this runs in")
     is_directory = await blocking(os.path.isdir, place_of_all)
     copied = Copied()
     infos = {each.path: await _stat_to_copy(client, each.path) for each in named}
@@ -269,7 +271,7 @@ async def _download_file(
     counter.total = info.size
     counter.add(0)
     owner = (info.uid, info.gid) if keep_owner else None
-    file = await blocking(_NewFile, place, info.mode & _PERMISSIONS, info.mtime_ns, owner)
+    file = await blocking(_NewFile, place, info, owner)
     try:
         async with aclosing(client.read(source.path)) as chunks:
             gathered: list[bytes] = []
@@ -289,23 +291,29 @@ async def _download_file(
 
 
 class _NewFile:
-    """A file of this machine in the making, under another name in the directory of ``place``."""
+    """The file of a guest that ``info`` describes in the making, under another name in the directory of ``place``."""
 
-    def __init__(self, place: Path, mode: int, mtime_ns: int, owner: tuple[int, int] | None) -> None:
+    def __init__(self, place: Path, info: FileInfo, owner: tuple[int, int] | None) -> None:
         with local_errors(place):
             self._place = place.resolve()  # a link is followed, as cp does
             if self._place.exists() and not self._place.is_file():
                 raise NotAFile(f"{escaped(place)} is there, and no regular file, on this machine")
             self._temporary = _temporary_beside(self._place)
             self._fd = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        self._mode, self._mtime_ns, self._owner = mode, mtime_ns, owner
+        self._info, self._owner = info, owner
+        self._written = self._checked = 0
         self._finished = False
 
     def write(self, data: bytes) -> None:
         with local_errors(self._place):
+            if not self._written or self._written - self._checked >= CHECK_ROOM_EVERY:
+                self._checked = self._written
+                left = max(self._info.size - self._written, len(data))
+                check_room(self._fd, left, escaped(self._info.name), self._place)
             view = memoryview(data)
             while view:
                 view = view[os.write(self._fd, view) :]
+            self._written += len(data)
 
     def finish(self, data: bytes) -> None:
         """The last of the data: then it takes its name."""
@@ -313,8 +321,8 @@ class _NewFile:
         with local_errors(self._place):
             if self._owner:
                 os.fchown(self._fd, *self._owner)
-            os.fchmod(self._fd, self._mode)
-            os.utime(self._fd, ns=(self._mtime_ns, self._mtime_ns))
+            os.fchmod(self._fd, self._info.mode & _PERMISSIONS)
+            os.utime(self._fd, ns=(self._info.mtime_ns, self._info.mtime_ns))
             self._temporary.rename(self._place)
         self._finished = True
 
@@ -328,13 +336,12 @@ async def _download_tree(
     client: FileClient, source: _Named, place: Path, keep_owner: bool, unsafe_links: bool, counter: _Counter
 ) -> Copied:
     async with aclosing(_counted(client.read_tar(f"{source.path.rstrip('/')}/."), counter.add)) as chunks:
-        archive = ThreadReader(chunks)
 
-        def work() -> Copied:
+        def work(archive: ThreadReader) -> Copied:
             with _directory(place) as (directory, is_new):
                 return unpack(archive, directory, keep_owner=keep_owner, unsafe_links=unsafe_links, new_target=is_new)
 
-        return await blocking(work, on_cancel=archive.cancel)
+        return await reading(work, chunks)
 
 
 @contextmanager

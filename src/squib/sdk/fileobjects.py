@@ -6,14 +6,14 @@ import asyncio
 import codecs
 import io
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import IO, Any, Literal, Self
 
 from squib.errors import InvalidArgument, NotAFile
 from squib.guestfiles import GuestPath, check_path
 from squib.models import FileInfo, FileType
-from squib.sdk.chunks import CHUNK_BYTES
+from squib.sdk.chunks import CHUNK_BYTES, Resumable
 from squib.sdk.fileclient import FileClient
 from squib.sdk.portal import Portal
 
@@ -27,16 +27,14 @@ class Reader:
     """Reads a file in order: one request, whose answer is read as far as it is asked for."""
 
     def __init__(self, chunks: AsyncGenerator[bytes, None]) -> None:
-        self._chunks = chunks
+        self._chunks = Resumable(chunks)
         self._rest = bytearray()
 
     async def read(self, size: int) -> bytes:
-        """``size`` bytes, fewer at the end; all if it is negative."""
-        while size < 0 or len(self._rest) < size:
-            chunk = await anext(self._chunks, None)
-            if chunk is None:
-                break
-            self._rest += chunk
+        """``size`` bytes, fewer at the end; all if it is negative. Cancelled, it has taken none."""
+        with suppress(StopAsyncIteration):
+            while size < 0 or len(self._rest) < size:
+                self._rest += await self._chunks.next()
         size = len(self._rest) if size < 0 else size
         piece = bytes(self._rest[:size])
         del self._rest[:size]
@@ -170,13 +168,19 @@ async def _check_readable(client: FileClient, path: GuestPath) -> FileInfo:
 
 
 class _RawReader(io.RawIOBase):
-    """A file that is read in pieces, each a request of its own: it can be read from anywhere."""
+    """A file that can be read from anywhere.
+
+    Up to the first seek it is read by one request, so that all of it is of one file, also if another takes its name
+    meanwhile. After that each piece is a request of its own.
+    """
 
     def __init__(self, portal: Portal, client: FileClient, path: GuestPath) -> None:
         self._portal, self._client, self._path = portal, client, path
         portal.run(_check_readable(client, path))
         self.name = check_path(path)
         self._at = 0
+        self._sought = False
+        self._in_order: Reader | None = None
 
     def readable(self) -> bool:
         return True
@@ -195,7 +199,10 @@ class _RawReader(io.RawIOBase):
             base = self._portal.run(self._client.stat(self._path)).size
         if base + offset < 0:
             raise ValueError(f"negative seek position {base + offset}")
-        self._at = base + offset
+        if base + offset != self._at:
+            self._at = base + offset
+            self._sought = True
+            self._portal.run(self._leave())
         return self._at
 
     def readinto(self, buffer: Any, /) -> int:
@@ -207,10 +214,32 @@ class _RawReader(io.RawIOBase):
     def readall(self) -> bytes:
         return self._portal.run(self._read(None))
 
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            if self._in_order:
+                self._portal.run(self._leave())
+
+    async def _leave(self) -> None:
+        if self._in_order:
+            await self._in_order.close()
+            self._in_order = None
+
     async def _read(self, length: int | None) -> bytes:
+        if not self._sought:
+            return await self._read_in_order(-1 if length is None else length)
         async with aclosing(self._client.read(self._path, offset=self._at, length=length)) as chunks:
             data = b"".join([chunk async for chunk in chunks])
         self._at += len(data)
+        return data
+
+    async def _read_in_order(self, length: int) -> bytes:
+        if self._in_order is None:
+            self._in_order = Reader(self._client.read(self._path, offset=self._at))
+        data = await self._in_order.read(length)
+        self._at += len(data)
+        if length < 0 or len(data) < length:  # it is asked again whether there is more by now
+            await self._leave()
         return data
 
 

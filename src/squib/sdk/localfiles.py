@@ -18,7 +18,11 @@ from squib.errors import (
     TransferFailed,
 )
 
+CHECK_ROOM_EVERY = 64 << 20
+"""After how many bytes from a guest `check_room` is to be asked again."""
+
 _SHOWN_NAME = 200
+_FREE_BYTES, _FREE_INODES, _FREE_SHARE = 1 << 30, 10_000, 20  # a twentieth, or less
 _ERRORS: dict[int, type[SquibError]] = {
     errno.ENOENT: NoSuchFile,
     errno.EEXIST: FileExists,
@@ -51,3 +55,13 @@ def escaped(name: str | bytes | os.PathLike[str]) -> str:
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
     return text if len(text) <= _SHOWN_NAME else text[:_SHOWN_NAME] + "…"
+
+
+def check_room(fd: int, size: int, what: str, place: os.PathLike[str]) -> None:
+    """Raise `DiskFull` if ``size`` bytes more of ``what`` would leave too little room on the disk that ``fd`` is on."""
+    disk = os.fstatvfs(fd)
+    free = disk.f_bavail * disk.f_frsize - size
+    if free < min(_FREE_BYTES, disk.f_blocks * disk.f_frsize // _FREE_SHARE):
+        raise DiskFull(f"{what} would leave too little room on the disk of {escaped(place)}")
+    if disk.f_files and disk.f_favail < min(_FREE_INODES, disk.f_files // _FREE_SHARE):
+        raise DiskFull(f"the disk of {escaped(place)} has hardly room for more files (inodes)")

@@ -15,6 +15,7 @@ from squib.sdk.client import EngineClient
 T = TypeVar("T")
 
 _CLEAN_UP_S = 10.0
+_LEAVE_S = 1.0
 _END = object()
 
 
@@ -33,6 +34,7 @@ class Portal:
         self._thread = threading.Thread(target=self._loop.run_forever, name="squib", daemon=True)
         self._thread.start()
         self._engines: dict[tuple[str, ...], EngineClient] = {}
+        self._ended = False
         atexit.register(self._stop)
 
     @classmethod
@@ -51,8 +53,12 @@ class Portal:
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine to its end. Ctrl-C cancels it, waits for its clean-up, and is raised on.
 
-        Raises `WrongState` where that would wait for ever: on this loop itself, and in a fork of the process.
+        Raises `WrongState` where that would wait for ever: on this loop itself, in a fork of the process, and at the
+        end of the program, when Python closes what was left open.
         """
+        if self._ended:
+            work.close()
+            raise WrongState("the program is at its end", hint="close files, and leave loops, before")
         if self._pid != os.getpid():
             work.close()
             raise WrongState("this VM object was made before a fork of the process", hint="use VM.from_id after it")
@@ -94,16 +100,27 @@ class Portal:
         finally:
             if threading.current_thread() is self._thread:  # a garbage collector may run there, which cannot wait
                 self._closing = self._loop.create_task(items.aclose())
-            elif self._pid == os.getpid():
+            elif self._pid == os.getpid() and not self._ended:
                 self.run(items.aclose())
 
     def _stop(self) -> None:
         if self._pid == os.getpid() and self._thread.is_alive():
+            self.run(_cancel_all())
             for engine in self._engines.values():
                 self.run(engine.close())
+            self._ended = True
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(timeout=2)
 
 
 async def _next(items: AsyncGenerator[T, None]) -> T | object:
     return await anext(items, _END)
+
+
+async def _cancel_all() -> None:
+    """End what was left open, such as a file that is written: it does not appear."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=_LEAVE_S)

@@ -20,8 +20,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from squib.errors import ArchiveRefused, DiskFull, PermissionDenied
-from squib.sdk.localfiles import escaped, local_errors
+from squib.errors import ArchiveRefused, PermissionDenied
+from squib.sdk.localfiles import CHECK_ROOM_EVERY, check_room, escaped, local_errors
 from squib.sdk.result import Copied
 from squib.sdk.tar import MAX_DEPTH, Kind, Member, Readable, TarReader, refused
 
@@ -30,8 +30,6 @@ _MAX_NAME = 255
 _MAX_LINK = 4095
 _MAX_REMEMBERED = 128 << 20  # bytes, for what directories are to become at the end
 _REMEMBERED_EACH = 250  # what Python takes for one, besides its path
-_FREE_BYTES, _FREE_INODES, _FREE_SHARE = 1 << 30, 10_000, 20  # a twentieth, or less
-_CHECK_ROOM_EVERY = 64 << 20
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _BELOW = _DIRECTORY | os.O_NOFOLLOW
 
@@ -158,7 +156,7 @@ class _Unpacking:
                 _write_all(fd, piece)
                 self._bytes += len(piece)
                 left -= len(piece)
-                if checked - left >= _CHECK_ROOM_EVERY:
+                if checked - left >= CHECK_ROOM_EVERY:
                     self._tree.check_room(member, left)
                     checked = left
             self._set_attributes(fd, member.mode, member.mtime_ns, member.uid, member.gid)
@@ -257,15 +255,8 @@ class _Tree:
 
     def check_room(self, member: Member, size: int) -> None:
         """Raises `DiskFull` if the disk would have too little room after ``size`` bytes more of ``member``."""
-        disk = os.fstatvfs(self._fds[0])
-        free = disk.f_bavail * disk.f_frsize - size
-        if free < min(_FREE_BYTES, disk.f_blocks * disk.f_frsize // _FREE_SHARE):
-            raise DiskFull(
-                f"'{escaped(member.path)}' in the archive, of {member.size} bytes, would leave too little room on the"
-                f" disk of {escaped(self._target)}"
-            )
-        if disk.f_files and disk.f_favail < min(_FREE_INODES, disk.f_files // _FREE_SHARE):
-            raise DiskFull(f"the disk of {escaped(self._target)} has hardly room for more files (inodes)")
+        what = f"'{escaped(member.path)}' in the archive, of {member.size} bytes,"
+        check_room(self._fds[0], size, what, self._target)
 
     def _common(self, names: Sequence[bytes]) -> int:
         for depth, (mine, other) in enumerate(zip(self._names, names, strict=False)):

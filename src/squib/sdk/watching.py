@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from types import TracebackType
@@ -10,6 +9,7 @@ from typing import Any, Self
 
 from squib.guestfiles import parse_event
 from squib.models import FileEvent
+from squib.sdk.chunks import Resumable
 from squib.sdk.portal import Portal
 
 _NO_EVENTS = ("ready", "idle")
@@ -25,8 +25,7 @@ class AsyncWatch:
     """
 
     def __init__(self, lines: Lines) -> None:
-        self._lines = lines
-        self._coming: asyncio.Task[dict[str, Any]] | None = None
+        self._lines = Resumable(lines)
         self._ready = False
 
     async def __aenter__(self) -> Self:
@@ -48,33 +47,18 @@ class AsyncWatch:
 
     async def __anext__(self) -> FileEvent:
         await self.ready()
-        while (line := await self._line()).get("type") == "idle":
+        while (line := await self._lines.next()).get("type") == "idle":
             pass
         return parse_event(line)
 
     async def ready(self) -> None:
         """Wait until the watch is in place."""
         while not self._ready:
-            self._ready = (await self._line()).get("type") == "ready"
+            self._ready = (await self._lines.next()).get("type") == "ready"
 
     async def aclose(self) -> None:
         """End it. Idempotent."""
-        if self._coming:
-            self._coming.cancel()
-            await asyncio.wait({self._coming})
-            self._coming = None
         await self._lines.aclose()
-
-    async def _line(self) -> dict[str, Any]:
-        if self._coming is None:
-            self._coming = asyncio.create_task(_next(self._lines), name="watch")
-        line = await asyncio.shield(self._coming)
-        self._coming = None
-        return line
-
-
-async def _next(lines: Lines) -> dict[str, Any]:
-    return await anext(lines)
 
 
 class Watch:

@@ -335,6 +335,50 @@ def test_a_disk_that_is_full_here_leaves_nothing_here(
     assert os.listdir(here) == []  # noqa: PTH208
 
 
+def test_a_file_does_not_fill_the_disk_here(
+    files: Files, guest: FakeFiles, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with guest.at("/f").open("wb") as file:
+        file.truncate(200 << 20)
+    real = os.fstatvfs
+    blocks = iter([10**6, 10**6])
+
+    def fstatvfs(fd: int) -> os.statvfs_result:
+        values = list(real(fd))
+        values[1:5] = [4096, 10**7, 0, next(blocks, 10**5)]
+        return os.statvfs_result(values)
+
+    monkeypatch.setattr(os, "fstatvfs", fstatvfs)
+    with pytest.raises(DiskFull, match="too little room"):
+        files.download("/f", here / "f")
+    assert not list(blocks) and os.listdir(here) == []  # noqa: PTH208
+
+
+def test_an_empty_target_is_not_this_directory(
+    files: Files, guest: FakeFiles, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tree(guest.root / "d")
+    monkeypatch.chdir(here)
+    with pytest.raises(InvalidArgument, match="empty"):
+        files.download("/d", "")
+    assert os.listdir(here) == []  # noqa: PTH208
+
+
+def test_an_upload_that_fails_closes_its_file(files: Files, guest: FakeFiles, here: Path) -> None:
+    (here / "f").write_bytes(b"data")
+
+    def fail(_: Progress) -> None:
+        raise ZeroDivisionError
+
+    before = os.listdir("/proc/self/fd")  # noqa: PTH208
+    for _ in range(20):
+        with pytest.raises(InvalidArgument):
+            files.upload(here / "f", "/f", mode=-1)
+        with pytest.raises(ZeroDivisionError):
+            files.upload(here / "f", "/f", on_progress=fail)
+    assert len(os.listdir("/proc/self/fd")) < len(before) + 10  # noqa: PTH208
+
+
 @pytest.mark.parametrize("kind", ["file", "tree"])
 @pytest.mark.parametrize("direction", ["up", "down"])
 def test_a_cancelled_copy_leaves_nothing(guest: FakeFiles, here: Path, kind: str, direction: str) -> None:

@@ -5,12 +5,14 @@ import csv
 import io
 import os
 import zipfile
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
 
-from squib.errors import GuestDiskFull, NoSuchFile
+from squib.errors import GuestDiskFull, NoSuchFile, TransferFailed
 from squib.sdk.aio import AsyncVM
+from squib.sdk.fileobjects import Reader
 from squib.sdk.syncfiles import Files
 from squib.sdk.vm import VM
 from tests.fakes.files import FakeFiles
@@ -47,6 +49,23 @@ def test_a_file_is_read_from_anywhere(files: Files) -> None:
             file.seek(-1)
         with pytest.raises(io.UnsupportedOperation):
             file.write(b"x")
+
+
+def test_a_file_that_is_replaced_is_read_to_its_end(files: Files) -> None:
+    files.write("/f", b"a" * (16 << 20))
+    with files.open("/f", "rb") as file:
+        first = file.read(10)
+        files.write("/f", b"b" * (16 << 20))
+        assert set(first + file.read(8 << 20) + file.read()) == set(b"a")
+
+
+def test_a_file_that_grows_is_read_on(files: Files, guest: FakeFiles) -> None:
+    files.write("/f", b"one")
+    with files.open("/f", "rb") as file:
+        assert file.read() == b"one"
+        with guest.at("/f").open("ab") as more:
+            more.write(b"two")
+        assert (file.read(), file.read()) == (b"two", b"")
 
 
 def test_what_takes_a_file_object_takes_one_of_a_guest(files: Files) -> None:
@@ -137,3 +156,40 @@ def test_asynchronous_files(guest: FakeFiles) -> None:
 
     asyncio.run(main())
     wait_until(lambda: guest.left_over() == [])
+
+
+def test_a_cancelled_read_takes_nothing() -> None:
+    async def main() -> None:
+        more = asyncio.Event()
+
+        async def chunks() -> AsyncGenerator[bytes, None]:
+            yield b"first "
+            await more.wait()
+            yield b"second"
+
+        reader = Reader(chunks())
+        reading = asyncio.create_task(reader.read(100))
+        await asyncio.sleep(0)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        more.set()
+        assert await reader.read(100) == b"first second"
+        assert await reader.read(100) == b""
+
+    asyncio.run(main())
+
+
+def test_what_broke_off_does_not_look_like_the_end_later() -> None:
+    async def main() -> None:
+        async def chunks() -> AsyncGenerator[bytes, None]:
+            yield b"first"
+            raise TransferFailed("it broke off")
+
+        reader = Reader(chunks())
+        for _ in range(2):
+            with pytest.raises(TransferFailed):
+                await reader.read(100)
+        await reader.close()
+
+    asyncio.run(main())

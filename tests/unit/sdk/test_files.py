@@ -212,6 +212,28 @@ def test_data_that_fails_leaves_nothing(files: Files, guest: FakeFiles, kind: st
     wait_until(lambda: guest.left_over() == [])
 
 
+def test_sources_that_are_silent_hold_nobody_up(guest: FakeFiles) -> None:
+    async def test(files: AsyncFiles) -> None:
+        pipes = [os.pipe() for _ in range(40)]  # more than an event loop has threads
+        sources = [os.fdopen(out, "rb") for out, _ in pipes]
+        writing = [asyncio.create_task(files.write(f"/{i}", source)) for i, source in enumerate(sources)]
+        await asyncio.to_thread(wait_until, lambda: len(guest.left_over()) == 40)
+        await files.download("/there", guest.root.parent / "here")
+        for task in writing[:20]:
+            task.cancel()
+        done, waiting = await asyncio.wait(writing[:20], timeout=5)
+        assert len(done) == 20 and not waiting
+        for _, write_end in pipes:
+            os.close(write_end)
+        assert [(await task).size for task in writing[20:]] == [0] * 20
+        await asyncio.to_thread(wait_until, lambda: not any(t.name == "squib blocking" for t in threading.enumerate()))
+        for source in sources:
+            source.close()
+
+    guest.at("/there").write_bytes(b"data")
+    asynchronously(test)
+
+
 def wait_until(condition: Callable[[], bool]) -> None:
     """Wait for what another thread does."""
     deadline = threading.Event()

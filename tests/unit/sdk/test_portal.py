@@ -5,13 +5,13 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from squib.errors import SquibError
+from squib.errors import SquibError, WrongState
 from squib.sdk.portal import Portal
 
 
@@ -150,3 +150,31 @@ def test_a_portal_that_is_stopped_ends_its_thread_and_its_connections() -> None:
     portal._stop()
     assert not portal._thread.is_alive() and http.is_closed
     portal._stop()
+
+
+def test_what_is_left_open_at_the_end_of_the_program_is_closed_and_waits_for_nothing() -> None:
+    portal = Portal()
+    left: list[str] = []
+
+    async def items() -> AsyncGenerator[int, None]:
+        yield 1
+
+    async def wait() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left.append("cancelled")
+
+    async def begin() -> asyncio.Task[None]:
+        task = asyncio.create_task(wait())
+        await asyncio.sleep(0)
+        return task
+
+    open_loop = portal.iterate(items())
+    assert next(open_loop) == 1
+    portal.run(begin())
+    portal._stop()
+    assert left == ["cancelled"]
+    open_loop.close()
+    with pytest.raises(WrongState, match="end"):
+        portal.run(wait())
