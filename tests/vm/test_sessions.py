@@ -124,8 +124,8 @@ def test_a_terminal_has_a_size_job_control_and_the_exit_code_of_its_shell(shared
             await terminal.resize(51, 133)
             await terminal.send(b"stty size\r")
             await until(terminal, b"51 133")
-            # What it prints says that the terminal is its own: keys before that are the shell's. (It does not fork: dash
-            # stands still for ever if it is stopped in a vfork.)
+            # What it prints says that the terminal is its own: keys before that are the shell's. (It does not fork:
+            # dash stands still for ever if it is stopped in a vfork.)
             await terminal.send(
                 b"""bash -c 'trap "echo job$((2))continued" CONT; echo job$((1))runs; while :; do read; done'\r"""
             )
