@@ -14,23 +14,11 @@ import (
 // Limits of what is kept. They are variables of a manager so that tests need not wait or fill them.
 type limits struct {
 	foreground, background int           // bytes of output of a session
-	large                  int           // sessions of the background that run; more keep as little as those of the foreground
 	grace                  time.Duration // that the output of a session waits for a reader
 	ended, endedBytes      int           // background sessions that have ended, and their output together
 }
 
-var defaultLimits = limits{
-	foreground: 128 << 10, background: 1 << 20, large: largeSessions(), grace: 10 * time.Second, ended: 32, endedBytes: 8 << 20,
-}
-
-// largeSessions returns how many sessions fill a quarter of the memory: the kernel can kill what uses the rest, but not the agent.
-func largeSessions() int {
-	var info syscall.Sysinfo_t
-	if syscall.Sysinfo(&info) != nil {
-		return 0
-	}
-	return int(uint64(info.Totalram) * uint64(info.Unit) / 4 >> 20)
-}
+var defaultLimits = limits{foreground: 128 << 10, background: 1 << 20, grace: 10 * time.Second, ended: 32, endedBytes: 8 << 20}
 
 // Manager starts commands and knows the sessions.
 type Manager struct {
@@ -181,7 +169,7 @@ func (m *Manager) equip(p *Process, attr *syscall.ProcAttr, spec Spec, plan plan
 	}
 	kept, grace := m.limits.foreground, time.Duration(0)
 	if spec.Background {
-		kept, grace = m.scrollback(), m.limits.grace
+		kept, grace = m.limits.background, m.limits.grace
 	}
 	if p.Log, err = newLog(kept, grace); err != nil {
 		return err
@@ -200,22 +188,6 @@ func (m *Manager) equip(p *Process, attr *syscall.ProcAttr, spec Spec, plan plan
 		p.timer = time.AfterFunc(spec.Timeout, p.expire) // if it fires late it finds the command ended, and does nothing
 	}
 	return nil
-}
-
-// scrollback returns how much output the next session of the background keeps.
-func (m *Manager) scrollback() int {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	large := 0
-	for _, p := range m.sessions {
-		if p.Log.kept == m.limits.background && !isClosed(p.done) {
-			large++
-		}
-	}
-	if large < m.limits.large {
-		return m.limits.background
-	}
-	return m.limits.foreground
 }
 
 // launch tries the files that the program's name may mean, as execvp(3) does.

@@ -102,23 +102,6 @@ func TestLongArgumentsAreNotKept(t *testing.T) {
 	}
 }
 
-func TestManySessionsKeepLess(t *testing.T) {
-	m := newManager(t, cgroups)
-	m.limits.large = 2
-	var got []int
-	var all []*running
-	for range 3 {
-		all = append(all, start(t, m, background("sleep 100")))
-		got = append(got, all[len(all)-1].Log.kept)
-	}
-	all[0].Kill()
-	waitDone(t, all[0].Process)
-	got = append(got, start(t, m, background("sleep 100")).Log.kept)
-	if want := []int{1 << 20, 1 << 20, 128 << 10, 1 << 20}; !slices.Equal(got, want) {
-		t.Errorf("got %v, want %v", got, want)
-	}
-}
-
 func TestForegroundIsNotKept(t *testing.T) {
 	m := newManager(t, cgroups)
 	p := start(t, m, sh("echo x"))
