@@ -35,11 +35,13 @@ def main() -> NoReturn:
     """Run this process's command line and end with its status."""
     _open_missing_streams()
     status = run(sys.argv[1:])
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        status = SIGPIPE_STATUS if isinstance(error, BrokenPipeError) else status or SquibError.exit_code
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes again
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:  # such as a full disk, or a terminal that was closed
+            if stream is sys.stdout:
+                status = SIGPIPE_STATUS if isinstance(error, BrokenPipeError) else status or SquibError.exit_code
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # the interpreter flushes again
     sys.exit(status)
 
 
