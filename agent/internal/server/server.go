@@ -17,8 +17,8 @@ import (
 // long as it likes: so the connection's is many times the stream's, or two such commands would shut out every other request body.
 // A stream's has room for several of the host's largest frames, or each would wait for the word that the one before was read.
 const (
-	connectionWindow = 16<<20 - 1
-	streamWindow     = 1 << 20
+	connectionWindow = 32<<20 - 1
+	streamWindow     = 2 << 20
 )
 
 // Config is what the server needs of the guest.

@@ -3,10 +3,10 @@ package transport
 import "encoding/binary"
 
 const (
-	// The host may have 1 MiB under way in a stream and 16 MiB in the session. So much of that is given back at a time: a host that has the rest
+	// The host may have 2 MiB under way in a stream and 32 MiB in the session. So much of that is given back at a time: a host that has the rest
 	// does not wait for it.
-	streamCredit  = 256 << 10
-	sessionCredit = 1 << 20
+	streamCredit  = 512 << 10
+	sessionCredit = 2 << 20
 
 	updateLen     = frameHeaderLen + 4
 	kindData      = 0

@@ -27,6 +27,8 @@ from squib.paths import Home
 from tests.fakes.driver import FakeDriver
 from tests.fakes.engine import Rig
 
+pytestmark = pytest.mark.slow  # each is an engine
+
 Ready = tuple[str | None, str | None]
 
 

@@ -17,6 +17,8 @@ from squib.frames import Frame, FrameDecoder, FrameKind
 from squib.models import ExecRequest
 from tests.fakes.engine import Rig
 
+pytestmark = pytest.mark.slow  # they wait
+
 
 def check(rig: Rig, monkeypatch: pytest.MonkeyPatch, test: Callable[[Engine, str, int], Awaitable[None]]) -> None:
     monkeypatch.setattr(exec, "_START_TIMEOUT_S", 0.3)

@@ -29,6 +29,8 @@ from tests.fakes.guest import running_vm
 from tests.fakes.served import Served
 from tests.fakes.sockets import serving
 
+pytestmark = pytest.mark.slow  # each is a server
+
 
 def check(test: Callable[[EngineClient], Awaitable[None]]) -> None:
     async def main() -> None:
