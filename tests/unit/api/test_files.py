@@ -20,6 +20,8 @@ from tests.fakes.engine import Rig
 from tests.fakes.files import FakeFiles
 from tests.fakes.guest import running_vm
 
+pytestmark = pytest.mark.slow  # through an engine and a guest
+
 Test = Callable[[ASGIApp, FakeFiles], Awaitable[None]]
 URL = "/v1/vms/web/files"
 ODD = ["a b", "new\nline", "\udcff\udcfe", "é", "a+b%2F&path=x#?;=", "-rf", "..."]

@@ -15,6 +15,8 @@ from tests.fakes.asgi import Request
 from tests.fakes.engine import Rig
 from tests.fakes.guest import running_vm
 
+pytestmark = pytest.mark.slow  # through an engine and a guest
+
 Test = Callable[[ASGIApp, FakeAgent], Awaitable[None]]
 PROCESSES = "/v1/vms/web/processes"
 

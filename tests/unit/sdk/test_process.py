@@ -31,6 +31,8 @@ from squib.sdk.process import Process, Stdin
 from tests.fakes.api import FakeAPI, exit_frame, make_process
 from tests.fakes.served import Served
 
+pytestmark = pytest.mark.slow  # through an engine and a guest
+
 
 @pytest.fixture
 def vm(served: Served) -> VM:
