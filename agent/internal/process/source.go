@@ -8,13 +8,7 @@ import (
 	"unsafe"
 )
 
-const (
-	fionread = 0x541b
-
-	// muchOutput is what a command has to write for its pipe to be made so large: it then writes on while the agent is busy. Pipes are
-	// memory that the kernel cannot take back, and most commands write little.
-	muchOutput = 256 << 10
-)
+const fionread = 0x541b
 
 // source is the agent's end of what a command writes to: of a pipe or a terminal.
 type source struct {
@@ -63,14 +57,10 @@ func (o *source) end() { o.file.SetReadDeadline(past) }
 // pump reads to the log until nobody can write any more, or the command has ended and what was written by then has been
 // read. What descendants in the background write later is dropped: they must neither block nor get SIGPIPE.
 func (o *source) pump(log *Log, s Stream) {
-	closed, taken := false, 0
+	closed := false
 	for waiting := true; waiting && !closed; {
 		waiting = nil == o.raw.Read(func(fd uintptr) bool {
 			n, err := log.take(int(fd), s, all)
-			if taken < muchOutput && taken+n >= muchOutput && !o.terminal {
-				syscall.Syscall(syscall.SYS_FCNTL, fd, fSetPipeSz, muchOutput) // best effort
-			}
-			taken += n
 			if n == 0 && o.dry(err) {
 				return false
 			}
