@@ -3,6 +3,9 @@ package files
 import (
 	"archive/tar"
 	"bytes"
+	"compress/gzip"
+	"encoding/base64"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,11 +16,24 @@ import (
 	"squib/agent/internal/process"
 )
 
-// The fixtures were written by Python's tarfile.
+// writtenByPython are archives that Python's tarfile has made, zipped and in base64.
+var writtenByPython = map[string]string{
+	"pax": "H4sIAAAAAAACA+2ZTU7DMBBGs84pfILEHtsxm6rACjYIsWMZmkAr+oOSVCr34SbcC3BAVUVaiiphJzTf2zSKKkWtPe/LeKI4ik+v09VFnmZ5ETiBf/HTJ+dkNtf1fcFJqICtAg8syyot7OODfkKSzarJLB8Is/7/I9JhAPpBFrt/Rr2pjN5T//ZaKE3KGK4+7ydEOmAa9e+cqAv+N2rb/wn878X/go2zYjROizKvBueXV2c3t6FI2FNajQdZPErv38MQIXHE/rdLPHS7lPV+SdQ+/+uG/+02s/XPUf/OuXuu8hJl0Fs6kf9qR/5L5L8PhFxH/esLcr6P+T/00v/tz/+k2f9Jksh/Lz9/Nk2XFeoA+d9e/kst0f+31v/T+gVgfiTgNeag/He/IL/nv/qe/1KSRv/vheli/oAqQP63mf+iMQuq859j/usp/3ec/xNn08n8ETOAPuS/Xfqs7f6/Mf8V9fcDJnwMJzD/7cD8N9nyP3H4vzX/i5ON/2H/I/d/ubh3fP53sP+tEIwJGLm3P/zfhfM/2n7/F/B/i/5P1CYA3joJEumv/F+fANWL3SH/kyJB1v9DD/S8/gEAAAAAAAAAAAAAAAAAAAAAAADw//kAciU0GwBQAAA=",
+	"gnu": "H4sIAAAAAAACA+2YTU7DMBCFZ80pfILGHv/Mlj25RGgooIZUatJF78NNuBfFZIHUgIqEZDfC79s4yi56+Wae3FaUHB0Rr6czMj+nZ+M8OxHtpvfBBE/KUwYOw9jslaJCaat1szndJM8/uEv5+1n+wi6Q0sg/OffH8WEgUK7/b6855v9l/8N8/ou18D/L5790zWGEB6WyqlbVbb3rH+vnfpvQ/x+8//LfGnvWBeP+F8+kavifYf73/wS4vNT8f9//7nz/W8sG/T8LXRz9sKBk/5+afXvt/j+7/zHasiNlclxOFL//h91mXFz+xgopTp9+8fkvof8zy/f+70ndYf8n532RYC/nm/+fDbBLJ/9f5r8Yp2P/5xy/WuH+AwAAAAAAAMrhA9orBT0AKAAA",
+}
+
+func unzip(t *testing.T, text string) []byte {
+	t.Helper()
+	zipped, err := gzip.NewReader(base64.NewDecoder(base64.StdEncoding, strings.NewReader(text)))
+	must(t, err)
+	content, err := io.ReadAll(zipped)
+	must(t, err)
+	return content
+}
+
 func TestUnpackPython(t *testing.T) {
 	for _, format := range []string{"pax", "gnu"} {
-		archive, err := os.ReadFile("testdata/" + format + ".tar")
-		must(t, err)
+		archive := unzip(t, writtenByPython[format])
 		dir := t.TempDir()
 		if count := unpack(t, dir, archive); count != (Unpacked{7, 15}) {
 			t.Errorf("%s: %+v", format, count)
