@@ -21,7 +21,7 @@ const (
 )
 
 const (
-	// ringSlack is how much is read beyond what is kept before the oldest output must go.
+	// ringSlack is how much is read beyond what is kept before the oldest output must go. It is half of a small ring.
 	ringSlack = 64 << 10
 	// stretchBytes is how much output there is for each entry of the index that may be kept: it bounds the index of output that changes
 	// between the streams with every byte.
@@ -32,11 +32,13 @@ const (
 // readers. Nothing is dropped that a reader has yet to take: the one that writes to the log waits instead. Without a reader it waits
 // until a deadline, and then drops the oldest.
 //
-// The ring is mapped, not allocated: pages that were never written cost nothing, the garbage collector does not keep
-// as much again in reserve, and the memory goes back at once. It is used only under the lock and while there are users.
+// The ring grows with what there is to keep, as far as the memory for all sessions allows. It is mapped, not allocated:
+// pages that were never written cost nothing, the garbage collector does not keep as much again in reserve, and the
+// memory goes back at once. It is used only under the lock and while there are users.
 type Log struct {
-	kept  int // bytes that are kept for readers to come
-	grace time.Duration
+	memory *memory
+	most   int // bytes that are kept for readers to come, if there is memory for it
+	grace  time.Duration
 
 	mu         sync.Mutex
 	space      *sync.Cond // room may have been made
@@ -57,20 +59,49 @@ type stretch struct {
 	stream Stream
 }
 
-// newLog returns a log whose session is its first user. It waits for a reader for the time grace from now, and from the leaving of a last one.
-func newLog(kept int, grace time.Duration) (*Log, error) {
-	ring, err := syscall.Mmap(-1, 0, kept+ringSlack, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_PRIVATE|syscall.MAP_ANON)
+// newLog returns a log that keeps most bytes if memory allows, and whose session is its first user. It waits for a reader for
+// the time grace from now, and from the leaving of a last one.
+func newLog(memory *memory, most int, grace time.Duration) (*Log, error) {
+	size := min(firstRing, most+ringSlack)
+	ring, err := mapRing(size)
 	if err != nil {
 		return nil, fmt.Errorf("no memory for the output: %w", err)
 	}
-	l := &Log{kept: kept, grace: grace, ring: ring, deadline: time.Now().Add(grace), users: 1}
+	memory.add(size)
+	l := &Log{memory: memory, most: most, grace: grace, ring: ring, deadline: time.Now().Add(grace), users: 1}
 	l.space = sync.NewCond(&l.mu)
 	return l, nil
+}
+
+// keeps returns how many bytes are kept for readers to come.
+func (l *Log) keeps() int { return min(l.most, len(l.ring)-min(ringSlack, len(l.ring)/2)) }
+
+// grow makes the ring large enough to keep all that is in it, as far as that is allowed.
+func (l *Log) grow() {
+	held := l.end - l.start
+	for len(l.ring) > 0 && len(l.ring) < l.most+ringSlack && (held > int64(l.keeps()) || len(l.stretches) >= l.maxStretches()) {
+		size := min(2*len(l.ring), l.most+ringSlack)
+		if !l.memory.grant(size - len(l.ring)) {
+			return
+		}
+		ring, err := mapRing(size)
+		if err != nil {
+			l.memory.add(len(l.ring) - size)
+			return
+		}
+		for at := l.start; at < l.end; {
+			from, to := at%int64(len(l.ring)), at%int64(size)
+			at += int64(copy(ring[to:], l.ring[from:min(from+l.end-at, int64(len(l.ring)))]))
+		}
+		syscall.Munmap(l.ring)
+		l.ring = ring
+	}
 }
 
 // leave is called with the lock.
 func (l *Log) leave() {
 	if l.users--; l.users == 0 {
+		l.memory.add(-len(l.ring))
 		syscall.Munmap(l.ring)
 		l.ring = nil
 	}
@@ -187,11 +218,12 @@ func (l *Log) room(s Stream) []byte {
 	return l.ring[at : at+min(size-at, size-(l.end-l.start))]
 }
 
-func (l *Log) maxStretches() int { return l.kept / stretchBytes }
+func (l *Log) maxStretches() int { return l.keeps() / stretchBytes }
 
 // trim drops what is older than what is kept, as far as nobody has yet to take it.
 func (l *Log) trim() {
-	oldest := l.end - int64(l.kept)
+	l.grow()
+	oldest := l.end - int64(l.keeps())
 	if spare := len(l.stretches) - l.maxStretches(); spare > 0 {
 		oldest = max(oldest, l.stretches[spare-1].end)
 	}

@@ -19,7 +19,12 @@ type logged struct {
 
 func newLogged(t *testing.T, kept int, grace time.Duration) *logged {
 	t.Helper()
-	l, err := newLog(kept, grace)
+	return newLoggedIn(t, newMemory(), kept, grace)
+}
+
+func newLoggedIn(t *testing.T, memory *memory, kept int, grace time.Duration) *logged {
+	t.Helper()
+	l, err := newLog(memory, kept, grace)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,11 +82,12 @@ func (l *logged) blocked(s Stream, done <-chan struct{}) {
 }
 
 // fill gives the log as much of stdout as fits without anything being dropped.
-func (l *logged) fill() (size int) {
-	for size = len(l.ring); size > 0; size -= 32 << 10 {
+func (l *logged) fill() int {
+	whole := l.most + ringSlack
+	for size := whole; size > 0; size -= 32 << 10 {
 		l.writes(Stdout, strings.Repeat("f", min(size, 32<<10)))
 	}
-	return len(l.ring)
+	return whole
 }
 
 type piece struct {

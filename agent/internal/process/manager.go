@@ -26,6 +26,7 @@ type Manager struct {
 	cgroups  *Cgroups // nil without cgroup v2
 	accounts Accounts
 	limits   limits
+	memory   *memory
 
 	mu       sync.Mutex
 	env      map[string]string
@@ -37,7 +38,9 @@ type Manager struct {
 
 // NewManager returns a manager; reaper.Run must be running. cgroups may be nil.
 func NewManager(reaper *Reaper, cgroups *Cgroups, accounts Accounts) *Manager {
-	return &Manager{reaper: reaper, cgroups: cgroups, accounts: accounts, limits: defaultLimits, sessions: map[string]*Process{}}
+	return &Manager{
+		reaper: reaper, cgroups: cgroups, accounts: accounts, limits: defaultLimits, memory: newMemory(), sessions: map[string]*Process{},
+	}
 }
 
 // SetEnv replaces the environment that later commands start with.
@@ -99,7 +102,7 @@ func (m *Manager) keep(p *Process) {
 	for _, p := range m.kept {
 		total += p.Log.size()
 	}
-	for len(m.kept) > m.limits.ended || total > m.limits.endedBytes {
+	for len(m.kept) > m.limits.ended || total > min(m.limits.endedBytes, m.memory.total()/2) {
 		total -= m.kept[0].Log.size()
 		m.forget(m.kept[0])
 	}
@@ -167,11 +170,11 @@ func (m *Manager) equip(p *Process, attr *syscall.ProcAttr, spec Spec, plan plan
 	for i := range 3 {
 		attr.Files = append(attr.Files, uintptr(own[min(i, len(own)-1)]))
 	}
-	kept, grace := m.limits.foreground, time.Duration(0)
+	most, grace := m.limits.foreground, time.Duration(0)
 	if spec.Background {
-		kept, grace = m.limits.background, m.limits.grace
+		most, grace = m.limits.background, m.limits.grace
 	}
-	if p.Log, err = newLog(kept, grace); err != nil {
+	if p.Log, err = newLog(m.memory, most, grace); err != nil {
 		return err
 	}
 	if m.cgroups != nil {
