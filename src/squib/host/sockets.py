@@ -39,9 +39,12 @@ def listen(path: Path, *, mode: int = 0o600) -> socket.socket:
     return server
 
 
-def connect(path: Path) -> socket.socket:
-    """A blocking connection to the socket at ``path``. Raises `FileNotFoundError`, `ConnectionRefusedError`."""
+def connect(path: Path, *, blocking: bool = True) -> socket.socket:
+    """A connection to the socket at ``path``. Raises `FileNotFoundError`, `ConnectionRefusedError`; one that is not
+    ``blocking`` `BlockingIOError`, while so many others wait to be accepted that there is no room.
+    """
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    client.setblocking(blocking)
     try:
         with short_path(path) as name:
             client.connect(name)

@@ -17,12 +17,11 @@ from squib.errors import EngineStartFailed, EngineUnavailable, InvalidArgument, 
 from squib.models import Check, EngineInfo, ImageInfo, KernelInfo, Model, OnProgress, Progress, VMConfig, VMInfo
 from squib.paths import Home
 from squib.sdk.config import check_ref
-from squib.sdk.local import ensure_engine, make_state_directory
+from squib.sdk.local import ensure_engine
 from squib.sdk.transport import EngineTransport
 
 M = TypeVar("M", bound=Model)
 
-_UNIX_PATH_MAX_BYTES = 107
 _BASE_URL = "http://squib"
 _CONNECT_TIMEOUT_S = 10.0
 _ANSWER_TIMEOUT_S = 60.0
@@ -48,7 +47,6 @@ class EngineClient:
         self._url = _checked_url(url) if url else None
         self._token = _checked_token(token or os.environ.get("SQUIB_TOKEN") or "") or None
         self._home = home or (None if self._url else Home.from_environment())
-        self._folder_fd = -1
         self._http: httpx.AsyncClient | None = None
 
     def __repr__(self) -> str:
@@ -85,9 +83,6 @@ class EngineClient:
         if self._http:
             await self._http.aclose()
             self._http = None
-        if self._folder_fd >= 0:
-            os.close(self._folder_fd)
-            self._folder_fd = -1
 
     async def request(self, method: str, path: str, body: object | None = None) -> Any:
         """Send a request with a JSON body and return the JSON of the answer (``None`` if it is empty).
@@ -166,10 +161,10 @@ class EngineClient:
             limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
             if self._home:
                 # No TLS on a unix socket; reading the certificates of all authorities would take 20 ms.
-                transport = EngineTransport(uds=self._socket_path(self._home), limits=limits, verify=False)
+                transport = EngineTransport(socket_path=self._home.engine_socket, limits=limits, verify=False)
                 self._http = httpx.AsyncClient(base_url=_BASE_URL, transport=transport, timeout=timeout)
             else:
-                transport = EngineTransport(uds=None, limits=limits, verify=str(self._url).startswith("https"))
+                transport = EngineTransport(socket_path=None, limits=limits, verify=str(self._url).startswith("https"))
                 self._http = httpx.AsyncClient(
                     base_url=self._url or "",
                     headers=self.headers,
@@ -178,14 +173,6 @@ class EngineClient:
                     trust_env=False,
                 )
         return self._http
-
-    def _socket_path(self, home: Home) -> str:
-        path = str(home.engine_socket)
-        if len(os.fsencode(path)) <= _UNIX_PATH_MAX_BYTES:
-            return path
-        make_state_directory(home)
-        self._folder_fd = os.open(home.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        return f"/proc/self/fd/{self._folder_fd}/{home.engine_socket.name}"
 
     async def info(self) -> EngineInfo:
         """What the engine is."""

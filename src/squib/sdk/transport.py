@@ -1,23 +1,36 @@
-"""How requests reach an engine: httpx's transport, but for a request whose answer comes before its body has ended.
+"""How requests reach an engine: httpx's transport, with streams of our own beneath it.
 
 Of a long body httpx would read no answer before the end. So an engine whose guest has refused a file (the disk is full)
 would be sent the rest of it, which may have no end.
+
+Unix sockets have paths of any length here, and waiting for one may be cancelled at any moment: the stream of anyio,
+which httpcore would take, then at times has the event loop print a traceback.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import select
+import socket
 import ssl
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpcore
 import httpx
 
+from squib.host import sockets
+
+_CONNECT_AGAIN_S = 0.01
+
 
 class EngineTransport(httpx.AsyncHTTPTransport):
-    """Over a unix socket, or over TCP with ``uds`` left out."""
+    """Over the unix socket at a path, or over TCP without one."""
 
-    def __init__(self, *, uds: str | None, limits: httpx.Limits, verify: bool) -> None:
-        super().__init__(uds=uds, limits=limits, verify=verify)
+    def __init__(self, *, socket_path: Path | None, limits: httpx.Limits, verify: bool) -> None:
+        super().__init__(uds=None if socket_path is None else str(socket_path), limits=limits, verify=verify)
         self._pool._network_backend = _Backend(self._pool._network_backend)
 
 
@@ -28,11 +41,23 @@ class _Backend(httpcore.AsyncNetworkBackend):
     async def connect_tcp(self, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
         return _Stream(await self._inner.connect_tcp(*args, **options))
 
-    async def connect_unix_socket(self, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
-        return _Stream(await self._inner.connect_unix_socket(*args, **options))
+    async def connect_unix_socket(
+        self, path: str, timeout: float | None = None, socket_options: Any = None
+    ) -> httpcore.AsyncNetworkStream:
+        with _errors_as(httpcore.ConnectTimeout, httpcore.ConnectError):
+            async with asyncio.timeout(timeout):
+                return _Stream(_UnixStream(await _connect(Path(path))))
 
     async def sleep(self, seconds: float) -> None:
         await self._inner.sleep(seconds)
+
+
+async def _connect(path: Path) -> socket.socket:
+    while True:
+        try:
+            return sockets.connect(path, blocking=False)
+        except BlockingIOError:  # its queue is full
+            await asyncio.sleep(_CONNECT_AGAIN_S)
 
 
 class _Stream(httpcore.AsyncNetworkStream):
@@ -60,3 +85,42 @@ class _Stream(httpcore.AsyncNetworkStream):
 
     def get_extra_info(self, info: str) -> Any:
         return self._inner.get_extra_info(info)
+
+
+class _UnixStream(httpcore.AsyncNetworkStream):
+    """A connected unix socket. Other tasks run before each of its steps: a busy connection must not shut them out."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        with _errors_as(httpcore.ReadTimeout, httpcore.ReadError):
+            async with asyncio.timeout(timeout):
+                await asyncio.sleep(0)
+                return await asyncio.get_running_loop().sock_recv(self._socket, max_bytes)
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        with _errors_as(httpcore.WriteTimeout, httpcore.WriteError):
+            async with asyncio.timeout(timeout):
+                await asyncio.sleep(0)
+                await asyncio.get_running_loop().sock_sendall(self._socket, buffer)
+
+    async def aclose(self) -> None:
+        self._socket.close()
+
+    def get_extra_info(self, info: str) -> Any:
+        if info != "is_readable":
+            return None
+        poller = select.poll()
+        poller.register(self._socket, select.POLLIN)
+        return bool(poller.poll(0))
+
+
+@contextlib.contextmanager
+def _errors_as(timeout: type[Exception], other: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError as error:
+        raise timeout(str(error)) from error
+    except OSError as error:
+        raise other(str(error)) from error

@@ -1,0 +1,98 @@
+"""The streams beneath httpx: unix sockets whose users leave at any moment."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpcore
+import httpx
+import pytest
+
+from squib.host import sockets
+from squib.sdk.transport import EngineTransport
+
+TOO_MUCH = bytes(8 << 20)
+"""More than the buffers of a unix socket hold."""
+
+Stream = httpcore.AsyncNetworkStream
+
+
+async def connect(path: Path, timeout: float | None = None) -> Stream:
+    transport = EngineTransport(socket_path=path, limits=httpx.Limits(), verify=False)
+    return await transport._pool._network_backend.connect_unix_socket(str(path), timeout)
+
+
+@pytest.mark.parametrize(
+    ("wait", "ready"),
+    [
+        (lambda stream: stream.write(TOO_MUCH), lambda peer: peer.recv(len(TOO_MUCH))),
+        (lambda stream: stream.read(1), lambda peer: peer.send(b"x")),
+    ],
+    ids=["write", "read"],
+)
+def test_waiting_is_cancelled_in_the_moment_in_which_it_would_end(
+    tmp_path: Path, wait: Callable[[Stream], Awaitable[object]], ready: Callable[[socket.socket], object]
+) -> None:
+    reported: list[dict[str, Any]] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: reported.append(context))
+        with sockets.listen(tmp_path / "s") as server:
+            stream = await connect(tmp_path / "s")
+            peer, _ = server.accept()
+            task = asyncio.ensure_future(wait(stream))
+            for _ in range(5):
+                await asyncio.sleep(0)
+            ready(peer)
+            loop.call_soon(task.cancel)  # runs before what the event loop then hears of the socket
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await stream.aclose()
+            peer.close()
+
+    asyncio.run(main())
+    assert reported == []
+
+
+def test_a_full_queue_is_waited_for(tmp_path: Path) -> None:
+    async def main() -> None:
+        with sockets.listen(tmp_path / "s") as server:
+            server.listen(0)
+            first = await connect(tmp_path / "s", timeout=5)
+            with pytest.raises(httpcore.ConnectTimeout):
+                await connect(tmp_path / "s", timeout=0.05)
+            second = asyncio.create_task(connect(tmp_path / "s", timeout=5))
+            peers = [(await asyncio.to_thread(server.accept))[0] for _ in range(2)]
+            await (await second).write(b"second")
+            assert peers[1].recv(10) == b"second"
+            for stream in (first, second.result()):
+                await stream.aclose()
+            for peer in peers:
+                peer.close()
+
+    asyncio.run(main())
+
+
+def test_silence_and_a_lost_peer_are_told_apart(tmp_path: Path) -> None:
+    async def main() -> None:
+        with pytest.raises(httpcore.ConnectError):
+            await connect(tmp_path / "s")
+        with sockets.listen(tmp_path / "s") as server:
+            stream = await connect(tmp_path / "s")
+            peer, _ = server.accept()
+            with pytest.raises(httpcore.ReadTimeout):
+                await stream.read(1, timeout=0.01)
+            with pytest.raises(httpcore.WriteTimeout):
+                await stream.write(TOO_MUCH, timeout=0.01)
+            assert not stream.get_extra_info("is_readable")
+            peer.close()
+            with pytest.raises(httpcore.WriteError):
+                await stream.write(b"x")
+            await stream.aclose()
+
+    asyncio.run(main())
