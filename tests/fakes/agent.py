@@ -59,6 +59,8 @@ class FakeAgent:
     """While it is clear, no process reads its input."""
     writes: list[int] = field(default_factory=list)
     """The sizes of the requests that wrote input."""
+    stdin_stalls: bool = False
+    """Whether the windows of input are never given back, as by commands that do not read."""
     no_shell: bool = False
     idle_s: float | None = None
     poweroff: asyncio.Event = field(default_factory=asyncio.Event)
@@ -235,8 +237,10 @@ class _Session:
                 stream = self._streams[event.stream_id] = Stream(headers[":path"], headers[":method"])
                 stream.task = asyncio.create_task(self._serve(stream, event.stream_id))
             case h2.events.DataReceived():
-                self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
-                self._streams[event.stream_id].body.put_nowait(event.data)
+                stream = self._streams[event.stream_id]
+                if not (self._agent.stdin_stalls and "/stdin" in stream.path):
+                    self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                stream.body.put_nowait(event.data)
             case h2.events.StreamEnded():
                 self._streams[event.stream_id].body.put_nowait(None)
             case h2.events.StreamReset():

@@ -130,7 +130,8 @@ class AgentClient:
         """Feed a process's standard input, and close it then if ``close``. Returns the bytes written."""
         query = "?close=1" if close else ""
         path = f"/v1/processes/{process_id}/stdin{query}"
-        async with await self._send("POST", path, body, content_type="application/octet-stream") as response:
+        content_type = "application/octet-stream"
+        async with await self._send("POST", path, body, content_type=content_type, may_stall=True) as response:
             written = _decode(await response.read()).get("written")
             return written if isinstance(written, int) else 0
 
@@ -150,10 +151,19 @@ class AgentClient:
             return self._connection
 
     async def _send(
-        self, method: str, path: str, body: Body, *, content_type: str, window_bytes: int = STREAM_WINDOW_BYTES
+        self,
+        method: str,
+        path: str,
+        body: Body,
+        *,
+        content_type: str,
+        window_bytes: int = STREAM_WINDOW_BYTES,
+        may_stall: bool = False,
     ) -> Response:
         session = await self._session(_RECONNECT_TIMEOUT_S)
-        response = await session.request(method, path, body, content_type=content_type, window_bytes=window_bytes)
+        response = await session.request(
+            method, path, body, content_type=content_type, window_bytes=window_bytes, may_stall=may_stall
+        )
         if response.status >= 400:
             async with response:
                 raise _agent_error(response.status, await response.read())

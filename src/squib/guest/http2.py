@@ -52,9 +52,10 @@ Body = bytes | AsyncIterable[bytes]
 class Response:
     """The answer to one request. Use as an async context manager: leaving it early resets the stream."""
 
-    def __init__(self, connection: Http2Connection, stream_id: int, window_bytes: int) -> None:
+    def __init__(self, connection: Http2Connection, stream_id: int, window_bytes: int, *, may_stall: bool) -> None:
         self._connection = connection
         self._stream_id = stream_id
+        self._may_stall = may_stall
         self._pieces: deque[bytes] = deque()
         self._credit = 0  # bytes of window to give back
         self._direct = False  # past h2
@@ -200,6 +201,7 @@ class Http2Connection:
         self._window_opened = asyncio.Event()
         self._closed: AgentUnreachable | None = None
         self._received = 0  # bytes past h2 whose part of the connection's window was not given back
+        self._most_room = 0  # that the connection's window for what is sent ever had
         self._h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding=None))
         self._h2.initiate_connection()
         self._h2.update_settings(
@@ -232,10 +234,12 @@ class Http2Connection:
         *,
         content_type: str = "",
         window_bytes: int = STREAM_WINDOW_BYTES,
+        may_stall: bool = False,
     ) -> Response:
         """Send a request and return its response when the headers have come.
 
-        ``window_bytes``, at least `STREAM_WINDOW_BYTES`, is what a reader that stops will hold of the answer.
+        ``window_bytes``, at least `STREAM_WINDOW_BYTES`, is what a reader that stops will hold of the answer. If the
+        guest ``may_stall``, reading the body when it likes, half of what it has room for is left to other requests.
         Cancelling the call resets the stream. Raises `AgentUnreachable` if the connection ends.
         """
         if self._closed:
@@ -250,43 +254,52 @@ class Http2Connection:
                 self._h2.increment_flow_control_window(window_bytes - STREAM_WINDOW_BYTES, stream_id)
         except h2.exceptions.ProtocolError as error:
             raise AgentUnreachable(f"the guest takes no more requests: {error}") from error
-        response = self._responses[stream_id] = Response(self, stream_id, window_bytes)
+        response = self._responses[stream_id] = Response(self, stream_id, window_bytes, may_stall=may_stall)
         self._flush()
         try:
             if body != b"":
-                await self._send_body(response, stream_id, body)
+                await self._send_body(response, body)
             await response._wait_for_status()
         except BaseException:
             response.close()
             raise
         return response
 
-    async def _send_body(self, response: Response, stream_id: int, body: Body) -> None:
+    async def _send_body(self, response: Response, body: Body) -> None:
         if isinstance(body, bytes):
-            await self._send_data(response, stream_id, body)
+            await self._send_data(response, body)
         else:
             async for chunk in body:
-                await self._send_data(response, stream_id, chunk)
+                await self._send_data(response, chunk)
                 if response._ended:  # it has answered: the rest of the body, which may have no end, is not wanted
                     return
         if not response._ended and not self._closed:
-            self._h2.end_stream(stream_id)
+            self._h2.end_stream(response._stream_id)
             self._flush()
 
-    async def _send_data(self, response: Response, stream_id: int, data: bytes) -> None:
+    async def _send_data(self, response: Response, data: bytes) -> None:
         view = memoryview(data)
         while view and not response._ended:
             if self._closed:
                 raise self._closed
-            window = self._h2.local_flow_control_window(stream_id)
-            size = min(window, self._h2.max_outbound_frame_size, len(view))
+            size = min(self._room(response), self._h2.max_outbound_frame_size, len(view))
             if size <= 0:
                 await self._window_opened.wait()
                 continue
-            self._h2.send_data(stream_id, view[:size])
+            self._h2.send_data(response._stream_id, view[:size])
             view = view[size:]
             self._flush()
             await self._wire.drain()
+
+    def _room(self, response: Response) -> int:
+        """How much of the request's body may be sent now."""
+        connection = self._h2.outbound_flow_control_window
+        stream = self._h2.local_flow_control_window(response._stream_id)
+        self._most_room = max(self._most_room, connection)
+        if response._may_stall:
+            most = self._h2.remote_settings.initial_window_size
+            return min(stream - most // 2, connection - self._most_room // 2)
+        return stream
 
     # --- called by the wire -------------------------------------------------------------------------------------
 
@@ -297,7 +310,7 @@ class Http2Connection:
             return None
         self._received += size
         if response is None:
-            return _drop
+            return lambda body: None  # it was given up
         response._window -= size
         if response._window < 0:
             raise h2.exceptions.FlowControlError("more data than was allowed")
@@ -384,7 +397,3 @@ class Http2Connection:
 
 def _window_update(stream_id: int, size: int) -> bytes:
     return _WINDOW_UPDATE.pack(_WINDOW_UPDATE_KIND, 0, stream_id, size)
-
-
-def _drop(_: memoryview) -> None:
-    """The body of a response that was given up."""

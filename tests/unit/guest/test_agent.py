@@ -104,6 +104,22 @@ def test_stdin_larger_than_every_window_comes_back(tmp_path: Path) -> None:
     check(tmp_path, test)
 
 
+def test_input_that_nobody_reads_leaves_room_for_other_requests(tmp_path: Path) -> None:
+    async def test(agent: FakeAgent, client: AgentClient) -> None:
+        agent.stdin_stalls = True
+        writing = []
+        for process_id in ("p1", "p2", "p3"):
+            await client.exec(ExecRequest(argv=["sleep"], stdin=True))
+            writing.append(asyncio.create_task(client.write_stdin(process_id, bytes(1 << 20), close=True)))
+        frames = await frames_of(await client.exec(ExecRequest(argv=["echo", "x" * 20_000])))
+        assert frames[1].payload == b"x" * 20_000 + b"\n"
+        for task in writing:
+            assert not task.done()
+            task.cancel()
+
+    check(tmp_path, test)
+
+
 def test_leaving_a_command_kills_it_and_gives_its_window_back(tmp_path: Path) -> None:
     count = CONNECTION_WINDOW_BYTES // STREAM_WINDOW_BYTES + 44  # more than the connection's window holds
 
