@@ -238,30 +238,39 @@ func (p *Packer) addFile(dir int, name, shown string, header *tar.Header, depth 
 	return true, p.content(fd, shown, header.Size, *buffer)
 }
 
-// content writes size bytes of a large file. Of one that cannot be read so far the rest is zeros, so that the error's record can follow.
+// content writes size bytes of a file. Of one that cannot be read so far the rest is zeros, so that the error's record can follow.
 func (p *Packer) content(fd int, shown string, size int64, buffer []byte) error {
+	next := func(most int64) ([]byte, error) {
+		n, err := readFull(fd, buffer[:min(most, bufferSize)])
+		return buffer[:n], err
+	}
 	var failed error
-	var done, dropped int64
-	for done < size {
-		piece := buffer[:min(size-done, bufferSize)]
+	if size > keepCached {
+		b, err := newBulk(fd, 0)
+		if err == nil {
+			defer b.close()
+			next = b.read
+		}
+		failed = fail(shown, err)
+	}
+	for done := int64(0); done < size; {
+		var piece []byte
 		if failed == nil {
-			n, err := readFull(fd, piece)
-			if n < len(piece) {
+			var err error
+			if piece, err = next(size - done); err != nil {
 				failed = fail(shown, err)
-				if err == nil {
-					failed = shrunk(shown)
-				}
-				clear(buffer)
+			} else if len(piece) == 0 {
+				failed = shrunk(shown)
 			}
+		}
+		if failed != nil {
+			clear(buffer)
+			piece = buffer[:min(size-done, bufferSize)]
 		}
 		if _, err := p.tar.Write(piece); err != nil {
 			return err
 		}
 		done += int64(len(piece))
-		if done-dropped >= keepCached {
-			dontNeed(fd, dropped, done-dropped)
-			dropped = done
-		}
 	}
 	return failed
 }

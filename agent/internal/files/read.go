@@ -7,10 +7,6 @@ import (
 	"squib/agent/internal/process"
 )
 
-// keepCached is how much of a file is left in the guest's page cache behind a transfer: the cache belongs to the guest's programs,
-// and dirty pages make everybody wait who writes.
-const keepCached = 8 << 20
-
 // shrunk says that a file ended before the size that it had.
 func shrunk(path string) error {
 	return refuse(process.Internal, path, "the file was cut while it was read")
@@ -85,13 +81,15 @@ func regular(path string, st *syscall.Stat_t) error {
 
 // WriteTo writes what there is to read to w, in large pieces. It is an error if there is less than Length.
 func (r *Reader) WriteTo(w io.Writer) (sent int64, err error) {
+	if r.Length > keepCached {
+		return r.bulkTo(w)
+	}
 	want := r.Length
 	if want < 0 {
 		want = r.limit
 	}
 	buffer := buffers.Get().(*[]byte)
 	defer buffers.Put(buffer)
-	dropped := r.offset
 	for sent < want {
 		n, err := read(r.fd, (*buffer)[:min(want-sent, bufferSize)])
 		if err != nil {
@@ -107,10 +105,28 @@ func (r *Reader) WriteTo(w io.Writer) (sent int64, err error) {
 			return sent, err
 		}
 		sent += int64(n)
-		if at := r.offset + sent; at-dropped >= keepCached {
-			dontNeed(r.fd, dropped, at-dropped)
-			dropped = at
+	}
+	return sent, nil
+}
+
+func (r *Reader) bulkTo(w io.Writer) (sent int64, err error) {
+	b, err := newBulk(r.fd, r.offset)
+	if err != nil {
+		return 0, fail(r.path, err)
+	}
+	defer b.close()
+	for sent < r.Length {
+		p, err := b.read(r.Length - sent)
+		if err != nil {
+			return sent, fail(r.path, err)
 		}
+		if len(p) == 0 {
+			return sent, shrunk(r.path)
+		}
+		if _, err := w.Write(p); err != nil {
+			return sent, err
+		}
+		sent += int64(len(p))
 	}
 	return sent, nil
 }

@@ -125,12 +125,11 @@ func closeDir(fd int) {
 // temporaryName is a name for a file that is not complete. Two requests never have the same.
 func temporaryName() string { return fmt.Sprintf(".squib-%016x", rand.Uint64()) }
 
-// copyToFile writes all of body to a file, in large pieces. Its own failures are told of path; those of body are passed on.
+// copyToFile writes all of body to a new file, in large pieces. Its own failures are told of path; those of body are passed on.
 func copyToFile(fd int, body io.Reader, path string) (written int64, err error) {
 	buffer := buffers.Get().(*[]byte)
 	defer buffers.Put(buffer)
-	var flushed int64
-	for {
+	for written < keepCached {
 		n, readErr := fill(body, *buffer)
 		if err := writeFull(fd, (*buffer)[:n]); err != nil {
 			return written, fail(path, err)
@@ -142,11 +141,23 @@ func copyToFile(fd int, body io.Reader, path string) (written int64, err error) 
 		if readErr != nil {
 			return written, readErr
 		}
-		if written-flushed >= keepCached {
-			// The first call for a piece starts to write it to the disk, the second, a piece later, drops it.
-			from := max(flushed-keepCached, 0)
-			dontNeed(fd, from, written-from)
-			flushed = written
+	}
+	b, err := newBulk(fd, written)
+	if err != nil {
+		return written, fail(path, err)
+	}
+	defer b.close()
+	for {
+		n, readErr := fill(body, b.buffer)
+		if err := b.write(n); err != nil {
+			return written, fail(path, err)
+		}
+		written += int64(n)
+		if readErr == io.EOF {
+			return written, nil
+		}
+		if readErr != nil {
+			return written, readErr
 		}
 	}
 }
