@@ -249,7 +249,7 @@ func TestStdinWriteEndsWithRequestAndWithProcess(t *testing.T) {
 	spec := sh("exec sleep 100")
 	spec.Stdin = true
 	p := start(t, newManager(t, cgroups), spec)
-	more := func() io.Reader { return bytes.NewReader(make([]byte, 4*stdinSize)) }
+	more := func() io.Reader { return bytes.NewReader(make([]byte, 1<<20)) }
 	ctx, cancel := context.WithCancel(context.Background())
 	time.AfterFunc(20*time.Millisecond, cancel)
 	if _, err := p.WriteStdin(ctx, more(), false); !errors.Is(err, context.Canceled) {

@@ -22,7 +22,7 @@ const (
 
 const (
 	// ringSlack is how much is read beyond what is kept before the oldest output must go. It is half of a small ring.
-	ringSlack = 64 << 10
+	ringSlack = 256 << 10
 	// stretchBytes is how much output there is for each entry of the index that may be kept: it bounds the index of output that changes
 	// between the streams with every byte.
 	stretchBytes = 64
@@ -51,6 +51,7 @@ type Log struct {
 	watchers   int
 	writers    int // pumps that have not come to their end
 	users      int // of the ring: its session, pumps, readers
+	pipes      int // bytes of memory that pipes of its session take
 }
 
 // stretch is a piece of output of one stream. Neighbours are of different streams.
@@ -98,10 +99,25 @@ func (l *Log) grow() {
 	}
 }
 
+// enlarge makes a pipe of the session a large one, if there is memory for that.
+func (l *Log) enlarge(pipe uintptr) {
+	const setPipeSize = 1031
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ring == nil || !l.memory.grant(largePipe) {
+		return
+	}
+	if _, _, errno := syscall.Syscall(syscall.SYS_FCNTL, pipe, setPipeSize, largePipe); errno != 0 {
+		l.memory.add(-largePipe)
+		return
+	}
+	l.pipes += largePipe
+}
+
 // leave is called with the lock.
 func (l *Log) leave() {
 	if l.users--; l.users == 0 {
-		l.memory.add(-len(l.ring))
+		l.memory.add(-len(l.ring) - l.pipes)
 		syscall.Munmap(l.ring)
 		l.ring = nil
 	}

@@ -10,10 +10,13 @@ const (
 	memoryShare = 16
 	// firstRing is what the output of a session may always take: without it no command can run.
 	firstRing = 32 << 10
+	// largePipe is the size of a pipe through which as much goes: one end then goes on while the other is busy. Most commands read and
+	// write little.
+	largePipe = 256 << 10
 )
 
-// memory is what the outputs of all sessions take. It bounds them together: a guest with much to say to nobody, or to
-// many at once, must not run out of memory for what its agent keeps.
+// memory is what the outputs of all sessions take, and their pipes beyond the usual. It bounds them together: a guest with much
+// to say to nobody, or to many at once, must not run out of memory for what its agent keeps.
 type memory struct {
 	total func() int // what they may take
 	taken atomic.Int64

@@ -70,3 +70,31 @@ func TestLogsShareTheMemory(t *testing.T) {
 		t.Errorf("the last keeps %d bytes", last.keeps())
 	}
 }
+
+// Pipes through which much goes are large while there is memory, and give it back.
+func TestPipesTakeMemory(t *testing.T) {
+	for total, want := range map[int]int{64 << 20: 2 * largePipe, 0: 0} {
+		m := newManager(t, cgroups)
+		m.memory = memoryOf(total)
+		spec := sh("cat")
+		spec.Stdin = true
+		p := start(t, m, spec)
+		input := strings.Repeat("0123456789abcdef", 64<<10)
+		written := make(chan error, 1)
+		go func() {
+			_, err := p.WriteStdin(t.Context(), strings.NewReader(input), true)
+			written <- err
+		}()
+		stdout, _ := finish(t, p)
+		if err := <-written; err != nil || stdout != input {
+			t.Errorf("%d bytes came back, %v", len(stdout), err)
+		}
+		p.Log.mu.Lock()
+		if p.Log.pipes != want {
+			t.Errorf("of %d, the pipes take %d", total, p.Log.pipes)
+		}
+		p.Log.mu.Unlock()
+		m.Forget(p.Process)
+		eventually(t, "its memory is given back", func() bool { return m.memory.taken.Load() == 0 })
+	}
+}

@@ -25,7 +25,7 @@ func newSource(fd int, name string, terminal bool) (*source, error) {
 		file.Close()
 		return nil, err
 	}
-	return &source{file, raw, terminal}, nil
+	return &source{file: file, raw: raw, terminal: terminal}, nil
 }
 
 // newOutput returns the source of a new pipe and the descriptor of its writing end. The latter is in blocking mode, as programs expect.
@@ -57,10 +57,14 @@ func (o *source) end() { o.file.SetReadDeadline(past) }
 // pump reads to the log until nobody can write any more, or the command has ended and what was written by then has been
 // read. What descendants in the background write later is dropped: they must neither block nor get SIGPIPE.
 func (o *source) pump(log *Log, s Stream) {
-	closed := false
-	for waiting := true; waiting && !closed; {
+	closed, small := false, !o.terminal
+	for waiting, taken := true, 0; waiting && !closed; {
 		waiting = nil == o.raw.Read(func(fd uintptr) bool {
 			n, err := log.take(int(fd), s, all)
+			if taken += n; small && taken >= largePipe {
+				small = false
+				log.enlarge(fd)
+			}
 			if n == 0 && o.dry(err) {
 				return false
 			}

@@ -9,18 +9,13 @@ import (
 	"time"
 )
 
-const (
-	// stdinSize lets the next input come while the command is busy with the last.
-	stdinSize  = 256 << 10
-	fSetPipeSz = 1031
-)
-
 // input is what a command's stdin is fed through: the writing end of a pipe, or a terminal. Nil stands for /dev/null.
 type input struct {
 	file     *os.File
 	terminal bool          // file is the source's too, which closes it
 	turn     chan struct{} // holds one token while nobody writes
 	once     sync.Once
+	large    bool // or could not be made so; belongs to whoever writes
 }
 
 func newInput(file *os.File, terminal bool) *input {
@@ -36,7 +31,6 @@ func newStdin() (*input, int, error) {
 		return nil, -1, err
 	}
 	syscall.SetNonblock(w, true)
-	syscall.Syscall(syscall.SYS_FCNTL, uintptr(w), fSetPipeSz, stdinSize) // best effort
 	return newInput(os.NewFile(uintptr(w), "stdin"), false), r, nil
 }
 
@@ -90,6 +84,10 @@ func (p *Process) WriteStdin(ctx context.Context, body io.Reader, closeAfter boo
 	defer inputBuffers.Put(buffer)
 	for {
 		n, readErr := body.Read(*buffer)
+		if n == len(*buffer) && !in.large {
+			in.large = true
+			in.enlarge(p.Log)
+		}
 		if n > 0 {
 			m, err := in.write(ctx, (*buffer)[:n])
 			written += int64(m)
@@ -111,6 +109,12 @@ func (p *Process) WriteStdin(ctx context.Context, body io.Reader, closeAfter boo
 		in.close()
 	}
 	return written, err
+}
+
+func (in *input) enlarge(log *Log) {
+	if raw, err := in.file.SyscallConn(); err == nil && !in.terminal {
+		raw.Control(log.enlarge)
+	}
 }
 
 func (in *input) write(ctx context.Context, data []byte) (n int, err error) {

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"squib/agent/internal/process"
@@ -67,18 +68,39 @@ func (f *frames) write(b []byte) error {
 	return f.flush()
 }
 
-// buffers holds *[frameHeader+framePayload]byte.
-var buffers = sync.Pool{New: func() any { return new([frameHeader + framePayload]byte) }}
+// What is sent at a time: the more, the fewer writes; but those to hosts that do not read hold it. So a few are large.
+const (
+	smallBatch  = frameHeader + framePayload
+	largeBatch  = 4 * smallBatch
+	mostBatches = 4
+)
+
+var (
+	smallBatches = sync.Pool{New: func() any { b := make([]byte, smallBatch); return &b }}
+	largeBatches = sync.Pool{New: func() any { b := make([]byte, largeBatch); return &b }}
+	largeUsed    atomic.Int32
+)
+
+// batch returns a buffer, and what gives it back.
+func batch() ([]byte, func()) {
+	pool, done := &largeBatches, func() { largeUsed.Add(-1) }
+	if largeUsed.Add(1) > mostBatches {
+		done()
+		pool, done = &smallBatches, func() {}
+	}
+	b := pool.Get().(*[]byte)
+	return *b, func() { pool.Put(b); done() }
+}
 
 // copy sends all the output that there is by now. It returns io.EOF when there will be no more.
 func (f *frames) copy(from *process.Reader) error {
-	buffer := buffers.Get().(*[frameHeader + framePayload]byte)
-	defer buffers.Put(buffer)
+	buffer, done := batch()
+	defer done()
 	for {
 		// Short pieces go together: a write of the response costs more than the copy.
 		filled, end := 0, error(nil)
 		for filled+frameHeader < len(buffer) {
-			stream, offset, n, err := from.Next(buffer[filled+frameHeader:])
+			stream, offset, n, err := from.Next(buffer[filled+frameHeader : min(filled+smallBatch, len(buffer))])
 			if n == 0 {
 				end = err
 				break
