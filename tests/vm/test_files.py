@@ -287,6 +287,15 @@ def test_files_of_the_kernel_are_read(shared_vm: VM) -> None:
         shared_vm.files.read("/nosuch")
 
 
+def test_a_directory_of_the_image_can_be_renamed(shared_vm: VM) -> None:
+    before = sorted(info.name for info in shared_vm.files.list("/usr/share/zoneinfo"))
+    shared_vm.files.rename("/usr/share/zoneinfo", "/root/zones")
+    assert not shared_vm.files.exists("/usr/share/zoneinfo")
+    assert sorted(info.name for info in shared_vm.files.list("/root/zones")) == before
+    shared_vm.files.rename("/root/zones", "/usr/share/zoneinfo")
+    assert sorted(info.name for info in shared_vm.files.list("/usr/share/zoneinfo")) == before
+
+
 def test_descriptions_are_those_of_the_guest(shared_vm: VM) -> None:
     info = shared_vm.files.stat("/etc/passwd")
     size, mtime = shared_vm.run(["stat", "-c", "%s %Y", "/etc/passwd"]).stdout.split()

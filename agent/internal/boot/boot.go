@@ -81,7 +81,9 @@ func (g *Guest) assembleRoot() error {
 			return err
 		}
 	}
-	return mount("overlay", newRoot, "overlay", 0, fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", baseDir, upperDir, workDir))
+	// With redirect_dir a directory of the image can be renamed: overlayfs then notes in the upper one where its files are.
+	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,redirect_dir=on", baseDir, upperDir, workDir)
+	return mount("overlay", newRoot, "overlay", 0, options)
 }
 
 // mountBase mounts the base read-only. An ext4 image that was not cleanly unmounted needs its journal replayed, which a

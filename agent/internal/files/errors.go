@@ -35,6 +35,12 @@ var codes = map[syscall.Errno]process.Code{
 	syscall.EDQUOT:       GuestDiskFull,
 	syscall.EINVAL:       process.BadRequest,
 	syscall.ENAMETOOLONG: process.BadRequest,
+	syscall.ELOOP:        process.BadRequest,
+	syscall.EBUSY:        process.BadRequest,
+	syscall.ETXTBSY:      process.BadRequest,
+	syscall.EXDEV:        process.BadRequest,
+	syscall.EMLINK:       process.BadRequest,
+	syscall.EFBIG:        process.BadRequest,
 }
 
 // fail says that err, if it is the operating system's, came of path. Any other is left as it is.

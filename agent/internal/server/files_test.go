@@ -201,7 +201,7 @@ func TestLinksAreWrittenThrough(t *testing.T) {
 	if info, _ := os.Stat(dir + "/one"); info.Mode() != 0o640 {
 		t.Errorf("mode %v", info.Mode())
 	}
-	s.refused("PUT", "/v1/files"+at(dir+"/loop"), "x", 500, "internal")
+	s.refused("PUT", "/v1/files"+at(dir+"/loop"), "x", 400, "bad_request")
 	s.refused("PUT", "/v1/files"+at(dir+"/todir"), "x", 409, "not_a_file")
 }
 
