@@ -17,7 +17,7 @@ from squib.models import Model, Name
 T = TypeVar("T")
 
 
-def _engine(connection: HTTPConnection) -> Engine:
+async def _engine(connection: HTTPConnection) -> Engine:
     engine = connection.app.state.engine
     assert isinstance(engine, Engine)
     return engine

@@ -1,10 +1,15 @@
 """The API describes itself, all of it."""
 
+import importlib
+import inspect
+import pkgutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from fastapi.dependencies.models import Dependant
 
+from squib.api import routes
 from tests.fakes.asgi import Request
 
 METHODS = {"get", "post", "put", "delete", "patch"}
@@ -107,3 +112,17 @@ def test_files_say_what_they_take(document: Any) -> None:
 
 def test_no_schema_offers_values_of_the_environment(document: Any) -> None:
     assert "env_vars" not in document["components"]["schemas"]["VMInfo"]["properties"]
+
+
+def test_no_request_waits_for_a_thread() -> None:
+    def called(dependant: Dependant) -> Iterator[object]:
+        yield dependant.call
+        for each in dependant.dependencies:
+            yield from called(each)
+
+    modules = [
+        importlib.import_module(f"{routes.__name__}.{each.name}") for each in pkgutil.iter_modules(routes.__path__)
+    ]
+    functions = {call for module in modules for route in module.router.routes for call in called(route.dependant)}
+    assert len(functions) > len(modules)
+    assert [call for call in functions if not inspect.iscoroutinefunction(call)] == []

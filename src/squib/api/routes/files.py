@@ -26,18 +26,18 @@ _BODY = {"requestBody": {"required": True, "content": {BYTES: {"schema": {"type"
 _TAR_BODY = {"requestBody": {"required": True, "content": {TAR: {"schema": {"type": "string", "format": "binary"}}}}}
 
 
-def _paths(request: Request, path: Annotated[list[str], Query(description=_PATH)]) -> list[str]:
+async def _paths(request: Request, path: Annotated[list[str], Query(description=_PATH)]) -> list[str]:
     """The paths of the query with all their bytes, which FastAPI's are not."""
     return [value for name, value in decode_query(request.scope["query_string"]) if name == "path"]
 
 
-def _path(paths: Annotated[list[str], Depends(_paths)]) -> str:
+async def _path(paths: Annotated[list[str], Depends(_paths)]) -> str:
     if len(paths) != 1:
         raise InvalidArgument(f"path: there are {len(paths)} of them, and one is needed")
     return paths[0]
 
 
-def _user(
+async def _user(
     request: Request, user: Annotated[str | None, Query(description="who owns it, as in exec")] = None
 ) -> str | None:
     found = [value for name, value in decode_query(request.scope["query_string"]) if name == "user"]
