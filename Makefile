@@ -45,7 +45,7 @@ agent-test: setup  ## The agent's own tests
 vm-test: setup  ## Tests on real VMs
 	@$(call install,$(TEST_PACKAGES))
 	$(BIN)/python -m squib doctor --fix
-	$(BIN)/pytest tests/unit -m slow
+	$(BIN)/pytest tests/unit -m slow -n 3 --dist worksteal
 	$(BIN)/pytest tests/vm
 
 bench: setup  ## The figures that the README quotes

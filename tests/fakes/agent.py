@@ -240,7 +240,8 @@ class _Session:
                 stream = self._streams[event.stream_id]
                 if not (self._agent.stdin_stalls and "/stdin" in stream.path):
                     self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
-                stream.body.put_nowait(event.data)
+                if event.data:  # the end may come in an empty frame, after the process's own
+                    stream.body.put_nowait(event.data)
             case h2.events.StreamEnded():
                 self._streams[event.stream_id].body.put_nowait(None)
             case h2.events.StreamReset():
