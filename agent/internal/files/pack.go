@@ -244,15 +244,12 @@ func (p *Packer) content(fd int, shown string, size int64, buffer []byte) error 
 		n, err := readFull(fd, buffer[:min(most, bufferSize)])
 		return buffer[:n], err
 	}
-	var failed error
 	if size > keepCached {
-		b, err := newBulk(fd, 0)
-		if err == nil {
-			defer b.close()
-			next = b.read
-		}
-		failed = fail(shown, err)
+		b := newBulk(fd, 0, buffer)
+		defer b.close()
+		next = b.read
 	}
+	var failed error
 	for done := int64(0); done < size; {
 		var piece []byte
 		if failed == nil {

@@ -142,10 +142,7 @@ func copyToFile(fd int, body io.Reader, path string) (written int64, err error) 
 			return written, readErr
 		}
 	}
-	b, err := newBulk(fd, written)
-	if err != nil {
-		return written, fail(path, err)
-	}
+	b := newBulk(fd, written, *buffer)
 	defer b.close()
 	for {
 		n, readErr := fill(body, b.buffer)
