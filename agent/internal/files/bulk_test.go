@@ -104,7 +104,7 @@ func TestManyBulksHaveSmallPieces(t *testing.T) {
 	}
 	defer file.Close()
 	var all []*bulk
-	spare := *buffers.New().(*[]byte)
+	spare := make([]byte, bufferSize)
 	for i := range bulkMost + 2 {
 		b := newBulk(int(file.Fd()), 0, spare)
 		all = append(all, b)
@@ -188,13 +188,80 @@ func TestALargeUploadHoldsOneBuffer(t *testing.T) {
 
 // Direct reads and writes would be refused with a buffer that begins elsewhere, and all go through the cache.
 func TestBuffersBeginAtTheBorderOfAPage(t *testing.T) {
-	var all []*[]byte
-	for range 8 {
-		all = append(all, buffers.New().(*[]byte))
+	var all [][]byte
+	for range 2 * mostBuffers {
+		all = append(all, takeBuffer())
 	}
 	for _, buffer := range all {
-		if at := uintptr(unsafe.Pointer(&(*buffer)[0])); at%directBlock != 0 {
-			t.Errorf("a buffer begins at %#x", at)
+		if at := uintptr(unsafe.Pointer(&buffer[0])); at%directBlock != 0 {
+			t.Errorf("a buffer of %d bytes begins at %#x", len(buffer), at)
 		}
+		putBuffer(buffer)
+	}
+}
+
+// held takes no more than the first piece until it is let go.
+type held struct {
+	wait *sync.WaitGroup
+	free chan struct{}
+	once sync.Once
+}
+
+func (h *held) Write(b []byte) (int, error) {
+	h.once.Do(h.wait.Done)
+	<-h.free
+	return 0, io.ErrClosedPipe
+}
+
+// Downloads that nobody reads, of which there may be hundreds, do not take the guest's memory.
+func TestManyTransfersHaveSmallBuffers(t *testing.T) {
+	const downloads = 160
+	path := filepath.Join(t.TempDir(), "f")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, 2*keepCached); err != nil {
+		t.Fatal(err)
+	}
+	debug.FreeOSMemory()
+	debug.FreeOSMemory()
+	before := ownMemory(t)
+	var waiting, ended sync.WaitGroup
+	free := make(chan struct{})
+	for i := range downloads {
+		waiting.Add(1)
+		ended.Add(1)
+		go func() {
+			defer ended.Done()
+			to := &held{wait: &waiting, free: free}
+			if i%2 == 0 {
+				packer, err := NewPacker([]string{path}, Names{})
+				if err == nil {
+					err = packer.Pack(to)
+				}
+				if err != io.ErrClosedPipe {
+					t.Error(err)
+				}
+				return
+			}
+			r, err := Open(path, 0, 2*keepCached)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer r.Close()
+			if _, err := r.WriteTo(to); err != io.ErrClosedPipe {
+				t.Error(err)
+			}
+		}()
+	}
+	waiting.Wait()
+	if all := ownMemory(t) - before; all > 32<<20 {
+		t.Errorf("they take %d MiB", all>>20)
+	}
+	close(free)
+	ended.Wait()
+	if n := inUse.Load(); n != 0 {
+		t.Errorf("%d buffers are still counted", n)
 	}
 }
