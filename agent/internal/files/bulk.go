@@ -19,36 +19,41 @@ const (
 	directBlock = 4096
 )
 
-// bulks is how many large pieces are in use.
+// bulks is how many large pieces are in use, or about to be.
 var bulks atomic.Int32
 
 // bulk reads or writes a large file from some place on. It does that past the page cache (O_DIRECT) where the filesystem allows,
 // which takes the guest half the time, and otherwise drops from the cache what it has put there.
 type bulk struct {
 	fd          int
-	buffer      []byte // mapped: at the border of a page, and gone when it is not used
+	buffer      []byte // begins at the border of a page
+	large       []byte // mapped: gone when it is not used
 	direct      bool
 	at, dropped int64
 }
 
-func newBulk(fd int, at int64) (*bulk, error) {
-	size := bulkPiece
-	if bulks.Add(1) > bulkMost {
-		size = bufferSize
+// newBulk takes a file up where the caller, who has used spare for it so far, has come to. It goes on with spare, or with a large piece: many
+// transfers that stand still must not hold both.
+func newBulk(fd int, at int64, spare []byte) *bulk {
+	b := &bulk{fd: fd, buffer: spare, at: at, dropped: at}
+	if bulks.Add(1) <= bulkMost {
+		large, err := syscall.Mmap(-1, 0, bulkPiece, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_PRIVATE|syscall.MAP_ANON)
+		if err == nil {
+			b.buffer, b.large = large, large
+		}
 	}
-	buffer, err := syscall.Mmap(-1, 0, size, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_PRIVATE|syscall.MAP_ANON)
-	if err != nil {
+	if b.large == nil {
 		bulks.Add(-1)
-		return nil, err
 	}
-	b := &bulk{fd: fd, buffer: buffer, at: at, dropped: at}
 	b.direct = at%directBlock == 0 && setFlags(fd, syscall.O_DIRECT) == nil
-	return b, nil
+	return b
 }
 
 func (b *bulk) close() {
-	syscall.Munmap(b.buffer)
-	bulks.Add(-1)
+	if b.large != nil {
+		syscall.Munmap(b.large)
+		bulks.Add(-1)
+	}
 }
 
 // read returns the next bytes of the file, at most so many and no more than the buffer holds. They are fewer only at its end.

@@ -3,13 +3,18 @@ package files
 import (
 	"bytes"
 	"crypto/sha256"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
+	"strings"
+	"sync"
 	"testing"
 	"testing/iotest"
+	"unsafe"
 )
 
 func random(size int) []byte {
@@ -59,17 +64,12 @@ func TestBulkGoesOnThroughTheCacheWhereItMust(t *testing.T) {
 	}
 	defer file.Close()
 	bulkOf := func() *bulk {
-		b, err := newBulk(int(file.Fd()), 0)
-		if err != nil {
-			t.Fatal(err)
-		}
+		b := newBulk(int(file.Fd()), 0, nil)
 		t.Cleanup(b.close)
 		if !b.direct {
 			t.Skip("the filesystem has no direct access")
 		}
-		whole := b.buffer
-		b.buffer = whole[1 : 1+bulkPiece/2] // an address that no disk takes
-		t.Cleanup(func() { b.buffer = whole })
+		b.buffer = b.buffer[1 : 1+bulkPiece/2] // an address that no disk takes
 		return b
 	}
 	b := bulkOf()
@@ -104,11 +104,9 @@ func TestManyBulksHaveSmallPieces(t *testing.T) {
 	}
 	defer file.Close()
 	var all []*bulk
+	spare := make([]byte, bufferSize)
 	for i := range bulkMost + 2 {
-		b, err := newBulk(int(file.Fd()), 0)
-		if err != nil {
-			t.Fatal(err)
-		}
+		b := newBulk(int(file.Fd()), 0, spare)
 		all = append(all, b)
 		want := bulkPiece
 		if i >= bulkMost {
@@ -123,5 +121,147 @@ func TestManyBulksHaveSmallPieces(t *testing.T) {
 	}
 	if n := bulks.Load(); n != 0 {
 		t.Errorf("%d are still counted", n)
+	}
+}
+
+// stuck gives so many bytes, then nothing until it is let go.
+type stuck struct {
+	left int
+	wait *sync.WaitGroup
+	free chan struct{}
+}
+
+func (s *stuck) Read(b []byte) (int, error) {
+	if s.left == 0 {
+		s.wait.Done()
+		<-s.free
+		return 0, io.EOF
+	}
+	n := min(len(b), s.left)
+	clear(b[:n])
+	s.left -= n
+	return n, nil
+}
+
+// ownMemory is what this process has of its own.
+func ownMemory(t *testing.T) (bytes int64) {
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, _ := strings.Cut(string(status), "RssAnon:")
+	if _, err := fmt.Sscan(text, &bytes); err != nil {
+		t.Fatal(err)
+	}
+	return bytes << 10
+}
+
+// Uploads that wait for their clients take little memory, however many there are.
+func TestALargeUploadHoldsOneBuffer(t *testing.T) {
+	const uploads = 24
+	bulks.Add(bulkMost) // others have the large pieces
+	defer bulks.Add(-bulkMost)
+	dir := t.TempDir()
+	debug.FreeOSMemory()
+	debug.FreeOSMemory() // a sync.Pool lets go at the second collection
+	before := ownMemory(t)
+	var waiting, ended sync.WaitGroup
+	free := make(chan struct{})
+	for i := range uploads {
+		waiting.Add(1)
+		ended.Add(1)
+		go func() {
+			defer ended.Done()
+			body := &stuck{keepCached + bufferSize - 1, &waiting, free}
+			if _, err := Write(filepath.Join(dir, strconv.Itoa(i)), body, Attributes{}, false); err != nil {
+				t.Error(err)
+			}
+		}()
+	}
+	waiting.Wait()
+	if each := (ownMemory(t) - before) / uploads; each > bufferSize*3/2 {
+		t.Errorf("each takes %d KiB", each>>10)
+	}
+	close(free)
+	ended.Wait()
+}
+
+// Direct reads and writes would be refused with a buffer that begins elsewhere, and all go through the cache.
+func TestBuffersBeginAtTheBorderOfAPage(t *testing.T) {
+	var all [][]byte
+	for range 2 * mostBuffers {
+		all = append(all, takeBuffer())
+	}
+	for _, buffer := range all {
+		if at := uintptr(unsafe.Pointer(&buffer[0])); at%directBlock != 0 {
+			t.Errorf("a buffer of %d bytes begins at %#x", len(buffer), at)
+		}
+		putBuffer(buffer)
+	}
+}
+
+// held takes no more than the first piece until it is let go.
+type held struct {
+	wait *sync.WaitGroup
+	free chan struct{}
+	once sync.Once
+}
+
+func (h *held) Write(b []byte) (int, error) {
+	h.once.Do(h.wait.Done)
+	<-h.free
+	return 0, io.ErrClosedPipe
+}
+
+// Downloads that nobody reads, of which there may be hundreds, do not take the guest's memory.
+func TestManyTransfersHaveSmallBuffers(t *testing.T) {
+	const downloads = 160
+	path := filepath.Join(t.TempDir(), "f")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, 2*keepCached); err != nil {
+		t.Fatal(err)
+	}
+	debug.FreeOSMemory()
+	debug.FreeOSMemory()
+	before := ownMemory(t)
+	var waiting, ended sync.WaitGroup
+	free := make(chan struct{})
+	for i := range downloads {
+		waiting.Add(1)
+		ended.Add(1)
+		go func() {
+			defer ended.Done()
+			to := &held{wait: &waiting, free: free}
+			if i%2 == 0 {
+				packer, err := NewPacker([]string{path}, Names{})
+				if err == nil {
+					err = packer.Pack(to)
+				}
+				if err != io.ErrClosedPipe {
+					t.Error(err)
+				}
+				return
+			}
+			r, err := Open(path, 0, 2*keepCached)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer r.Close()
+			if _, err := r.WriteTo(to); err != io.ErrClosedPipe {
+				t.Error(err)
+			}
+		}()
+	}
+	waiting.Wait()
+	if all := ownMemory(t) - before; all > 32<<20 {
+		t.Errorf("they take %d MiB", all>>20)
+	}
+	close(free)
+	ended.Wait()
+	if n := inUse.Load(); n != 0 {
+		t.Errorf("%d buffers are still counted", n)
 	}
 }

@@ -73,7 +73,8 @@ func NewPacker(paths []string, names Names) (*Packer, error) {
 
 // Pack writes the archive. What cannot be read ends it, with the reason in its last record; an error is one of w.
 func (p *Packer) Pack(w io.Writer) error {
-	p.out = bufio.NewWriterSize(w, bufferSize)
+	p.out = bufio.NewWriterSize(w, claimBuffer())
+	defer unclaimBuffer()
 	p.tar = tar.NewWriter(p.out)
 	for _, item := range p.items {
 		err := p.add(atFdCwd, item.path, item.path, item.member, 0)
@@ -217,11 +218,11 @@ func (p *Packer) addFile(dir int, name, shown string, header *tar.Header, depth 
 		return false, fail(shown, err)
 	}
 	defer syscall.Close(fd)
-	buffer := buffers.Get().(*[]byte)
-	defer buffers.Put(buffer)
-	if header.Size <= bufferSize {
+	buffer := takeBuffer()
+	defer putBuffer(buffer)
+	if header.Size <= int64(len(buffer)) {
 		// What fits is read before its header is written, which then says the size that it has: files of /sys have less than they say.
-		n, err := readFull(fd, (*buffer)[:header.Size])
+		n, err := readFull(fd, buffer[:header.Size])
 		if err != nil {
 			return false, fail(shown, err)
 		}
@@ -229,30 +230,27 @@ func (p *Packer) addFile(dir int, name, shown string, header *tar.Header, depth 
 		if err := p.header(header); err != nil {
 			return false, err
 		}
-		_, err = p.tar.Write((*buffer)[:n])
+		_, err = p.tar.Write(buffer[:n])
 		return true, err
 	}
 	if err := p.header(header); err != nil {
 		return false, err
 	}
-	return true, p.content(fd, shown, header.Size, *buffer)
+	return true, p.content(fd, shown, header.Size, buffer)
 }
 
 // content writes size bytes of a file. Of one that cannot be read so far the rest is zeros, so that the error's record can follow.
 func (p *Packer) content(fd int, shown string, size int64, buffer []byte) error {
 	next := func(most int64) ([]byte, error) {
-		n, err := readFull(fd, buffer[:min(most, bufferSize)])
+		n, err := readFull(fd, buffer[:min(most, int64(len(buffer)))])
 		return buffer[:n], err
 	}
-	var failed error
 	if size > keepCached {
-		b, err := newBulk(fd, 0)
-		if err == nil {
-			defer b.close()
-			next = b.read
-		}
-		failed = fail(shown, err)
+		b := newBulk(fd, 0, buffer)
+		defer b.close()
+		next = b.read
 	}
+	var failed error
 	for done := int64(0); done < size; {
 		var piece []byte
 		if failed == nil {
@@ -265,7 +263,7 @@ func (p *Packer) content(fd int, shown string, size int64, buffer []byte) error 
 		}
 		if failed != nil {
 			clear(buffer)
-			piece = buffer[:min(size-done, bufferSize)]
+			piece = buffer[:min(size-done, int64(len(buffer)))]
 		}
 		if _, err := p.tar.Write(piece); err != nil {
 			return err

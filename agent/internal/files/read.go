@@ -81,17 +81,17 @@ func regular(path string, st *syscall.Stat_t) error {
 
 // WriteTo writes what there is to read to w, in large pieces. It is an error if there is less than Length.
 func (r *Reader) WriteTo(w io.Writer) (sent int64, err error) {
+	buffer := takeBuffer()
+	defer putBuffer(buffer)
 	if r.Length > keepCached {
-		return r.bulkTo(w)
+		return r.bulkTo(w, buffer)
 	}
 	want := r.Length
 	if want < 0 {
 		want = r.limit
 	}
-	buffer := buffers.Get().(*[]byte)
-	defer buffers.Put(buffer)
 	for sent < want {
-		n, err := read(r.fd, (*buffer)[:min(want-sent, bufferSize)])
+		n, err := read(r.fd, buffer[:min(want-sent, int64(len(buffer)))])
 		if err != nil {
 			return sent, fail(r.path, err)
 		}
@@ -101,7 +101,7 @@ func (r *Reader) WriteTo(w io.Writer) (sent int64, err error) {
 			}
 			return sent, shrunk(r.path)
 		}
-		if _, err := w.Write((*buffer)[:n]); err != nil {
+		if _, err := w.Write(buffer[:n]); err != nil {
 			return sent, err
 		}
 		sent += int64(n)
@@ -109,11 +109,8 @@ func (r *Reader) WriteTo(w io.Writer) (sent int64, err error) {
 	return sent, nil
 }
 
-func (r *Reader) bulkTo(w io.Writer) (sent int64, err error) {
-	b, err := newBulk(r.fd, r.offset)
-	if err != nil {
-		return 0, fail(r.path, err)
-	}
+func (r *Reader) bulkTo(w io.Writer, buffer []byte) (sent int64, err error) {
+	b := newBulk(r.fd, r.offset, buffer)
 	defer b.close()
 	for sent < r.Length {
 		p, err := b.read(r.Length - sent)

@@ -1,7 +1,6 @@
 package files
 
 import (
-	"sync"
 	"syscall"
 	"unsafe"
 )
@@ -15,11 +14,6 @@ const (
 	oPath             = 0x200000
 	fadviseDontNeed   = 4
 )
-
-// bufferSize is what files are read and written by, and what goes to the host in one piece. Larger pieces gain nothing.
-const bufferSize = 256 << 10
-
-var buffers = sync.Pool{New: func() any { b := make([]byte, bufferSize); return &b }}
 
 func openat(dir int, name string, flags int, mode uint32) (int, error) {
 	for {

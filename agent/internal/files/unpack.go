@@ -74,7 +74,8 @@ func unpackInto(root int, isNew bool, path string, archive io.Reader, owner *Own
 	u := &unpacker{path: path, isNew: isNew, seed: maphash.MakeSeed(), owner: owner, keep: keep, temporary: temporaryName(), links: map[inode]bool{}, timed: map[uint64]bool{}}
 	u.stack = []level{{fd: root}}
 	defer u.pop(0)
-	reader := tar.NewReader(bufio.NewReaderSize(archive, bufferSize))
+	reader := tar.NewReader(bufio.NewReaderSize(archive, claimBuffer()))
+	defer unclaimBuffer()
 	for {
 		header, err := reader.Next()
 		if err == io.EOF {
