@@ -4,6 +4,7 @@ import (
 	"io"
 	"sync/atomic"
 	"syscall"
+	"unsafe"
 )
 
 const (
@@ -23,12 +24,14 @@ const (
 var bulks atomic.Int32
 
 // bulk reads or writes a large file from some place on. It does that past the page cache (O_DIRECT) where the filesystem allows,
-// which takes the guest half the time, and otherwise drops from the cache what it has put there.
+// which takes the guest half the time, and otherwise drops from the cache what it has put there. What is in the cache already is
+// read from there, and stays.
 type bulk struct {
 	fd          int
 	buffer      []byte // begins at the border of a page
 	large       []byte // mapped: gone when it is not used
-	direct      bool
+	able        bool   // of direct access
+	direct      bool   // the file is set to it
 	at, dropped int64
 }
 
@@ -45,7 +48,7 @@ func newBulk(fd int, at int64, spare []byte) *bulk {
 	if b.large == nil {
 		bulks.Add(-1)
 	}
-	b.direct = at%directBlock == 0 && setFlags(fd, syscall.O_DIRECT) == nil
+	b.able = at%directBlock == 0 && b.setDirect(true)
 	return b
 }
 
@@ -59,6 +62,9 @@ func (b *bulk) close() {
 // read returns the next bytes of the file, at most so many and no more than the buffer holds. They are fewer only at its end.
 func (b *bulk) read(most int64) ([]byte, error) {
 	p := b.buffer[:min(most, int64(len(b.buffer)))]
+	if b.able {
+		b.setDirect(!isCached(b.fd, b.at, len(p)))
+	}
 	n, err := b.move(read, p)
 	return p[:n], err
 }
@@ -74,8 +80,8 @@ func (b *bulk) write(n int) error {
 
 func (b *bulk) move(call func(int, []byte) (int, error), p []byte) (done int, err error) {
 	for done < len(p) && err == nil {
-		if (len(p)-done)%directBlock != 0 {
-			b.undirect() // the end of what is moved, or of the file
+		if b.direct && (len(p)-done)%directBlock != 0 {
+			b.disable() // the end of what is moved, or of the file
 		}
 		var n int
 		n, err = call(b.fd, p[done:])
@@ -83,7 +89,7 @@ func (b *bulk) move(call func(int, []byte) (int, error), p []byte) (done int, er
 		case err == syscall.EINTR:
 			err = nil
 		case err == syscall.EINVAL && b.direct: // the filesystem had only promised it
-			b.undirect()
+			b.disable()
 			err = nil
 		case n > 0:
 			done += n
@@ -91,8 +97,10 @@ func (b *bulk) move(call func(int, []byte) (int, error), p []byte) (done int, er
 			return done, nil
 		}
 	}
-	b.at += int64(done)
-	if !b.direct && b.at-b.dropped >= keepCached {
+	if b.at += int64(done); b.able {
+		b.dropped = b.at
+	}
+	if b.at-b.dropped >= keepCached {
 		// What is written is on its way to the disk after the first call for it, and dropped by the second, a stretch later.
 		from := max(b.dropped-keepCached, 0)
 		dontNeed(b.fd, from, b.at-from)
@@ -101,13 +109,37 @@ func (b *bulk) move(call func(int, []byte) (int, error), p []byte) (done int, er
 	return done, err
 }
 
-func (b *bulk) undirect() {
-	if b.direct {
-		b.direct = false
-		setFlags(b.fd, 0)
-	}
+func (b *bulk) disable() {
+	b.able = false
+	b.setDirect(false)
 }
 
-func setFlags(fd, flags int) error {
-	return errnoOf(syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), syscall.F_SETFL, uintptr(flags)))
+// setDirect reports whether reads and writes are direct now if that was asked for, and are not otherwise.
+func (b *bulk) setDirect(on bool) bool {
+	if b.direct != on {
+		flags := 0
+		if on {
+			flags = syscall.O_DIRECT
+		}
+		if _, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(b.fd), syscall.F_SETFL, uintptr(flags)); errno == 0 {
+			b.direct = on
+		}
+	}
+	return b.direct == on
+}
+
+// isCached reports whether most of a stretch of a file, from the border of a page on, is in the page cache.
+func isCached(fd int, at int64, size int) bool {
+	mapped, err := syscall.Mmap(fd, at, size, syscall.PROT_READ, syscall.MAP_SHARED)
+	if err != nil {
+		return false
+	}
+	defer syscall.Munmap(mapped)
+	var pages [bulkPiece / directBlock]byte
+	_, _, errno := syscall.Syscall(syscall.SYS_MINCORE, uintptr(unsafe.Pointer(&mapped[0])), uintptr(size), uintptr(unsafe.Pointer(&pages)))
+	cached, all := 0, (size+directBlock-1)/directBlock
+	for _, page := range pages[:all] {
+		cached += int(page & 1)
+	}
+	return errno == 0 && 2*cached > all
 }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strconv"
+	"syscall"
 	"strings"
 	"sync"
 	"testing"
@@ -263,5 +264,42 @@ func TestManyTransfersHaveSmallBuffers(t *testing.T) {
 	ended.Wait()
 	if n := inUse.Load(); n != 0 {
 		t.Errorf("%d buffers are still counted", n)
+	}
+}
+
+// The cache belongs to the guest's programs: what they have in it is used, and stays; what they do not have does not get in.
+func TestTheCacheStaysAsItIs(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	want := random(2*keepCached + 100)
+	if err := os.WriteFile(path, want, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	fd := int(file.Fd())
+	for _, cached := range []bool{true, false} {
+		if !cached {
+			syscall.Fsync(fd)
+			dontNeed(fd, 0, 0)
+			if isCached(fd, keepCached, bulkPiece) {
+				t.Skip("the filesystem keeps all in memory")
+			}
+		}
+		r, err := Open(path, 0, int64(len(want)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got bytes.Buffer
+		_, err = r.WriteTo(&got)
+		r.Close()
+		if err != nil || !bytes.Equal(got.Bytes(), want) {
+			t.Errorf("%d bytes, %v", got.Len(), err)
+		}
+		if isCached(fd, 0, bulkPiece) != cached || isCached(fd, keepCached, bulkPiece) != cached {
+			t.Errorf("cached before: %v, afterwards not so", cached)
+		}
 	}
 }
