@@ -32,7 +32,7 @@ from squib.guest.wire import MAX_FRAME_BYTES, Sink, Wire
 
 STREAM_WINDOW_BYTES = 256 * 1024
 CONNECTION_WINDOW_BYTES = 256 * STREAM_WINDOW_BYTES
-"""More than all streams (the agent allows 250) can hold: readers that have stopped never stop the others."""
+"""Given back as bytes come, read or not: readers that have stopped hold their streams, and never the others."""
 BULK_WINDOW_BYTES = 4 * 1024 * 1024
 """For a stream that should flow as fast as it can: an update of a window costs an emulated guest about as much as
 50 KiB of data, and with a small window the guest waits for each.
