@@ -39,6 +39,10 @@ BULK_WINDOW_BYTES = 4 * 1024 * 1024
 """
 _PIECE_BYTES = 256 * 1024
 _SMALL_PIECE_BYTES = 4096
+_SHORT_INPUTS = 1024
+"""A request that may stall sends this part of the connection's window in any case (32 KiB: a key, a line): for all that
+the agent allows at a time that is a quarter of it.
+"""
 _WINDOW_UPDATE = struct.Struct(">IBII")
 _WINDOW_UPDATE_KIND = 0x4_08
 _EMPTY_LAST_DATA = struct.Struct(">IBI")
@@ -56,6 +60,7 @@ class Response:
         self._connection = connection
         self._stream_id = stream_id
         self._may_stall = may_stall
+        self._sent_bytes = 0  # of the request's body
         self._pieces: deque[bytes] = deque()
         self._credit = 0  # bytes of window to give back
         self._direct = False  # past h2
@@ -239,7 +244,8 @@ class Http2Connection:
         """Send a request and return its response when the headers have come.
 
         ``window_bytes``, at least `STREAM_WINDOW_BYTES`, is what a reader that stops will hold of the answer. If the
-        guest ``may_stall``, reading the body when it likes, half of what it has room for is left to other requests.
+        guest ``may_stall``, reading the body when it likes, half of what it has room for is left to other requests (and
+        to the beginnings of such ones).
         Cancelling the call resets the stream. Raises `AgentUnreachable` if the connection ends.
         """
         if self._closed:
@@ -287,6 +293,7 @@ class Http2Connection:
                 await self._window_opened.wait()
                 continue
             self._h2.send_data(response._stream_id, view[:size])
+            response._sent_bytes += size
             view = view[size:]
             self._flush()
             await self._wire.drain()
@@ -298,7 +305,8 @@ class Http2Connection:
         self._most_room = max(self._most_room, connection)
         if response._may_stall:
             most = self._h2.remote_settings.initial_window_size
-            return min(stream - most // 2, connection - self._most_room // 2)
+            short = self._most_room // _SHORT_INPUTS - response._sent_bytes
+            return min(stream - most // 2, max(connection - self._most_room // 2, short))
         return stream
 
     # --- called by the wire -------------------------------------------------------------------------------------
