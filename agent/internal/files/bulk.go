@@ -33,7 +33,10 @@ type bulk struct {
 
 func newBulk(fd int, at int64) (*bulk, error) {
 	size := bulkPiece
-	if bulks.Add(1) > bulkMost {
+	switch used := bulks.Add(1); {
+	case used > bulkMost+mostBuffers:
+		size = smallBuffer
+	case used > bulkMost:
 		size = bufferSize
 	}
 	buffer, err := syscall.Mmap(-1, 0, size, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_PRIVATE|syscall.MAP_ANON)

@@ -104,7 +104,7 @@ func TestManyBulksHaveSmallPieces(t *testing.T) {
 	}
 	defer file.Close()
 	var all []*bulk
-	for i := range bulkMost + 2 {
+	for i := range bulkMost + mostBuffers + 2 {
 		b, err := newBulk(int(file.Fd()), 0)
 		if err != nil {
 			t.Fatal(err)
@@ -114,6 +114,9 @@ func TestManyBulksHaveSmallPieces(t *testing.T) {
 		if i >= bulkMost {
 			want = bufferSize
 		}
+		if i >= bulkMost+mostBuffers {
+			want = smallBuffer
+		}
 		if len(b.buffer) != want {
 			t.Error("piece " + strconv.Itoa(i) + " has " + strconv.Itoa(len(b.buffer)) + " bytes")
 		}
@@ -122,6 +125,24 @@ func TestManyBulksHaveSmallPieces(t *testing.T) {
 		b.close()
 	}
 	if n := bulks.Load(); n != 0 {
+		t.Errorf("%d are still counted", n)
+	}
+}
+
+// Of small files too: what many slow hosts hold together must not fill a small guest.
+func TestManyTransfersHaveSmallBuffers(t *testing.T) {
+	var all []func()
+	for i := range mostBuffers + 2 {
+		b, done := takeBuffer()
+		all = append(all, done)
+		if large := len(b) == bufferSize; large != (i < mostBuffers) {
+			t.Error("buffer " + strconv.Itoa(i) + " has " + strconv.Itoa(len(b)) + " bytes")
+		}
+	}
+	for _, done := range all {
+		done()
+	}
+	if n := buffersUsed.Load(); n != 0 {
 		t.Errorf("%d are still counted", n)
 	}
 }

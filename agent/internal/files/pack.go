@@ -217,11 +217,11 @@ func (p *Packer) addFile(dir int, name, shown string, header *tar.Header, depth 
 		return false, fail(shown, err)
 	}
 	defer syscall.Close(fd)
-	buffer := buffers.Get().(*[]byte)
-	defer buffers.Put(buffer)
-	if header.Size <= bufferSize {
+	buffer, done := takeBuffer()
+	defer done()
+	if header.Size <= int64(len(buffer)) {
 		// What fits is read before its header is written, which then says the size that it has: files of /sys have less than they say.
-		n, err := readFull(fd, (*buffer)[:header.Size])
+		n, err := readFull(fd, buffer[:header.Size])
 		if err != nil {
 			return false, fail(shown, err)
 		}
@@ -229,19 +229,19 @@ func (p *Packer) addFile(dir int, name, shown string, header *tar.Header, depth 
 		if err := p.header(header); err != nil {
 			return false, err
 		}
-		_, err = p.tar.Write((*buffer)[:n])
+		_, err = p.tar.Write(buffer[:n])
 		return true, err
 	}
 	if err := p.header(header); err != nil {
 		return false, err
 	}
-	return true, p.content(fd, shown, header.Size, *buffer)
+	return true, p.content(fd, shown, header.Size, buffer)
 }
 
 // content writes size bytes of a file. Of one that cannot be read so far the rest is zeros, so that the error's record can follow.
 func (p *Packer) content(fd int, shown string, size int64, buffer []byte) error {
 	next := func(most int64) ([]byte, error) {
-		n, err := readFull(fd, buffer[:min(most, bufferSize)])
+		n, err := readFull(fd, buffer[:min(most, int64(len(buffer)))])
 		return buffer[:n], err
 	}
 	var failed error
@@ -265,7 +265,7 @@ func (p *Packer) content(fd int, shown string, size int64, buffer []byte) error 
 		}
 		if failed != nil {
 			clear(buffer)
-			piece = buffer[:min(size-done, bufferSize)]
+			piece = buffer[:min(size-done, int64(len(buffer)))]
 		}
 		if _, err := p.tar.Write(piece); err != nil {
 			return err

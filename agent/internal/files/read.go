@@ -88,10 +88,10 @@ func (r *Reader) WriteTo(w io.Writer) (sent int64, err error) {
 	if want < 0 {
 		want = r.limit
 	}
-	buffer := buffers.Get().(*[]byte)
-	defer buffers.Put(buffer)
+	buffer, done := takeBuffer()
+	defer done()
 	for sent < want {
-		n, err := read(r.fd, (*buffer)[:min(want-sent, bufferSize)])
+		n, err := read(r.fd, buffer[:min(want-sent, int64(len(buffer)))])
 		if err != nil {
 			return sent, fail(r.path, err)
 		}
@@ -101,7 +101,7 @@ func (r *Reader) WriteTo(w io.Writer) (sent int64, err error) {
 			}
 			return sent, shrunk(r.path)
 		}
-		if _, err := w.Write((*buffer)[:n]); err != nil {
+		if _, err := w.Write(buffer[:n]); err != nil {
 			return sent, err
 		}
 		sent += int64(n)

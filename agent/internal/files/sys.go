@@ -2,6 +2,7 @@ package files
 
 import (
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"unsafe"
 )
@@ -17,9 +18,30 @@ const (
 )
 
 // bufferSize is what files are read and written by, and what goes to the host in one piece. Larger pieces gain nothing.
-const bufferSize = 256 << 10
+// Transfers hold theirs while their hosts take their time, though: beyond the first few they get small ones, or two hundred would take a
+// small guest's memory.
+const (
+	bufferSize  = 256 << 10
+	smallBuffer = 32 << 10
+	mostBuffers = 8
+)
 
-var buffers = sync.Pool{New: func() any { b := make([]byte, bufferSize); return &b }}
+var (
+	buffers      = sync.Pool{New: func() any { b := make([]byte, bufferSize); return &b }}
+	smallBuffers = sync.Pool{New: func() any { b := make([]byte, smallBuffer); return &b }}
+	buffersUsed  atomic.Int32
+)
+
+// takeBuffer returns one of bufferSize or smallBuffer, and what gives it back.
+func takeBuffer() ([]byte, func()) {
+	pool, done := &buffers, func() { buffersUsed.Add(-1) }
+	if buffersUsed.Add(1) > mostBuffers {
+		done()
+		pool, done = &smallBuffers, func() {}
+	}
+	b := pool.Get().(*[]byte)
+	return *b, func() { pool.Put(b); done() }
+}
 
 func openat(dir int, name string, flags int, mode uint32) (int, error) {
 	for {

@@ -127,11 +127,11 @@ func temporaryName() string { return fmt.Sprintf(".squib-%016x", rand.Uint64()) 
 
 // copyToFile writes all of body to a new file, in large pieces. Its own failures are told of path; those of body are passed on.
 func copyToFile(fd int, body io.Reader, path string) (written int64, err error) {
-	buffer := buffers.Get().(*[]byte)
-	defer buffers.Put(buffer)
+	buffer, done := takeBuffer()
+	defer done()
 	for written < keepCached {
-		n, readErr := fill(body, *buffer)
-		if err := writeFull(fd, (*buffer)[:n]); err != nil {
+		n, readErr := fill(body, buffer)
+		if err := writeFull(fd, buffer[:n]); err != nil {
 			return written, fail(path, err)
 		}
 		written += int64(n)
