@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import re
 import socket
-import struct
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator
 from types import TracebackType
@@ -28,7 +27,7 @@ from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 
 from squib.errors import AgentUnreachable
-from squib.guest.wire import MAX_FRAME_BYTES, Sink, Wire
+from squib.guest.wire import MAX_FRAME_BYTES, Sink, Wire, empty_last_data, window_update
 
 STREAM_WINDOW_BYTES = 256 * 1024
 CONNECTION_WINDOW_BYTES = 256 * STREAM_WINDOW_BYTES
@@ -43,10 +42,6 @@ _SHORT_INPUTS = 1024
 """A request that may stall sends this part of the connection's window in any case (32 KiB: a key, a line): for all that
 the agent allows at a time that is a quarter of it.
 """
-_WINDOW_UPDATE = struct.Struct(">IBII")
-_WINDOW_UPDATE_KIND = 0x4_08
-_EMPTY_LAST_DATA = struct.Struct(">IBI")
-_END_STREAM = 0x1
 _STATUS = re.compile(rb"[1-5][0-9][0-9]")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 
@@ -327,7 +322,7 @@ class Http2Connection:
     def body_ended(self, stream_id: int) -> None:
         """A body that did not pass through h2 has ended: so has the stream, which h2 has to be told."""
         if stream_id in self._responses:
-            self.receive(_EMPTY_LAST_DATA.pack(0, _END_STREAM, stream_id))
+            self.receive(empty_last_data(stream_id))
 
     def receive(self, frame: bytes) -> None:
         """A frame for h2. Raises `h2.exceptions.ProtocolError`."""
@@ -337,7 +332,7 @@ class Http2Connection:
     def received(self) -> None:
         """All that has come was received: answer what asks for an answer."""
         if self._received >= CONNECTION_WINDOW_BYTES // 4:
-            self._wire.write(_window_update(0, self._received))
+            self._wire.write(window_update(0, self._received))
             self._received = 0
         if self._flush() and self._wire.blocked:
             self._wire.stop_reading()  # or a guest that asks for answers and reads none would fill our memory
@@ -377,7 +372,7 @@ class Http2Connection:
         if response._direct and not response._ended and not self._closed:
             response._credit += size
             if response._credit >= response._max_window // 4:
-                self._wire.write(_window_update(response._stream_id, response._credit))
+                self._wire.write(window_update(response._stream_id, response._credit))
                 response._window += response._credit
                 response._credit = 0
 
@@ -401,7 +396,3 @@ class Http2Connection:
         self.lost(None)
         self._wire.abort()
         await asyncio.sleep(0)
-
-
-def _window_update(stream_id: int, size: int) -> bytes:
-    return _WINDOW_UPDATE.pack(_WINDOW_UPDATE_KIND, 0, stream_id, size)
