@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -40,11 +41,24 @@ func main() {
 	// guest has keeps the others going. Many would only wake each other.
 	runtime.GOMAXPROCS(min(max(runtime.NumCPU(), 2), 4))
 
+	boundGarbage()
+
 	guest, err := boot.Run()
 	if err != nil {
 		guest.Fatal(err)
 	}
 	guest.Fatal(serve(guest))
+}
+
+// garbageShare of the guest's memory is what the agent takes before it looks for garbage more often, and gives it back. By itself Go lets
+// garbage grow to the size of all that is in use, after two hundred requests at a time too, and keeps it for minutes.
+const garbageShare = 4
+
+func boundGarbage() {
+	var info syscall.Sysinfo_t
+	if syscall.Sysinfo(&info) == nil {
+		debug.SetMemoryLimit(int64(uint64(info.Totalram) * uint64(info.Unit) / garbageShare))
+	}
 }
 
 // serve answers the host for as long as the guest lives.

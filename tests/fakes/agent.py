@@ -217,6 +217,7 @@ class _Session:
 
     async def run(self) -> None:
         self._h2.initiate_connection()
+        self._h2.increment_flow_control_window(15 * 65_535)  # sixteen streams' windows, as the agent's is
         self._flush()
         try:
             while data := await self._reader.read(65536):

@@ -19,9 +19,11 @@ STOP_S = 3.0
 SIZE = 64 << 20
 STREAMS = 50
 UNREAD = 80
+TRANSFERS = 200
 _FILE = "/root/random"
 _GROWTH_MIB = 20
 _AVAILABLE_MIB = 8
+_AVAILABLE_AFTER_TRANSFERS_MIB = 24
 
 Stream = Callable[[EngineClient, AsyncVM], AsyncIterator[bytes]]
 
@@ -130,3 +132,19 @@ def test_output_that_nobody_reads_does_not_fill_the_guest(shared_vm: VM) -> None
     available = int(shared_vm.run("grep MemAvailable /proc/meminfo", check=True).stdout.split()[1]) >> 10
     assert [process.wait(timeout=60).exit_code for process in loud] == [0] * UNREAD
     assert available > _AVAILABLE_MIB
+
+
+def test_many_small_transfers_at_once_do_not_fill_the_guest(vm: VM) -> None:
+    data = os.urandom(1 << 20)
+
+    async def main() -> None:
+        async with EngineClient() as engine:
+            guest = await AsyncVM.from_id(vm.vm_id, engine=engine)
+            await guest.files.write("/root/f", data)
+            read = await asyncio.gather(*(guest.files.read("/root/f") for _ in range(TRANSFERS)))
+            assert read == [data] * TRANSFERS
+            await asyncio.gather(*(guest.files.write(f"/root/{i}", data) for i in range(TRANSFERS)))
+
+    asyncio.run(main())
+    available = int(vm.run("grep MemAvailable /proc/meminfo", check=True).stdout.split()[1]) >> 10
+    assert available > _AVAILABLE_AFTER_TRANSFERS_MIB

@@ -12,7 +12,7 @@ const (
 	// Transfers may stand still for as long as their clients like, and nothing bounds how many do. Those above the first get small buffers: what
 	// they lose is little, what hundreds hold is the memory of a small guest.
 	smallBuffer = 32 << 10
-	mostBuffers = 32
+	mostBuffers = 16
 )
 
 var (

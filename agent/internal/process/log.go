@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"os"
 	"slices"
 	"sort"
 	"sync"
@@ -52,6 +53,7 @@ type Log struct {
 	writers    int // pumps that have not come to their end
 	users      int // of the ring: its session, pumps, readers
 	pipes      int // bytes of memory that pipes of its session take
+	settled    bool
 }
 
 // stretch is a piece of output of one stream. Neighbours are of different streams.
@@ -85,17 +87,41 @@ func (l *Log) grow() {
 		if !l.memory.grant(size - len(l.ring)) {
 			return
 		}
-		ring, err := mapRing(size)
-		if err != nil {
+		if !l.move(size) {
 			l.memory.add(len(l.ring) - size)
 			return
 		}
-		for at := l.start; at < l.end; {
-			from, to := at%int64(len(l.ring)), at%int64(size)
-			at += int64(copy(ring[to:], l.ring[from:min(from+l.end-at, int64(len(l.ring)))]))
-		}
-		syscall.Munmap(l.ring)
-		l.ring = ring
+	}
+}
+
+// move gives what is in the ring another one of that size, unless there is no memory for it.
+func (l *Log) move(size int) bool {
+	ring, err := mapRing(size)
+	if err != nil {
+		return false
+	}
+	for at := l.start; at < l.end; {
+		from, to := at%int64(len(l.ring)), at%int64(size)
+		at += int64(copy(ring[to:], l.ring[from:min(from+l.end-at, int64(len(l.ring)))]))
+	}
+	syscall.Munmap(l.ring)
+	l.ring = ring
+	return true
+}
+
+// settle says that there will be no more output, and that the pipes are gone: what is kept by now stays, and takes no more
+// memory than it needs.
+func (l *Log) settle() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.trim()
+	l.settled = true
+	l.memory.add(-l.pipes)
+	l.pipes = 0
+	page := os.Getpagesize()
+	old, size := len(l.ring), max(1, (int(l.end-l.start)+page-1)/page)*page
+	if size < old && l.move(size) {
+		l.memory.add(size - old)
 	}
 }
 
@@ -104,7 +130,7 @@ func (l *Log) enlarge(pipe uintptr) {
 	const setPipeSize = 1031
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.ring == nil || !l.memory.grant(largePipe) {
+	if l.ring == nil || l.settled || !l.memory.grant(largePipe) {
 		return
 	}
 	if _, _, errno := syscall.Syscall(syscall.SYS_FCNTL, pipe, setPipeSize, largePipe); errno != 0 {
@@ -119,7 +145,7 @@ func (l *Log) leave() {
 	if l.users--; l.users == 0 {
 		l.memory.add(-len(l.ring) - l.pipes)
 		syscall.Munmap(l.ring)
-		l.ring = nil
+		l.ring, l.pipes = nil, 0
 	}
 }
 
@@ -238,6 +264,9 @@ func (l *Log) maxStretches() int { return l.keeps() / stretchBytes }
 
 // trim drops what is older than what is kept, as far as nobody has yet to take it.
 func (l *Log) trim() {
+	if l.settled {
+		return
+	}
 	l.grow()
 	oldest := l.end - int64(l.keeps())
 	if spare := len(l.stretches) - l.maxStretches(); spare > 0 {

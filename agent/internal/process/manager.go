@@ -140,6 +140,7 @@ func (m *Manager) Start(spec Spec) (*Process, *Reader, error) {
 	m.mu.Unlock()
 	go func() {
 		p.pump()
+		p.Log.settle()
 		if p.timer != nil {
 			p.timer.Stop()
 		}

@@ -82,19 +82,82 @@ func TestPipesTakeMemory(t *testing.T) {
 		input := strings.Repeat("0123456789abcdef", 64<<10)
 		written := make(chan error, 1)
 		go func() {
-			_, err := p.WriteStdin(t.Context(), strings.NewReader(input), true)
+			_, err := p.WriteStdin(t.Context(), strings.NewReader(input), false)
 			written <- err
 		}()
-		stdout, _ := finish(t, p)
-		if err := <-written; err != nil || stdout != input {
-			t.Errorf("%d bytes came back, %v", len(stdout), err)
+		for len(p.streams[Stdout]) < len(input) {
+			p.read(t, 64<<10)
+		}
+		if err := <-written; err != nil || string(p.streams[Stdout]) != input {
+			t.Errorf("%d bytes came back, %v", len(p.streams[Stdout]), err)
 		}
 		p.Log.mu.Lock()
 		if p.Log.pipes != want {
 			t.Errorf("of %d, the pipes take %d", total, p.Log.pipes)
 		}
 		p.Log.mu.Unlock()
+		if _, err := p.WriteStdin(t.Context(), strings.NewReader(""), true); err != nil {
+			t.Error(err)
+		}
+		finish(t, p)
 		m.Forget(p.Process)
 		eventually(t, "its memory is given back", func() bool { return m.memory.taken.Load() == 0 })
+	}
+}
+
+// What a command that has ended has kept takes no more memory than it needs, and its pipes are gone.
+func TestEndedSessionsTakeWhatTheyKeep(t *testing.T) {
+	const kept = 700_000
+	m := newManager(t, cgroups)
+	m.memory = memoryOf(64 << 20)
+	spec := background("cat; for i in 1 2 3 4 5 6 7 8 9; do printf a; printf b >&2; done")
+	spec.Stdin = true
+	p := start(t, m, spec)
+	behind := p.attach(t, 0, 0)
+	input := strings.Repeat("0123456789", kept/10)
+	written := make(chan error, 1)
+	go func() {
+		_, err := p.WriteStdin(t.Context(), strings.NewReader(input), true)
+		written <- err
+	}()
+	if stdout, stderr := finish(t, p); stdout != input+"aaaaaaaaa" || stderr != "bbbbbbbbb" {
+		t.Errorf("%d bytes and %.100q came", len(stdout), stderr)
+	}
+	if err := <-written; err != nil {
+		t.Error(err)
+	}
+	eventually(t, "the rest is given back", func() bool { return m.memory.taken.Load() < kept+8<<10 })
+	for _, r := range []*running{behind, p.attach(t, 0, 0), p.attach(t, 650_001, 3)} {
+		stdout, stderr := finish(t, r)
+		if r.offsets != [2]int64{kept + 9, 9} || !strings.HasSuffix(input+"aaaaaaaaa", stdout) || !strings.HasSuffix("bbbbbbbbb", stderr) {
+			t.Errorf("%d bytes and %.100q came to %d", len(stdout), stderr, r.offsets)
+		}
+	}
+	m.Forget(p.Process)
+	eventually(t, "its memory is given back", func() bool { return m.memory.taken.Load() == 0 })
+}
+
+// Output that changes between the streams with every byte is not lost at the end, though the ring shrinks.
+func TestEndKeepsTheIndex(t *testing.T) {
+	memory := memoryOf(4 << 20)
+	l := newLoggedIn(t, memory, 1<<20, 0)
+	for range 2000 {
+		l.writes(Stdout, "o")
+		l.writes(Stderr, "e")
+	}
+	before := memory.taken.Load()
+	l.writerDone()
+	l.settle()
+	if taken := memory.taken.Load(); taken >= before || taken > 8<<10 {
+		t.Errorf("%d bytes of %d are taken", taken, before)
+	}
+	for s := range Stderr + 1 {
+		if from, to := l.Offsets(s); from != 0 || to != 2000 {
+			t.Errorf("%d to %d of stream %d are kept", from, to, s)
+		}
+	}
+	l.forget()
+	if taken := memory.taken.Load(); taken != 0 {
+		t.Errorf("%d bytes are taken by nobody", taken)
 	}
 }

@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import re
 import socket
-import struct
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator
 from types import TracebackType
@@ -28,7 +27,7 @@ from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 
 from squib.errors import AgentUnreachable
-from squib.guest.wire import MAX_FRAME_BYTES, Sink, Wire
+from squib.guest.wire import MAX_FRAME_BYTES, Sink, Wire, empty_last_data, window_update
 
 STREAM_WINDOW_BYTES = 256 * 1024
 CONNECTION_WINDOW_BYTES = 256 * STREAM_WINDOW_BYTES
@@ -39,10 +38,10 @@ BULK_WINDOW_BYTES = 4 * 1024 * 1024
 """
 _PIECE_BYTES = 256 * 1024
 _SMALL_PIECE_BYTES = 4096
-_WINDOW_UPDATE = struct.Struct(">IBII")
-_WINDOW_UPDATE_KIND = 0x4_08
-_EMPTY_LAST_DATA = struct.Struct(">IBI")
-_END_STREAM = 0x1
+_SHORT_INPUTS = 1024
+"""A request that may stall sends this part of the connection's window in any case (32 KiB: a key, a line): for all that
+the agent allows at a time that is a quarter of it.
+"""
 _STATUS = re.compile(rb"[1-5][0-9][0-9]")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 
@@ -56,6 +55,7 @@ class Response:
         self._connection = connection
         self._stream_id = stream_id
         self._may_stall = may_stall
+        self._sent_bytes = 0  # of the request's body
         self._pieces: deque[bytes] = deque()
         self._credit = 0  # bytes of window to give back
         self._direct = False  # past h2
@@ -239,7 +239,8 @@ class Http2Connection:
         """Send a request and return its response when the headers have come.
 
         ``window_bytes``, at least `STREAM_WINDOW_BYTES`, is what a reader that stops will hold of the answer. If the
-        guest ``may_stall``, reading the body when it likes, half of what it has room for is left to other requests.
+        guest ``may_stall``, reading the body when it likes, half of what it has room for is left to other requests (and
+        to the beginnings of such ones).
         Cancelling the call resets the stream. Raises `AgentUnreachable` if the connection ends.
         """
         if self._closed:
@@ -287,6 +288,7 @@ class Http2Connection:
                 await self._window_opened.wait()
                 continue
             self._h2.send_data(response._stream_id, view[:size])
+            response._sent_bytes += size
             view = view[size:]
             self._flush()
             await self._wire.drain()
@@ -298,7 +300,8 @@ class Http2Connection:
         self._most_room = max(self._most_room, connection)
         if response._may_stall:
             most = self._h2.remote_settings.initial_window_size
-            return min(stream - most // 2, connection - self._most_room // 2)
+            short = self._most_room // _SHORT_INPUTS - response._sent_bytes
+            return min(stream - most // 2, max(connection - self._most_room // 2, short))
         return stream
 
     # --- called by the wire -------------------------------------------------------------------------------------
@@ -319,7 +322,7 @@ class Http2Connection:
     def body_ended(self, stream_id: int) -> None:
         """A body that did not pass through h2 has ended: so has the stream, which h2 has to be told."""
         if stream_id in self._responses:
-            self.receive(_EMPTY_LAST_DATA.pack(0, _END_STREAM, stream_id))
+            self.receive(empty_last_data(stream_id))
 
     def receive(self, frame: bytes) -> None:
         """A frame for h2. Raises `h2.exceptions.ProtocolError`."""
@@ -329,7 +332,7 @@ class Http2Connection:
     def received(self) -> None:
         """All that has come was received: answer what asks for an answer."""
         if self._received >= CONNECTION_WINDOW_BYTES // 4:
-            self._wire.write(_window_update(0, self._received))
+            self._wire.write(window_update(0, self._received))
             self._received = 0
         if self._flush() and self._wire.blocked:
             self._wire.stop_reading()  # or a guest that asks for answers and reads none would fill our memory
@@ -369,7 +372,7 @@ class Http2Connection:
         if response._direct and not response._ended and not self._closed:
             response._credit += size
             if response._credit >= response._max_window // 4:
-                self._wire.write(_window_update(response._stream_id, response._credit))
+                self._wire.write(window_update(response._stream_id, response._credit))
                 response._window += response._credit
                 response._credit = 0
 
@@ -393,7 +396,3 @@ class Http2Connection:
         self.lost(None)
         self._wire.abort()
         await asyncio.sleep(0)
-
-
-def _window_update(stream_id: int, size: int) -> bytes:
-    return _WINDOW_UPDATE.pack(_WINDOW_UPDATE_KIND, 0, stream_id, size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from collections.abc import Callable
 from typing import Protocol, Self
 
@@ -19,6 +20,9 @@ _BUFFER_BYTES = 2 * MAX_FRAME_BYTES
 _DATA = 0
 _END_STREAM = 0x1
 _PADDED = 0x8
+_WINDOW_UPDATE = struct.Struct(">IBII")
+_WINDOW_UPDATE_KIND = 0x4_08
+_EMPTY_DATA = struct.Struct(">IBI")
 
 Sink = Callable[[memoryview], None]
 
@@ -171,3 +175,13 @@ class Wire(asyncio.BufferedProtocol):
             else:
                 self._session.receive(bytes(self._buffer[start : start + _HEADER_BYTES + size]))
                 start += _HEADER_BYTES + size
+
+
+def window_update(stream_id: int, size: int) -> bytes:
+    """A frame that lets the sender of a stream (0: of all together) go on for ``size`` bytes."""
+    return _WINDOW_UPDATE.pack(_WINDOW_UPDATE_KIND, 0, stream_id, size)
+
+
+def empty_last_data(stream_id: int) -> bytes:
+    """A frame that ends a stream."""
+    return _EMPTY_DATA.pack(0, _END_STREAM, stream_id)

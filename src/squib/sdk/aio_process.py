@@ -177,6 +177,15 @@ class AsyncProcess:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        killing = asyncio.create_task(self._kill_if_there(), name=f"kill {self.id}")
+        try:
+            await asyncio.shield(killing)
+        except asyncio.CancelledError:  # who is cancelled here leaves no process either
+            with suppress(SquibError):
+                await killing
+            raise
+
+    async def _kill_if_there(self) -> None:
         with suppress(NotFound, WrongState, AgentUnreachable):  # with its VM it is gone too
             await self.kill()
 

@@ -92,25 +92,54 @@ class _UnixStream(httpcore.AsyncNetworkStream):
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
+        self._users = 0
+        self._closed = False
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         with _errors_as(httpcore.ReadTimeout, httpcore.ReadError):
             async with asyncio.timeout(timeout):
-                await asyncio.sleep(0)
-                return await asyncio.get_running_loop().sock_recv(self._socket, max_bytes)
+                with self._in_use():
+                    await asyncio.sleep(0)
+                    return await asyncio.get_running_loop().sock_recv(self._socket, max_bytes)
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         with _errors_as(httpcore.WriteTimeout, httpcore.WriteError):
             async with asyncio.timeout(timeout):
-                await asyncio.sleep(0)
-                await asyncio.get_running_loop().sock_sendall(self._socket, buffer)
+                with self._in_use():
+                    await asyncio.sleep(0)
+                    await asyncio.get_running_loop().sock_sendall(self._socket, buffer)
 
     async def aclose(self) -> None:
-        self._socket.close()
+        """Those who wait in `read` and `write` get an error. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            with contextlib.suppress(OSError):  # the peer is gone
+                self._socket.shutdown(socket.SHUT_RDWR)  # wakes them
+            if not self._users:
+                self._socket.close()
+
+    @contextlib.contextmanager
+    def _in_use(self) -> Iterator[None]:
+        """The descriptor stays for the block: the event loop would wait for whatever has its number next."""
+        self._check_open()
+        self._users += 1
+        try:
+            yield
+            self._check_open()
+        finally:
+            self._users -= 1
+            if self._closed and not self._users:
+                self._socket.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ConnectionAbortedError("this end of the connection was closed")
 
     def get_extra_info(self, info: str) -> Any:
         if info != "is_readable":
             return None
+        if self._closed:
+            return True  # a read says so at once
         poller = select.poll()
         poller.register(self._socket, select.POLLIN)
         return bool(poller.poll(0))

@@ -107,12 +107,14 @@ def test_stdin_larger_than_every_window_comes_back(tmp_path: Path) -> None:
 def test_input_that_nobody_reads_leaves_room_for_other_requests(tmp_path: Path) -> None:
     async def test(agent: FakeAgent, client: AgentClient) -> None:
         agent.stdin_stalls = True
+        await client.exec(ExecRequest(argv=["cat"], stdin=True))
         writing = []
-        for process_id in ("p1", "p2", "p3"):
+        for number in range(2, 42):
             await client.exec(ExecRequest(argv=["sleep"], stdin=True))
-            writing.append(asyncio.create_task(client.write_stdin(process_id, bytes(1 << 20), close=True)))
+            writing.append(asyncio.create_task(client.write_stdin(f"p{number}", bytes(1 << 20), close=True)))
         frames = await frames_of(await client.exec(ExecRequest(argv=["echo", "x" * 20_000])))
         assert frames[1].payload == b"x" * 20_000 + b"\n"
+        assert await asyncio.wait_for(client.write_stdin("p1", b"key", close=False), 5) == 3
         for task in writing:
             assert not task.done()
             task.cancel()

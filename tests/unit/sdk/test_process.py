@@ -228,6 +228,34 @@ def test_a_spawn_that_is_cancelled_leaves_no_process(during: str) -> None:
     asyncio.run(main())
 
 
+class SlowToKill(FakeAPI):
+    async def answer(self, request: httpx.Request) -> httpx.Response:
+        if request.method == "DELETE":
+            await asyncio.sleep(0.01)
+        return await super().answer(request)
+
+
+def test_a_block_that_is_cancelled_while_it_kills_its_process_kills_it_all_the_same() -> None:
+    async def main() -> None:
+        api = SlowToKill(processes={"p1": make_process("p1")})
+        api.add("web")
+        left = asyncio.Event()
+
+        async def block() -> None:
+            async with await aio_process.spawn(api.client(), "web", exec_request(["sleep", "9"])):
+                left.set()
+
+        task = asyncio.create_task(block())
+        async with asyncio.timeout(5):
+            await left.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert api.made[-1] == "DELETE /vms/web/processes/p1"
+
+    asyncio.run(main())
+
+
 # --- an engine that is lost --------------------------------------------------------------------------------------
 
 

@@ -96,3 +96,54 @@ def test_silence_and_a_lost_peer_are_told_apart(tmp_path: Path) -> None:
             await stream.aclose()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "wait", [lambda stream: stream.write(TOO_MUCH), lambda stream: stream.read(1)], ids=["write", "read"]
+)
+def test_closing_ends_the_waiting_and_leaves_its_number_to_the_next(
+    tmp_path: Path, wait: Callable[[Stream], Awaitable[object]]
+) -> None:
+    async def main() -> None:
+        with sockets.listen(tmp_path / "s") as server:
+            stream = await connect(tmp_path / "s")
+            peer, _ = server.accept()
+            task = asyncio.ensure_future(wait(stream))
+            for _ in range(5):
+                await asyncio.sleep(0)
+            await stream.aclose()
+            with pytest.raises((httpcore.ReadError, httpcore.WriteError)):
+                await asyncio.wait_for(task, 5)
+            with pytest.raises((httpcore.ReadError, httpcore.WriteError)):
+                await wait(stream)
+            peer.close()
+
+            following = await connect(tmp_path / "s")
+            peer, _ = server.accept()
+            reading = asyncio.ensure_future(following.read(1, timeout=5))
+            for _ in range(5):
+                await asyncio.sleep(0)
+            peer.send(b"x")
+            assert await reading == b"x"
+            await following.aclose()
+            peer.close()
+
+    asyncio.run(main())
+
+
+def test_a_client_is_closed_while_requests_are_under_way(tmp_path: Path) -> None:
+    async def main() -> None:
+        with sockets.listen(tmp_path / "s") as server:
+            transport = EngineTransport(socket_path=tmp_path / "s", limits=httpx.Limits(), verify=False)
+            async with httpx.AsyncClient(base_url="http://squib", transport=transport, timeout=None) as http:
+                tasks = [asyncio.create_task(http.get("/")) for _ in range(3)]
+                peers = [(await asyncio.to_thread(server.accept))[0] for _ in tasks]
+                for peer in peers:
+                    await asyncio.to_thread(peer.recv, 1)
+            done, waiting = await asyncio.wait(tasks, timeout=5)
+            assert not waiting
+            assert all(isinstance(task.exception(), httpx.ReadError) for task in done)
+            for peer in peers:
+                peer.close()
+
+    asyncio.run(main())
