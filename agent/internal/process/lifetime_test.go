@@ -262,3 +262,10 @@ func TestStdinWriteEndsWithRequestAndWithProcess(t *testing.T) {
 		t.Errorf("a killed process: %v", err)
 	}
 }
+
+func TestEachCommandLeadsASession(t *testing.T) {
+	out, _, _ := run(t, newManager(t, cgroups), sh("cut -d' ' -f1,5,6 /proc/$$/stat"))
+	if ids := strings.Fields(out); len(ids) != 3 || ids[1] != ids[0] || ids[2] != ids[0] {
+		t.Errorf("process, group and session are %q", out)
+	}
+}

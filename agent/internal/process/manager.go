@@ -127,7 +127,9 @@ func (m *Manager) Start(spec Spec) (*Process, *Reader, error) {
 		ID: id, Argv: shortened(plan.argv), User: cmp.Or(spec.User, "root"), Background: spec.Background, Stdin: spec.Stdin && spec.Terminal == nil,
 		reaper: m.reaper, done: make(chan struct{}), users: 1,
 	}
-	attr := &syscall.ProcAttr{Dir: plan.cwd, Env: environ(plan.env), Sys: &syscall.SysProcAttr{Credential: credential(plan.account)}}
+	// A session of its own also means a share of the processor of its own (autogroup), however busy the agent is with a transfer.
+	sys := &syscall.SysProcAttr{Setsid: true, Credential: credential(plan.account)}
+	attr := &syscall.ProcAttr{Dir: plan.cwd, Env: environ(plan.env), Sys: sys}
 	if err := m.equip(p, attr, spec, plan); err != nil {
 		p.discard()
 		return nil, nil, err
@@ -160,10 +162,9 @@ func (m *Manager) equip(p *Process, attr *syscall.ProcAttr, spec Spec, plan plan
 	}()
 	if spec.Terminal != nil {
 		own, err = m.openTerminal(p, *spec.Terminal, plan.account)
-		attr.Sys.Setsid, attr.Sys.Setctty = true, true
+		attr.Sys.Setctty = true
 	} else {
 		own, err = p.openPipes(spec.Stdin)
-		attr.Sys.Setpgid = true
 	}
 	if err != nil {
 		return err
