@@ -129,24 +129,16 @@ func temporaryName() string { return fmt.Sprintf(".squib-%016x", rand.Uint64()) 
 func copyToFile(fd int, body io.Reader, path string) (written int64, err error) {
 	buffer := takeBuffer()
 	defer putBuffer(buffer)
-	for written < keepCached {
-		n, readErr := fill(body, buffer)
-		if err := writeFull(fd, buffer[:n]); err != nil {
-			return written, fail(path, err)
+	piece, write := buffer, func(n int) error { return writeFull(fd, buffer[:n]) }
+	for large := false; ; {
+		if !large && written >= keepCached {
+			large = true
+			b := newBulk(fd, written, buffer)
+			defer b.close()
+			piece, write = b.buffer, b.write
 		}
-		written += int64(n)
-		if readErr == io.EOF {
-			return written, nil
-		}
-		if readErr != nil {
-			return written, readErr
-		}
-	}
-	b := newBulk(fd, written, buffer)
-	defer b.close()
-	for {
-		n, readErr := fill(body, b.buffer)
-		if err := b.write(n); err != nil {
+		n, readErr := fill(body, piece)
+		if err := write(n); err != nil {
 			return written, fail(path, err)
 		}
 		written += int64(n)
