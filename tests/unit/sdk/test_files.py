@@ -148,6 +148,7 @@ def test_what_is_no_argument_is_not_sent(files: Files, guest: FakeFiles) -> None
         with pytest.raises(InvalidArgument) as caught:
             work()
         assert caught.value.message
+    wait_until(lambda: guest.left_over() == [])  # of the uploads that had begun
     assert os.listdir(guest.root) == []  # noqa: PTH208
 
 
