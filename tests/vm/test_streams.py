@@ -46,6 +46,11 @@ async def most_rss_mib(pid: int) -> float:
     return most
 
 
+def available_mib(vm: VM) -> int:
+    """What the guest's programs could still take of its memory."""
+    return int(vm.run("grep MemAvailable /proc/meminfo", check=True).stdout.split()[1]) >> 10
+
+
 async def command_output(engine: EngineClient, vm: AsyncVM) -> AsyncIterator[bytes]:
     async with start_command(engine, vm.vm_id, exec_request(["cat", _FILE])) as command:
         async for frame in command.output():
@@ -129,7 +134,7 @@ def test_fifty_commands_stream_at_once(shared_vm: VM, random_sha256: str) -> Non
 def test_output_that_nobody_reads_does_not_fill_the_guest(shared_vm: VM) -> None:
     size = 2 << 20
     loud = [shared_vm.spawn(["head", "-c", str(size), "/dev/zero"]) for _ in range(UNREAD)]
-    available = int(shared_vm.run("grep MemAvailable /proc/meminfo", check=True).stdout.split()[1]) >> 10
+    available = available_mib(shared_vm)
     assert [process.wait(timeout=60).exit_code for process in loud] == [0] * UNREAD
     assert available > _AVAILABLE_MIB
 
@@ -146,5 +151,4 @@ def test_many_small_transfers_at_once_do_not_fill_the_guest(vm: VM) -> None:
             await asyncio.gather(*(guest.files.write(f"/root/{i}", data) for i in range(TRANSFERS)))
 
     asyncio.run(main())
-    available = int(vm.run("grep MemAvailable /proc/meminfo", check=True).stdout.split()[1]) >> 10
-    assert available > _AVAILABLE_AFTER_TRANSFERS_MIB
+    assert available_mib(vm) > _AVAILABLE_AFTER_TRANSFERS_MIB

@@ -25,6 +25,7 @@ from squib.errors import (
 )
 from squib.frames import CommandEnd, Frame, FrameError, FrameKind
 from squib.models import ExecRequest, ProcessInfo
+from squib.sdk.chunks import to_its_end
 from squib.sdk.client import EngineClient, read_list, read_value
 from squib.sdk.command import decode, pieces_of, process_path, start_background
 from squib.sdk.config import check_ref
@@ -177,13 +178,8 @@ class AsyncProcess:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        killing = asyncio.create_task(self._kill_if_there(), name=f"kill {self.id}")
-        try:
-            await asyncio.shield(killing)
-        except asyncio.CancelledError:  # who is cancelled here leaves no process either
-            with suppress(SquibError):
-                await killing
-            raise
+        # Who is cancelled here leaves no process either.
+        await to_its_end(asyncio.create_task(self._kill_if_there(), name=f"kill {self.id}"))
 
     async def _kill_if_there(self) -> None:
         with suppress(NotFound, WrongState, AgentUnreachable):  # with its VM it is gone too

@@ -225,16 +225,17 @@ class ThreadReader:
 
 async def blocking(work: Callable[..., T], *args: Any) -> T:
     """Do ``work``, which does not wait for anybody, in a thread. Cancelled, it waits until that has come to its end."""
-    return await _to_its_end(asyncio.get_running_loop().run_in_executor(None, work, *args), lambda: None)
+    return await to_its_end(asyncio.get_running_loop().run_in_executor(None, work, *args))
 
 
 async def reading(work: Callable[[ThreadReader], T], chunks: AsyncIterator[bytes]) -> T:
     """Do ``work``, which reads ``chunks``, in a thread. Cancelled, it has that come to its end, and waits for it."""
     reader = ThreadReader(chunks)
-    return await _to_its_end(threaded(lambda: work(reader)), reader.cancel)
+    return await to_its_end(threaded(lambda: work(reader)), reader.cancel)
 
 
-async def _to_its_end(running: asyncio.Future[T], on_cancel: Callable[[], None]) -> T:
+async def to_its_end(running: asyncio.Future[T], on_cancel: Callable[[], None] = lambda: None) -> T:
+    """Wait for ``running``. Cancelled, this calls ``on_cancel`` and still waits until that has come to its end."""
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:

@@ -1,5 +1,6 @@
 """Client programs and the engine that they find by ``$SQUIB_HOME``."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -33,3 +34,18 @@ def served(module_engine: Served, monkeypatch: pytest.MonkeyPatch) -> Served:
     monkeypatch.setenv("SQUIB_HOME", str(module_engine.rig.home.root))
     module_engine.rig.driver.behaviour = "--ok"
     return module_engine
+
+
+@pytest.fixture
+def filling_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Each disk of this machine says twice that it has room, and then that it has not: the answers that are left."""
+    real = os.fstatvfs
+    blocks = iter([10**6, 10**6])
+
+    def fstatvfs(fd: int) -> os.statvfs_result:
+        values = list(real(fd))
+        values[1:5] = [4096, 10**7, 0, next(blocks, 10**5)]
+        return os.statvfs_result(values)
+
+    monkeypatch.setattr(os, "fstatvfs", fstatvfs)
+    return blocks

@@ -4,7 +4,7 @@ import asyncio
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -338,22 +338,13 @@ def test_a_disk_that_is_full_here_leaves_nothing_here(
 
 
 def test_a_file_does_not_fill_the_disk_here(
-    files: Files, guest: FakeFiles, here: Path, monkeypatch: pytest.MonkeyPatch
+    files: Files, guest: FakeFiles, here: Path, filling_disk: Iterator[int]
 ) -> None:
     with guest.at("/f").open("wb") as file:
         file.truncate(200 << 20)
-    real = os.fstatvfs
-    blocks = iter([10**6, 10**6])
-
-    def fstatvfs(fd: int) -> os.statvfs_result:
-        values = list(real(fd))
-        values[1:5] = [4096, 10**7, 0, next(blocks, 10**5)]
-        return os.statvfs_result(values)
-
-    monkeypatch.setattr(os, "fstatvfs", fstatvfs)
     with pytest.raises(DiskFull, match="too little room"):
         files.download("/f", here / "f")
-    assert not list(blocks) and os.listdir(here) == []  # noqa: PTH208
+    assert not list(filling_disk) and os.listdir(here) == []  # noqa: PTH208
 
 
 def test_an_empty_target_is_not_this_directory(

@@ -19,11 +19,20 @@ TOO_MUCH = bytes(8 << 20)
 """More than the buffers of a unix socket hold."""
 
 Stream = httpcore.AsyncNetworkStream
+Wait = Callable[[Stream], Awaitable[object]]
 
 
 async def connect(path: Path, timeout: float | None = None) -> Stream:
     transport = EngineTransport(socket_path=path, limits=httpx.Limits(), verify=False)
     return await transport._pool._network_backend.connect_unix_socket(str(path), timeout)
+
+
+async def begun(work: Awaitable[object]) -> asyncio.Future[object]:
+    """A task that has come to where it waits."""
+    task = asyncio.ensure_future(work)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    return task
 
 
 @pytest.mark.parametrize(
@@ -35,7 +44,7 @@ async def connect(path: Path, timeout: float | None = None) -> Stream:
     ids=["write", "read"],
 )
 def test_waiting_is_cancelled_in_the_moment_in_which_it_would_end(
-    tmp_path: Path, wait: Callable[[Stream], Awaitable[object]], ready: Callable[[socket.socket], object]
+    tmp_path: Path, wait: Wait, ready: Callable[[socket.socket], object]
 ) -> None:
     reported: list[dict[str, Any]] = []
 
@@ -45,9 +54,7 @@ def test_waiting_is_cancelled_in_the_moment_in_which_it_would_end(
         with sockets.listen(tmp_path / "s") as server:
             stream = await connect(tmp_path / "s")
             peer, _ = server.accept()
-            task = asyncio.ensure_future(wait(stream))
-            for _ in range(5):
-                await asyncio.sleep(0)
+            task = await begun(wait(stream))
             ready(peer)
             loop.call_soon(task.cancel)  # runs before what the event loop then hears of the socket
             with pytest.raises(asyncio.CancelledError):
@@ -101,16 +108,12 @@ def test_silence_and_a_lost_peer_are_told_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "wait", [lambda stream: stream.write(TOO_MUCH), lambda stream: stream.read(1)], ids=["write", "read"]
 )
-def test_closing_ends_the_waiting_and_leaves_its_number_to_the_next(
-    tmp_path: Path, wait: Callable[[Stream], Awaitable[object]]
-) -> None:
+def test_closing_ends_the_waiting_and_leaves_its_number_to_the_next(tmp_path: Path, wait: Wait) -> None:
     async def main() -> None:
         with sockets.listen(tmp_path / "s") as server:
             stream = await connect(tmp_path / "s")
             peer, _ = server.accept()
-            task = asyncio.ensure_future(wait(stream))
-            for _ in range(5):
-                await asyncio.sleep(0)
+            task = await begun(wait(stream))
             await stream.aclose()
             with pytest.raises((httpcore.ReadError, httpcore.WriteError)):
                 await asyncio.wait_for(task, 5)
@@ -120,9 +123,7 @@ def test_closing_ends_the_waiting_and_leaves_its_number_to_the_next(
 
             following = await connect(tmp_path / "s")
             peer, _ = server.accept()
-            reading = asyncio.ensure_future(following.read(1, timeout=5))
-            for _ in range(5):
-                await asyncio.sleep(0)
+            reading = await begun(following.read(1, timeout=5))
             peer.send(b"x")
             assert await reading == b"x"
             await following.aclose()

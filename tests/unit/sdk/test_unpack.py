@@ -217,19 +217,10 @@ def test_a_bomb_is_refused_at_its_header(place: Path) -> None:
     assert not (place / "bomb").exists()
 
 
-def test_a_disk_that_fills_up_meanwhile_ends_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = os.fstatvfs
-    blocks = iter([10**6, 10**6])
-
-    def fstatvfs(fd: int) -> os.statvfs_result:
-        values = list(real(fd))
-        values[1:5] = [4096, 10**7, 0, next(blocks, 10**5)]
-        return os.statvfs_result(values)
-
-    monkeypatch.setattr(os, "fstatvfs", fstatvfs)
+def test_a_disk_that_fills_up_meanwhile_ends_it(place: Path, filling_disk: Iterator[int]) -> None:
     with pytest.raises(DiskFull):
         unpack(_Endless(header("f", size=2 << 30), bytes(1 << 18)), place)
-    assert not list(blocks)
+    assert not list(filling_disk)
     assert [path.name for path in place.iterdir() if path.name.startswith(("f", "."))] == []
 
 
