@@ -124,7 +124,8 @@ def test_errors_come_while_it_is_written_or_when_it_is_closed(files: Files, gues
     with pytest.raises(GuestDiskFull), files.open("/f", "wb") as file:
         for _ in range(10_000):
             file.write(bytes(1 << 18))
-    assert file.closed and guest.left_over() == []
+    assert file.closed
+    wait_until(lambda: guest.left_over() == [])
 
 
 def test_asynchronous_files(guest: FakeFiles) -> None:
