@@ -59,7 +59,6 @@ if TYPE_CHECKING:
         Unauthorized,
         WrongState,
     )
-    from squib.frames import CommandEnd
     from squib.models import (
         FileEvent,
         FileEventType,
@@ -71,6 +70,7 @@ if TYPE_CHECKING:
         VMInfo,
         VMState,
     )
+    from squib.protocol.frames import CommandEnd
     from squib.sdk.aio import AsyncVM
     from squib.sdk.aio_process import AsyncProcess, OutputChunk
     from squib.sdk.client import EngineClient
@@ -168,7 +168,7 @@ _HOME = {
     "AsyncProcess": "squib.sdk.aio_process",
     "AsyncVM": "squib.sdk.aio",
     "AsyncWatch": "squib.sdk.watching",
-    "CommandEnd": "squib.frames",
+    "CommandEnd": "squib.protocol.frames",
     "EngineClient": "squib.sdk.client",
     "Env": "squib.sdk.env",
     "EnvVars": "squib.sdk.env",

@@ -201,7 +201,7 @@ class FakeAgent:
             process.task.cancel()
 
     async def _follow(self, process: FakeProcess, session: _Session, stream_id: int, **options: Any) -> None:
-        session.headers(stream_id, 200, "application/vnd.squib.frames")
+        session.headers(stream_id, 200, "application/vnd.squib.protocol.frames")
         await process.follow(lambda data: session.data(stream_id, data), idle_s=self.idle_s, **options)
         await session.data(stream_id, b"", end=True)
 

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 
 from squib.errors import NoSuchProcess, NotFound, SquibError, to_wire
-from squib.frames import FrameKind, encode, encode_json
 from squib.models import Check, EngineInfo, OutputRange, ProcessInfo, PtySize, VMInfo, VMState
+from squib.protocol.frames import FrameKind, encode, encode_json
 from squib.sdk.client import EngineClient
 
 DIGEST = "sha256:" + "5c" * 32

@@ -12,7 +12,7 @@ import httpx
 
 from squib.api.app import create_app
 from squib.core.engine import Engine
-from squib.core.opening import open_engine
+from squib.core.startup import open_engine
 from squib.host import proc
 from squib.images.overlay import OverlayStore
 from squib.models import VMConfig

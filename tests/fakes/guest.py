@@ -7,8 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from squib.core.create import create_vm
 from squib.core.engine import Engine, RunningVM
+from squib.core.lifecycle.create import create_vm
 from squib.guest.agent import AgentClient
 from squib.host import sockets
 from squib.models import VMConfig, VMState

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from squib.frames import FrameKind, encode, encode_json
+from squib.protocol.frames import FrameKind, encode, encode_json
 
 PROGRAMS = {
     "true", "false", "exit", "echo", "err", "cat", "sleep", "spam", "env", "garbage", "vanish", "flood", "tty",

@@ -7,10 +7,21 @@ from typing import Any, get_type_hints
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from squib import models
-from squib.models import ExecRequest, Model, VMConfig, VMInfo, check_env, check_name
+from squib.models import (
+    EngineInfo,
+    ExecRequest,
+    ProcessInfo,
+    RequestModel,
+    ResponseModel,
+    VMConfig,
+    VMInfo,
+    VMState,
+    check_env,
+    check_name,
+)
 from squib.sdk.config import VMOptions
 
 FIRST = string.ascii_letters + string.digits
@@ -60,11 +71,11 @@ def test_no_other_name_is_accepted(text: str) -> None:
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.parametrize("field", ["vm_id", "name", "project", "runtime"])
 def test_hostile_names_are_refused_in_every_field(field: str, name: str) -> None:
-    assert "is not a name" in refusal(**{field: name}) or "\\ud" in repr(name)
+    assert "invalid name" in refusal(**{field: name}) or "\\ud" in repr(name)
 
 
 def test_a_long_name_is_not_repeated_in_full() -> None:
-    with pytest.raises(ValueError, match="is not a name") as caught:
+    with pytest.raises(ValueError, match="invalid name") as caught:
         check_name("a" * 100_000)
     assert len(str(caught.value)) < 250
 
@@ -105,13 +116,13 @@ def test_boot_args_are_one_line_of_printable_ascii(text: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "1A", "A-B", "A=B", "A B", "É", "A\0", "A\n"])
 def test_names_of_environment_variables_are_c_identifiers(name: str) -> None:
-    with pytest.raises(ValueError, match="is not the name of an environment variable"):
+    with pytest.raises(ValueError, match="invalid environment variable"):
         check_env({name: "x"})
     assert check_env({"_a9": "x"}) == {"_a9": "x"}
 
 
 def test_a_refused_environment_does_not_show_its_values() -> None:
-    with pytest.raises(ValueError, match="the value of TOKEN holds a NUL byte") as caught:
+    with pytest.raises(ValueError, match="the value of TOKEN contains a NUL byte") as caught:
         check_env({"TOKEN": "hunter2\0"})
     assert "hunter2" not in str(caught.value)
 
@@ -160,13 +171,46 @@ def test_a_timeout_may_be_short_or_days() -> None:
     ]
 
 
-MODELS = [value for value in vars(models).values() if isinstance(value, type) and issubclass(value, Model)]
+def subclasses(base: type[BaseModel]) -> list[type[BaseModel]]:
+    return [
+        value
+        for value in vars(models).values()
+        if isinstance(value, type) and issubclass(value, base) and value is not base
+    ]
 
 
-@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
-def test_values_are_frozen_and_unknown_fields_refused(model: type[Model]) -> None:
-    assert model.model_config["frozen"] is True
-    assert model.model_config["extra"] == "forbid"
+@pytest.mark.parametrize("model", subclasses(RequestModel), ids=lambda model: model.__name__)
+def test_requests_are_frozen_and_reject_unknown_fields(model: type[BaseModel]) -> None:
+    assert (model.model_config["frozen"], model.model_config["extra"]) == (True, "forbid")
+
+
+@pytest.mark.parametrize("model", subclasses(ResponseModel), ids=lambda model: model.__name__)
+def test_responses_are_frozen_and_ignore_unknown_fields(model: type[BaseModel]) -> None:
+    assert (model.model_config["frozen"], model.model_config["extra"]) == (True, "ignore")
+
+
+ENGINE_INFO = {
+    "version": "9.9", "pid": 1, "home": "/h", "driver": "qemu", "accelerator": "kvm",
+    "started_at": "2026-01-01T00:00:00Z", "vm_count": 0, "running_count": 0,
+}  # fmt: skip
+PROCESS_INFO = {
+    "id": "p1", "pid": 2, "argv": [], "user": "root", "started_at": "2026-01-01T00:00:00Z", "background": True,
+    "pty": {"rows": 1, "cols": 2, "pixels": 3}, "stdin": False, "readers": 0, "stdout": {}, "stderr": {"gap": 1},
+    "running": True,
+}  # fmt: skip
+
+
+def test_a_client_reads_the_answers_of_a_newer_engine() -> None:
+    assert EngineInfo.model_validate(ENGINE_INFO | {"region": "moon"}).version == "9.9"
+    process = ProcessInfo.model_validate(PROCESS_INFO | {"nice": 5})
+    assert process.pty is not None
+    assert (process.pty.cols, process.stderr.end) == (2, 0)
+
+
+def test_a_state_of_a_newer_engine_is_unknown() -> None:
+    field = TypeAdapter(get_type_hints(VMInfo, include_extras=True)["state"])
+    assert field.validate_python("suspended") is VMState.UNKNOWN
+    assert field.validate_python("running") is VMState.RUNNING
 
 
 def test_a_value_cannot_be_changed() -> None:

@@ -25,8 +25,8 @@ from squib import (
     NoShell,
     VMConfig,
 )
-from squib.core.create import create_vm
-from squib.core.opening import open_engine
+from squib.core.lifecycle.create import create_vm
+from squib.core.startup import open_engine
 from squib.drivers.select import select_driver
 from squib.host import proc
 from squib.kernels import bzimage

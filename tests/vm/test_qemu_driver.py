@@ -17,8 +17,8 @@ from squib.errors import BootFailed
 from squib.guest.agent import AGENT_BINARY, AgentClient
 from squib.host import proc
 from squib.host.probe import KVMProbe, probe_kvm
-from squib.images.cache import ImageStore
 from squib.images.overlay import OverlayStore
+from squib.images.store import ImageStore
 from squib.kernels.catalog import KernelStore
 from squib.kernels.initramfs import InitramfsStore
 from squib.models import ExecRequest

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.responses import Response
 
 from squib.core.engine import Engine
-from squib.models import Model, Name
+from squib.models import Name, ResponseModel
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ EngineDep = Annotated[Engine, Depends(_engine)]
 Ref = Annotated[Name, Path(description="a VM's ID or name")]
 
 
-def ascii_json(value: Model) -> Response:
+def ascii_json(value: ResponseModel) -> Response:
     """The answer for a value that may hold bytes which are no UTF-8, as lone surrogates."""
     body = json.dumps(value.model_dump(mode="json")).encode("ascii")
     return Response(body, media_type="application/json")

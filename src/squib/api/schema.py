@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator
 
-from squib.core.start import DEFAULT_BOOT_TIMEOUT_S
-from squib.core.stop import DEFAULT_STOP_TIMEOUT_S
+from squib.core.lifecycle.start import DEFAULT_BOOT_TIMEOUT_S
+from squib.core.lifecycle.stop import DEFAULT_STOP_TIMEOUT_S
 from squib.models import (
     Check,
     Env,
     EnvName,
     ImageInfo,
     KernelInfo,
-    Model,
     Name,
     ProcessInfo,
     Progress,
     PtySize,
+    RequestModel,
+    ResponseModel,
     VMConfig,
     VMInfo,
 )
 
 
-class WireError(Model):
+class WireError(ResponseModel):
     """See `squib.errors`."""
 
     code: str
@@ -31,13 +32,13 @@ class WireError(Model):
     detail: str = ""
 
 
-class ErrorBody(Model):
+class ErrorBody(ResponseModel):
     """The body of every answer with a status of 400 or more."""
 
     error: WireError
 
 
-class CreateRequest(Model):
+class CreateRequest(RequestModel):
     """A new VM. With ``start`` the answer comes when it is ready; if it does not come up, nothing of it stays."""
 
     config: VMConfig = VMConfig()
@@ -45,38 +46,38 @@ class CreateRequest(Model):
     boot_timeout_s: float = Field(default=DEFAULT_BOOT_TIMEOUT_S, gt=0, le=3600)
 
 
-class StartRequest(Model):
+class StartRequest(RequestModel):
     """How long the guest may take to answer."""
 
     boot_timeout_s: float = Field(default=DEFAULT_BOOT_TIMEOUT_S, gt=0, le=3600)
 
 
-class StopRequest(Model):
+class StopRequest(RequestModel):
     """How long the guest may take to power off; 0 forces it at once."""
 
     timeout_s: float = Field(default=DEFAULT_STOP_TIMEOUT_S, ge=0, le=3600)
 
 
-class SignalRequest(Model):
+class SignalRequest(RequestModel):
     """A signal, by its number on Linux."""
 
     signal: int = Field(ge=1, le=64)
 
 
-class EnvVars(Model):
+class EnvVars(ResponseModel):
     """The VM-wide environment."""
 
     env: dict[str, str] = Field(repr=False)
 
 
-class EnvChange(Model):
+class EnvChange(RequestModel):
     """Variables to set and to unset; no name may be in both."""
 
     set: Env = Field(default_factory=dict, repr=False)
     unset: list[EnvName] = Field(default_factory=list)
 
 
-class MkdirRequest(Model):
+class MkdirRequest(RequestModel):
     """A directory to make. ``user`` owns it; ``mode`` is octal digits."""
 
     path: str
@@ -85,14 +86,14 @@ class MkdirRequest(Model):
     parents: bool = False
 
 
-class RenameRequest(Model):
+class RenameRequest(RequestModel):
     """A file's present path, and the one it gets."""
 
     source: str = Field(alias="from")
     target: str = Field(alias="to")
 
 
-class TarResult(Model):
+class TarResult(ResponseModel):
     """What was unpacked."""
 
     entries: int = 0
@@ -106,14 +107,14 @@ class ResizeRequest(PtySize):
     cols: int = Field(ge=1, le=65_535)
 
 
-class TerminalAttach(Model):
+class TerminalAttach(RequestModel):
     """A terminal that is there: its output from ``offset`` on, or from the oldest that is kept."""
 
     id: str = Field(pattern=r"\Ap[0-9]{1,18}\z")
     offset: int = Field(default=0, ge=0, lt=1 << 63)
 
 
-class TerminalInput(Model):
+class TerminalInput(RequestModel):
     """What is typed, as text. Bytes that are no UTF-8 are lone surrogates, as everywhere."""
 
     data: str
@@ -128,31 +129,31 @@ class TerminalInput(Model):
         return value
 
 
-class VMList(Model):
+class VMList(ResponseModel):
     """VMs, oldest first."""
 
     vms: list[VMInfo]
 
 
-class ProcessList(Model):
+class ProcessList(ResponseModel):
     """Commands, oldest first."""
 
     processes: list[ProcessInfo]
 
 
-class ImageList(Model):
+class ImageList(ResponseModel):
     """Images, by name."""
 
     images: list[ImageInfo]
 
 
-class KernelList(Model):
+class KernelList(ResponseModel):
     """The kernels in the cache."""
 
     kernels: list[KernelInfo]
 
 
-class CheckList(Model):
+class CheckList(ResponseModel):
     """What doctor has found."""
 
     """What doctor found, in the order in which it looked."""
@@ -160,20 +161,20 @@ class CheckList(Model):
     checks: list[Check]
 
 
-class KernelBuildRequest(Model):
+class KernelBuildRequest(RequestModel):
     """Without ``rebuild``, a kernel that is in the cache already is kept."""
 
     rebuild: bool = False
 
 
-class BuildRequest(Model):
+class BuildRequest(RequestModel):
     """What to build. Without ``rebuild``, what is in the cache already is kept."""
 
     name: Name
     rebuild: bool = False
 
 
-class BuildEvent(Model):
+class BuildEvent(ResponseModel):
     """One line of the answer to a build: progress, or, as the last line, the result or the error."""
 
     progress: Progress | None = None

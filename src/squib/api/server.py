@@ -18,8 +18,8 @@ from starlette.types import ASGIApp
 
 from squib.api.app import create_app
 from squib.api.guards import host_of
-from squib.core.opening import open_engine
-from squib.core.release import abandon
+from squib.core.lifecycle.release import abandon
+from squib.core.startup import open_engine
 from squib.drivers.select import select_driver
 from squib.errors import InvalidArgument
 from squib.host import sockets

@@ -7,7 +7,7 @@ import logging
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from squib.core.files import GuestStream
+from squib.core.guestio.files import GuestStream
 from squib.errors import SquibError
 
 log = logging.getLogger("squib.streams")

@@ -15,12 +15,12 @@ from squib.cli.streams import ended_by_broken_pipe, read_chunks, write_all
 from squib.cli.units import show_bytes
 from squib.errors import InvalidArgument, NotAFile
 from squib.models import FileType, OnProgress, Progress
-from squib.sdk import copying
 from squib.sdk.client import EngineClient
 from squib.sdk.config import check_ref
 from squib.sdk.fileclient import FileClient
 from squib.sdk.files import AsyncFiles
 from squib.sdk.result import Copied
+from squib.sdk.transfer import copying
 
 _STREAM = "-"
 _HINT = "the last path is where to copy to: SRC... DST"

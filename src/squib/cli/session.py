@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator
 from squib.cli import runner
 from squib.cli.render import Output
 from squib.cli.streams import ended_by_broken_pipe, read_chunks, write_all
-from squib.frames import FrameKind
 from squib.models import ExecRequest
+from squib.protocol.frames import FrameKind
 from squib.sdk.aio_process import AsyncProcess
 from squib.sdk.client import EngineClient
 from squib.sdk.command import Command, start_background, start_command

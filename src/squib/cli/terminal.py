@@ -16,8 +16,8 @@ from squib.cli.rawmode import RawMode, terminal_size
 from squib.cli.render import Output
 from squib.cli.streams import ended_by_broken_pipe, never_blocking, read_chunks, takes_more, write_all
 from squib.errors import AgentError, EngineError, EngineUnavailable, InvalidArgument, NoShell, SquibError
-from squib.frames import CommandEnd
 from squib.models import ExecRequest, PtySize, VMState
+from squib.protocol.frames import CommandEnd
 from squib.sdk.client import EngineClient
 from squib.sdk.terminal import Attach, Terminal, open_terminal
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from squib.core.engine import Engine
 from squib.errors import Conflict
-from squib.images.cache import Image
+from squib.images.store import Image
 from squib.kernels.catalog import Kernel
 from squib.models import ImageInfo, KernelInfo, OnProgress
 

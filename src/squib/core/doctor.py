@@ -16,13 +16,13 @@ from functools import partial
 from pathlib import Path
 
 from squib.core.engine import Engine
-from squib.core.start import FIRST_UID, UID_COUNT
+from squib.core.lifecycle.start import FIRST_UID, UID_COUNT
 from squib.drivers.select import select_driver
 from squib.errors import DependencyMissing, ImageCorrupt, NotFound
 from squib.guest.agent import AGENT_BINARY
 from squib.host import cgroup, proc
-from squib.images.cache import Image, ImageStore
 from squib.images.runtimes import RUNTIMES
+from squib.images.store import Image, ImageStore
 from squib.kernels.catalog import Kernel, KernelStore
 from squib.models import Check, CheckStatus
 from squib.paths import Home

@@ -1,7 +1,6 @@
-"""The engine: the one owner of a state directory. It holds what the verbs (`squib.core.create` and so on) work with.
+"""The engine: the only owner of a state directory. It holds what the verbs work with.
 
-It is made by `squib.core.opening`. VMMs are not its children in spirit: they go on when it ends, and the next engine
-adopts them (`squib.core.reconcile`).
+`squib.core.startup` creates it. VMMs outlive it: the next engine adopts them (`squib.core.reconcile`).
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from squib.core.lifecycle import WITH_VMM
+from squib.core.lifecycle.transitions import WITH_VMM
 from squib.drivers.base import Driver, Machine
 from squib.errors import AgentUnreachable
 from squib.guest.agent import AGENT_BINARY, AgentClient
 from squib.host import cgroup
-from squib.images.cache import ImageStore
 from squib.images.overlay import OverlayStore
+from squib.images.store import ImageStore
 from squib.kernels.catalog import KernelStore
 from squib.kernels.initramfs import InitramfsStore
 from squib.models import EngineInfo
 from squib.paths import Home
-from squib.store.db import Store, VMRecord, now
+from squib.store.database import Store, VMRecord, now
 from squib.version import VERSION
 
 log = logging.getLogger("squib.engine")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from squib.core.engine import Engine
 from squib.models import VMInfo
-from squib.store.db import VMRecord
+from squib.store.database import VMRecord
 
 
 def describe(engine: Engine, record: VMRecord) -> VMInfo:

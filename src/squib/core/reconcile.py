@@ -10,16 +10,16 @@ import asyncio
 import contextlib
 import logging
 
-from squib.core import lifecycle
-from squib.core.delete import remove
+from squib.artifacts import building
 from squib.core.engine import Engine, RunningVM
-from squib.core.release import ALL, RUN, release
-from squib.core.start import watch
+from squib.core.lifecycle import transitions
+from squib.core.lifecycle.delete import remove
+from squib.core.lifecycle.release import ALL, RUN, release
+from squib.core.lifecycle.start import watch
 from squib.errors import SquibError
 from squib.guest.agent import AgentClient
-from squib.host import building
 from squib.models import VMState
-from squib.store.db import VMRecord, now
+from squib.store.database import VMRecord, now
 
 log = logging.getLogger("squib.reconcile")
 
@@ -50,7 +50,7 @@ async def _settle(engine: Engine, record: VMRecord) -> None:
         case VMState.STARTING:
             await release(engine, record.vm_id, RUN)
             reason = "the engine ended while it started"
-            lifecycle.move(engine.store, record, VMState.STOPPED, reason=reason, pid=None, stopped_at=now())
+            transitions.transition(engine.store, record, VMState.STOPPED, reason=reason, pid=None, stopped_at=now())
         case VMState.STOPPING:
             await _finish_stop(engine, record)
         case VMState.RUNNING | VMState.PAUSED:
@@ -65,7 +65,7 @@ async def _adopt(engine: Engine, record: VMRecord) -> None:
     if machine is None:
         await release(engine, record.vm_id, RUN)
         reason = "the VMM ended while no engine ran"
-        lifecycle.move(engine.store, record, VMState.ERROR, reason=reason, pid=None, stopped_at=now())
+        transitions.transition(engine.store, record, VMState.ERROR, reason=reason, pid=None, stopped_at=now())
         return
     vm = engine.running[record.vm_id] = RunningVM(machine, AgentClient(machine.agent.path))
     watch(engine, record.vm_id, vm)
@@ -82,4 +82,4 @@ async def _finish_stop(engine: Engine, record: VMRecord) -> None:
         await machine.kill()
     await release(engine, record.vm_id, RUN)
     reason = "stopped; the engine ended meanwhile"
-    lifecycle.move(engine.store, record, VMState.STOPPED, reason=reason, pid=None, stopped_at=now())
+    transitions.transition(engine.store, record, VMState.STOPPED, reason=reason, pid=None, stopped_at=now())

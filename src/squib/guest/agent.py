@@ -91,8 +91,9 @@ class AgentClient:
         await self._json("POST", "/v1/setup", {"time_unix_ms": _now_unix_ms()})
 
     async def exec(self, request: ExecRequest) -> Response:
-        """Start a command; the response streams frames (`squib.frames`). Closing it early kills the command, unless it
-        is one of the background.
+        """Start a command; the response streams frames (`squib.protocol.frames`).
+
+        Closing it early kills the command, except a background command.
 
         Raises the `ExecError` that the agent names if the command cannot be started.
         """

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from squib.guest.http2 import BULK_WINDOW_BYTES, STREAM_WINDOW_BYTES
-from squib.guestfiles import MAX_LINE_BYTES, encode_query, parse_info, parse_line
 from squib.models import FileInfo
+from squib.protocol.guestfiles import MAX_LINE_BYTES, encode_query, parse_info, parse_line
 
 if TYPE_CHECKING:
     from squib.guest.http2 import Body, Response

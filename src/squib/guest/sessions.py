@@ -8,8 +8,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from squib.errors import AgentUnreachable
-from squib.frames import CommandEnd, Frame, FrameError
 from squib.models import OutputRange, ProcessInfo, PtySize
+from squib.protocol.frames import CommandEnd, Frame, FrameError
 
 MAX_SESSIONS = 10_000
 _MAX_TIME_MS = 253_402_300_799_000

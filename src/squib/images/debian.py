@@ -6,10 +6,10 @@ import asyncio
 import os
 from pathlib import Path
 
+from squib.artifacts.building import Build
+from squib.artifacts.mmdebstrap import bootstrap
 from squib.errors import ToolFailed
 from squib.host import proc
-from squib.host.building import Build
-from squib.host.mmdebstrap import bootstrap
 from squib.images.runtimes import Runtime
 from squib.models import Progress
 

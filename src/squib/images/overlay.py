@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from squib.artifacts.building import Build, build_file
 from squib.host import files, proc
-from squib.host.building import Build, build_file
 from squib.paths import Home
 
 _FORMAT_VERSION = 1

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 
+from squib.artifacts.building import Build, no_progress
+from squib.artifacts.cache import Artifact, ArtifactCache
+from squib.artifacts.mmdebstrap import SUITE, bootstrap
 from squib.errors import ToolFailed
-from squib.host.building import Build, no_progress
-from squib.host.cache import Artifact, ArtifactCache
-from squib.host.mmdebstrap import SUITE, bootstrap
 from squib.kernels import bzimage, modules
 from squib.models import OnProgress, Progress
 from squib.paths import Home

@@ -23,12 +23,12 @@ from squib.errors import (
     WrongState,
     from_wire,
 )
-from squib.frames import CommandEnd, Frame, FrameError, FrameKind
 from squib.models import ExecRequest, ProcessInfo
-from squib.sdk.chunks import to_its_end
+from squib.protocol.frames import CommandEnd, Frame, FrameError, FrameKind
 from squib.sdk.client import EngineClient, read_list, read_value
 from squib.sdk.command import decode, pieces_of, process_path, start_background
 from squib.sdk.config import check_ref
+from squib.sdk.transfer.chunks import to_its_end
 
 _REATTACH_PAUSES_S = (0.0, 0.1, 0.5, 1.0)
 """Before each attempt to go on reading when the local engine was lost; the count starts again with what is read."""

@@ -14,13 +14,13 @@ import httpx
 from pydantic import ValidationError
 
 from squib.errors import EngineStartFailed, EngineUnavailable, InvalidArgument, NotFound, SquibError, from_wire
-from squib.models import Check, EngineInfo, ImageInfo, KernelInfo, Model, OnProgress, Progress, VMConfig, VMInfo
+from squib.models import Check, EngineInfo, ImageInfo, KernelInfo, OnProgress, Progress, ResponseModel, VMConfig, VMInfo
 from squib.paths import Home
 from squib.sdk.config import check_ref
 from squib.sdk.local import ensure_engine
 from squib.sdk.transport import EngineTransport
 
-M = TypeVar("M", bound=Model)
+M = TypeVar("M", bound=ResponseModel)
 
 _BASE_URL = "http://squib"
 _CONNECT_TIMEOUT_S = 10.0

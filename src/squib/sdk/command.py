@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pydantic import ValidationError
 
 from squib.errors import AgentUnreachable, InvalidArgument, NoSuchProcess, SquibError, StdinClosed, from_wire
-from squib.frames import Frame, FrameDecoder, FrameError, FrameKind
 from squib.models import ExecRequest, PtySize
+from squib.protocol.frames import Frame, FrameDecoder, FrameError, FrameKind
 from squib.sdk.client import EngineClient
 from squib.sdk.config import check_ref, describe
 from squib.sdk.result import CommandEnd
@@ -136,7 +136,7 @@ async def _start_background(engine: EngineClient, ref: str, request: ExecRequest
 async def _exec(
     engine: EngineClient, ref: str, request: ExecRequest
 ) -> AsyncIterator[tuple[str, AsyncIterator[Frame]]]:
-    """A command that has started: its id, and its frames after the first. Raises `squib.frames.FrameError` too."""
+    """Start a command; yield its id and its frames after the first. Raises `FrameError` too."""
     body = json.dumps(request.model_dump(exclude_defaults=True)).encode("ascii")
     async with engine.stream("POST", f"/vms/{check_ref(ref)}/exec", body) as response:
         frames = decode(response.aiter_raw())
@@ -152,7 +152,7 @@ def process_path(ref: str, process_id: str) -> str:
 
 
 async def decode(chunks: AsyncIterator[bytes]) -> AsyncIterator[Frame]:
-    """The frames in an answer. Raises `squib.frames.FrameError`."""
+    """The frames in an answer. Raises `squib.protocol.frames.FrameError`."""
     decoder = FrameDecoder()
     async for chunk in chunks:
         for frame in decoder.feed(chunk):

@@ -7,8 +7,8 @@ from contextlib import aclosing
 from typing import Any
 
 from squib.errors import EngineUnavailable, InvalidArgument, TransferFailed
-from squib.guestfiles import GuestPath, LineDecoder, check_path, encode_query, parse_info, parse_line
 from squib.models import FileInfo
+from squib.protocol.guestfiles import GuestPath, LineDecoder, check_path, encode_query, parse_info, parse_line
 from squib.sdk.client import EngineClient
 from squib.sdk.config import check_ref
 from squib.sdk.result import Copied

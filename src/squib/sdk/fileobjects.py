@@ -11,11 +11,11 @@ from types import TracebackType
 from typing import IO, Any, Literal, Self
 
 from squib.errors import InvalidArgument, NotAFile
-from squib.guestfiles import GuestPath, check_path
 from squib.models import FileInfo, FileType
-from squib.sdk.chunks import CHUNK_BYTES, Resumable
+from squib.protocol.guestfiles import GuestPath, check_path
 from squib.sdk.fileclient import FileClient
 from squib.sdk.portal import Portal
+from squib.sdk.transfer.chunks import CHUNK_BYTES, Resumable
 
 Mode = Literal["r", "rb", "w", "wb"]
 

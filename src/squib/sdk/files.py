@@ -7,14 +7,14 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 
 from squib.errors import InvalidArgument, NoSuchFile, NotADirectory
-from squib.guestfiles import GuestPath, parse_info
 from squib.models import FileInfo, OnProgress
-from squib.sdk import copying
-from squib.sdk.chunks import Data, chunks_of
+from squib.protocol.guestfiles import GuestPath, parse_info
 from squib.sdk.client import EngineClient
 from squib.sdk.fileclient import FileClient
 from squib.sdk.fileobjects import AsyncFile, Mode, open_async
 from squib.sdk.result import Copied
+from squib.sdk.transfer import copying
+from squib.sdk.transfer.chunks import Data, chunks_of
 from squib.sdk.watching import AsyncWatch
 
 MAX_ENTRIES = 1_000_000

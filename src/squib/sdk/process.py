@@ -9,8 +9,8 @@ from signal import SIGKILL
 from types import TracebackType
 from typing import Self
 
-from squib.frames import CommandEnd
 from squib.models import ProcessInfo
+from squib.protocol.frames import CommandEnd
 from squib.sdk.aio_process import AsyncProcess, AsyncStdin, OutputChunk
 from squib.sdk.portal import Portal
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from squib.errors import CommandFailed, CommandTimeout
-from squib.frames import CommandEnd as CommandEnd
-from squib.frames import Frame, FrameKind
+from squib.protocol.frames import CommandEnd as CommandEnd
+from squib.protocol.frames import Frame, FrameKind
 
 MAX_OUTPUT_BYTES = 64 << 20
 """Of a command's output this much is kept; the rest is read and dropped, and `ExecResult.truncated` says so."""

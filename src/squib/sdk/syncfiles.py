@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from typing import IO, Any
 
-from squib.guestfiles import GuestPath
 from squib.models import FileInfo, OnProgress
-from squib.sdk.chunks import Data
+from squib.protocol.guestfiles import GuestPath
 from squib.sdk.fileobjects import Mode, open_sync
 from squib.sdk.files import AsyncFiles, LocalPath
 from squib.sdk.portal import Portal
 from squib.sdk.result import Copied
+from squib.sdk.transfer.chunks import Data
 from squib.sdk.watching import Watch
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from squib.errors import AgentUnreachable, EngineUnavailable, from_wire
-from squib.frames import CommandEnd
 from squib.host import sockets
 from squib.models import ExecRequest, PtySize
+from squib.protocol.frames import CommandEnd
 from squib.sdk.client import PAUSES_S, EngineClient, error_of
 from squib.sdk.config import check_ref
 from squib.sdk.local import ensure_engine

@@ -7,10 +7,10 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
-from squib.guestfiles import parse_event
 from squib.models import FileEvent
-from squib.sdk.chunks import Resumable
+from squib.protocol.guestfiles import parse_event
 from squib.sdk.portal import Portal
+from squib.sdk.transfer.chunks import Resumable
 
 _NO_EVENTS = ("ready", "idle")
 

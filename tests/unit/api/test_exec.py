@@ -10,9 +10,9 @@ import pytest
 from starlette.types import ASGIApp
 
 from squib.api.app import create_app
-from squib.core.create import create_vm
-from squib.frames import CONTENT_TYPE, Frame, FrameDecoder, FrameKind
+from squib.core.lifecycle.create import create_vm
 from squib.guest.http2 import STREAM_WINDOW_BYTES
+from squib.protocol.frames import CONTENT_TYPE, Frame, FrameDecoder, FrameKind
 from tests.fakes.agent import FakeAgent
 from tests.fakes.asgi import Request
 from tests.fakes.engine import Rig

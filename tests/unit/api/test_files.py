@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 
 from squib.api.app import create_app
 from squib.api.guards import MAX_BODY_BYTES
-from squib.core import silence
+from squib.core.guestio import stall
 from squib.guest.http2 import STREAM_WINDOW_BYTES
 from tests.fakes.asgi import Request
 from tests.fakes.engine import Rig
@@ -233,8 +233,8 @@ def test_an_answer_that_breaks_off_has_no_end(check: Check, what: str) -> None:
 
 @pytest.mark.parametrize("what", ["read", "list", "tar", "watch"])
 def test_a_guest_that_is_silent_is_given_up(check: Check, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(silence, "SILENCE_S", 0.05)
-    monkeypatch.setattr(silence, "_LOOK_S", 0.01)
+    monkeypatch.setattr(stall, "STALL_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(stall, "_LOOK_S", 0.01)
 
     async def test(app: ASGIApp, files: FakeFiles) -> None:
         files.at("/f").write_bytes(b"x" * 1000)
@@ -246,8 +246,8 @@ def test_a_guest_that_is_silent_is_given_up(check: Check, what: str, monkeypatch
 
 
 def test_a_guest_that_takes_nothing_is_given_up(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(silence, "SILENCE_S", 0.05)
-    monkeypatch.setattr(silence, "_LOOK_S", 0.01)
+    monkeypatch.setattr(stall, "STALL_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(stall, "_LOOK_S", 0.01)
 
     async def test(app: ASGIApp, files: FakeFiles) -> None:
         files.stalled = {"write"}
@@ -259,8 +259,8 @@ def test_a_guest_that_takes_nothing_is_given_up(check: Check, monkeypatch: pytes
 
 
 def test_a_slow_client_is_not_given_up(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(silence, "SILENCE_S", 0.02)
-    monkeypatch.setattr(silence, "_LOOK_S", 0.005)
+    monkeypatch.setattr(stall, "STALL_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(stall, "_LOOK_S", 0.005)
 
     async def test(app: ASGIApp, files: FakeFiles) -> None:
         files.at("/f").write_bytes(bytes(1 << 20))

@@ -11,10 +11,10 @@ from starlette.types import ASGIApp
 from squib.api.app import create_app
 from squib.core.engine import Engine
 from squib.errors import ToolFailed
-from squib.images.cache import Image
+from squib.images.store import Image
 from squib.kernels.catalog import Kernel
 from squib.models import Progress
-from squib.store.db import now
+from squib.store.database import now
 from tests.fakes.asgi import Request
 from tests.fakes.engine import Rig
 

@@ -8,8 +8,8 @@ import pytest
 from starlette.types import ASGIApp
 
 from squib.api.app import create_app
-from squib.core import silence
-from squib.frames import Frame, FrameDecoder, FrameKind
+from squib.core.guestio import stall
+from squib.protocol.frames import Frame, FrameDecoder, FrameKind
 from tests.fakes.agent import FakeAgent
 from tests.fakes.asgi import Request
 from tests.fakes.engine import Rig
@@ -171,8 +171,8 @@ def test_a_terminal_is_resized_and_what_has_none_is_not(rig: Rig) -> None:
 
 
 def test_readers_too_learn_of_a_guest_that_falls_silent(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(silence, "SILENCE_S", 0.2)
-    monkeypatch.setattr(silence, "_LOOK_S", 0.05)
+    monkeypatch.setattr(stall, "STALL_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(stall, "_LOOK_S", 0.05)
 
     async def test(app: ASGIApp, agent: FakeAgent) -> None:
         await start(app, "sleep")
@@ -182,7 +182,7 @@ def test_readers_too_learn_of_a_guest_that_falls_silent(rig: Rig, monkeypatch: p
         agent.idle_s = 0.05
         reader = Request("GET", f"{PROCESSES}/p1/output")
         reading = asyncio.create_task(reader.send_to(app))
-        await asyncio.sleep(0.6)  # silence of the command is none of the guest
+        await asyncio.sleep(0.6)  # stall watch of the command is none of the guest
         assert not reading.done()
         reader.leave.set()
         await reading

@@ -13,8 +13,8 @@ from websockets.exceptions import ConnectionClosed
 from squib.api.app import create_app
 from squib.api.routes import pty
 from squib.core.engine import Engine
-from squib.core.exec import start_exec
-from squib.core.pause import pause_vm, resume_vm
+from squib.core.guestio.exec import start_exec
+from squib.core.lifecycle.pause import pause_vm, resume_vm
 from squib.host import sockets
 from squib.models import ExecRequest
 from tests.fakes.agent import FakeAgent

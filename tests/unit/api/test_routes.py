@@ -10,10 +10,10 @@ import pytest
 from squib.api.schema import CheckList
 from squib.core import doctor
 from squib.core.engine import Engine
-from squib.images.cache import Image
+from squib.images.store import Image
 from squib.kernels.catalog import Kernel
 from squib.models import Check, CheckStatus, VMInfo
-from squib.store.db import now
+from squib.store.database import now
 from squib.version import VERSION
 from tests.fakes.engine import Rig
 

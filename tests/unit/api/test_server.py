@@ -18,9 +18,9 @@ import pytest
 
 from squib.api import daemon, server
 from squib.api.server import TcpOptions, serve
-from squib.core import opening
-from squib.core.create import create_vm
-from squib.core.opening import open_engine
+from squib.core import startup as opening
+from squib.core.lifecycle.create import create_vm
+from squib.core.startup import open_engine
 from squib.errors import BootFailed, EngineStartFailed, InvalidArgument
 from squib.models import EngineInfo
 from squib.paths import Home

@@ -34,14 +34,14 @@ def test_lines_are_taken_as_they_are(file: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (b"1A=x", "'1A' is not the name of an environment variable"),
-        (b"A B=x", "'A B' is not the name of an environment variable"),
-        (b"A =x", "'A ' is not the name of an environment variable"),
-        (b"=x", "'' is not the name of an environment variable"),
-        (b"export A=x", "'export A' is not the name of an environment variable"),
-        (b"A=x\0y", "the value of A holds a NUL byte"),
+        (b"1A=x", "invalid environment variable '1A'"),
+        (b"A B=x", "invalid environment variable 'A B'"),
+        (b"A =x", "invalid environment variable 'A '"),
+        (b"=x", "invalid environment variable ''"),
+        (b"export A=x", "invalid environment variable 'export A'"),
+        (b"A=x\0y", "the value of A contains a NUL byte"),
         (b"NOT_SET_HERE", "'NOT_SET_HERE' has no value, and is not set here"),
-        (b"\xff=x", "is not the name of an environment variable"),
+        (b"\xff=x", "invalid environment variable"),
     ],
 )
 def test_a_bad_line_is_named_by_its_number(line: bytes, said: str, file: Path) -> None:

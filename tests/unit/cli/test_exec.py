@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from squib.errors import AgentUnreachable, CommandNotFound, NoSuchUser, to_wire
-from squib.frames import FrameKind, encode, encode_json
+from squib.protocol.frames import FrameKind, encode, encode_json
 from tests.fakes.api import FakeAPI, ends, exit_frame
 from tests.unit.cli.conftest import Squib
 
@@ -270,4 +270,4 @@ def test_a_bad_file_of_variables_is_refused(line: str, squib: Squib, api: FakeAP
     (tmp_path / "env").write_text("A=1\n2=x\n")
     ended = squib(*line.format(f"--env-file {tmp_path / 'env'}").split())
     assert (ended.status, api.calls) == (2, [])
-    assert "env, line 2: '2' is not the name" in ended.err
+    assert "env, line 2: invalid environment variable '2'" in ended.err

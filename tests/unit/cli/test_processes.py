@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from squib.errors import AgentUnreachable
-from squib.frames import FrameKind, encode
+from squib.protocol.frames import FrameKind, encode
 from tests.fakes.api import TERMINAL, FakeAPI, ends, make_process
 from tests.unit.cli.conftest import Squib
 

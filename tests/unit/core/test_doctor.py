@@ -9,10 +9,10 @@ from squib.core import doctor
 from squib.core.engine import Engine
 from squib.errors import DependencyMissing, ImageCorrupt
 from squib.host import proc
-from squib.images.cache import ImageStore
+from squib.images.store import ImageStore
 from squib.models import Check, CheckStatus
 from squib.paths import Home
-from squib.store.db import LeaseKind
+from squib.store.database import LeaseKind
 from tests.fakes.driver import FakeDriver
 from tests.fakes.engine import Rig
 

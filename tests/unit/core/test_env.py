@@ -6,16 +6,16 @@ import signal
 
 import pytest
 
-from squib.core import exec
-from squib.core.create import create_vm
 from squib.core.engine import Engine
-from squib.core.env import change_env, get_env
-from squib.core.pause import pause_vm, resume_vm
-from squib.core.start import start_vm
-from squib.core.stop import stop_vm
+from squib.core.guestio import exec
+from squib.core.guestio.env import change_env, get_env
+from squib.core.lifecycle.create import create_vm
+from squib.core.lifecycle.pause import pause_vm, resume_vm
+from squib.core.lifecycle.start import start_vm
+from squib.core.lifecycle.stop import stop_vm
 from squib.errors import AgentUnreachable, InvalidArgument
-from squib.frames import FrameDecoder, FrameKind
 from squib.models import ExecRequest
+from squib.protocol.frames import FrameDecoder, FrameKind
 from tests.fakes.engine import Rig
 
 
@@ -97,8 +97,8 @@ def test_a_guest_that_hangs_is_told_later(rig: Rig, monkeypatch: pytest.MonkeyPa
     ("set", "unset", "message"),
     [
         ({"A": "secret"}, ["A"], "'A' is both"),
-        ({"A": "secret" * 30_000}, [], "A is of 180001 bytes"),
-        ({f"A{n}": "secret" * 20_000 for n in range(9)}, [], "together"),
+        ({"A": "secret" * 30_000}, [], "variable A has 180001 bytes"),
+        ({f"A{n}": "secret" * 20_000 for n in range(9)}, [], "in total"),
     ],
 )
 def test_what_cannot_be_is_refused_and_changes_nothing(

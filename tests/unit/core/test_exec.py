@@ -7,14 +7,14 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from squib.core import exec, silence
-from squib.core.create import create_vm
 from squib.core.engine import Engine
-from squib.core.pause import pause_vm, resume_vm
-from squib.core.stop import stop_vm
+from squib.core.guestio import exec, stall
+from squib.core.lifecycle.create import create_vm
+from squib.core.lifecycle.pause import pause_vm, resume_vm
+from squib.core.lifecycle.stop import stop_vm
 from squib.errors import AgentUnreachable
-from squib.frames import Frame, FrameDecoder, FrameKind
 from squib.models import ExecRequest
+from squib.protocol.frames import Frame, FrameDecoder, FrameKind
 from tests.fakes.engine import Rig
 
 pytestmark = pytest.mark.slow  # they wait
@@ -23,8 +23,8 @@ pytestmark = pytest.mark.slow  # they wait
 def check(rig: Rig, monkeypatch: pytest.MonkeyPatch, test: Callable[[Engine, str, int], Awaitable[None]]) -> None:
     monkeypatch.setattr(exec, "_START_TIMEOUT_S", 0.3)
     monkeypatch.setattr(exec, "_TIMEOUT_GRACE_S", 0.1)
-    monkeypatch.setattr(silence, "SILENCE_S", 0.5)
-    monkeypatch.setattr(silence, "_LOOK_S", 0.05)
+    monkeypatch.setattr(stall, "STALL_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(stall, "_LOOK_S", 0.05)
 
     async def with_vm(engine: Engine) -> None:
         vm = await create_vm(engine, rig.config, start=True, on_progress=lambda _: None)

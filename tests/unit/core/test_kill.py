@@ -9,13 +9,13 @@ from contextlib import contextmanager
 
 import pytest
 
-from squib.core.create import create_vm
-from squib.core.delete import delete_vm
 from squib.core.engine import Engine
-from squib.core.start import start_vm
-from squib.core.stop import stop_vm
+from squib.core.lifecycle.create import create_vm
+from squib.core.lifecycle.delete import delete_vm
+from squib.core.lifecycle.start import start_vm
+from squib.core.lifecycle.stop import stop_vm
 from squib.models import VMState
-from squib.store.db import LeaseKind, Store
+from squib.store.database import LeaseKind, Store
 from tests.fakes.engine import Rig
 
 

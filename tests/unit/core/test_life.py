@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from squib.core.create import create_vm, new_id
-from squib.core.delete import delete_vm
 from squib.core.engine import Engine
-from squib.core.exec import start_exec
+from squib.core.guestio.exec import start_exec
 from squib.core.inspect import get_vm, list_vms
-from squib.core.pause import pause_vm, resume_vm
-from squib.core.start import start_vm
-from squib.core.stop import stop_vm
+from squib.core.lifecycle.create import create_vm, new_id
+from squib.core.lifecycle.delete import delete_vm
+from squib.core.lifecycle.pause import pause_vm, resume_vm
+from squib.core.lifecycle.start import start_vm
+from squib.core.lifecycle.stop import stop_vm
 from squib.errors import (
     AgentUnreachable,
     BootFailed,
@@ -31,7 +31,7 @@ from squib.errors import (
 )
 from squib.guest.agent import AgentClient
 from squib.models import ExecRequest, VMConfig, VMState
-from squib.store.db import VMRecord
+from squib.store.database import VMRecord
 from tests.fakes.driver import FakeMachine
 from tests.fakes.engine import Rig
 

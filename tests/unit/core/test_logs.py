@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from squib.core import logs
-from squib.core.create import create_vm
-from squib.core.delete import delete_vm
 from squib.core.engine import Engine
-from squib.core.stop import stop_vm
+from squib.core.guestio import logs
+from squib.core.lifecycle.create import create_vm
+from squib.core.lifecycle.delete import delete_vm
+from squib.core.lifecycle.stop import stop_vm
 from squib.errors import NotFound
 from squib.host.logs import rotated
 from squib.paths import VMPaths

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from squib.core.create import create_vm
 from squib.core.engine import Engine
-from squib.core.lifecycle import TRANSITIONS, UP, sources
-from squib.core.pause import resume_vm
-from squib.core.start import start_vm
-from squib.core.stop import stop_vm
+from squib.core.lifecycle.create import create_vm
+from squib.core.lifecycle.pause import resume_vm
+from squib.core.lifecycle.start import start_vm
+from squib.core.lifecycle.stop import stop_vm
+from squib.core.lifecycle.transitions import TRANSITIONS, UP, sources
 from squib.errors import EngineStartFailed
-from squib.frames import FrameDecoder, FrameKind
 from squib.models import ExecRequest, VMState
-from squib.store.db import LeaseKind, VMRecord
+from squib.protocol.frames import FrameDecoder, FrameKind
+from squib.store.database import LeaseKind, VMRecord
 from tests.fakes.engine import Rig
 
 
@@ -75,7 +75,7 @@ def test_a_vm_that_ended_while_no_engine_ran_is_an_error(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("start", [False, True])
-@pytest.mark.parametrize("state", VMState)
+@pytest.mark.parametrize("state", TRANSITIONS)
 def test_every_state_is_settled(rig: Rig, state: VMState, start: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A VM that claims to be in ``state``, with and without a VMM, ends up usable or gone."""
     monkeypatch.setattr("squib.core.reconcile._POWER_OFF_WAIT_S", 0.05)
@@ -120,7 +120,7 @@ def test_a_lease_without_a_vm_is_released(rig: Rig) -> None:
 
 
 def test_only_one_engine_has_a_state_directory(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("squib.core.opening._LOCK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("squib.core.startup._LOCK_TIMEOUT_S", 0.05)
 
     async def main() -> None:
         async with rig.engine():
@@ -157,7 +157,7 @@ def test_a_broken_database_is_refused_and_kept(rig: Rig) -> None:
 
 
 def test_every_state_has_a_way_out() -> None:
-    assert TRANSITIONS.keys() == set(VMState)
+    assert TRANSITIONS.keys() == set(VMState) - {VMState.UNKNOWN}
     assert all(VMState.DELETING in targets for targets in TRANSITIONS.values())
     assert VMState.CREATING not in set().union(*TRANSITIONS.values())
     assert sources(VMState.RUNNING) == {VMState.CREATING, VMState.STARTING, VMState.PAUSED}

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from squib.errors import AgentUnreachable, AgentVersionMismatch, CommandNotFound, NoSuchProcess
-from squib.frames import Frame, FrameDecoder, FrameKind
 from squib.guest.agent import AgentClient
 from squib.guest.http2 import CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, Response
 from squib.models import ExecRequest
+from squib.protocol.frames import Frame, FrameDecoder, FrameKind
 from tests.fakes.agent import FakeAgent
 from tests.fakes.guest import serve_agent
 

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from squib.errors import AgentUnreachable, NoShell, NoSuchProcess, NoTerminal
-from squib.frames import Frame, FrameDecoder, FrameKind, encode_json
 from squib.guest.agent import AgentClient
 from squib.guest.http2 import Response
 from squib.guest.sessions import MAX_SESSIONS, parse_session, parse_sessions, parse_started
 from squib.models import ExecRequest, OutputRange, ProcessInfo, PtySize
+from squib.protocol.frames import Frame, FrameDecoder, FrameKind, encode_json
 from tests.fakes.agent import FakeAgent
 from tests.fakes.guest import serve_agent
 

@@ -9,9 +9,10 @@ import pytest
 
 from squib.errors import DependencyMissing, DiskFull, ImageCorrupt, NotFound, ToolFailed
 from squib.host import proc
-from squib.images import cache, runtimes
-from squib.images.cache import ImageStore
+from squib.images import runtimes
+from squib.images import store as cache
 from squib.images.runtimes import RUNTIMES, Runtime
+from squib.images.store import ImageStore
 from squib.models import Progress, VMConfig
 from squib.paths import Home
 from tests.fakes.tools import ToolBox
@@ -130,7 +131,7 @@ def test_a_builder_that_was_killed_is_cleaned_up_after(home: Home, tools: ToolBo
     tools.add("mmdebstrap", f'mkdir "$TMPDIR/chroot"; echo $$ >"{fifo}"; exec tail -f /dev/null')
     script = (
         "import asyncio, sys; from pathlib import Path; from squib.paths import Home;"
-        "from squib.images.cache import ImageStore;"
+        "from squib.images.store import ImageStore;"
         "asyncio.run(ImageStore(Home(Path(sys.argv[1]))).ensure('base'))"
     )
     paths = os.pathsep.join(path for path in sys.path if path)

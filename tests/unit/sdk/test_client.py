@@ -259,9 +259,17 @@ def test_what_answers_and_is_no_engine_is_told(status: int, body: str) -> None:
     asyncio.run(main())
 
 
-def test_an_answer_of_another_version_is_told() -> None:
+def test_an_answer_with_a_field_of_a_newer_engine_is_read() -> None:
     async def main() -> None:
         async with answering(200, INFO.replace('"pid"', '"of_the_future":1,"pid"')) as engine:
+            assert (await engine.info()).pid > 0
+
+    asyncio.run(main())
+
+
+def test_an_answer_without_a_known_field_is_an_error() -> None:
+    async def main() -> None:
+        async with answering(200, INFO.replace('"pid"', '"process"')) as engine:
             with pytest.raises(EngineUnavailable, match="another version") as caught:
                 await engine.info()
             assert "squib version" in caught.value.hint

@@ -13,7 +13,7 @@ from squib.sdk.vm import VM
 from tests.fakes.files import FakeFiles
 from tests.fakes.served import Served
 from tests.fakes.trees import archive, damaged, header, records, snapshot
-from tests.unit.sdk.test_unpack import HOSTILE
+from tests.unit.sdk.transfer.test_unpack import HOSTILE
 
 pytestmark = pytest.mark.slow  # through everything; test_unpack has the same in short
 

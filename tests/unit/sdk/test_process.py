@@ -22,8 +22,8 @@ from squib import (
     StdinClosed,
 )
 from squib.errors import AgentUnreachable, EngineUnavailable, InvalidArgument
-from squib.frames import FrameKind, encode
 from squib.models import OutputRange, ProcessInfo
+from squib.protocol.frames import FrameKind, encode
 from squib.sdk import aio_process
 from squib.sdk.aio_process import AsyncProcess, AsyncStdin
 from squib.sdk.command import exec_request

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from squib.errors import CommandFailed
-from squib.frames import Frame, FrameError, FrameKind
+from squib.protocol.frames import Frame, FrameError, FrameKind
 from squib.sdk.result import Collector, CommandEnd, ExecResult
 
 

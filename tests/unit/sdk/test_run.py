@@ -18,7 +18,7 @@ from squib.errors import (
     NotFound,
     WrongState,
 )
-from squib.frames import FrameKind
+from squib.protocol.frames import FrameKind
 from squib.sdk import result
 from squib.sdk.aio import AsyncVM
 from squib.sdk.client import EngineClient
@@ -172,15 +172,15 @@ def test_a_command_that_is_not_there(vm: VM) -> None:
     ("cmd", "options", "message"),
     [
         ([], {}, "argv: "),
-        (["a\0"], {}, "argv.0: holds a NUL byte"),
-        ("a\0", {}, "shell: holds a NUL byte"),
+        (["a\0"], {}, "argv.0: contains a NUL byte"),
+        ("a\0", {}, "shell: contains a NUL byte"),
         ([1], {}, "argv.0: "),
         (b"ls", {}, "argv.0: "),
         (["a"], {"timeout": 0}, "timeout_s: .*greater than 0"),
         (["a"], {"timeout": float("inf")}, "timeout_s: "),
         (["a"], {"timeout": float("nan")}, "timeout_s: "),
         (["a"], {"cwd": "/\0"}, "cwd: "),
-        (["a"], {"env": {"A-B": "1"}}, "env: 'A-B' is not the name"),
+        (["a"], {"env": {"A-B": "1"}}, "env: invalid environment variable 'A-B'"),
         (["a"], {"user": "\0"}, "user: "),
     ],
 )

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from squib.api.context import EngineDep, Ref
 from squib.api.schema import EnvChange, EnvVars
-from squib.core.env import change_env, get_env
+from squib.core.guestio.env import change_env, get_env
 
 router = APIRouter(prefix="/vms/{ref}/env", tags=["env"])
 

@@ -6,10 +6,10 @@ from fastapi import APIRouter
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from squib import frames
 from squib.api.context import EngineDep, Ref
-from squib.core import exec
+from squib.core.guestio import exec
 from squib.models import ExecRequest
+from squib.protocol import frames
 
 router = APIRouter(prefix="/vms/{ref}", tags=["exec"])
 

@@ -13,10 +13,10 @@ from starlette.responses import Response
 from squib.api.context import EngineDep, Ref
 from squib.api.schema import MkdirRequest, RenameRequest, TarResult
 from squib.api.streams import PassedOn
-from squib.core import files
+from squib.core.guestio import files
 from squib.errors import InvalidArgument
-from squib.guestfiles import decode_query
 from squib.models import FileInfo
+from squib.protocol.guestfiles import decode_query
 
 router = APIRouter(prefix="/vms/{ref}/files", tags=["files"])
 

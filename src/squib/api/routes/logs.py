@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 from starlette.responses import Response, StreamingResponse
 
 from squib.api.context import EngineDep, Ref
-from squib.core import logs
+from squib.core.guestio import logs
 
 router = APIRouter(tags=["logs"])
 

@@ -7,12 +7,12 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import Response, StreamingResponse
 
-from squib import frames
 from squib.api.context import EngineDep, Ref, ascii_json
 from squib.api.routes.exec import CommandResponse
 from squib.api.schema import ProcessList, ResizeRequest, SignalRequest
-from squib.core import processes
+from squib.core.guestio import processes
 from squib.models import ProcessInfo
+from squib.protocol import frames
 
 router = APIRouter(prefix="/vms/{ref}/processes", tags=["processes"])
 

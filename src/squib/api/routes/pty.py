@@ -15,10 +15,10 @@ from squib.api.context import EngineDep, Ref
 from squib.api.schema import ResizeRequest, SignalRequest, TerminalAttach, TerminalInput
 from squib.api.validation import describe_validation
 from squib.core.engine import Engine
-from squib.core.terminal import Gap, Keyboard, Output, Terminal, attach_terminal, start_terminal
+from squib.core.guestio.terminal import Gap, Keyboard, Output, Terminal, attach_terminal, start_terminal
 from squib.errors import InvalidArgument, SquibError, to_wire
-from squib.frames import CommandEnd
-from squib.models import ExecRequest, Model, PtySize
+from squib.models import ExecRequest, PtySize, RequestModel
+from squib.protocol.frames import CommandEnd
 
 router = APIRouter(prefix="/vms/{ref}", tags=["processes"])
 
@@ -28,7 +28,7 @@ _LAST_INPUT_S = 5.0
 _FAILED = 1011
 _FIRST_HINT = 'it is {"type": "start", "rows": 24, "cols": 80} or {"type": "attach", "id": "p1"}'
 
-M = TypeVar("M", bound=Model)
+M = TypeVar("M", bound=RequestModel)
 
 
 @router.websocket("/pty")

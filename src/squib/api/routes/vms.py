@@ -9,12 +9,12 @@ from starlette.requests import ClientDisconnect
 
 from squib.api.context import EngineDep, Ref, while_connected
 from squib.api.schema import CreateRequest, StartRequest, StopRequest, VMList
-from squib.core.create import create_vm
-from squib.core.delete import delete_vm, until_deleted
 from squib.core.inspect import describe, get_vm, list_vms
-from squib.core.pause import pause_vm, resume_vm
-from squib.core.start import start_vm
-from squib.core.stop import stop_vm
+from squib.core.lifecycle.create import create_vm
+from squib.core.lifecycle.delete import delete_vm, until_deleted
+from squib.core.lifecycle.pause import pause_vm, resume_vm
+from squib.core.lifecycle.start import start_vm
+from squib.core.lifecycle.stop import stop_vm
 from squib.errors import NotFound
 from squib.models import Name, VMInfo
 

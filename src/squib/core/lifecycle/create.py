@@ -1,0 +1,103 @@
+"""``create``: register a VM, make its disk and, if asked to, start it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from pathlib import Path
+
+from squib.core.engine import Engine
+from squib.core.lifecycle import transitions
+from squib.core.lifecycle.delete import remove
+from squib.core.lifecycle.start import DEFAULT_BOOT_TIMEOUT_S, boot, choose_uid
+from squib.host.files import disk_errors
+from squib.images import rootfs
+from squib.images.runtimes import RUNTIMES
+from squib.kernels import user
+from squib.models import OnProgress, Progress, VMConfig, VMState
+from squib.store.database import LeaseKind, VMRecord, now
+
+ID_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_ID_LENGTH = 8
+_USER_ROOTFS_MEM_SIZE_MIB = 256
+
+
+async def create_vm(
+    engine: Engine,
+    config: VMConfig,
+    *,
+    start: bool,
+    on_progress: OnProgress,
+    boot_timeout_s: float = DEFAULT_BOOT_TIMEOUT_S,
+) -> VMRecord:
+    """Make a VM from ``config``; build its kernel and image first if they are not in the cache.
+
+    Either the VM is there, and runs if ``start``, or nothing of it is: any failure, and the cancellation of this
+    call, undoes all of it. Raises `NameTaken`, `InvalidArgument`, `DiskFull`, `BootError` and what building an image
+    raises.
+    """
+    kernel = await _find_kernel(engine, config, on_progress)
+    base = await _find_rootfs(engine, config, on_progress)
+    vm_id = config.vm_id or new_id()
+    record = VMRecord(
+        vm_id=vm_id,
+        name=config.name or vm_id,
+        state=VMState.CREATING,
+        reason="",
+        config=_with_defaults(config),
+        kernel=kernel,
+        rootfs=base,
+        machine_id=secrets.token_hex(16),
+        uid=choose_uid() if os.geteuid() == 0 else None,
+        accelerator=engine.driver.accelerator,
+        pid=None,
+        created_at=now(),
+        started_at=None,
+        stopped_at=None,
+    )
+    engine.store.add_vm(record)
+    try:
+        async with engine.lock(vm_id):
+            await _make_directory(engine, record)
+            if start:
+                on_progress(Progress(step="boot"))
+                await boot(engine, record, boot_timeout_s=boot_timeout_s)
+            else:
+                transitions.transition(engine.store, record, VMState.CREATED)
+    except BaseException:
+        await asyncio.shield(remove(engine, record))
+        raise
+    return engine.store.get_vm(vm_id)
+
+
+def new_id() -> str:
+    """A new VM ID, such as ``vm-7k2mq9xd``: 40 random bits, without letters that look alike."""
+    return "vm-" + "".join(secrets.choice(ID_ALPHABET) for _ in range(_ID_LENGTH))
+
+
+async def _find_kernel(engine: Engine, config: VMConfig, on_progress: OnProgress) -> str:
+    if config.kernel_path:
+        return str((await asyncio.to_thread(user.inspect, Path(config.kernel_path))).path)
+    return (await engine.kernels.ensure(on_progress)).digest
+
+
+async def _find_rootfs(engine: Engine, config: VMConfig, on_progress: OnProgress) -> str:
+    if config.rootfs_path:
+        return str(rootfs.inspect(Path(config.rootfs_path)).path)
+    return (await engine.images.ensure(config.runtime, on_progress)).digest
+
+
+def _with_defaults(config: VMConfig) -> VMConfig:
+    if config.mem_size_mib is not None:
+        return config
+    needed = _USER_ROOTFS_MEM_SIZE_MIB if config.rootfs_path else RUNTIMES[config.runtime].min_memory_mib
+    return config.model_copy(update={"mem_size_mib": needed})
+
+
+async def _make_directory(engine: Engine, record: VMRecord) -> None:
+    paths = engine.home.vm(record.vm_id)
+    engine.store.add_lease(record.vm_id, LeaseKind.DIRECTORY, record.vm_id)
+    with disk_errors(paths.root):
+        paths.root.mkdir(mode=0o700)
+    await engine.overlays.create(paths.overlay, record.config.disk_size_mib)

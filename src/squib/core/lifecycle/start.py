@@ -1,0 +1,222 @@
+"""``start``: boot a VM and wait until its agent answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from pathlib import Path
+
+from squib.core.engine import Engine, RunningVM
+from squib.core.lifecycle import transitions
+from squib.core.lifecycle.release import RUN, release
+from squib.drivers.base import ExitKind, Machine, MachineSpec
+from squib.errors import AgentUnreachable, BootFailed, BootTimeout, InvalidArgument, SquibError, WrongState
+from squib.guest.agent import AgentClient
+from squib.host import cgroup
+from squib.host.proc import Identity
+from squib.images import rootfs
+from squib.kernels import user
+from squib.kernels.catalog import Kernel
+from squib.models import VMState
+from squib.store.database import LeaseKind, VMRecord, now
+
+log = logging.getLogger("squib.start")
+
+DEFAULT_BOOT_TIMEOUT_S = 30.0
+FIRST_UID = 0x7000_0000
+"""VMMs of a root engine run as users from here on, a range that systemd's UIDS-GIDS document leaves unused."""
+UID_COUNT = 0x0800_0000
+
+_VMM_EXTRA_CPUS = 0.5
+_VMM_PIDS = 256
+_END_GRACE_S = 1.0
+_SHOWN_LINES = 30
+
+
+async def start_vm(engine: Engine, ref: str, *, boot_timeout_s: float = DEFAULT_BOOT_TIMEOUT_S) -> VMRecord:
+    """Boot the VM ``ref`` and return when it is ready. A VM that runs is left as it is.
+
+    Many starts at once take turns; ``boot_timeout_s`` counts from the moment at which this one's VMM is started.
+    Raises `BootFailed`, `BootTimeout` (the VM is then in ``error``), `WrongState`, `NotFound`.
+    """
+    vm_id = engine.store.get_vm(ref).vm_id
+    async with engine.lock(vm_id):
+        record = engine.store.get_vm(vm_id)
+        if record.state is VMState.RUNNING:
+            return record
+        transitions.transition(engine.store, record, VMState.STARTING)
+        try:
+            await boot(engine, record, boot_timeout_s=boot_timeout_s)
+        except WrongState as error:
+            _end(engine, record, VMState.STOPPED, error.message)
+            raise
+        except SquibError as error:
+            _end(engine, record, VMState.ERROR, error.message)
+            raise
+        except BaseException:
+            transitions.transition(engine.store, record, VMState.STOPPED, reason="start was cancelled", pid=None)
+            raise
+        return engine.store.get_vm(vm_id)
+
+
+def _end(engine: Engine, record: VMRecord, state: VMState, reason: str) -> None:
+    transitions.transition(engine.store, record, state, reason=reason, pid=None, stopped_at=now())
+
+
+async def boot(engine: Engine, record: VMRecord, *, boot_timeout_s: float) -> None:
+    """Start the VMM of a VM whose lock is held, wait for its agent, and move the VM to ``running``.
+
+    On any failure everything that was taken is released; the state is the caller's to settle. `cancel_start` ends it.
+    """
+    task = asyncio.create_task(_boot(engine, record, boot_timeout_s), name=f"boot {record.vm_id}")
+    engine.starts[record.vm_id] = task
+    try:
+        await asyncio.wait([task])
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, SquibError):
+            await task
+        del engine.starts[record.vm_id]
+    if task.cancelled():
+        raise WrongState(f"the start of VM {record.name} was cancelled by a stop or delete")
+    task.result()
+
+
+def cancel_start(engine: Engine, vm_id: str) -> None:
+    """End a start that is under way; whoever waits for it gets `WrongState`."""
+    if task := engine.starts.get(vm_id):
+        task.cancel()
+
+
+async def _boot(engine: Engine, record: VMRecord, boot_timeout_s: float) -> None:
+    try:
+        spec = await _machine_spec(engine, record)
+        async with engine.boot_slots:
+            machine = await _launch(engine, record, spec)
+            agent = AgentClient(machine.agent.path)
+            vm = engine.running[record.vm_id] = RunningVM(machine, agent)
+            await _wait_until_ready(record, machine, agent, boot_timeout_s)
+            vm.known_env = record.config.env_vars
+        transitions.transition(engine.store, record, VMState.RUNNING, started_at=now(), stopped_at=None)
+        watch(engine, record.vm_id, vm)
+    except BaseException:
+        # Shielded: a cancelled start must not leave its VMM behind.
+        await asyncio.shield(release(engine, record.vm_id, RUN))
+        raise
+
+
+async def _machine_spec(engine: Engine, record: VMRecord) -> MachineSpec:
+    kernel = await asyncio.to_thread(_resolve_kernel, engine, record.kernel)
+    if record.config.mem_size_mib is None:
+        raise InvalidArgument(f"VM {record.name} has no memory size")
+    return MachineSpec(
+        vm_id=record.vm_id,
+        vcpu_count=record.config.vcpu_count,
+        mem_size_mib=record.config.mem_size_mib,
+        kernel=kernel.path,
+        initramfs=await asyncio.to_thread(engine.initramfs.ensure, kernel, engine.agent_binary),
+        base=await asyncio.to_thread(_resolve_rootfs, engine, record.rootfs),
+        overlay=engine.home.vm(record.vm_id).overlay,
+        boot_args=record.config.boot_args,
+    )
+
+
+def _resolve_kernel(engine: Engine, kernel: str) -> Kernel:
+    """The kernel that a VM record names: a digest in the cache, or a path. Raises `NotFound`, `ImageCorrupt`,
+    `InvalidArgument`.
+    """
+    return user.inspect(Path(kernel)) if kernel.startswith("/") else engine.kernels.get(kernel)
+
+
+def _resolve_rootfs(engine: Engine, reference: str) -> Path:
+    """The root filesystem that a VM record names. Raises as `_resolve_kernel`."""
+    return rootfs.inspect(Path(reference)).path if reference.startswith("/") else engine.images.get(reference).path
+
+
+async def _launch(engine: Engine, record: VMRecord, spec: MachineSpec) -> Machine:
+    limits = cgroup.Limits(
+        memory_mib=spec.mem_size_mib + engine.driver.memory_overhead_mib(spec),
+        cpus=spec.vcpu_count + _VMM_EXTRA_CPUS,
+        pids=_VMM_PIDS,
+    )
+    name = engine.cgroup_name(record.vm_id)
+    engine.store.add_lease(record.vm_id, LeaseKind.CGROUP, name)
+    cgroup.create(engine.cgroups, name, limits)
+    engine.store.add_lease(record.vm_id, LeaseKind.PROCESS, record.vm_id)
+
+    def on_spawned(pid: int) -> None:
+        cgroup.add(engine.cgroups, name, pid)
+        engine.store.set_pid(record.vm_id, pid)
+
+    identity = Identity(record.uid, record.uid, engine.driver.groups) if record.uid is not None else None
+    return await engine.driver.launch(spec, engine.home.vm(record.vm_id), identity, on_spawned)
+
+
+async def _wait_until_ready(record: VMRecord, machine: Machine, agent: AgentClient, boot_timeout_s: float) -> None:
+    """Return when the guest has answered and has its identity. Raises `BootFailed` if the VMM ends before,
+    `BootTimeout`.
+    """
+    ready = asyncio.create_task(_introduce(record, agent, boot_timeout_s))
+    ended = asyncio.create_task(machine.wait())
+    try:
+        await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if ready.done() and isinstance(ready.exception(), AgentUnreachable):
+            # A VMM that ends closes the agent's port first: its end is the better explanation.
+            await asyncio.wait({ended}, timeout=_END_GRACE_S)
+        if ended.done():
+            raise BootFailed(
+                f"VM {record.name} ended while it booted: {ended.result().text}",
+                detail=_tail(machine),
+                hint="is the kernel or the root filesystem the right one? squib doctor checks squib's own",
+            )
+        ready.result()
+    except AgentUnreachable as error:
+        raise BootTimeout(
+            f"VM {record.name} was not ready within {boot_timeout_s:g} s: {error.message}",
+            detail=_tail(machine),
+            hint="give it longer (--boot-timeout 120); squib doctor checks the host",
+        ) from error
+    finally:
+        for task in (ready, ended):
+            task.cancel()
+        await asyncio.gather(ready, ended, return_exceptions=True)
+
+
+async def _introduce(record: VMRecord, agent: AgentClient, boot_timeout_s: float) -> None:
+    await agent.connect(timeout_s=boot_timeout_s, retry_s=boot_timeout_s)
+    await agent.setup(hostname=record.name, machine_id=record.machine_id, env=record.config.env_vars)
+
+
+def _tail(machine: Machine) -> str:
+    lines = machine.console_tail().decode(errors="replace").splitlines()[-_SHOWN_LINES:]
+    printable = ("".join(char if char.isprintable() else " " for char in line) for line in lines)
+    return (
+        "last lines of its console:\n" + "\n".join(f"  {line}" for line in printable)
+        if lines
+        else "its console is empty"
+    )
+
+
+def watch(engine: Engine, vm_id: str, vm: RunningVM) -> None:
+    """From now on, notice the end of a running VM's VMM and settle the VM's state."""
+    vm.watcher = asyncio.create_task(_settle_when_it_ends(engine, vm_id, vm), name=f"watch {vm_id}")
+
+
+async def _settle_when_it_ends(engine: Engine, vm_id: str, vm: RunningVM) -> None:
+    reason = await vm.machine.wait()
+    async with engine.lock(vm_id):
+        if engine.running.get(vm_id) is not vm:
+            return  # a stop or delete has settled it
+        state = VMState.STOPPED if reason.kind is ExitKind.POWERED_OFF else VMState.ERROR
+        engine.store.change_state(
+            vm_id, expected=transitions.UP, to=state, reason=reason.text, pid=None, stopped_at=now()
+        )
+        log.info("VM %s is %s: %s", vm_id, state, reason.text)
+        await release(engine, vm_id, RUN)
+
+
+def choose_uid() -> int:
+    """A user for a new VM's VMM. Chosen at random, so that engines that do not know each other do not meet."""
+    return FIRST_UID + random.SystemRandom().randrange(UID_COUNT)

@@ -1,0 +1,57 @@
+"""The states of a VM and the ways between them: one table, which every state change goes through.
+
+    creating ──> created ──> starting ──> running ──> stopping ──> stopped
+        │                       │  ^       ^   │  │                   │
+        │                       v  └───────┼───┼──┴ error, stopped <──┘ (start again)
+        └──────> running      error        v   └─> (the VMM ended by itself)
+                                         paused
+
+``deleting`` can follow every state and ends in nothing.
+"""
+
+from __future__ import annotations
+
+from squib.errors import WrongState
+from squib.models import VMState
+from squib.store.database import Store, VMRecord
+
+TRANSITIONS: dict[VMState, frozenset[VMState]] = {
+    VMState.CREATING: frozenset({VMState.CREATED, VMState.RUNNING, VMState.DELETING}),
+    VMState.CREATED: frozenset({VMState.STARTING, VMState.DELETING}),
+    VMState.STARTING: frozenset({VMState.RUNNING, VMState.STOPPED, VMState.ERROR, VMState.DELETING}),
+    VMState.RUNNING: frozenset({VMState.PAUSED, VMState.STOPPING, VMState.STOPPED, VMState.ERROR, VMState.DELETING}),
+    VMState.PAUSED: frozenset({VMState.RUNNING, VMState.STOPPING, VMState.STOPPED, VMState.ERROR, VMState.DELETING}),
+    VMState.STOPPING: frozenset({VMState.STOPPED, VMState.DELETING}),
+    VMState.STOPPED: frozenset({VMState.STARTING, VMState.DELETING}),
+    VMState.ERROR: frozenset({VMState.STARTING, VMState.DELETING}),
+    VMState.DELETING: frozenset({VMState.DELETING}),
+}
+
+UP = frozenset({VMState.RUNNING, VMState.PAUSED})
+"""The states in which a VM has a VMM that is to go on."""
+
+WITH_VMM = UP | {VMState.CREATING, VMState.STARTING, VMState.STOPPING, VMState.DELETING}
+"""The states in which a VMM may exist: the engine stays while a VM is in one of them."""
+
+
+def sources(to: VMState) -> frozenset[VMState]:
+    """The states from which ``to`` can be reached."""
+    return frozenset(state for state, targets in TRANSITIONS.items() if to in targets)
+
+
+def transition(store: Store, record: VMRecord, to: VMState, *, reason: str = "", **columns: object) -> None:
+    """Change the state of a VM, if it can be reached from where it is now. Raises `WrongState`."""
+    if not store.change_state(record.vm_id, expected=sources(to), to=to, reason=reason, **columns):
+        raise wrong_state(store.get_vm(record.vm_id), to.value)
+
+
+def wrong_state(record: VMRecord, wanted: str) -> WrongState:
+    """The error for an operation that the VM's present state does not allow."""
+    why = f" ({record.reason})" if record.reason else ""
+    hint = {
+        VMState.CREATED: f"squib start {record.name}",
+        VMState.PAUSED: f"squib resume {record.name}",
+        VMState.STOPPED: f"squib start {record.name}",
+        VMState.ERROR: f"squib logs {record.name} shows why; squib start {record.name} tries again",
+    }.get(record.state, f"squib inspect {record.name} shows what it is doing")
+    return WrongState(f"VM {record.name} is {record.state}{why}: {wanted} is not possible", hint=hint)

@@ -1,0 +1,69 @@
+"""The plain values that cross squib's boundaries: requests in, descriptions out.
+
+All are frozen. Sizes are in MiB and times in seconds unless the name says otherwise. User input is checked here and
+only here, so a value that exists is valid.
+"""
+
+from squib.models.assets import ImageInfo, KernelInfo, OnProgress, Progress
+from squib.models.base import (
+    NAME_PATTERN,
+    Env,
+    EnvName,
+    GuestString,
+    Name,
+    RequestModel,
+    ResponseModel,
+    StoredModel,
+    check_env,
+    check_env_name,
+    check_name,
+)
+from squib.models.engine import Check, CheckStatus, EngineInfo
+from squib.models.files import (
+    MAX_FILE_NAME_BYTES,
+    MAX_PATH_BYTES,
+    FileEvent,
+    FileEventType,
+    FileInfo,
+    FileType,
+    check_file_name,
+)
+from squib.models.process import MAX_TIMEOUT_S, ExecRequest, OutputRange, ProcessInfo, PtySize
+from squib.models.vm import DEFAULT_DISK_SIZE_MIB, VMConfig, VMInfo, VMState
+
+__all__ = [
+    "DEFAULT_DISK_SIZE_MIB",
+    "MAX_FILE_NAME_BYTES",
+    "MAX_PATH_BYTES",
+    "MAX_TIMEOUT_S",
+    "NAME_PATTERN",
+    "Check",
+    "CheckStatus",
+    "EngineInfo",
+    "Env",
+    "EnvName",
+    "ExecRequest",
+    "FileEvent",
+    "FileEventType",
+    "FileInfo",
+    "FileType",
+    "GuestString",
+    "ImageInfo",
+    "KernelInfo",
+    "Name",
+    "OnProgress",
+    "OutputRange",
+    "ProcessInfo",
+    "Progress",
+    "PtySize",
+    "RequestModel",
+    "ResponseModel",
+    "StoredModel",
+    "VMConfig",
+    "VMInfo",
+    "VMState",
+    "check_env",
+    "check_env_name",
+    "check_file_name",
+    "check_name",
+]

@@ -1,0 +1,124 @@
+"""The frames in which a command's output travels: from the agent to the engine and on to every client.
+
+A frame is a header of 13 bytes (kind, payload length, offset in its stream; big endian) and a payload of at most
+64 KiB, see ``protocol/agent.md``. What comes from a guest is hostile: a frame that breaks the rules is a `FrameError`.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+HEADER = struct.Struct(">BIQ")
+MAX_PAYLOAD_BYTES = 65_536
+CONTENT_TYPE = "application/vnd.squib.protocol.frames"
+TIMEOUT_EXIT_CODE = 124
+_SIGNAL_BASE = 128
+_MAX_DURATION_MS = 1 << 53
+
+
+class FrameKind(IntEnum):
+    STARTED = 0
+    STDOUT = 1
+    STDERR = 2
+    EXIT = 3
+    IDLE = 4
+    ERROR = 5
+    """Only from the engine: the command's end is not known. The payload is an error as `squib.errors.to_wire` makes
+    it.
+    """
+
+
+class FrameError(ValueError):
+    """Bytes that are no frame."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    kind: FrameKind
+    payload: bytes
+    offset: int = 0
+
+    def json(self) -> dict[str, Any]:
+        """The payload of a frame that is not a stream. Raises `FrameError` if it is not a JSON object."""
+        try:
+            value = json.loads(self.payload)
+        except (ValueError, RecursionError) as error:
+            raise FrameError(f"the payload of a {self.kind.name} frame is not JSON") from error
+        if not isinstance(value, dict):
+            raise FrameError(f"the payload of a {self.kind.name} frame is not a JSON object")
+        return value
+
+
+def encode(kind: FrameKind, payload: bytes, offset: int = 0) -> bytes:
+    """One frame as bytes."""
+    return HEADER.pack(kind, len(payload), offset) + payload
+
+
+def encode_json(kind: FrameKind, value: object) -> bytes:
+    """One frame with a JSON payload."""
+    return encode(kind, json.dumps(value).encode())
+
+
+class FrameDecoder:
+    """Turns a byte stream, in pieces of any size, into frames. Holds at most one unfinished frame."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """The frames that are complete with ``data``. Raises `FrameError`."""
+        self._buffer += data
+        start = 0
+        while len(self._buffer) - start >= HEADER.size:
+            kind, length, offset = HEADER.unpack_from(self._buffer, start)
+            if length > MAX_PAYLOAD_BYTES or kind > max(FrameKind):
+                raise FrameError(f"a frame of kind {kind} and {length} bytes")
+            end = start + HEADER.size + length
+            if len(self._buffer) < end:
+                break
+            yield Frame(FrameKind(kind), bytes(self._buffer[start + HEADER.size : end]), offset)
+            start = end
+        del self._buffer[:start]
+
+    @property
+    def pending(self) -> bool:
+        """Whether the stream so far ends inside a frame."""
+        return bool(self._buffer)
+
+
+@dataclass(frozen=True)
+class CommandEnd:
+    """How a command ended. ``exit_code`` is as a shell shows it: 128 + n after signal n, 124 after a timeout."""
+
+    exit_code: int
+    signal: int | None
+    timed_out: bool
+    duration_s: float
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> CommandEnd:
+        """From the payload of an ``EXIT`` frame. Raises `FrameError` if that says nothing."""
+        exit_code, signal = _number(values, "exit_code", 255), _number(values, "signal", 127)
+        timed_out = values.get("timed_out") is True
+        if timed_out:
+            exit_code = TIMEOUT_EXIT_CODE
+        elif signal is not None:
+            exit_code = _SIGNAL_BASE + signal
+        if exit_code is None:
+            raise FrameError("an exit frame without exit_code and signal")
+        return cls(exit_code, signal, timed_out, (_number(values, "duration_ms", _MAX_DURATION_MS) or 0) / 1000)
+
+
+def _number(values: dict[str, Any], name: str, highest: int) -> int | None:
+    """A whole number of a guest's, which may send anything. Raises `FrameError`."""
+    value = values.get(name)
+    if value is None:
+        return None
+    if type(value) is not int or not 0 <= value <= highest:
+        raise FrameError(f"an exit frame whose {name} is {str(value)[:40]}")
+    return value

@@ -1,0 +1,368 @@
+"""Copying files and directories to a guest and from it; `AsyncFiles.upload` says by which rules."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import secrets
+import shutil
+import stat
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from squib.errors import InvalidArgument, NoSuchFile, NotADirectory, NotAFile
+from squib.host.files import open_regular
+from squib.models import FileInfo, FileType, OnProgress, Progress
+from squib.protocol.guestfiles import GuestPath, check_path
+from squib.sdk.fileclient import FileClient
+from squib.sdk.result import Copied
+from squib.sdk.transfer.chunks import CHUNK_BYTES, ThreadReader, blocking, in_thread, reading
+from squib.sdk.transfer.localfiles import CHECK_ROOM_EVERY, check_room, escaped, local_errors
+from squib.sdk.transfer.pack import Packing, measure
+from squib.sdk.transfer.unpack import unpack
+
+LocalPath = str | os.PathLike[str]
+
+_WRITE_BYTES = 1 << 20
+_NAMELESS = ("", ".", "..")
+_PERMISSIONS = 0o777
+
+
+@dataclass
+class _Counter:
+    """Tells how many bytes of ``step`` are copied."""
+
+    on_progress: OnProgress | None
+    step: str
+    total: int | None = None
+    done: int = 0
+
+    def add(self, size: int) -> None:
+        self.reach(self.done + size)
+
+    def reach(self, done: int) -> None:
+        self.done = done
+        if self.on_progress:
+            self.on_progress(Progress(step=self.step, done=self.done, total=self.total, unit="bytes"))
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A source as it was named: its path, and its name in a directory (none if it stands for its contents)."""
+
+    path: str
+    name: str
+
+    @classmethod
+    def of(cls, path: str) -> _Named:
+        name = posixpath.basename(path.rstrip("/"))
+        return cls(path, "" if name in _NAMELESS else name)
+
+    def within(self, directory: str) -> str:
+        return posixpath.join(directory, self.name) if self.name else directory
+
+
+def _targets(sources: Sequence[_Named], target: str, is_directory: bool) -> Iterator[tuple[_Named, str]]:
+    """Where each source goes."""
+    if not sources:
+        raise InvalidArgument("there is nothing to copy: no source was given")
+    if len(sources) > 1 and not is_directory:
+        raise NotADirectory(f"{escaped(target)} is not a directory, and several sources need one", hint="make it first")
+    for source in sources:
+        yield source, source.within(target) if is_directory else target
+
+
+def _refuse_slash(source: _Named, target: str, place: str) -> None:
+    """A file does not become a directory."""
+    if place == target and target.endswith("/"):
+        raise NotADirectory(
+            f"{escaped(target)} is not there, and {escaped(source.path)} is a file", hint="make the directory first"
+        )
+
+
+# --- to a guest ----------------------------------------------------------------------------------------------------
+
+
+async def upload(
+    client: FileClient,
+    source: LocalPath | Sequence[LocalPath],
+    target: GuestPath,
+    *,
+    owner: str | None,
+    mode: int | None,
+    keep_owner: bool,
+    on_progress: OnProgress | None,
+) -> Copied:
+    """See `AsyncFiles.upload`."""
+    if owner is not None and keep_owner:
+        raise InvalidArgument("owner and keep_owner exclude each other")
+    sources = [source] if isinstance(source, str | os.PathLike) else list(source)
+    named = [_Named.of(os.fspath(path)) for path in sources]
+    kinds = {each.path: await blocking(_look, each.path) for each in named}
+    place_of_all = check_path(target)
+    there = await _stat_or_none(client, place_of_all)
+    copied = Copied()
+    for each, place in _targets(named, place_of_all, there is not None and there.type is FileType.DIRECTORY):
+        status = kinds[each.path]
+        counter = _Counter(on_progress, each.path)
+        if stat.S_ISDIR(status.st_mode):
+            copied += await _upload_tree(client, each, place, owner, keep_owner, counter)
+        else:
+            _refuse_slash(each, place_of_all, place)
+            owned = f"{status.st_uid}:{status.st_gid}" if keep_owner else owner
+            copied += await _upload_file(client, each, place, owned, mode, counter)
+    return copied
+
+
+def _look(path: str) -> os.stat_result:
+    with local_errors(path):
+        status = os.stat(path)  # noqa: PTH116
+    if not stat.S_ISDIR(status.st_mode) and not stat.S_ISREG(status.st_mode):
+        raise NotAFile(f"{escaped(path)} is neither a file nor a directory, on this machine")
+    return status
+
+
+async def _stat_or_none(client: FileClient, path: str) -> FileInfo | None:
+    try:
+        return await client.stat(path)
+    except NoSuchFile:
+        return None
+
+
+async def _upload_file(
+    client: FileClient, source: _Named, place: str, owner: str | None, mode: int | None, counter: _Counter
+) -> Copied:
+    def start() -> tuple[BinaryIO, os.stat_result]:
+        with local_errors(source.path):
+            file = open_regular(Path(source.path))
+            return file, os.fstat(file.fileno())
+
+    file, status = await blocking(start)
+    with file:
+        counter.total = status.st_size
+        mode = stat.S_IMODE(status.st_mode) if mode is None else mode
+        chunks = _counted(in_thread(_read(file, source.path)), counter.add)
+        info = await client.write(place, chunks, mode=mode, owner=owner, mtime_ns=status.st_mtime_ns)
+    return Copied(1, info.size)
+
+
+def _read(file: BinaryIO, path: str) -> Iterator[bytes]:
+    with local_errors(path):
+        while data := os.read(file.fileno(), CHUNK_BYTES):
+            yield data
+
+
+async def _upload_tree(
+    client: FileClient, source: _Named, place: str, owner: str | None, keep_owner: bool, counter: _Counter
+) -> Copied:
+    create = await _is_new_directory(client, source, place)
+    if counter.on_progress:
+        counter.total = await blocking(measure, source.path)
+    packing = Packing(source.path)
+    chunks = _counted(in_thread(packing.chunks()), lambda size: counter.reach(packing.bytes))
+    await client.write_tar(place, chunks, owner=owner, keep_owner=keep_owner, create=create)
+    return Copied(packing.entries, packing.bytes, tuple(packing.left_out))
+
+
+async def _is_new_directory(client: FileClient, source: _Named, place: str) -> bool:
+    there = await _stat_or_none(client, place)
+    if there and there.type is not FileType.DIRECTORY:
+        raise NotADirectory(f"{escaped(place)} is a {there.type}, and {escaped(source.path)} is a directory")
+    return there is None
+
+
+async def _counted(chunks: AsyncGenerator[bytes, None], count: Callable[[int], None]) -> AsyncGenerator[bytes, None]:
+    """``chunks``; ``count`` is told of the size of each that was taken, and of 0 before."""
+    async with aclosing(chunks):
+        count(0)
+        async for chunk in chunks:
+            yield chunk
+            count(len(chunk))
+
+
+# --- from a guest to another ---------------------------------------------------------------------------------------
+
+
+async def relay(
+    giver: FileClient,
+    source: Sequence[GuestPath],
+    taker: FileClient,
+    target: GuestPath,
+    *,
+    owner: str | None,
+    mode: int | None,
+    keep_owner: bool,
+    on_progress: OnProgress | None,
+) -> Copied:
+    """Copy files and directories of one VM into another one, through this process, by the rules of `AsyncFiles.upload`.
+
+    Archives are passed on as they come: it is the taking guest that unpacks what the giving one sends.
+    """
+    if owner is not None and keep_owner:
+        raise InvalidArgument("owner and keep_owner exclude each other")
+    named = [_Named.of(check_path(path)) for path in source]
+    place_of_all = check_path(target)
+    infos = {each.path: await _stat_to_copy(giver, each.path) for each in named}
+    there = await _stat_or_none(taker, place_of_all)
+    copied = Copied()
+    for each, place in _targets(named, place_of_all, there is not None and there.type is FileType.DIRECTORY):
+        info = infos[each.path]
+        counter = _Counter(on_progress, each.path)
+        if info.type is FileType.DIRECTORY:
+            create = await _is_new_directory(taker, each, place)
+            chunks = _counted(giver.read_tar(f"{each.path.rstrip('/')}/."), counter.add)
+            copied += await taker.write_tar(place, chunks, owner=owner, keep_owner=keep_owner, create=create)
+        else:
+            _refuse_slash(each, place_of_all, place)
+            counter.total = info.size
+            owned = f"{info.uid}:{info.gid}" if keep_owner else owner
+            kept = info.mode & _PERMISSIONS if mode is None else mode
+            chunks = _counted(giver.read(each.path), counter.add)
+            written = await taker.write(place, chunks, mode=kept, owner=owned, mtime_ns=info.mtime_ns)
+            copied += Copied(1, written.size)
+    return copied
+
+
+async def _stat_to_copy(client: FileClient, path: str) -> FileInfo:
+    info = await client.stat(path)
+    if info.type not in (FileType.FILE, FileType.DIRECTORY):
+        raise NotAFile(f"{escaped(path)} is a {info.type}, neither a file nor a directory")
+    return info
+
+
+# --- from a guest --------------------------------------------------------------------------------------------------
+
+
+async def download(
+    client: FileClient,
+    source: GuestPath | Sequence[GuestPath],
+    target: LocalPath,
+    *,
+    keep_owner: bool,
+    unsafe_links: bool,
+    on_progress: OnProgress | None,
+) -> Copied:
+    """See `AsyncFiles.download`."""
+    sources = [source] if isinstance(source, str | bytes | os.PathLike) else list(source)
+    named = [_Named.of(check_path(path)) for path in sources]
+    place_of_all = os.fspath(target)
+    if not place_of_all:  # it would be this directory
+        raise InvalidArgument("the target is empty", hint="'.' is the directory that this runs in")
+    is_directory = await blocking(os.path.isdir, place_of_all)
+    copied = Copied()
+    infos = {each.path: await _stat_to_copy(client, each.path) for each in named}
+    for each, place in _targets(named, place_of_all, is_directory):
+        info = infos[each.path]
+        counter = _Counter(on_progress, each.path)
+        if info.type is FileType.DIRECTORY:
+            copied += await _download_tree(client, each, Path(place), keep_owner, unsafe_links, counter)
+        else:
+            _refuse_slash(each, place_of_all, place)
+            copied += await _download_file(client, each, Path(place), info, keep_owner, counter)
+    return copied
+
+
+async def _download_file(
+    client: FileClient, source: _Named, place: Path, info: FileInfo, keep_owner: bool, counter: _Counter
+) -> Copied:
+    counter.total = info.size
+    counter.add(0)
+    owner = (info.uid, info.gid) if keep_owner else None
+    file = await blocking(_NewFile, place, info, owner)
+    try:
+        async with aclosing(client.read(source.path)) as chunks:
+            gathered: list[bytes] = []
+            size = 0
+            async for chunk in chunks:
+                gathered.append(chunk)
+                size += len(chunk)
+                if size >= _WRITE_BYTES:
+                    await blocking(file.write, b"".join(gathered))
+                    counter.add(size)
+                    gathered, size = [], 0
+            await blocking(file.finish, b"".join(gathered))
+            counter.add(size)
+    finally:
+        await blocking(file.close)
+    return Copied(1, counter.done)
+
+
+class _NewFile:
+    """The file of a guest that ``info`` describes in the making, under another name in the directory of ``place``."""
+
+    def __init__(self, place: Path, info: FileInfo, owner: tuple[int, int] | None) -> None:
+        with local_errors(place):
+            self._place = place.resolve()  # a link is followed, as cp does
+            if self._place.exists() and not self._place.is_file():
+                raise NotAFile(f"{escaped(place)} is there, and no regular file, on this machine")
+            self._temporary = _temporary_beside(self._place)
+            self._fd = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._info, self._owner = info, owner
+        self._written = self._checked = 0
+        self._finished = False
+
+    def write(self, data: bytes) -> None:
+        with local_errors(self._place):
+            if not self._written or self._written - self._checked >= CHECK_ROOM_EVERY:
+                self._checked = self._written
+                left = max(self._info.size - self._written, len(data))
+                check_room(self._fd, left, escaped(self._info.name), self._place)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(self._fd, view) :]
+            self._written += len(data)
+
+    def finish(self, data: bytes) -> None:
+        """The last of the data: then it takes its name."""
+        self.write(data)
+        with local_errors(self._place):
+            if self._owner:
+                os.fchown(self._fd, *self._owner)
+            os.fchmod(self._fd, self._info.mode & _PERMISSIONS)
+            os.utime(self._fd, ns=(self._info.mtime_ns, self._info.mtime_ns))
+            self._temporary.rename(self._place)
+        self._finished = True
+
+    def close(self) -> None:
+        os.close(self._fd)
+        if not self._finished:
+            self._temporary.unlink(missing_ok=True)
+
+
+async def _download_tree(
+    client: FileClient, source: _Named, place: Path, keep_owner: bool, unsafe_links: bool, counter: _Counter
+) -> Copied:
+    async with aclosing(_counted(client.read_tar(f"{source.path.rstrip('/')}/."), counter.add)) as chunks:
+
+        def work(archive: ThreadReader) -> Copied:
+            with _directory(place) as (directory, is_new):
+                return unpack(archive, directory, keep_owner=keep_owner, unsafe_links=unsafe_links, new_target=is_new)
+
+        return await reading(work, chunks)
+
+
+@contextmanager
+def _directory(place: Path) -> Iterator[tuple[Path, bool]]:
+    """A directory that is to be filled: ``place`` if it is there, else a new one, which becomes it at the end."""
+    if place.is_dir():
+        yield place, False
+        return
+    with local_errors(place):
+        if os.path.lexists(place):
+            raise NotADirectory(f"{escaped(place)} is there, and no directory, on this machine")
+        temporary = _temporary_beside(place.absolute())
+        temporary.mkdir(mode=0o700)
+    try:
+        yield temporary, True
+        with local_errors(place):
+            temporary.rename(place)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _temporary_beside(place: Path) -> Path:
+    return place.parent / f".squib-{secrets.token_hex(8)}"

@@ -1,0 +1,219 @@
+"""Packing a directory of this machine for a guest: a PAX tar as a stream of chunks.
+
+Each directory is opened relative to the one before it and each file relative to its directory, never through a symbolic
+link that has come in its place meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from squib.errors import InvalidArgument, TransferFailed
+from squib.sdk.transfer.localfiles import escaped, local_errors
+from squib.sdk.transfer.tar import BLOCK, CHUNK, MAX_DEPTH
+
+_ROOT = "."
+_END = bytes(2 * BLOCK)
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_TYPES = {
+    stat.S_IFREG: tarfile.REGTYPE,
+    stat.S_IFDIR: tarfile.DIRTYPE,
+    stat.S_IFLNK: tarfile.SYMTYPE,
+    stat.S_IFIFO: tarfile.FIFOTYPE,
+}
+
+
+def measure(directory: str) -> int:
+    """How many bytes of files `Packing` would send, if nothing changes until then. Blocks. Raises as that does."""
+    total = 0
+    linked: set[tuple[int, int]] = set()
+    for found in _walk(directory):
+        status = found.status
+        identity = (status.st_dev, status.st_ino)
+        if stat.S_ISREG(status.st_mode) and identity not in linked:
+            total += status.st_size
+            if status.st_nlink > 1:
+                linked.add(identity)
+    return total
+
+
+class Packing:
+    """The archive of what is in a directory, and of the directory itself as ``./``.
+
+    It has permission bits with set-id, symbolic and hard links, FIFOs, times in nanoseconds, owners as numbers, and
+    names byte for byte. ``entries`` and ``bytes`` (of files) are what has been packed so far; ``left_out`` says which
+    files were not, with the reason: sockets, devices, and what vanished before it was reached.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self.entries = 0
+        self.bytes = 0
+        self.left_out: list[str] = []
+        self._directory = directory
+        self._gathered = bytearray()
+        self._linked: dict[tuple[int, int], str] = {}
+
+    def chunks(self) -> Iterator[bytes]:
+        """The archive, once, in chunks of about 256 KiB. Blocks while it reads.
+
+        Raises `NoSuchFile`, `NotADirectory`, `PermissionDenied` and other `FileError` for what cannot be read,
+        `TransferFailed` for a file that shrinks meanwhile (one that grows is cut), `InvalidArgument` for a tree of more
+        than 100 levels.
+        """
+        for found in _walk(self._directory):
+            with local_errors(found.path):
+                yield from self._add(found)
+        yield bytes(self._gathered) + _END
+
+    def _add(self, found: _Found) -> Iterator[bytes]:
+        type_ = _TYPES.get(stat.S_IFMT(found.status.st_mode))
+        if type_ is None:
+            self.left_out.append(f"{found.path}: a socket or a device")
+            return
+        try:
+            if type_ == tarfile.REGTYPE:
+                yield from self._add_file(found)
+            else:
+                link = os.readlink(found.name, dir_fd=found.directory) if type_ == tarfile.SYMTYPE else ""
+                yield from self._put(_header(found.member, type_, found.status, link=link))
+        except (FileNotFoundError, _Replaced):
+            self.left_out.append(f"{found.path}: it is gone, or something else has come in its place")
+            return
+        self.entries += 1
+
+    def _add_file(self, found: _Found) -> Iterator[bytes]:
+        fd = _open_file(found)
+        try:
+            status = os.fstat(fd)
+            identity = (status.st_dev, status.st_ino)
+            if identity in self._linked:
+                link = self._linked[identity]
+                yield from self._put(_header(found.member, tarfile.LNKTYPE, status, link=link))
+                return
+            if status.st_nlink > 1:
+                self._linked[identity] = found.member
+            yield from self._put(_header(found.member, tarfile.REGTYPE, status, size=status.st_size))
+            yield from self._content(fd, found.path, status.st_size)
+            yield from self._put(bytes(-status.st_size % BLOCK))
+        finally:
+            os.close(fd)
+
+    def _content(self, fd: int, path: str, size: int) -> Iterator[bytes]:
+        left = size
+        while left:
+            data = os.read(fd, min(left, CHUNK))
+            if not data:
+                raise TransferFailed(
+                    f"{escaped(path)} has shrunk while it was read, from {size} bytes to {size - left}",
+                    hint="copy it again when nothing writes to it",
+                )
+            left -= len(data)
+            self.bytes += len(data)
+            yield from self._put(data)
+
+    def _put(self, data: bytes) -> Iterator[bytes]:
+        if len(self._gathered) + len(data) < CHUNK:
+            self._gathered += data
+            return
+        if self._gathered:
+            yield bytes(self._gathered)
+            self._gathered.clear()
+        yield data
+
+
+def _header(member: str, type_: bytes, status: os.stat_result, *, size: int = 0, link: str = "") -> bytes:
+    info = tarfile.TarInfo(member)
+    info.type = type_
+    info.mode = stat.S_IMODE(status.st_mode)
+    info.uid, info.gid = status.st_uid, status.st_gid
+    info.size = size
+    info.linkname = link
+    seconds, fraction = divmod(status.st_mtime_ns, 10**9)
+    info.mtime = max(seconds, 0)
+    if fraction or seconds < 0:
+        info.pax_headers = {"mtime": _decimal(status.st_mtime_ns)}
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+
+
+def _decimal(nanoseconds: int) -> str:
+    """Seconds with their fraction, as PAX has it."""
+    seconds, fraction = divmod(abs(nanoseconds), 10**9)
+    return f"{'-' if nanoseconds < 0 else ''}{seconds}.{fraction:09}"
+
+
+class _Replaced(Exception):
+    """Something else has come in the place of a file since it was found."""
+
+
+def _open_file(found: _Found) -> int:
+    try:
+        fd = os.open(found.name, _FILE, dir_fd=found.directory)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket
+            raise _Replaced from None
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise _Replaced
+    return fd
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Something that is to be packed: ``name`` in the open directory ``directory``; ``member`` in the archive."""
+
+    directory: int
+    name: str
+    path: str
+    member: str
+    status: os.stat_result
+
+
+def _walk(directory: str) -> Iterator[_Found]:
+    """The directory and all that is below it, directories before what is in them."""
+    with local_errors(directory):
+        fd = os.open(directory, _DIRECTORY)
+        try:
+            yield _Found(fd, _ROOT, directory, _ROOT, os.fstat(fd))
+            yield from _below(fd, directory, "")
+        finally:
+            os.close(fd)
+
+
+def _below(fd: int, path: str, prefix: str) -> Iterator[_Found]:
+    with local_errors(path), os.scandir(fd) as entries:
+        for entry in entries:
+            if prefix.count("/") == MAX_DEPTH:
+                raise InvalidArgument(f"what is in {escaped(path)} is more than {MAX_DEPTH} directories deep")
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            found = _Found(fd, entry.name, f"{path}/{entry.name}", prefix + entry.name, status)
+            yield found
+            if not stat.S_ISDIR(status.st_mode):
+                continue
+            with local_errors(found.path), _opened(entry.name, fd) as below:
+                if below is not None:
+                    yield from _below(below, found.path, f"{found.member}/")
+
+
+@contextlib.contextmanager
+def _opened(name: str, parent: int) -> Iterator[int | None]:
+    """A descriptor of a directory, or ``None`` if it is none any more."""
+    try:
+        fd = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+    except (FileNotFoundError, NotADirectoryError):
+        yield None
+        return
+    try:
+        yield fd
+    finally:
+        os.close(fd)
