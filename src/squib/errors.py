@@ -9,7 +9,8 @@ failed, with the value; a hint says what to type next.
     ├── NotFound                    not_found
     ├── Conflict                    conflict
     │   ├── NameTaken               name_taken
-    │   └── WrongState              wrong_state
+    │   ├── WrongState              wrong_state
+    │   └── Superseded              superseded
     ├── Unauthorized                unauthorized
     ├── HostNotAllowed              host_not_allowed
     ├── BodyTooLarge                body_too_large
@@ -21,12 +22,17 @@ failed, with the value; a hint says what to type next.
     │   ├── DependencyMissing       dependency_missing
     │   ├── ToolFailed              tool_failed
     │   └── DiskFull                disk_full
+    ├── Unsupported                 unsupported
     ├── ImageCorrupt                image_corrupt
+    ├── RecordCorrupt               record_corrupt
     ├── BootError
     │   ├── BootFailed              boot_failed
     │   └── BootTimeout             boot_timeout
     ├── AgentError
     │   ├── AgentUnreachable        agent_unreachable
+    │   │   ├── AgentLost           agent_lost
+    │   │   ├── AgentTimeout        agent_timeout
+    │   │   └── AgentProtocolError  agent_protocol_error
     │   └── AgentVersionMismatch    agent_version_mismatch
     ├── ExecError
     │   ├── CommandNotFound         command_not_found
@@ -118,6 +124,12 @@ class WrongState(Conflict):
     code = "wrong_state"
 
 
+class Superseded(Conflict):
+    """A later call on the same VM, such as a delete, ended this operation."""
+
+    code = "superseded"
+
+
 class Unauthorized(SquibError):
     """The token is missing or wrong."""
 
@@ -187,6 +199,20 @@ class DiskFull(HostError):
     http_status = 507
 
 
+class Unsupported(SquibError):
+    """The VM's driver, or this host, cannot do this."""
+
+    code = "unsupported"
+    http_status = 422
+    exit_code = 2
+
+
+class RecordCorrupt(SquibError):
+    """The database's record of a VM cannot be read. The VM can only be removed."""
+
+    code = "record_corrupt"
+
+
 class ImageCorrupt(SquibError):
     """A cached image or kernel is not what was stored."""
 
@@ -216,10 +242,29 @@ class AgentError(SquibError):
 
 
 class AgentUnreachable(AgentError):
-    """The agent does not answer any more."""
+    """The agent did not complete a request. Its subclasses say why."""
 
     code = "agent_unreachable"
     http_status = 502
+
+
+class AgentLost(AgentUnreachable):
+    """The connection to the agent broke, or the VM ended."""
+
+    code = "agent_lost"
+
+
+class AgentTimeout(AgentUnreachable):
+    """The agent did not answer in time."""
+
+    code = "agent_timeout"
+    http_status = 504
+
+
+class AgentProtocolError(AgentUnreachable):
+    """The guest sent something that the protocol does not allow."""
+
+    code = "agent_protocol_error"
 
 
 class AgentVersionMismatch(AgentError):
