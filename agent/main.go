@@ -1,5 +1,5 @@
 // Command squib-agent is the first process of a squib guest. It boots the guest from the initramfs and then does what the host
-// asks over a virtio port; protocol/agent.md is its contract.
+// asks over a virtio port or vsock; protocol/agent.md is its contract.
 package main
 
 import (
@@ -22,8 +22,8 @@ import (
 // version is set by the linker.
 var version = "0.0.0"
 
-// portTimeout bounds the wait for the host's port to appear.
-const portTimeout = 10 * time.Second
+// listenTimeout bounds the wait for the virtio port or the vsock device to appear.
+const listenTimeout = 10 * time.Second
 
 func init() {
 	// The main goroutine keeps the main thread to itself: what the kernel knows as the process (its owner in /proc, who may
@@ -71,9 +71,9 @@ func serve(guest *boot.Guest) error {
 	}
 	accounts := process.Accounts{}
 	processes := process.NewManager(reaper, cgroups, accounts)
-	port, err := transport.Open(transport.PortName, portTimeout)
+	listener, err := transport.Listen(listenTimeout)
 	if err != nil {
-		return &boot.StepError{Step: "open the port", Err: err}
+		return &boot.StepError{Step: "listen for the host", Err: err}
 	}
 	s := server.New(processes, server.Config{
 		Version:  version,
@@ -83,7 +83,7 @@ func serve(guest *boot.Guest) error {
 		Log:      log.New(guest.Console, "", 0),
 	})
 	guest.Console.Print("ready")
-	return &boot.StepError{Step: "serve", Err: s.Serve(transport.Listen(port))}
+	return &boot.StepError{Step: "serve", Err: s.Serve(listener)}
 }
 
 // ignoreSignals takes and drops the signals that a process of the guest can send to PID 1 and that would end a Go program. The kernel

@@ -48,7 +48,7 @@ func newGuest(t *testing.T) *guest {
 	accounts := process.Accounts{Root: root}
 	processes := process.NewManager(reaper, nil, accounts)
 	s := New(processes, Config{Version: "1.2.3", Guest: identity.Guest{Root: root}, Accounts: accounts, PowerOff: func(d time.Duration) { g.off <- d }, Log: log.New(g.log, "", 0)})
-	l := transport.Listen(g.port)
+	l := transport.NewPortListener(g.port)
 	ended := make(chan error, 1)
 	go func() { ended <- s.Serve(l) }()
 	t.Cleanup(func() {

@@ -18,7 +18,7 @@ var past = time.Unix(1, 0)
 // Conn is one HTTP/2 session on the port. Reads end with io.EOF when the host closes the stream or
 // resynchronizes; Close frees the port for the next session and never closes the port itself.
 type Conn struct {
-	l      *Listener
+	l      *PortListener
 	closed atomic.Bool
 	done   chan struct{}
 	once   sync.Once

@@ -1,35 +1,28 @@
 package transport
 
 import (
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
-	"time"
 	"unsafe"
 )
 
 // PortName is the name that the host gives the virtio port.
 const PortName = "squib.agent"
 
-// device is a virtio port.
+// virtioPort is a port of a virtio console device.
 //
-// A read returns 0 while the host's end is closed. Waiting for the host then costs nothing: the runtime's poller is edge-triggered,
-// so that the standing EPOLLHUP of such a port wakes it once, and data that comes later wakes it again.
-type device struct {
+// A read returns 0 while the host's end is closed. Waiting for the host costs nothing even so: the runtime's poller is
+// edge-triggered, so the permanent EPOLLHUP of such a port wakes it once, and later data wakes it again.
+type virtioPort struct {
 	*os.File
 	raw syscall.RawConn
 }
 
-// Open finds the virtio port called name and opens it, once for the life of the agent (a port has room for one
-// opener). The kernel learns the names from the host some time after the driver's start: Open waits for that up to timeout.
-func Open(name string, timeout time.Duration) (Port, error) {
-	path, err := find("/sys/class/virtio-ports", name, timeout)
-	if err != nil {
-		return nil, err
-	}
+// openVirtioPort opens a port for the lifetime of the agent. A port can be open only once at a time.
+func openVirtioPort(path string) (*virtioPort, error) {
 	fd, err := syscall.Open(path, syscall.O_RDWR|syscall.O_NONBLOCK|syscall.O_CLOEXEC|syscall.O_NOCTTY, 0)
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
@@ -39,31 +32,38 @@ func Open(name string, timeout time.Duration) (Port, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &device{file, raw}, nil
+	return &virtioPort{file, raw}, nil
 }
 
-func find(class, name string, timeout time.Duration) (string, error) {
-	for wait, waited := time.Millisecond, time.Duration(0); ; wait = min(2*wait, 20*time.Millisecond) {
-		names, _ := filepath.Glob(class + "/*/name")
-		var seen []string
-		for _, file := range names {
-			content, _ := os.ReadFile(file)
-			is := strings.TrimSpace(string(content))
-			if is == name {
-				return "/dev/" + filepath.Base(filepath.Dir(file)), nil
-			}
-			seen = append(seen, fmt.Sprintf("%q", is))
+// findVirtioPort returns the device of the port called name, or "" and the names of the ports that exist.
+func findVirtioPort(sys, name string) (device string, others []string) {
+	files, _ := filepath.Glob(sys + "/class/virtio-ports/*/name")
+	for _, file := range files {
+		content, _ := os.ReadFile(file)
+		found := strings.TrimSpace(string(content))
+		if found == name {
+			return "/dev/" + filepath.Base(filepath.Dir(file)), nil
 		}
-		if waited >= timeout {
-			return "", fmt.Errorf("no virtio port is called %q; there are: [%s]", name, strings.Join(seen, " "))
-		}
-		time.Sleep(wait)
-		waited += wait
+		others = append(others, found)
 	}
+	return "", others
+}
+
+// hasVirtioConsole reports whether the VM has a virtio console device, whose ports may still appear.
+func hasVirtioConsole(sys string) bool {
+	const consoleID = "0x0003" // VIRTIO_ID_CONSOLE
+	files, _ := filepath.Glob(sys + "/bus/virtio/devices/*/device")
+	for _, file := range files {
+		content, _ := os.ReadFile(file)
+		if strings.TrimSpace(string(content)) == consoleID {
+			return true
+		}
+	}
+	return false
 }
 
 // ReadWait implements Port.
-func (d *device) ReadWait(p []byte) (n int, err error) {
+func (d *virtioPort) ReadWait(p []byte) (n int, err error) {
 	waitErr := d.raw.Read(func(fd uintptr) bool {
 		for {
 			n, err = syscall.Read(int(fd), p)
@@ -88,7 +88,7 @@ func (d *device) ReadWait(p []byte) (n int, err error) {
 
 // Read implements Port. It takes as much as is there and fits, though the port gives at most a page a call: so the runtime, which
 // costs as much as the call, is asked once for all of them.
-func (d *device) Read(p []byte) (n int, err error) {
+func (d *virtioPort) Read(p []byte) (n int, err error) {
 	waitErr := d.raw.Read(func(fd uintptr) bool {
 		for n < len(p) {
 			m, _, errno := syscall.RawSyscall(syscall.SYS_READ, fd, uintptr(unsafe.Pointer(&p[n])), uintptr(len(p)-n)) // never waits

@@ -15,7 +15,7 @@ import (
 // the next one; a host that is there reads at once.
 const okTimeout = 250 * time.Millisecond
 
-// Port is the guest's end of the stream. *os.File in non-blocking mode and net.Conn have all but ReadWait.
+// Port is the guest's end of a stream that outlives its sessions.
 type Port interface {
 	// Read returns io.EOF while no host is connected.
 	io.ReadWriter
@@ -25,8 +25,8 @@ type Port interface {
 	SetWriteDeadline(time.Time) error
 }
 
-// Listener gives one net.Conn for each handshake on the port, one after the other.
-type Listener struct {
+// PortListener accepts the sessions on a port, one after the other.
+type PortListener struct {
 	port    Port
 	current *Conn
 	closing chan struct{}
@@ -37,13 +37,13 @@ type Listener struct {
 	buffer  []byte
 }
 
-// Listen serves the port, which nobody else may read or write from now on.
-func Listen(port Port) *Listener {
-	return &Listener{port: port, closing: make(chan struct{}), buffer: make([]byte, smallRead)}
+// NewPortListener returns a listener for the sessions on port. Nothing else may read or write the port from now on.
+func NewPortListener(port Port) *PortListener {
+	return &PortListener{port: port, closing: make(chan struct{}), buffer: make([]byte, smallRead)}
 }
 
 // Accept waits for the end of the session before and for a handshake. It returns when the client preface is there.
-func (l *Listener) Accept() (net.Conn, error) {
+func (l *PortListener) Accept() (net.Conn, error) {
 	if l.current != nil {
 		select {
 		case <-l.current.done:
@@ -86,7 +86,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 }
 
 // reply writes an OK line; that the host is not there to read it is no error.
-func (l *Listener) reply(line []byte) error {
+func (l *PortListener) reply(line []byte) error {
 	l.port.SetWriteDeadline(time.Now().Add(okTimeout))
 	_, err := l.port.Write(line)
 	l.port.SetWriteDeadline(time.Time{})
@@ -97,7 +97,7 @@ func (l *Listener) reply(line []byte) error {
 }
 
 // read gives a session what is pending, or else what the port has.
-func (l *Listener) read(p []byte) (int, error) {
+func (l *PortListener) read(p []byte) (int, error) {
 	if len(l.pending) == 0 {
 		if len(p) >= smallRead {
 			return l.port.Read(p)
@@ -114,7 +114,7 @@ func (l *Listener) read(p []byte) (int, error) {
 }
 
 // unread puts bytes that a session has read, and that are not its own, before what is pending.
-func (l *Listener) unread(a, b []byte) {
+func (l *PortListener) unread(a, b []byte) {
 	all := make([]byte, 0, len(a)+len(b)+len(l.pending))
 	all = append(all, a...)
 	all = append(all, b...)
@@ -122,7 +122,7 @@ func (l *Listener) unread(a, b []byte) {
 }
 
 // Close ends Accept with net.ErrClosed. The port stays open, and so does the current session.
-func (l *Listener) Close() error {
+func (l *PortListener) Close() error {
 	l.once.Do(func() {
 		close(l.closing)
 		l.port.SetReadDeadline(past)
@@ -130,7 +130,7 @@ func (l *Listener) Close() error {
 	return nil
 }
 
-func (l *Listener) isClosing() bool {
+func (l *PortListener) isClosing() bool {
 	select {
 	case <-l.closing:
 		return true
@@ -140,4 +140,4 @@ func (l *Listener) isClosing() bool {
 }
 
 // Addr implements net.Listener.
-func (l *Listener) Addr() net.Addr { return addr("guest") }
+func (l *PortListener) Addr() net.Addr { return addr("guest") }

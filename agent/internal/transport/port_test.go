@@ -18,7 +18,11 @@ const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 // listen serves a port; the channel gives the sessions.
 func listen(t *testing.T) (*porttest.Port, <-chan net.Conn) {
 	port := porttest.New(t)
-	l := transport.Listen(port)
+	return port, accept(t, transport.NewPortListener(port))
+}
+
+// accept accepts the sessions of a listener until the test ends.
+func accept(t *testing.T, l net.Listener) <-chan net.Conn {
 	sessions := make(chan net.Conn, 16)
 	ended := make(chan struct{})
 	go func() {
@@ -35,7 +39,7 @@ func listen(t *testing.T) (*porttest.Port, <-chan net.Conn) {
 		l.Close()
 		<-ended
 	})
-	return port, sessions
+	return sessions
 }
 
 func next(t *testing.T, sessions <-chan net.Conn) net.Conn {
