@@ -3,7 +3,6 @@
 package main
 
 import (
-	"fmt"
 	"log"
 	"os"
 	"os/signal"
@@ -33,7 +32,7 @@ func init() {
 
 func main() {
 	if os.Getpid() != 1 {
-		fmt.Println("squib-agent", version)
+		runOnHost(os.Args[1:])
 		return
 	}
 	ignoreSignals()
@@ -77,7 +76,7 @@ func serve(guest *boot.Guest) error {
 	}
 	s := server.New(processes, server.Config{
 		Version:  version,
-		Guest:    identity.Guest{},
+		Identity: identity.Guest{},
 		Accounts: accounts,
 		PowerOff: func(grace time.Duration) { guest.PowerOff(grace, reaper.Childless) },
 		Log:      log.New(guest.Console, "", 0),

@@ -20,7 +20,7 @@ const (
 
 // AddEntropy credits seed to the kernel's pool in full and makes the generator use it at once: after that, clones of one
 // memory image do not draw the same numbers.
-func AddEntropy(seed []byte) error {
+func (Guest) AddEntropy(seed []byte) error {
 	if len(seed) < MinEntropy || len(seed) > MaxEntropy {
 		return fmt.Errorf("entropy: %d bytes, want %d to %d", len(seed), MinEntropy, MaxEntropy)
 	}

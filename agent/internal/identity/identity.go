@@ -96,8 +96,8 @@ func (g Guest) SetMachineID(id string) error {
 }
 
 // SetClock sets the real-time clock. Durations are not affected.
-func SetClock(t time.Time) error {
-	tv := syscall.NsecToTimeval(t.UnixNano())
+func (Guest) SetClock(now time.Time) error {
+	tv := syscall.NsecToTimeval(now.UnixNano())
 	return os.NewSyscallError("settimeofday", syscall.Settimeofday(&tv))
 }
 

@@ -8,7 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"squib/agent/internal/identity"
 	"squib/agent/internal/process"
 	"squib/agent/internal/transport"
 )
@@ -24,10 +23,18 @@ const (
 // Config is what the server needs of the guest.
 type Config struct {
 	Version  string // of the agent
-	Guest    identity.Guest
+	Identity Identity
 	Accounts process.Accounts
 	PowerOff func(grace time.Duration) // called once in its own goroutine, after the host was answered
 	Log      *log.Logger
+}
+
+// Identity applies what setup gives the guest. The arguments have been checked.
+type Identity interface {
+	AddEntropy(seed []byte) error
+	SetClock(now time.Time) error
+	SetHostname(name string) error
+	SetMachineID(id string) error
 }
 
 // Server serves one guest.

@@ -47,7 +47,7 @@ func newGuest(t *testing.T) *guest {
 	os.WriteFile(root+"/etc/passwd", []byte(fmt.Sprintf("me:x:%d:%d::/:/bin/sh\n", os.Getuid(), os.Getgid())), 0o644)
 	accounts := process.Accounts{Root: root}
 	processes := process.NewManager(reaper, nil, accounts)
-	s := New(processes, Config{Version: "1.2.3", Guest: identity.Guest{Root: root}, Accounts: accounts, PowerOff: func(d time.Duration) { g.off <- d }, Log: log.New(g.log, "", 0)})
+	s := New(processes, Config{Version: "1.2.3", Identity: identity.Guest{Root: root}, Accounts: accounts, PowerOff: func(d time.Duration) { g.off <- d }, Log: log.New(g.log, "", 0)})
 	l := transport.NewPortListener(g.port)
 	ended := make(chan error, 1)
 	go func() { ended <- s.Serve(l) }()

@@ -42,24 +42,24 @@ func (s *Server) setup(w http.ResponseWriter, r *http.Request) error {
 		if err != nil || len(seed) < identity.MinEntropy || len(seed) > identity.MaxEntropy {
 			return badRequest("entropy must be 32 to 512 bytes in base64")
 		}
-		steps = append(steps, func() error { return identity.AddEntropy(seed) })
+		steps = append(steps, func() error { return s.config.Identity.AddEntropy(seed) })
 	}
 	if request.TimeUnixMS != nil {
-		steps = append(steps, func() error { return identity.SetClock(time.UnixMilli(*request.TimeUnixMS)) })
+		steps = append(steps, func() error { return s.config.Identity.SetClock(time.UnixMilli(*request.TimeUnixMS)) })
 	}
 	if request.Hostname != nil {
 		name := string(*request.Hostname)
 		if err := identity.CheckHostname(name); err != nil {
 			return badRequest(err.Error())
 		}
-		steps = append(steps, func() error { return s.config.Guest.SetHostname(name) })
+		steps = append(steps, func() error { return s.config.Identity.SetHostname(name) })
 	}
 	if request.MachineID != nil {
 		id := string(*request.MachineID)
 		if err := identity.CheckMachineID(id); err != nil {
 			return badRequest(err.Error())
 		}
-		steps = append(steps, func() error { return s.config.Guest.SetMachineID(id) })
+		steps = append(steps, func() error { return s.config.Identity.SetMachineID(id) })
 	}
 	if request.Env != nil {
 		if err := process.CheckEnv(*request.Env); err != nil {
