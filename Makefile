@@ -37,7 +37,7 @@ fmt: setup  ## Format the code
 	$(BIN)/ruff format $(SOURCES)
 
 unit: setup  ## Unit tests: no root, no VM, under 15 s
-	$(BIN)/pytest tests/unit -m "not slow" -n 3 --dist worksteal
+	$(BIN)/pytest tests/unit tests/contract -m "not slow" -n 3 --dist worksteal
 
 agent-test: setup  ## The agent's own tests
 	$(BIN)/python tests/go.py test ./...

@@ -47,7 +47,8 @@ func serveUnix(socket, root string) error {
 	accounts := process.Accounts{Root: root}
 	processes := process.NewManager(reaper, nil, accounts)
 	sessions := transport.NewStreamListener(transport.NetStreams(listener))
-	end := func(time.Duration) {
+	end := func(grace time.Duration) {
+		time.Sleep(grace) // the answer to the request is on its way meanwhile
 		sessions.Close()
 		for _, p := range processes.List() {
 			p.Kill()
@@ -71,6 +72,7 @@ func serveUnix(socket, root string) error {
 		PowerOff: end,
 		Log:      log.New(os.Stderr, "squib-agent: ", 0),
 	})
+	fmt.Println("squib-agent: ready")
 	if err := s.Serve(sessions); !errors.Is(err, net.ErrClosed) {
 		return err
 	}

@@ -7,43 +7,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+import os
 import re
-from collections.abc import AsyncIterator
+import time
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl
 
-import h2.config
-import h2.connection
-import h2.events
-import h2.exceptions
+from tests.fakes.files import FakeFiles
+from tests.fakes.processes import PROGRAMS, FakeProcess, program_of
+from tests.fakes.requests import (
+    POWEROFF,
+    SETUP,
+    SIGNAL,
+    Refused,
+    bad_request,
+    check_exec,
+    check_fields,
+    check_user,
+    is_size,
+    parse_object,
+)
+from tests.fakes.wire import PREFACE, Input, Session, Stream
 
-from tests.fakes.files import FakeFiles, Refused
-from tests.fakes.processes import PROGRAMS, FakeProcess
-
-_LINE = re.compile(rb"SQUIB-(SYNC|GO) (\d+) ([0-9a-f]{32})\n")
-
-
-class AgentFailure(Exception):
-    def __init__(self, status: int, code: str, message: str) -> None:
-        self.status, self.code = status, code
-        super().__init__(message)
-
-
-@dataclass
-class Stream:
-    path: str
-    method: str
-    body: asyncio.Queue[bytes | None] = field(default_factory=asyncio.Queue)
-    task: asyncio.Task[None] | None = None
-
-    async def read(self) -> bytes:
-        return b"".join([chunk async for chunk in self.chunks()])
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        while (chunk := await self.body.get()) is not None:
-            yield chunk
+_LINE = re.compile(rb"SQUIB-(SYNC|GO) (\d{1,9}) ([0-9a-f]{32})\n\Z")
+_MAX_ENDED = 32
 
 
 @dataclass
@@ -62,6 +50,11 @@ class FakeAgent:
     stdin_stalls: bool = False
     """Whether the windows of input are never given back, as by commands that do not read."""
     no_shell: bool = False
+    """Whether there is no login shell."""
+    has_shell: bool = False
+    """Whether ``shell`` commands run, as the words that they are."""
+    users: dict[str, str] | None = None
+    """The accounts and their home directories; ``None``: every name is one, and has no environment of its own."""
     idle_s: float | None = None
     poweroff: asyncio.Event = field(default_factory=asyncio.Event)
     ignore_poweroff: bool = False
@@ -70,54 +63,72 @@ class FakeAgent:
 
     def __post_init__(self) -> None:
         self.typing.set()
+        self._writer: asyncio.StreamWriter | None = None
+        if self.files:
+            self.files.users = self.users
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection of the host: handshakes and sessions until it closes."""
-        with contextlib.suppress(ConnectionError):
-            while await self._handshake(reader, writer):
+        """One connection of the host: handshakes and sessions until it closes, or another one has a session."""
+        source = Input(reader)
+        with contextlib.suppress(ConnectionError, EOFError):
+            while True:
+                await self._shake_hands(source, writer)
+                if self._writer not in (None, writer):
+                    self._writer.transport.abort()
+                self._writer = writer
                 self.sessions += 1
-                await _Session(self, reader, writer).run()
+                await Session(self, source, writer).run()
         writer.close()
 
-    async def _handshake(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def _shake_hands(self, source: Input, writer: asyncio.StreamWriter) -> None:
         nonce = b""
-        line = b""
         while True:
-            piece = await reader.read(1)
-            if not piece:
-                return False
-            line = (line + piece)[-128:]
-            if not (found := _LINE.search(line)):
-                continue
-            line = b""
-            if found[1] == b"SYNC":
+            found = _LINE.search(await source.line())
+            if found and found[1] == b"SYNC":
                 nonce = found[3]
                 writer.write(b"SQUIB-OK %d %s\n" % (self.protocol, nonce))
-            elif found[3] == nonce:
-                return True
+            elif found and (int(found[2]), found[3]) == (self.protocol, nonce):
+                nonce = b""
+                if await self._read_preface(source):
+                    return
 
-    async def answer(self, stream: Stream, session: _Session, stream_id: int) -> None:
-        match stream.method, stream.path.partition("?")[0].split("/")[2:]:
+    async def _read_preface(self, source: Input) -> bool:
+        for expected in PREFACE:
+            byte = await source.exactly(1)
+            if byte[0] != expected:
+                source.put_back(byte)
+                return False
+        return True
+
+    async def answer(self, stream: Stream, session: Session, stream_id: int) -> None:
+        path = stream.path.partition("?")[0]
+        match stream.method, path.removeprefix("/v1/").split("/") if path.startswith("/v1/") else []:
             case "GET", ["hello"]:
-                hello = {"protocol": self.protocol, "agent_version": "fake", "boot_id": "b", "kernel": "6.0-fake"}
+                hello = {
+                    "protocol": self.protocol, "agent_version": "fake", "boot_id": "b", "kernel": "6.0-fake",
+                    "uptime_ms": 1 + time.monotonic_ns() // 1_000_000,
+                }  # fmt: skip
                 await session.send_json(stream_id, 200, hello)
             case "POST", ["setup"]:
-                self.setup |= json.loads(await stream.read())
+                values = parse_object(await stream.read())
+                check_fields(values, SETUP)
+                self.setup |= values
                 await session.send_json(stream_id, 204, None)
             case "POST", ["exec"]:
-                await self._exec(json.loads(await stream.read()), session, stream_id)
+                await self._exec(parse_object(await stream.read()), session, stream_id)
             case _, ["processes", *words]:
                 await self._processes(stream, words, session, stream_id)
             case _, ["files", *_] if self.files:
                 await self.files.answer(stream, session, stream_id)
             case "POST", ["poweroff"]:
-                await session.send_json(stream_id, 202, {})
+                check_fields(parse_object(await stream.read()), POWEROFF)
+                await session.send_json(stream_id, 202, None)
                 if not self.ignore_poweroff:
                     self.poweroff.set()
             case _:
-                raise AgentFailure(404, "bad_request", stream.path)
+                raise bad_request(f"no such endpoint: {stream.method} {stream.path}")
 
-    async def _processes(self, stream: Stream, words: list[str], session: _Session, stream_id: int) -> None:
+    async def _processes(self, stream: Stream, words: list[str], session: Session, stream_id: int) -> None:
         match stream.method, words:
             case "GET", []:
                 listed = [process.describe() for process in self.processes.values()]
@@ -129,65 +140,77 @@ class FakeAgent:
                 if process.exit is None:
                     self.killed.append(process_id)
                 await process.kill()
-                del self.processes[process_id]
+                self.processes.pop(process_id, None)
                 await session.send_json(stream_id, 204, None)
             case "GET", [process_id, "output"]:
                 process = self._find(process_id)
+                query = dict(parse_qsl(stream.path.partition("?")[2], keep_blank_values=True))
+                none = query.pop("none", "") == "1"
+                if not all(value.isdecimal() for value in query.values()):
+                    raise bad_request("an offset must be a number")
                 process.was_read = True
-                query = {name: int(value) for name, value in parse_qsl(stream.path.partition("?")[2])}
-                await self._follow(process, session, stream_id, none=bool(query.pop("none", 0)), **query)
+                offsets = {name: int(value) for name, value in query.items()}
+                await self._follow(process, session, stream_id, none=none, **offsets)
             case "POST", [process_id, "stdin"]:
                 await self._stdin(stream, process_id, session, stream_id)
             case "POST", [process_id, "signal"]:
-                number = json.loads(await stream.read())["signal"]
                 process = self._find(process_id)
+                values = {"signal": 0} | parse_object(await stream.read())
+                check_fields(values, SIGNAL)
+                number = values["signal"]
                 if process.exit is not None:
-                    raise AgentFailure(404, "no_such_process", process_id)
+                    raise Refused(404, "no_such_process", process_id)
                 self.killed.append(f"{process_id} signal {number}")
                 if number in (9, 15):
                     await process.kill(number)
                 await session.send_json(stream_id, 204, None)
             case "POST", [process_id, "resize"]:
                 process = self._find(process_id)
+                size = parse_object(await stream.read())
+                if not is_size(size):
+                    raise bad_request("rows and cols of a terminal must be 1 to 65535")
                 if process.pty is None:
-                    raise AgentFailure(409, "no_terminal", process_id)
-                await process.resize(json.loads(await stream.read()))
+                    raise Refused(409, "no_terminal", process_id)
+                if process.exit is not None:
+                    raise Refused(404, "no_such_process", process_id)
+                await process.resize({name: size[name] for name in ("rows", "cols")})
                 await session.send_json(stream_id, 204, None)
             case _:
-                raise AgentFailure(404, "bad_request", stream.path)
+                raise bad_request(f"no such endpoint: {stream.method} {stream.path}")
 
     def _find(self, process_id: str) -> FakeProcess:
         if process_id not in self.processes:
-            raise AgentFailure(404, "no_such_process", process_id)
+            raise Refused(404, "no_such_process", process_id)
         return self.processes[process_id]
 
-    async def _stdin(self, stream: Stream, process_id: str, session: _Session, stream_id: int) -> None:
+    async def _stdin(self, stream: Stream, process_id: str, session: Session, stream_id: int) -> None:
         process = self._find(process_id)
         written = 0
+        if process.stdin is None or process.stdin_closed or process.exit is not None:
+            raise Refused(409, "stdin_closed", process_id)
         async for chunk in stream.chunks():
-            if process.stdin is None or process.exit is not None:
-                raise AgentFailure(409, "stdin_closed", process_id)
+            if process.exit is not None:
+                raise Refused(409, "stdin_closed", process_id)
             await self.typing.wait()
             written += len(chunk)
             process.stdin.put_nowait(chunk)
         self.writes.append(written)
-        if "close=1" in stream.path and process.stdin:
-            process.stdin.put_nowait(None)
+        if "close=1" in stream.path:
+            process.stdin.put_nowait(b"\x04" if process.pty else None)
+            process.stdin_closed = not process.pty
         await session.send_json(stream_id, 200, {"written": written})
 
-    async def _exec(self, spec: dict[str, Any], session: _Session, stream_id: int) -> None:
-        if "shell" in spec or (spec.get("login") and self.no_shell):
-            raise AgentFailure(422, "no_shell", "the image has no /bin/sh")
-        program = spec["argv"][0] if "argv" in spec else "tty"
-        if program not in PROGRAMS:
-            raise AgentFailure(422, "command_not_found", f"{program}: not found in PATH")
+    async def _exec(self, spec: dict[str, Any], session: Session, stream_id: int) -> None:
+        check_exec(spec)
+        self._check_guest(spec)
         self._next_id += 1
-        process = FakeProcess(f"p{self._next_id}", 100 + self._next_id, spec, self.setup.get("env", {}))
+        process = FakeProcess(f"p{self._next_id}", 100 + self._next_id, spec, self.setup.get("env", {}), self.users)
         process.pty = spec.get("pty")
         if spec.get("stdin") or process.pty:
             process.stdin = asyncio.Queue()
         self.processes[process.id] = process
         process.task = asyncio.create_task(process.run())
+        process.task.add_done_callback(lambda _: self._forget_oldest())
         if process.background:
             await self._follow(process, session, stream_id)
             return
@@ -197,102 +220,31 @@ class FakeAgent:
             self.killed.append(process.id)
             raise
         finally:
-            del self.processes[process.id]
+            self.processes.pop(process.id, None)
             process.task.cancel()
 
-    async def _follow(self, process: FakeProcess, session: _Session, stream_id: int, **options: Any) -> None:
-        session.headers(stream_id, 200, "application/vnd.squib.protocol.frames")
+    def _check_guest(self, spec: dict[str, Any]) -> None:
+        """Check what a command needs of the guest: its user, working directory, shell and program."""
+        check_user(self.users, spec.get("user") or "root")
+        if ("shell" in spec and not self.has_shell) or (spec.get("login") and self.no_shell):
+            raise Refused(422, "no_shell", "the image has no /bin/sh")
+        if self.files and spec.get("cwd") and not self.files.at(spec["cwd"]).is_dir():
+            raise Refused(422, "bad_cwd", f"{spec['cwd']}: cannot be entered")
+        program = program_of(spec)[0]
+        if "/" in program and self.files:
+            path = self.files.at(program)
+            if path.exists() and (path.is_dir() or not os.access(path, os.X_OK)):
+                raise Refused(422, "not_executable", f"{program}: permission denied")
+            program = path.name if path.exists() else ""
+        if program not in PROGRAMS:
+            raise Refused(422, "command_not_found", f"{program}: not found in PATH")
+
+    def _forget_oldest(self) -> None:
+        ended = [process.id for process in self.processes.values() if process.background and process.exit]
+        for process_id in ended[:-_MAX_ENDED]:
+            del self.processes[process_id]
+
+    async def _follow(self, process: FakeProcess, session: Session, stream_id: int, **options: Any) -> None:
+        session.headers(stream_id, 200, "application/vnd.squib.frames")
         await process.follow(lambda data: session.data(stream_id, data), idle_s=self.idle_s, **options)
         await session.data(stream_id, b"", end=True)
-
-
-class _Session:
-    """One HTTP/2 session."""
-
-    def __init__(self, agent: FakeAgent, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._agent, self._reader, self._writer = agent, reader, writer
-        self._h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding="utf-8"))
-        self._streams: dict[int, Stream] = {}
-        self._window = asyncio.Event()
-
-    async def run(self) -> None:
-        self._h2.initiate_connection()
-        self._h2.increment_flow_control_window(15 * 65_535)  # sixteen streams' windows, as the agent's is
-        self._flush()
-        try:
-            while data := await self._reader.read(65536):
-                for event in self._h2.receive_data(data):
-                    self._handle(event)
-                self._flush()
-        except h2.exceptions.ProtocolError:
-            self._flush()
-        finally:
-            for stream in self._streams.values():
-                if stream.task:
-                    stream.task.cancel()
-
-    def _handle(self, event: h2.events.Event) -> None:
-        match event:
-            case h2.events.RequestReceived():
-                headers = dict(event.headers)
-                stream = self._streams[event.stream_id] = Stream(headers[":path"], headers[":method"])
-                stream.task = asyncio.create_task(self._serve(stream, event.stream_id))
-            case h2.events.DataReceived():
-                stream = self._streams[event.stream_id]
-                if not (self._agent.stdin_stalls and "/stdin" in stream.path):
-                    self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
-                if event.data:  # the end may come in an empty frame, after the process's own
-                    stream.body.put_nowait(event.data)
-            case h2.events.StreamEnded():
-                self._streams[event.stream_id].body.put_nowait(None)
-            case h2.events.StreamReset():
-                if task := self._streams[event.stream_id].task:
-                    task.cancel()
-            case h2.events.WindowUpdated() | h2.events.RemoteSettingsChanged():
-                self._window.set()
-
-    async def _serve(self, stream: Stream, stream_id: int) -> None:
-        try:
-            await self._agent.answer(stream, self, stream_id)
-        except (AgentFailure, Refused) as failure:
-            error = {"error": {"code": failure.code, "message": str(failure)}}
-            await self.send_json(stream_id, failure.status, error)
-        except (h2.exceptions.StreamClosedError, ConnectionError):
-            pass
-        except Exception as fault:  # noqa: BLE001 (or the test would wait for an answer that never comes)
-            error = {"error": {"code": "internal", "message": f"the fake agent: {fault!r}"}}
-            await self.send_json(stream_id, 500, error)
-
-    def headers(self, stream_id: int, status: int, content_type: str, *, length: int | None = None) -> None:
-        headers = [(":status", str(status)), ("content-type", content_type)]
-        if length is not None:
-            headers.append(("squib-length", str(length)))
-        self._h2.send_headers(stream_id, headers)
-        self._flush()
-
-    def reset(self, stream_id: int) -> None:
-        self._h2.reset_stream(stream_id, 2)
-        self._flush()
-
-    async def send_json(self, stream_id: int, status: int, value: object) -> None:
-        self.headers(stream_id, status, "application/json")
-        await self.data(stream_id, b"" if value is None else json.dumps(value).encode(), end=True)
-
-    async def data(self, stream_id: int, data: bytes, *, end: bool = False) -> None:
-        view = memoryview(data)
-        while view:
-            size = min(self._h2.local_flow_control_window(stream_id), self._h2.max_outbound_frame_size, len(view))
-            if size <= 0:
-                self._window.clear()
-                await self._window.wait()
-                continue
-            self._h2.send_data(stream_id, bytes(view[:size]))
-            view = view[size:]
-            self._flush()
-            await self._writer.drain()
-        if end:
-            self._h2.end_stream(stream_id)
-            self._flush()
-
-    def _flush(self) -> None:
-        self._writer.write(self._h2.data_to_send())

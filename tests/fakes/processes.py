@@ -2,18 +2,18 @@
 
 It runs no real commands, only these, given as ``argv``: ``true``, ``false``, ``exit N``, ``echo WORD...``,
 ``err WORD...`` (echo to standard error), ``cat`` (needs stdin), ``sleep`` (for ever), ``spam`` (prints for ever),
-``env``, ``garbage`` (sends what is no frame), ``vanish`` (the guest ends), ``flood N`` (N KiB, numbered) and ``tty``,
-which is what a login shell is too: it prints ``$ ``, echoes what is typed, tells a new size as ``[ROWSxCOLS]`` and ends
-with status N at ``exit N`` and a carriage return, and with 0 at Ctrl-D.
+``env``, ``pwd``, ``garbage`` (sends what is no frame), ``vanish`` (the guest ends), ``flood N`` (N KiB, numbered) and
+``tty``, which is what a login shell is too: it prints ``$ ``, echoes what is typed, tells a new size as ``[ROWSxCOLS]``
+and ends with status N at ``exit N`` and a carriage return, and with 0 at Ctrl-D.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import re
+import shlex
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -22,10 +22,27 @@ from typing import Any
 from squib.protocol.frames import FrameKind, encode, encode_json
 
 PROGRAMS = {
-    "true", "false", "exit", "echo", "err", "cat", "sleep", "spam", "env", "garbage", "vanish", "flood", "tty",
+    "true", "false", "exit", "echo", "err", "cat", "sleep", "spam", "env", "pwd", "garbage", "vanish", "flood", "tty",
 }  # fmt: skip
 FOREGROUND_BYTES, BACKGROUND_BYTES = 128 << 10, 1 << 20
 _EXIT = re.compile(rb"exit ([0-9]+)\r")
+
+
+def program_of(spec: dict[str, Any]) -> list[str]:
+    """What a request runs, as words."""
+    if "shell" in spec:
+        return shlex.split(spec["shell"])
+    return spec.get("argv") or ["tty"]
+
+
+def shown(argv: list[str]) -> list[str]:
+    """The beginning of arguments, as it is listed."""
+    left, words = 2048, []
+    for word in argv:
+        if left > 0:
+            words.append(word[:left])
+        left -= len(word) + 1
+    return words
 
 
 @dataclass(eq=False)
@@ -51,10 +68,13 @@ class FakeProcess:
     pid: int
     spec: dict[str, Any]
     env: dict[str, str]
+    users: dict[str, str] | None = None
     stdin: asyncio.Queue[bytes | None] | None = None
+    stdin_closed: bool = False
     pty: dict[str, int] | None = None
     exit: dict[str, Any] | None = None
     readers: list[Reader] = field(default_factory=list)
+    watchers: int = 0
     pieces: deque[Piece] = field(default_factory=deque)
     ends: dict[FrameKind, int] = field(default_factory=lambda: {FrameKind.STDOUT: 0, FrameKind.STDERR: 0})
     total: int = 0
@@ -69,7 +89,7 @@ class FakeProcess:
         return bool(self.spec.get("background"))
 
     def describe(self) -> dict[str, Any]:
-        argv = self.spec.get("argv") or ["-sh"]
+        argv = ["/bin/sh", "-c", self.spec["shell"]] if "shell" in self.spec else self.spec.get("argv") or ["-sh"]
         ranges = {
             name: {"start": min((p.offset for p in self.pieces if p.kind is kind), default=end), "end": end}
             for name, kind, end in (
@@ -78,9 +98,10 @@ class FakeProcess:
             )
         }
         return {
-            "id": self.id, "pid": self.pid, "argv": argv, "user": self.spec.get("user", "root"),
+            "id": self.id, "pid": self.pid, "argv": shown(argv), "user": self.spec.get("user", "root"),
             "started_unix_ms": 1_763_775_600_000, "background": self.background, "pty": self.pty,
-            "stdin": bool(self.spec.get("stdin")), "readers": len(self.readers), "exit": self.exit,
+            "stdin": bool(self.spec.get("stdin") and not self.pty), "readers": len(self.readers) + self.watchers,
+            "exit": self.exit,
         } | ranges  # fmt: skip
 
     async def run(self) -> None:
@@ -119,7 +140,9 @@ class FakeProcess:
         """Send the frames from these offsets on, to the last."""
         offsets = {FrameKind.STDOUT: stdout, FrameKind.STDERR: stderr}
         reader = Reader(self.pieces[0].start if self.pieces else self.total)
-        if not none:
+        if none:
+            self.watchers += 1
+        else:
             self.readers.append(reader)
         try:
             await send(encode_json(FrameKind.STARTED, {"id": self.id, "pid": self.pid}))
@@ -142,7 +165,9 @@ class FakeProcess:
                     except TimeoutError:
                         await send(encode(FrameKind.IDLE, b""))
         finally:
-            with contextlib.suppress(ValueError):
+            if none:
+                self.watchers -= 1
+            else:
                 self.readers.remove(reader)
             await asyncio.shield(asyncio.ensure_future(self._notify()))
         await send(encode_json(FrameKind.EXIT, self.exit))
@@ -171,8 +196,8 @@ class FakeProcess:
             self.changed.notify_all()
 
     async def _program(self) -> int:
-        program, *words = self.spec.get("argv") or ["tty"]
-        match program:
+        program, *words = program_of(self.spec)
+        match program.rpartition("/")[2]:
             case "false":
                 return 1
             case "exit":
@@ -181,13 +206,14 @@ class FakeProcess:
                 kind = FrameKind.STDOUT if program == "echo" else FrameKind.STDERR
                 await self._write(kind, (" ".join(words) + "\n").encode("utf-8", "surrogateescape"))
             case "env":
-                await self._write(FrameKind.STDOUT, json.dumps(self.env | self.spec.get("env", {})).encode())
+                await self._write(FrameKind.STDOUT, json.dumps(self._environment()).encode())
+            case "pwd":
+                await self._write(FrameKind.STDOUT, os.fsencode(self.spec.get("cwd") or self._home()) + b"\n")
             case "flood":
                 for number in range(int(words[0])):
                     await self._write(FrameKind.STDOUT, b"%01023d\n" % number)
             case "cat":
-                assert self.stdin
-                while (chunk := await self.stdin.get()) is not None:
+                while self.stdin and (chunk := await self.stdin.get()) is not None:
                     for start in range(0, len(chunk), 65536):
                         await self._write(FrameKind.STDOUT, chunk[start : start + 65536])
             case "sleep":
@@ -202,6 +228,22 @@ class FakeProcess:
             case "tty":
                 return await self._tty()
         return 0
+
+    def _home(self) -> str:
+        return (self.users or {}).get(self.spec.get("user") or "root", "/")
+
+    def _environment(self) -> dict[str, str]:
+        own = self.env | self.spec.get("env", {})
+        if self.users is None:
+            return own
+        user = self.spec.get("user") or "root"
+        account = "root" if self.spec.get("sudo") else user
+        env = {"PATH": os.defpath, "HOME": self._home(), "USER": account, "LOGNAME": account, "SHELL": "/bin/sh"}
+        if self.spec.get("sudo"):
+            env |= {"SUDO_USER": user, "SUDO_UID": str(os.getuid()), "SUDO_GID": str(os.getgid())}
+        if self.pty:
+            env["TERM"] = "xterm-256color"
+        return env | own
 
     async def _tty(self) -> int:
         assert self.stdin
