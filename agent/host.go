@@ -36,7 +36,7 @@ func runOnHost(args []string) {
 // Nothing here boots, mounts, makes cgroups, sets the machine's identity or signals processes that the agent has not
 // started. It ends with its standard input, so that an agent never outlives its test.
 func serveUnix(socket, root string) error {
-	syscall.Umask(0o177) // the socket gives its user's rights away
+	syscall.Umask(0o177) // whoever connects acts as this user: 0600
 	listener, err := net.Listen("unix", socket)
 	syscall.Umask(0o022) // as in a guest
 	if err != nil {
@@ -48,7 +48,7 @@ func serveUnix(socket, root string) error {
 	processes := process.NewManager(reaper, nil, accounts)
 	sessions := transport.NewStreamListener(transport.NetStreams(listener))
 	end := func(grace time.Duration) {
-		time.Sleep(grace) // the answer to the request is on its way meanwhile
+		time.Sleep(grace) // lets the response reach the client
 		sessions.Close()
 		for _, p := range processes.List() {
 			p.Kill()
@@ -76,10 +76,10 @@ func serveUnix(socket, root string) error {
 	if err := s.Serve(sessions); !errors.Is(err, net.ErrClosed) {
 		return err
 	}
-	select {} // end is running
+	select {} // end terminates the process
 }
 
-// hostIdentity accepts an identity and changes nothing: this machine keeps its own.
+// hostIdentity accepts an identity and applies nothing: this machine keeps its own.
 type hostIdentity struct{}
 
 func (hostIdentity) AddEntropy([]byte) error   { return nil }

@@ -1,5 +1,5 @@
-// Command squib-agent is the first process of a squib guest. It boots the guest from the initramfs and then does what the host
-// asks over a virtio port or vsock; protocol/agent.md is its contract.
+// Command squib-agent is the first process of a squib guest. It boots the guest from the initramfs,
+// and then serves the host over a virtio port or vsock. See protocol/agent.md for the protocol.
 package main
 
 import (
@@ -25,8 +25,9 @@ var version = "0.0.0"
 const listenTimeout = 10 * time.Second
 
 func init() {
-	// The main goroutine keeps the main thread to itself: what the kernel knows as the process (its owner in /proc, who may
-	// signal it) must not change when another goroutine gives its thread a user's identity.
+	// Reserve the main thread for the main goroutine. The kernel takes the main thread's identity
+	// for the process's: it owns the files in /proc and decides who may send signals. Other
+	// goroutines give their threads a user's identity for a while.
 	runtime.LockOSThread()
 }
 
@@ -36,8 +37,8 @@ func main() {
 		return
 	}
 	ignoreSignals()
-	// The agent waits in system calls, and a goroutine that waits there holds its processor for a while: one more than the
-	// guest has keeps the others going. Many would only wake each other.
+	// A goroutine that waits in a system call occupies its processor for a while. One processor
+	// more than the guest has keeps the others running; many more would only wake each other up.
 	runtime.GOMAXPROCS(min(max(runtime.NumCPU(), 2), 4))
 
 	boundGarbage()
@@ -49,8 +50,9 @@ func main() {
 	guest.Fatal(serve(guest))
 }
 
-// garbageShare of the guest's memory is what the agent takes before it looks for garbage more often, and gives it back. By itself Go lets
-// garbage grow to the size of all that is in use, after two hundred requests at a time too, and keeps it for minutes.
+// garbageShare is the divisor of the guest's memory above which the agent collects garbage more
+// often and returns memory. By default, Go lets garbage grow to the size of the memory in use, and
+// keeps it for minutes.
 const garbageShare = 4
 
 func boundGarbage() {
@@ -60,7 +62,7 @@ func boundGarbage() {
 	}
 }
 
-// serve answers the host for as long as the guest lives.
+// serve serves the host until the guest powers off.
 func serve(guest *boot.Guest) error {
 	reaper := process.NewReaper()
 	go reaper.Run()
@@ -85,9 +87,10 @@ func serve(guest *boot.Guest) error {
 	return &boot.StepError{Step: "serve", Err: s.Serve(listener)}
 }
 
-// ignoreSignals takes and drops the signals that a process of the guest can send to PID 1 and that would end a Go program. The kernel
-// shields PID 1 only from signals that it has no handler for, and the Go runtime has one for each. They are not
-// set to be ignored, since commands would inherit that.
+// ignoreSignals catches and drops the signals that a process in the guest could send to PID 1 and
+// that terminate Go programs. The kernel protects PID 1 only from signals without a handler, and
+// the Go runtime installs handlers. The signals are not set to be ignored, because commands would
+// inherit that.
 func ignoreSignals() {
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTRAP, syscall.SIGABRT,
 		syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGPIPE, syscall.SIGALRM, syscall.SIGTERM, syscall.SIGSTKFLT, syscall.SIGXCPU,

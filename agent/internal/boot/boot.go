@@ -1,5 +1,5 @@
-// Package boot takes the guest from the kernel's first process to a running root filesystem, and to its end:
-// protocol/agent.md, section 4.
+// Package boot takes the guest from the kernel's first process to a running root filesystem, and
+// powers it off. See protocol/agent.md, section 4.
 package boot
 
 import (
@@ -9,19 +9,19 @@ import (
 	"time"
 )
 
-// deviceTimeout bounds the wait for what the kernel finds after its driver's start.
+// deviceTimeout bounds the wait for a device to appear after its driver has started.
 const deviceTimeout = 10 * time.Second
 
-// Guest is a guest that has booted.
+// Guest is a booted guest.
 type Guest struct {
 	Console *Console
 
-	// overlay is the root of the writable filesystem below the overlayfs. After the switch of the root no path leads to it, but the end
-	// has to leave it clean.
+	// overlay is the root directory of the writable filesystem below the overlayfs. No path leads
+	// to it after the switch of the root, but PowerOff must leave it clean.
 	overlay *os.File
 }
 
-// StepError says which step of the boot failed.
+// StepError reports which step of the boot failed.
 type StepError struct {
 	Step string
 	Err  error
@@ -31,7 +31,7 @@ func (e *StepError) Error() string { return e.Step + ": " + e.Err.Error() }
 
 func (e *StepError) Unwrap() error { return e.Err }
 
-// Run boots. The console is usable even when it fails.
+// Run boots the guest. The console is usable even if Run fails.
 func Run() (*Guest, error) {
 	guest := &Guest{}
 	syscall.Umask(0o022)
@@ -52,12 +52,13 @@ func Run() (*Guest, error) {
 			return guest, &StepError{step.name, err}
 		}
 	}
-	// A session of its own, with no controlling terminal, for all that is started from here. It fails for a leader, which is as good.
+	// Start a session without a controlling terminal for everything that the agent starts. Setsid
+	// fails if the agent leads one already, which serves as well.
 	syscall.Setsid()
 	return guest, nil
 }
 
-// assembleRoot mounts base and overlay and joins them at newRoot.
+// assembleRoot mounts the base and the overlay, and joins them at newRoot.
 func (g *Guest) assembleRoot() error {
 	disks, err := findDisks("/sys/block", deviceTimeout, baseSerial, overlaySerial)
 	if err != nil {
@@ -81,13 +82,14 @@ func (g *Guest) assembleRoot() error {
 			return err
 		}
 	}
-	// With redirect_dir a directory of the image can be renamed: overlayfs then notes in the upper one where its files are.
+	// redirect_dir allows renaming a directory of the image: overlayfs then records its old path in
+	// the upper directory.
 	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,redirect_dir=on", baseDir, upperDir, workDir)
 	return mount("overlay", newRoot, "overlay", 0, options)
 }
 
-// mountBase mounts the base read-only. An ext4 image that was not cleanly unmounted needs its journal replayed, which a
-// read-only device forbids: then it is read as it is.
+// mountBase mounts the base read-only. An ext4 image that was not unmounted cleanly needs a journal
+// replay, which a read-only device forbids; mountBase then mounts it without its journal.
 func mountBase(device, kind string) error {
 	err := mount(device, baseDir, kind, syscall.MS_RDONLY, "")
 	if err != nil && kind == "ext4" {

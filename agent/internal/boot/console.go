@@ -6,11 +6,12 @@ import (
 	"syscall"
 )
 
-// Console writes lines that the host sees on the guest's console. The methods of a nil console write to stderr, which the
-// kernel has opened.
+// Console writes lines to the guest's console, where the host reads them. A nil Console writes to
+// stderr, which the kernel has opened.
 type Console struct{ file *os.File }
 
-// OpenConsole opens the console and makes it stdout and stderr, where a panic of the agent goes. Stdin is /dev/null.
+// OpenConsole opens the console and makes it stdout and stderr, so that a panic of the agent shows
+// there. Stdin becomes /dev/null.
 func OpenConsole() (*Console, error) {
 	f, err := os.OpenFile("/dev/console", os.O_WRONLY|syscall.O_NOCTTY, 0)
 	if err != nil {
@@ -28,7 +29,7 @@ func OpenConsole() (*Console, error) {
 	return &Console{f}, nil
 }
 
-// Write prints each line of p with the agent's prefix, for the log package.
+// Write implements io.Writer for package log. It prints each line of p with the agent's prefix.
 func (c *Console) Write(p []byte) (int, error) {
 	f := os.Stderr
 	if c != nil {
@@ -47,7 +48,7 @@ func (c *Console) Write(p []byte) (int, error) {
 // Print prints one line.
 func (c *Console) Print(line string) { c.Write([]byte(line)) }
 
-// drain waits until what was printed has left the machine.
+// drain waits until the console has transmitted what was printed.
 func (c *Console) drain() {
 	const tcsbrk = 0x5409 // tcdrain(3) is TCSBRK with 1
 	fd := os.Stderr.Fd()

@@ -11,13 +11,14 @@ import (
 	"time"
 )
 
-// Serial numbers of the disks that make the root.
+// Serial numbers of the disks that form the root.
 const (
 	baseSerial    = "squib-base"
 	overlaySerial = "squib-overlay"
 )
 
-// findDisks returns the device of each serial number. A disk can appear some time after its driver was loaded.
+// findDisks returns the device for each serial number. A disk may appear some time after its driver
+// was loaded.
 func findDisks(sysBlock string, timeout time.Duration, serials ...string) (map[string]string, error) {
 	for wait, waited := time.Millisecond, time.Duration(0); ; wait = min(2*wait, 50*time.Millisecond) {
 		found := map[string]string{}
@@ -43,7 +44,7 @@ func findDisks(sysBlock string, timeout time.Duration, serials ...string) (map[s
 	}
 }
 
-// filesystemOf tells a filesystem by its superblock.
+// filesystemOf returns the type of a filesystem, from its superblock.
 func filesystemOf(device string) (string, error) {
 	f, err := os.Open(device)
 	if err != nil {

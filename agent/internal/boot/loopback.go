@@ -6,11 +6,11 @@ import (
 	"unsafe"
 )
 
-// loopbackUp brings up lo, which also gives it 127.0.0.1 and ::1.
+// loopbackUp brings up lo, which also assigns it 127.0.0.1 and ::1.
 func loopbackUp() error {
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_DGRAM|syscall.SOCK_CLOEXEC, 0)
 	if err == syscall.EAFNOSUPPORT {
-		return nil // a kernel without IPv4 has no loopback address to offer
+		return nil // a kernel without IPv4 has no loopback device to bring up
 	}
 	if err != nil {
 		return os.NewSyscallError("socket", err)

@@ -8,8 +8,8 @@ import (
 	"unsafe"
 )
 
-// loadModules loads the modules that the list names, in its order, and removes their files: an initramfs is memory.
-// A kernel that has all built in needs no list.
+// loadModules loads the modules in the list, in order, and removes their files, since an initramfs
+// occupies memory. A kernel with everything built in has no list.
 func loadModules(dir, list string) error {
 	names, err := os.ReadFile(list)
 	if os.IsNotExist(err) {

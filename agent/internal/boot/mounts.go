@@ -6,7 +6,7 @@ import (
 	"syscall"
 )
 
-// Places in the initramfs.
+// Paths in the initramfs.
 const (
 	modulesDir  = "/squib/modules"
 	modulesList = "/squib/modules.list"
@@ -17,7 +17,7 @@ const (
 	newRoot     = "/squib/root"
 )
 
-// CgroupDir is where cgroup v2 is mounted, if the kernel has it.
+// CgroupDir is the mount point of cgroup v2, if the kernel supports it.
 const CgroupDir = "/sys/fs/cgroup"
 
 const (
@@ -25,7 +25,7 @@ const (
 	noDevice = syscall.MS_NOSUID | syscall.MS_NODEV
 )
 
-// mount makes the directory and mounts on it.
+// mount creates the directory target and mounts on it.
 func mount(source, target, kind string, flags uintptr, data string) error {
 	if err := os.MkdirAll(target, 0o755); err != nil {
 		return err
@@ -44,8 +44,8 @@ func mountKernel() error {
 	)
 }
 
-// enterRoot makes newRoot the root of this process and of all that it will start. The initramfs stays below it, all but empty,
-// since the kernel cannot unmount it.
+// enterRoot makes newRoot the root of this process and of everything that it starts. The initramfs,
+// now almost empty, stays below it: the kernel cannot unmount it.
 func enterRoot() error {
 	for _, dir := range []string{"/proc", "/sys", "/dev"} {
 		if err := os.MkdirAll(newRoot+dir, 0o755); err != nil {
@@ -67,8 +67,8 @@ func enterRoot() error {
 	return os.Chdir("/")
 }
 
-// mountInRoot completes /dev and mounts what programs expect in a running system. /run does not outlive a boot, /tmp does: it is
-// on the disk, as large as that, and goes into snapshots.
+// mountInRoot completes /dev and mounts what programs expect on a running system. /run is cleared
+// at each boot. /tmp is not: it is on the disk, as large as the disk, and part of snapshots.
 func mountInRoot() error {
 	err := errors.Join(
 		mount("devpts", "/dev/pts", "devpts", syscall.MS_NOSUID|syscall.MS_NOEXEC, "gid=5,mode=620,ptmxmode=666"),
@@ -80,12 +80,12 @@ func mountInRoot() error {
 	for name, target := range map[string]string{"fd": "", "stdin": "/0", "stdout": "/1", "stderr": "/2"} {
 		os.Symlink("/proc/self/fd"+target, "/dev/"+name)
 	}
-	// Commands do without cgroups on a kernel that has no v2.
+	// Without cgroup v2 in the kernel, commands run without cgroups.
 	mount("cgroup2", CgroupDir, "cgroup2", noExec, "nsdelegate")
 	return err
 }
 
-// directory makes a directory, past the umask, where there is none.
+// directory creates a directory with exactly this mode, unless it exists.
 func directory(path string, mode os.FileMode) error {
 	if err := os.Mkdir(path, mode.Perm()); err != nil {
 		if os.IsExist(err) {

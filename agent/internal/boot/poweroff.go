@@ -7,20 +7,23 @@ import (
 )
 
 const (
-	// killTimeout bounds the wait for processes after SIGKILL; one that hangs in the kernel does not keep the guest up.
+	// killTimeout bounds the wait for processes after SIGKILL. A process stuck in the kernel must
+	// not keep the guest running.
 	killTimeout = 2 * time.Second
-	// syncTimeout bounds the rest: a disk that the host does not serve any more must not either.
+	// syncTimeout bounds the remaining steps. A disk that the host no longer serves must not keep
+	// the guest running either.
 	syncTimeout = 20 * time.Second
 )
 
-// Fatal prints why the guest cannot run, and powers off.
+// Fatal prints why the guest cannot run, and powers it off.
 func (g *Guest) Fatal(err error) {
 	g.Console.Print("fatal: " + err.Error())
 	g.Console.drain()
 	off()
 }
 
-// PowerOff ends every process, leaves the disk clean, and powers off. childless gives the channel of the reaper.
+// PowerOff terminates all processes, leaves the disk clean, and powers off. childless returns the
+// reaper's channel.
 func (g *Guest) PowerOff(grace time.Duration, childless func() <-chan struct{}) {
 	time.AfterFunc(grace+killTimeout+syncTimeout, off)
 	syscall.Sync()
@@ -35,8 +38,8 @@ func (g *Guest) PowerOff(grace time.Duration, childless func() <-chan struct{}) 
 	off()
 }
 
-// detach makes the overlay's filesystem read-only and so clean. If something still writes to it (a loop device in the guest does),
-// it is frozen, which leaves it as clean on the disk.
+// detach makes the overlay's filesystem read-only and thereby clean. If something in the guest
+// still writes to it, such as a loop device, detach freezes it, which also leaves a clean disk.
 func (g *Guest) detach() {
 	const (
 		readOnly = syscall.MS_REMOUNT | syscall.MS_RDONLY
@@ -53,7 +56,7 @@ func (g *Guest) detach() {
 
 func off() {
 	if os.Getpid() != 1 {
-		os.Exit(1) // this is a host: reboot(2) would end it
+		os.Exit(1) // this is a host, which reboot(2) would power off
 	}
 	syscall.Reboot(syscall.LINUX_REBOOT_CMD_POWER_OFF)
 	select {} // PID 1 must not return

@@ -6,23 +6,25 @@ import (
 )
 
 const (
-	// bufferSize is what files are read and written by, and what goes to the host in one piece. Larger pieces gain nothing.
+	// bufferSize is the size of reads, writes and messages to the host. Larger ones gain nothing.
 	bufferSize = 256 << 10
 
-	// Transfers may stand still for as long as their clients like, and nothing bounds how many do. Those above the first get small buffers: what
-	// they lose is little, what hundreds hold is the memory of a small guest.
+	// Clients may stall any number of transfers for any time. Transfers beyond the first few get
+	// small buffers: each loses little speed, and hundreds of stalled ones do not exhaust a small
+	// guest.
 	smallBuffer = 32 << 10
 	mostBuffers = 16
 )
 
 var (
-	// buffers are those of bufferSize. Of either size they begin at the border of a page, as direct reads and writes ask for.
+	// buffers holds buffers of bufferSize. Buffers of both sizes are page-aligned, as direct I/O
+	// requires.
 	buffers = sync.Pool{New: func() any { b := make([]byte, bufferSize); return &b }}
-	// inUse is how many buffers there are, of both sizes.
+	// inUse counts the buffers in use, of both sizes.
 	inUse atomic.Int32
 )
 
-// claimBuffer says how large a buffer may be that is made now, and counts it until unclaimBuffer.
+// claimBuffer returns the allowed size of a new buffer, and counts the buffer until unclaimBuffer.
 func claimBuffer() int {
 	if inUse.Add(1) > mostBuffers {
 		return smallBuffer
@@ -32,7 +34,7 @@ func claimBuffer() int {
 
 func unclaimBuffer() { inUse.Add(-1) }
 
-// takeBuffer returns a buffer, of either size, which is the caller's until putBuffer.
+// takeBuffer returns a buffer of either size. The caller returns it with putBuffer.
 func takeBuffer() []byte {
 	if claimBuffer() == smallBuffer {
 		return make([]byte, smallBuffer)

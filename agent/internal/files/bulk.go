@@ -8,35 +8,36 @@ import (
 )
 
 const (
-	// keepCached is how much of a file a transfer may leave in the guest's page cache: the cache belongs to the guest's programs, and
-	// dirty pages make everybody wait who writes.
+	// keepCached is how much of a file a transfer may leave in the guest's page cache. The cache
+	// belongs to the guest's programs, and dirty pages slow down every writer.
 	keepCached = 8 << 20
 
-	// What one transfer gets more by larger pieces, many would pay with the guest's memory.
+	// A large buffer speeds up one transfer; many of them would use up the guest's memory.
 	bulkPiece = 1 << 20
 	bulkMost  = 4
 
-	// directBlock is what the places, lengths and addresses of direct reads and writes are multiples of: at least what any disk asks for.
+	// directBlock is the alignment of offsets, lengths and addresses for direct I/O. It satisfies
+	// every disk.
 	directBlock = 4096
 )
 
-// bulks is how many large pieces are in use, or about to be.
+// bulks counts the large buffers in use, including those about to be allocated.
 var bulks atomic.Int32
 
-// bulk reads or writes a large file from some place on. It does that past the page cache (O_DIRECT) where the filesystem allows,
-// which takes the guest half the time, and otherwise drops from the cache what it has put there. What is in the cache already is
-// read from there, and stays.
+// bulk reads or writes a large file from an offset on. It bypasses the page cache (O_DIRECT) where
+// the filesystem supports that, which takes the guest half the time, and otherwise drops from the
+// cache what it has put there. Data that was cached before is read from the cache and stays in it.
 type bulk struct {
 	fd          int
-	buffer      []byte // begins at the border of a page
-	large       []byte // mapped: gone when it is not used
-	able        bool   // of direct access
-	direct      bool   // the file is set to it
+	buffer      []byte // page-aligned
+	large       []byte // memory-mapped, so that it can be freed at once; nil if buffer is the caller's
+	able        bool   // whether direct I/O is possible
+	direct      bool   // whether the descriptor is in direct mode
 	at, dropped int64
 }
 
-// newBulk takes a file up where the caller, who has used spare for it so far, has come to. It goes on with spare, or with a large piece: many
-// transfers that stand still must not hold both.
+// newBulk continues a transfer at the offset at. It uses a large buffer, or spare, the caller's
+// buffer so far, if too many large ones are in use: a stalled transfer must not hold both.
 func newBulk(fd int, at int64, spare []byte) *bulk {
 	b := &bulk{fd: fd, buffer: spare, at: at, dropped: at}
 	if bulks.Add(1) <= bulkMost {
@@ -59,7 +60,8 @@ func (b *bulk) close() {
 	}
 }
 
-// read returns the next bytes of the file, at most so many and no more than the buffer holds. They are fewer only at its end.
+// read returns the next bytes of the file, at most the given number and at most a buffer. It
+// returns fewer only at the end of the file.
 func (b *bulk) read(most int64) ([]byte, error) {
 	p := b.buffer[:min(most, int64(len(b.buffer)))]
 	if b.able {
@@ -81,14 +83,14 @@ func (b *bulk) write(n int) error {
 func (b *bulk) move(call func(int, []byte) (int, error), p []byte) (done int, err error) {
 	for done < len(p) && err == nil {
 		if b.direct && (len(p)-done)%directBlock != 0 {
-			b.disable() // the end of what is moved, or of the file
+			b.disable() // the unaligned end of the transfer or of the file
 		}
 		var n int
 		n, err = call(b.fd, p[done:])
 		switch {
 		case err == syscall.EINTR:
 			err = nil
-		case err == syscall.EINVAL && b.direct: // the filesystem had only promised it
+		case err == syscall.EINVAL && b.direct: // the filesystem accepted O_DIRECT and does not support it
 			b.disable()
 			err = nil
 		case n > 0:
@@ -101,7 +103,8 @@ func (b *bulk) move(call func(int, []byte) (int, error), p []byte) (done int, er
 		b.dropped = b.at
 	}
 	if b.at-b.dropped >= keepCached {
-		// What is written is on its way to the disk after the first call for it, and dropped by the second, a stretch later.
+		// The first call starts the write-back of this range, and the next one, a range later,
+		// drops it.
 		from := max(b.dropped-keepCached, 0)
 		dontNeed(b.fd, from, b.at-from)
 		b.dropped = b.at
@@ -114,7 +117,7 @@ func (b *bulk) disable() {
 	b.setDirect(false)
 }
 
-// setDirect reports whether reads and writes are direct now if that was asked for, and are not otherwise.
+// setDirect switches direct mode and reports whether the descriptor is in the requested mode.
 func (b *bulk) setDirect(on bool) bool {
 	if b.direct != on {
 		flags := 0
@@ -128,7 +131,7 @@ func (b *bulk) setDirect(on bool) bool {
 	return b.direct == on
 }
 
-// isCached reports whether most of a stretch of a file, from the border of a page on, is in the page cache.
+// isCached reports whether more than half of a page-aligned range of a file is in the page cache.
 func isCached(fd int, at int64, size int) bool {
 	mapped, err := syscall.Mmap(fd, at, size, syscall.PROT_READ, syscall.MAP_SHARED)
 	if err != nil {

@@ -1,5 +1,6 @@
-// Package files does what the host asks of the guest's filesystem: protocol/agent.md, section "Files". It acts as root, on paths that
-// are bytes, and whatever the guest has put at a path must neither hold the agent up nor fill its memory.
+// Package files serves the host's requests for the guest's filesystem; see protocol/agent.md,
+// section "Files". It acts as root on paths of arbitrary bytes. Nothing that the guest places at a
+// path may block the agent or fill its memory.
 package files
 
 import (
@@ -11,7 +12,7 @@ import (
 	"squib/agent/internal/process"
 )
 
-// The codes of what can keep a file from being used.
+// Error codes of file requests.
 const (
 	NoSuchFile        process.Code = "no_such_file"
 	FileExists        process.Code = "file_exists"
@@ -43,7 +44,8 @@ var codes = map[syscall.Errno]process.Code{
 	syscall.EFBIG:        process.BadRequest,
 }
 
-// fail says that err, if it is the operating system's, came of path. Any other is left as it is.
+// fail turns an error number of the operating system into an error about path. It returns any other
+// error unchanged.
 func fail(path string, err error) error {
 	errno, ok := err.(syscall.Errno)
 	if !ok {
@@ -60,7 +62,8 @@ func refuse(code process.Code, path, problem string) error {
 	return &process.Error{Code: code, Message: quote(path) + ": " + problem}
 }
 
-// quote returns a path as it can be shown: as it is, or quoted where it holds anything but printable characters.
+// quote returns a path for display: unchanged if all its characters are printable, otherwise
+// quoted.
 func quote(path string) string {
 	for _, r := range path {
 		if !unicode.IsPrint(r) {

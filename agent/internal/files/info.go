@@ -13,7 +13,7 @@ type Info struct {
 	Mode       uint32 // permission, set-id and sticky bits
 	UID, GID   uint32
 	MtimeNS    int64
-	LinkTarget *string // of a symbolic link
+	LinkTarget *string // nil unless the file is a symbolic link
 }
 
 var types = map[uint32]string{
@@ -35,7 +35,7 @@ func infoOf(name string, st *syscall.Stat_t) Info {
 
 func isType(st *syscall.Stat_t, kind uint32) bool { return st.Mode&syscall.S_IFMT == kind }
 
-// Stat describes the file at path, or with follow what a link there leads to.
+// Stat describes the file at path. With follow, it follows a final symbolic link.
 func Stat(path string, follow bool) (Info, error) {
 	info, err := statAt(atFdCwd, path, baseOf(path), follow)
 	if err != nil {
@@ -79,11 +79,12 @@ func OpenDir(path string) (*Dir, error) {
 	return &Dir{path, fd}, nil
 }
 
-// Each calls f with the description of each entry, in no order, until f fails. It does not hold them all.
+// Each calls f with the description of each entry, in directory order, until f fails. It does not
+// hold them all in memory.
 func (d *Dir) Each(f func(Info) error) error {
 	return eachEntry(d.fd, func(name string) error {
 		info, err := statAt(d.fd, name, name, false)
-		if err == syscall.ENOENT { // it has vanished since
+		if err == syscall.ENOENT { // removed since
 			return nil
 		}
 		if err != nil {
@@ -96,7 +97,8 @@ func (d *Dir) Each(f func(Info) error) error {
 // Close closes the directory.
 func (d *Dir) Close() { syscall.Close(d.fd) }
 
-// eachEntry calls f with the name of each entry of a directory. It holds as many names as fit into its buffer.
+// eachEntry calls f with the name of each entry of a directory. It reads one buffer of names at a
+// time.
 func eachEntry(dir int, f func(name string) error) error {
 	b := make([]byte, 8<<10)
 	var names []string
@@ -117,15 +119,16 @@ func eachEntry(dir int, f func(name string) error) error {
 	}
 }
 
-// isKernels tells whether a file or directory is one of /proc or /sys. What walks a tree does not enter those: they have no end of directories, and
-// files that are as large as all memory or that nobody may read.
+// isKernels reports whether a file or directory belongs to procfs or sysfs. Tree walks do not enter
+// these: their directories are endless, and they hold files as large as all memory and files that
+// cannot be read.
 func isKernels(fd int) bool {
 	const procMagic, sysfsMagic = 0x9fa0, 0x62656572
 	var st syscall.Statfs_t
 	return syscall.Fstatfs(fd, &st) == nil && (st.Type == procMagic || st.Type == sysfsMagic)
 }
 
-// split divides a path at its last component; dir is empty where there is only one, and name where the path ends in a slash.
+// split splits a path after its last slash. Either part may be empty.
 func split(path string) (dir, name string) {
 	i := strings.LastIndexByte(path, '/') + 1
 	return path[:i], path[i:]

@@ -10,7 +10,8 @@ import (
 	"squib/agent/internal/process"
 )
 
-// Each of these makes a member of an archive under the temporary name in dir, complete with its attributes.
+// Each of these functions creates an archive member under the temporary name in dir, with all its
+// attributes.
 
 func (u *unpacker) makeFile(dir int, header *tar.Header, owner *Owner, content io.Reader) (size int64, err error) {
 	fd, err := openat(dir, u.temporary, syscall.O_WRONLY|syscall.O_CREAT|syscall.O_EXCL|syscall.O_NOFOLLOW, 0o600)
@@ -27,7 +28,7 @@ func (u *unpacker) makeFile(dir int, header *tar.Header, owner *Owner, content i
 		return size, err
 	}
 	if !u.isNew {
-		settle(fd)
+		startWriteback(fd)
 	}
 	return size, setTimes(fd, "", mtimeOf(header))
 }
@@ -55,7 +56,7 @@ func (u *unpacker) makeSymlink(dir int, header *tar.Header, owner *Owner) error 
 	return setTimes(dir, u.temporary, mtimeOf(header))
 }
 
-// makeLink makes another name for what is below the archive's root already.
+// makeLink creates a hard link to a file below the archive's root.
 func (u *unpacker) makeLink(dir int, header *tar.Header) error {
 	parts, err := components(header.Linkname)
 	if err != nil {
@@ -110,12 +111,12 @@ func (u *unpacker) makeNode(dir int, header *tar.Header, owner *Owner, kind uint
 	return setTimes(dir, u.temporary, mtimeOf(header))
 }
 
-// ownerOf returns whom a member is to belong to; nil is root, who makes it.
+// ownerOf returns the owner for a member. Nil means root, who creates it.
 func (u *unpacker) ownerOf(header *tar.Header) (*Owner, error) {
 	if !u.keep {
 		return u.owner, nil
 	}
-	// The highest id means "none" to the kernel.
+	// The highest ID means "unchanged" to the kernel.
 	if header.Uid < 0 || header.Uid >= math.MaxUint32 || header.Gid < 0 || header.Gid >= math.MaxUint32 {
 		return nil, refuse(process.BadRequest, header.Name, "belongs to a user or group that is out of range")
 	}

@@ -14,18 +14,19 @@ import (
 )
 
 const (
-	// errorRecord is the PAX record that says why an archive is not complete.
+	// errorRecord is the PAX record that tells why an archive is incomplete.
 	errorRecord = "SQUIB.error"
-	// maxHardLinks bounds how many files with several names are remembered at a time. Those above come out as files of their own.
+	// maxHardLinks bounds how many files with several links are remembered at a time. Further ones
+	// are archived as separate files.
 	maxHardLinks = 1 << 16
 )
 
-// inode is the identity of a file.
+// inode identifies a file.
 type inode struct{ device, number uint64 }
 
 func inodeOf(st *syscall.Stat_t) inode { return inode{st.Dev, st.Ino} }
 
-// Names are what an image calls its users and groups.
+// Names maps the image's user and group IDs to names.
 type Names struct{ Users, Groups map[uint32]string }
 
 // Packer writes files and directories as a tar archive.
@@ -34,21 +35,22 @@ type Packer struct {
 	items []item
 	links map[inode]*linked
 	out   *bufio.Writer
-	// kernels says that the directory asked for is in /proc or /sys itself.
+	// kernels is set while the requested directory itself is in /proc or /sys.
 	kernels bool
 	tar     *tar.Writer
 }
 
-// item is a file that was asked for, and its name in the archive.
+// item is a requested file and its name in the archive.
 type item struct{ path, member string }
 
-// linked is a file with several names of which the archive has one.
+// linked is a file with several links, of which one is in the archive.
 type linked struct {
 	member string
-	left   uint64 // names that have not come yet
+	left   uint64 // links not yet found
 }
 
-// NewPacker checks that the paths exist. Each goes into the archive under its last component, one that ends in "/" or "/." as its contents.
+// NewPacker checks that the paths exist. Each is archived under its last component; a path that
+// ends in "/" or "/." stands for its contents.
 func NewPacker(paths []string, names Names) (*Packer, error) {
 	p := &Packer{names: names, links: map[inode]*linked{}}
 	for _, path := range paths {
@@ -71,7 +73,8 @@ func NewPacker(paths []string, names Names) (*Packer, error) {
 	return p, nil
 }
 
-// Pack writes the archive. What cannot be read ends it, with the reason in its last record; an error is one of w.
+// Pack writes the archive. If a file cannot be read, the archive ends there with an error record.
+// Pack returns only errors of w.
 func (p *Packer) Pack(w io.Writer) error {
 	p.out = bufio.NewWriterSize(w, claimBuffer())
 	defer unclaimBuffer()
@@ -96,8 +99,9 @@ func (p *Packer) Pack(w io.Writer) error {
 	return p.out.Flush()
 }
 
-// add writes the file name in dir, whose path is shown, as member, and if it is a directory what is below it. A link is followed only where
-// depth is 0. An error is a *process.Error if reading failed.
+// add archives the file name in dir, and everything below it, as member; shown is its path for
+// error messages. It follows a symbolic link only at depth 0. Read errors are of type
+// *process.Error.
 func (p *Packer) add(dir int, name, shown, member string, depth int) error {
 	flags := 0
 	if depth > 0 {
@@ -201,9 +205,9 @@ func (p *Packer) addDir(dir int, name, shown string, header *tar.Header, depth i
 	}))
 }
 
-// addFile writes a regular file's header and content, or nothing if it has vanished.
+// addFile archives a regular file. It writes nothing if the file has been removed meanwhile.
 func (p *Packer) addFile(dir int, name, shown string, header *tar.Header, depth int) (wrote bool, err error) {
-	if header.Size == 0 { // of a file of /proc, which may never end, too
+	if header.Size == 0 { // includes files of procfs, which may be endless
 		return true, p.header(header)
 	}
 	flags := syscall.O_RDONLY | syscall.O_NONBLOCK | syscall.O_NOCTTY
@@ -221,7 +225,8 @@ func (p *Packer) addFile(dir int, name, shown string, header *tar.Header, depth 
 	buffer := takeBuffer()
 	defer putBuffer(buffer)
 	if header.Size <= int64(len(buffer)) {
-		// What fits is read before its header is written, which then says the size that it has: files of /sys have less than they say.
+		// Read the whole file before writing its header, so that the header has the true size:
+		// sysfs reports sizes that are too large.
 		n, err := readFull(fd, buffer[:header.Size])
 		if err != nil {
 			return false, fail(shown, err)
@@ -239,7 +244,8 @@ func (p *Packer) addFile(dir int, name, shown string, header *tar.Header, depth 
 	return true, p.content(fd, shown, header.Size, buffer)
 }
 
-// content writes size bytes of a file. Of one that cannot be read so far the rest is zeros, so that the error's record can follow.
+// content writes size bytes of a file. After a read error it writes zeros up to that size, so that
+// the error record can follow.
 func (p *Packer) content(fd int, shown string, size int64, buffer []byte) error {
 	next := func(most int64) ([]byte, error) {
 		n, err := readFull(fd, buffer[:min(most, int64(len(buffer)))])
@@ -273,7 +279,7 @@ func (p *Packer) content(fd int, shown string, size int64, buffer []byte) error 
 	return failed
 }
 
-// major and minor divide a device number as the kernel's new_encode_dev joins it.
+// major and minor split a device number as encoded by the kernel's new_encode_dev.
 func major(device uint64) int64 { return int64(device >> 8 & 0xfff) }
 func minor(device uint64) int64 { return int64(device&0xff | device>>12&0xfff00) }
 

@@ -7,15 +7,15 @@ import (
 	"squib/agent/internal/process"
 )
 
-// shrunk says that a file ended before the size that it had.
+// shrunk returns the error for a file that was truncated while it was read.
 func shrunk(path string) error {
 	return refuse(process.Internal, path, "the file was cut while it was read")
 }
 
-// Reader reads a part of a regular file.
+// Reader reads a range of a regular file.
 type Reader struct {
-	// Length is how many bytes there are to read. It is -1 for a file of /proc or /sys, whose size is not known before its end: one of /proc has
-	// none, and one of /sys has less than it says.
+	// Length is the number of bytes to read. It is -1 for files of procfs and sysfs, whose reported
+	// sizes are wrong (0 and too large): they are read until their end.
 	Length int64
 
 	path   string
@@ -24,10 +24,11 @@ type Reader struct {
 	limit  int64
 }
 
-// Open opens the regular file at path to read up to length bytes from offset on.
+// Open opens the regular file at path, to read up to length bytes from offset.
 func Open(path string, offset, length int64) (*Reader, error) {
 	var st syscall.Stat_t
-	// Opening a device can do things. (What takes the file's place in between is told below.)
+	// Check before opening, since opening a device can have effects. measure checks again, in case
+	// the file was replaced in between.
 	if err := fstatat(atFdCwd, path, &st, 0); err != nil {
 		return nil, fail(path, err)
 	}
@@ -79,7 +80,7 @@ func regular(path string, st *syscall.Stat_t) error {
 	return refuse(NotAFile, path, "is a "+types[st.Mode&syscall.S_IFMT]+", not a regular file")
 }
 
-// WriteTo writes what there is to read to w, in large pieces. It is an error if there is less than Length.
+// WriteTo writes the range to w in large pieces. It fails if the file holds less than Length bytes.
 func (r *Reader) WriteTo(w io.Writer) (sent int64, err error) {
 	buffer := takeBuffer()
 	defer putBuffer(buffer)

@@ -5,7 +5,8 @@ import (
 	"unsafe"
 )
 
-// System calls that the syscall package does not offer relative to a directory, and those that have to be tried again after a signal.
+// System calls that package syscall lacks in their *at form, and calls that must be repeated after
+// EINTR.
 
 const (
 	atFdCwd           = -100
@@ -104,7 +105,7 @@ func readlinkat(dir int, name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	var b [4096]byte // PATH_MAX: no link is longer
+	var b [4096]byte // PATH_MAX: no link target is longer
 	n, _, errno := syscall.Syscall6(syscall.SYS_READLINKAT, uintptr(dir), uintptr(unsafe.Pointer(p)), uintptr(unsafe.Pointer(&b)), uintptr(len(b)), 0, 0)
 	if errno != 0 {
 		return "", errno
@@ -112,7 +113,8 @@ func readlinkat(dir int, name string) (string, error) {
 	return string(b[:n]), nil
 }
 
-// setTimes sets access and modification time of name in dir, not of what a link leads to; with an empty name, of dir itself.
+// setTimes sets the access and modification time of name in dir without following a link. An empty
+// name means dir itself.
 func setTimes(dir int, name string, mtime syscall.Timespec) error {
 	var p *byte
 	flags := 0
@@ -127,17 +129,18 @@ func setTimes(dir int, name string, mtime syscall.Timespec) error {
 	return errnoOf(syscall.Syscall6(syscall.SYS_UTIMENSAT, uintptr(dir), uintptr(unsafe.Pointer(p)), uintptr(unsafe.Pointer(&times)), uintptr(flags), 0, 0))
 }
 
-// dontNeed starts the write-back of a range of a file and drops what of it is on the disk already from the page cache.
+// dontNeed starts write-back of a range of a file, and drops its clean pages from the page cache.
 func dontNeed(fd int, offset, length int64) {
 	syscall.Syscall6(syscall.SYS_FADVISE64, uintptr(fd), uintptr(offset), uintptr(length), fadviseDontNeed, 0, 0)
 }
 
-// settle has the kernel start to write all of a new file to the disk, and does not wait. Where its name is on the disk, its content then is too:
-// without that ext4 may write the name long before it has even found room for the content, and a guest that is lost in between has a file with
-// a part of it. (ext4 does the same by itself where a file is replaced.)
-func settle(fd int) { dontNeed(fd, 0, 0) }
+// startWriteback makes the kernel start writing a new file to the disk, without waiting. Without
+// it, ext4 may store the file's name long before it allocates the content, and a guest lost in
+// between has a truncated file. (When a file is replaced, ext4 does this itself.)
+func startWriteback(fd int) { dontNeed(fd, 0, 0) }
 
-// syncAll writes all of the filesystem that a directory is on to the disk, and waits. For many files that is faster than settle for each.
+// syncAll flushes the whole filesystem of a directory to the disk. For many files this is faster
+// than startWriteback for each.
 func syncAll(dir int, name string) error {
 	fd, err := openat(dir, name, syscall.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NOFOLLOW, 0)
 	if err != nil {

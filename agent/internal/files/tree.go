@@ -8,10 +8,11 @@ import (
 	"squib/agent/internal/process"
 )
 
-// maxDepth bounds how deep directories are walked: each one on the way is open.
+// maxDepth bounds the depth of directory walks, which hold each directory on the way open.
 const maxDepth = 1000
 
-// Mkdir makes a directory. With parents it makes missing ones, and one that exists is no error (and is left as it is).
+// Mkdir creates a directory. With parents it also creates missing parents, and leaves an existing
+// directory as it is.
 func Mkdir(path string, want Attributes, parents bool) error {
 	if parents {
 		var st syscall.Stat_t
@@ -30,14 +31,14 @@ func Mkdir(path string, want Attributes, parents bool) error {
 	return fail(path, mkdir(path, mode, want.Owner))
 }
 
-// Rename gives a file another name. What has the name already is replaced, if it is a file, or an empty directory for a directory.
+// Rename renames a file. It replaces an existing file, or an empty directory by a directory.
 func Rename(from, to string) error {
 	var st syscall.Stat_t
 	if err := fstatat(atFdCwd, from, &st, atSymlinkNoFollow); err != nil {
 		return fail(from, err)
 	}
 	switch err := syscall.Renameat(atFdCwd, from, atFdCwd, to); err {
-	case syscall.EEXIST: // what some filesystems say of a directory with entries
+	case syscall.EEXIST: // some filesystems report a non-empty directory so
 		return refuse(DirectoryNotEmpty, to, syscall.ENOTEMPTY.Error())
 	case syscall.EXDEV:
 		return refuse(process.Internal, from, "cannot be moved to "+quote(to)+
@@ -47,9 +48,10 @@ func Rename(from, to string) error {
 	}
 }
 
-// Remove removes a file or an empty directory, and with recursive a directory with all below it but what is mounted there.
+// Remove removes a file or an empty directory. With recursive it removes a directory and everything
+// below it, except mount points.
 func Remove(path string, recursive bool) error {
-	// The kernel would not remove this directory, but what is in it would be gone by then.
+	// The kernel would refuse to remove this directory, but its contents would already be gone.
 	if baseOf(path) == ".." {
 		return refuse(process.BadRequest, path, "a path that ends in .. is not removed")
 	}
@@ -64,10 +66,11 @@ func Remove(path string, recursive bool) error {
 	return fail(path, removeDir(atFdCwd, path, recursive, path, maxDepth))
 }
 
-// removeDir removes the directory name in dir; shown is its path. It is first taken for empty: the kernel says by that whether something
-// is mounted there, before anything below it is touched.
+// removeDir removes the directory name in dir; shown is its path for error messages. It tries to
+// remove the directory as if it were empty first: the kernel then reports a mount point before
+// anything below it is removed.
 func removeDir(dir int, name string, recursive bool, shown string, depth int) error {
-	for range 100 { // as often as somebody puts something new into it
+	for range 100 { // retries while others create files in it
 		err := unlinkat(dir, name, atRemoveDir)
 		if err != syscall.ENOTEMPTY && err != syscall.EEXIST {
 			return fail(shown, err)

@@ -12,14 +12,15 @@ import (
 	"squib/agent/internal/process"
 )
 
-// Unpacked counts what an archive has brought.
+// Unpacked counts what was unpacked.
 type Unpacked struct {
 	Entries int64 `json:"entries"`
 	Bytes   int64 `json:"bytes"`
 }
 
-// Unpack unpacks a tar archive below the directory at path. What is made belongs to owner, or with keep to whom the archive says, or to root.
-// Each file takes its name in one step. What an archive has brought before it fails stays.
+// Unpack unpacks a tar archive into the directory at path. New files belong to owner, with keep to
+// the archive's owners, and otherwise to root. Each file takes its name atomically. What was
+// unpacked before an error stays.
 func Unpack(path string, archive io.Reader, owner *Owner, keep bool) (count Unpacked, err error) {
 	root, err := openat(atFdCwd, path, syscall.O_RDONLY|syscall.O_DIRECTORY, 0)
 	if err != nil {
@@ -28,8 +29,8 @@ func Unpack(path string, archive io.Reader, owner *Owner, keep bool) (count Unpa
 	return unpackInto(root, false, path, archive, owner, keep)
 }
 
-// UnpackNew unpacks a tar archive, as Unpack does, as the new directory at path. It is made under another name, and takes its own when all is
-// there: if anything fails, nothing stays.
+// UnpackNew unpacks a tar archive as the new directory at path. It unpacks into a temporary
+// directory, which takes the name at the end; on failure nothing stays.
 func UnpackNew(path string, archive io.Reader, owner *Owner, keep bool) (count Unpacked, err error) {
 	parent, name := split(strings.TrimRight(path, "/"))
 	if name == "" || name == "." || name == ".." {
@@ -69,7 +70,8 @@ func UnpackNew(path string, archive io.Reader, owner *Owner, keep bool) (count U
 	return count, fail(path, err)
 }
 
-// unpackInto unpacks an archive into the open directory root, which it closes. Its mode, time and owner are the archive's if it is new.
+// unpackInto unpacks an archive into the open directory root, and closes it. If isNew is set, root
+// gets the mode, time and owner that the archive gives it.
 func unpackInto(root int, isNew bool, path string, archive io.Reader, owner *Owner, keep bool) (count Unpacked, err error) {
 	u := &unpacker{path: path, isNew: isNew, seed: maphash.MakeSeed(), owner: owner, keep: keep, temporary: temporaryName(), links: map[inode]bool{}, timed: map[uint64]bool{}}
 	u.stack = []level{{fd: root}}
@@ -99,7 +101,7 @@ func unpackInto(root int, isNew bool, path string, archive io.Reader, owner *Own
 	}
 }
 
-// archiveError says of what the tar reader has met that it is the archive's fault.
+// archiveError converts errors of the tar reader: the archive is at fault.
 func archiveError(err error) error {
 	var known *process.Error
 	switch {
@@ -116,27 +118,28 @@ var errOwnLink = errors.New("the archive names what is below a symbolic link of 
 
 type unpacker struct {
 	path      string
-	isNew     bool // path was made for the archive
+	isNew     bool // path was created for this archive
 	owner     *Owner
 	keep      bool
 	temporary string
 	seed      maphash.Seed
-	stack     []level // the open directories from path to the last member's
+	stack     []level // open directories, from path to the last member's directory
 	links     map[inode]bool
-	timed     map[uint64]bool // hashes of the paths of directories that have got their time and were left
+	timed     map[uint64]bool // hashes of the paths of directories whose time is set and that are closed
 }
 
-// maxRemembered bounds what is remembered of an archive's links and of its directories.
+// maxRemembered bounds the remembered links and directories of an archive.
 const maxRemembered = 1 << 18
 
-// level is an open directory. Its time is set when it is left, since everything that is made in it changes it.
+// level is an open directory. Its time is set when it is closed, because creating entries changes
+// it.
 type level struct {
 	name  string
 	fd    int
 	mtime *syscall.Timespec
 }
 
-// add makes a member.
+// add unpacks a member.
 func (u *unpacker) add(header *tar.Header, content io.Reader) (size int64, err error) {
 	parts, err := components(header.Name)
 	if err != nil {
@@ -175,7 +178,7 @@ func (u *unpacker) add(header *tar.Header, content io.Reader) (size int64, err e
 	if err == nil {
 		err = syscall.Renameat(dir, u.temporary, dir, name)
 	}
-	if err != nil || header.Typeflag == tar.TypeLink { // (a rename between two names of one file does nothing)
+	if err != nil || header.Typeflag == tar.TypeLink { // renaming one link of a file to another does nothing
 		unlinkat(dir, u.temporary, 0)
 	}
 	return size, fail(shown, err)
@@ -183,7 +186,7 @@ func (u *unpacker) add(header *tar.Header, content io.Reader) (size int64, err e
 
 func (u *unpacker) shown(member string) string { return join(u.path, strings.TrimRight(member, "/")) }
 
-// components divides a member's name. It has none of "..", and is not absolute.
+// components splits a member's name. It rejects absolute names and "..".
 func components(name string) (parts []string, err error) {
 	if strings.HasPrefix(name, "/") {
 		return nil, refuse(process.BadRequest, name, "the archive holds an absolute name")
@@ -203,7 +206,8 @@ func components(name string) (parts []string, err error) {
 	return parts, nil
 }
 
-// enter opens the directories of a path, and makes those that are missing. What is open already stays so.
+// enter opens the directories of a path and creates missing ones. Directories that are open already
+// stay open.
 func (u *unpacker) enter(parts []string) error {
 	same := 0
 	for same < len(parts) && same+1 < len(u.stack) && u.stack[same+1].name == parts[same] {
@@ -241,7 +245,7 @@ func (u *unpacker) enter(parts []string) error {
 	return nil
 }
 
-// pop leaves directories until n are open.
+// pop closes directories until n are open.
 func (u *unpacker) pop(n int) (err error) {
 	for len(u.stack) > n {
 		last := u.stack[len(u.stack)-1]
@@ -259,8 +263,8 @@ func (u *unpacker) pop(n int) (err error) {
 	return err
 }
 
-// hash stands for the path of the directory that was entered last. (An overlayfs gives a directory a new inode number whenever it has
-// forgotten it.)
+// hash identifies the path of the innermost open directory. Inode numbers do not: overlayfs assigns
+// a new one after it has evicted a directory.
 func (u *unpacker) hash() uint64 {
 	var h maphash.Hash
 	h.SetSeed(u.seed)
@@ -271,7 +275,7 @@ func (u *unpacker) hash() uint64 {
 	return h.Sum64()
 }
 
-// open opens the directory name in dir. A link to one is followed if the archive has not made it.
+// open opens the directory name in dir. It follows a symbolic link unless the archive created it.
 func (u *unpacker) open(dir int, name string) (int, error) {
 	const flags = syscall.O_RDONLY | syscall.O_DIRECTORY
 	fd, err := openat(dir, name, flags|syscall.O_NOFOLLOW, 0)
@@ -320,7 +324,8 @@ func (u *unpacker) addDir(header *tar.Header, parts []string, owner *Owner) erro
 	return fail(shown, syscall.Fchmod(last.fd, modeOf(header)))
 }
 
-// makeDir makes a directory if there is none, in place of what else is there. A link to a directory is one, unless the archive has made it.
+// makeDir creates a directory, replacing anything that is not one. A symbolic link to a directory
+// counts as one unless the archive created it.
 func (u *unpacker) makeDir(name string) (made bool, err error) {
 	dir := u.stack[len(u.stack)-1].fd
 	if err = syscall.Mkdirat(dir, name, 0o700); err != syscall.EEXIST {

@@ -9,24 +9,25 @@ import (
 	"time"
 )
 
-// Event is a change below a watched directory, or with type idle that there was none for a while.
+// Event is a change below a watched directory. Type idle reports a period without changes.
 type Event struct {
 	Type string // created, modified, deleted, moved, attributes, overflow, idle
 	Path string
-	From string // of moved
+	From string // the old path of a move
 }
 
 const (
-	// moveWait is how long the second half of a move is waited for: the kernel writes both at once, but not in one step.
+	// moveWait bounds the wait for the second half of a move: the kernel queues the two halves
+	// separately.
 	moveWait = 20 * time.Millisecond
-	// batch is how many events are reported together, at most.
+	// batch bounds the events in one report.
 	batch = 512
 )
 
-// Watcher reports what happens in a directory, and with recursive below it.
+// Watcher reports changes in a directory, and with recursive in everything below it.
 type Watcher struct {
 	tree   watchTree
-	file   *os.File // of inotify
+	file   *os.File // the inotify descriptor
 	queue  []change
 	buffer []byte
 	events []Event
@@ -35,7 +36,7 @@ type Watcher struct {
 
 var errEnd = errors.New("the directory is gone")
 
-// Watch begins to watch the directory at path.
+// Watch starts watching the directory at path.
 func Watch(path string, recursive bool) (*Watcher, error) {
 	fd, err := syscall.InotifyInit1(syscall.IN_CLOEXEC | syscall.IN_NONBLOCK)
 	if err != nil {
@@ -50,11 +51,11 @@ func Watch(path string, recursive bool) (*Watcher, error) {
 	return w, nil
 }
 
-// Close frees the kernel's memory of it. Run must have returned.
+// Close releases the watches. Run must have returned.
 func (w *Watcher) Close() { w.file.Close() }
 
-// Run reports events as they come, several at a time, until ctx is done, the directory is gone (then it returns nil) or report fails. After each
-// idle time of silence it reports that.
+// Run reports events in batches until ctx is done or report fails. It returns nil when the watched
+// directory is gone. After each period idle without a change it reports an idle event.
 func (w *Watcher) Run(ctx context.Context, idle time.Duration, report func([]Event) error) error {
 	w.report = report
 	defer context.AfterFunc(ctx, func() { w.file.SetReadDeadline(time.Unix(1, 0)) })()
@@ -71,7 +72,7 @@ func (w *Watcher) Run(ctx context.Context, idle time.Duration, report func([]Eve
 		if err := w.flush(); err != nil {
 			return err
 		}
-		w.tree.settle()
+		w.tree.forgetListed()
 		switch err := w.read(ctx, idle); {
 		case ctx.Err() != nil:
 			return ctx.Err()
@@ -105,7 +106,7 @@ func (w *Watcher) created(path string) error { return w.emit(Event{Type: "create
 // read waits up to timeout for changes.
 func (w *Watcher) read(ctx context.Context, timeout time.Duration) error {
 	w.file.SetReadDeadline(time.Now().Add(timeout))
-	if ctx.Err() != nil { // its deadline may have been ours that was just replaced
+	if ctx.Err() != nil { // the context's deadline, which the line above may have replaced
 		return ctx.Err()
 	}
 	n, err := w.file.Read(w.buffer)
@@ -115,7 +116,7 @@ func (w *Watcher) read(ctx context.Context, timeout time.Duration) error {
 	return err
 }
 
-// handle reports a change.
+// handle processes a change.
 func (w *Watcher) handle(c change) error {
 	if c.mask&syscall.IN_Q_OVERFLOW != 0 {
 		if err := w.emit(Event{Type: "overflow", Path: w.tree.root}); err != nil {
@@ -137,7 +138,7 @@ func (w *Watcher) handle(c change) error {
 	path := dir
 	if c.name != "" {
 		path = join(dir, c.name)
-	} else if !root { // its parent's watch tells it too
+	} else if !root { // also reported by the watch on its parent
 		return nil
 	}
 	isDir := c.mask&syscall.IN_ISDIR != 0
@@ -168,7 +169,7 @@ func (w *Watcher) appeared(path string, isDir bool) error {
 	return w.lost(w.tree.add(path, 1, true))
 }
 
-// left reports what has got another name, or has gone out of the tree.
+// left reports an entry that was renamed, or moved out of the tree.
 func (w *Watcher) left(path string, c change, isDir bool) error {
 	delete(w.tree.listed, path)
 	isOther := func(other change) bool { return other.mask&syscall.IN_MOVED_TO != 0 && other.cookie == c.cookie }
@@ -195,7 +196,7 @@ func (w *Watcher) left(path string, c change, isDir bool) error {
 	return w.emit(Event{Type: "deleted", Path: path})
 }
 
-// lost reports that a part of the tree is not watched, which is no reason to end.
+// lost reports a part of the tree that cannot be watched, and lets the watcher continue.
 func (w *Watcher) lost(err error) error {
 	var limit *limitError
 	if errors.As(err, &limit) {

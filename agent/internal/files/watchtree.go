@@ -12,29 +12,31 @@ import (
 )
 
 const (
-	// maxWatches bounds the directories of one watcher; each costs the kernel about a kilobyte.
+	// maxWatches bounds the directories of one watcher. Each costs the kernel about a kilobyte.
 	maxWatches = 8192
-	// maxListed bounds what is remembered of new directories. Above it something may be reported twice.
+	// maxListed bounds the remembered entries of new directories. Beyond it an entry may be
+	// reported twice.
 	maxListed = 1 << 16
 
 	watchMask = syscall.IN_CREATE | syscall.IN_MODIFY | syscall.IN_DELETE | syscall.IN_MOVED_FROM | syscall.IN_MOVED_TO | syscall.IN_ATTRIB |
 		syscall.IN_DELETE_SELF | syscall.IN_MOVE_SELF | syscall.IN_ONLYDIR | syscall.IN_EXCL_UNLINK
 )
 
-// watchTree is what inotify watches: one directory, or all of a tree.
+// watchTree is the set of watched directories: a single one, or a whole tree.
 type watchTree struct {
 	inotify   int
 	root      string
 	rootWatch int32
 	recursive bool
-	kernels   bool // the root is in /proc or /sys
+	kernels   bool // the root belongs to procfs or sysfs
 	paths     map[int32]string
-	// listed are paths in new directories that were found there: their creation may be in the queue too.
+	// listed holds entries that were found by listing a new directory. The queue may also hold
+	// their creation.
 	listed map[string]bool
 	found  func(path string) error
 }
 
-// limitError says that a directory is not watched.
+// limitError reports a directory that is not watched.
 type limitError struct {
 	path    string
 	problem string
@@ -63,7 +65,8 @@ func (t *watchTree) start() error {
 	return err
 }
 
-// add watches the directory at path and those below it. If it is fresh, what is in it is told to found. What has vanished since is passed over.
+// add watches the directory at path and everything below it. If fresh is set, it reports the
+// entries to found. It ignores entries that are gone.
 func (t *watchTree) add(path string, depth int, fresh bool) error {
 	if !t.recursive {
 		return nil
@@ -75,7 +78,7 @@ func (t *watchTree) add(path string, depth int, fresh bool) error {
 	if err == syscall.ENOSPC {
 		return &limitError{path, "the guest's kernel allows no more watches"}
 	}
-	if err != nil || int32(watch) == t.rootWatch { // (the root can be mounted below itself)
+	if err != nil || int32(watch) == t.rootWatch { // the root may be mounted below itself
 		return nil
 	}
 	t.paths[int32(watch)] = path
@@ -121,7 +124,7 @@ func (t *watchTree) addBelow(path string, depth int, fresh bool) error {
 	return err
 }
 
-// moved follows a directory to its new path. It returns whether it was watched.
+// moved updates the paths below a renamed directory. It reports whether the directory was watched.
 func (t *watchTree) moved(from, to string) (watched bool) {
 	for watch, path := range t.paths {
 		if path == from || strings.HasPrefix(path, from+"/") {
@@ -132,7 +135,7 @@ func (t *watchTree) moved(from, to string) (watched bool) {
 	return watched || !t.recursive
 }
 
-// drop stops to watch a directory that is not below the root any more.
+// drop stops watching a directory that has left the tree.
 func (t *watchTree) drop(dir string) {
 	for watch, path := range t.paths {
 		if path == dir || strings.HasPrefix(path, dir+"/") {
@@ -142,8 +145,9 @@ func (t *watchTree) drop(dir string) {
 	}
 }
 
-// settle is called when all changes that were read are handled. If none is left to be read, none can repeat what was listed.
-func (t *watchTree) settle() {
+// forgetListed clears listed when no changes are left in the kernel's queue: then none can repeat
+// an entry. It must be called after all changes that were read have been handled.
+func (t *watchTree) forgetListed() {
 	if len(t.listed) == 0 {
 		return
 	}
@@ -154,7 +158,7 @@ func (t *watchTree) settle() {
 	}
 }
 
-// change is an event of inotify.
+// change is an inotify event.
 type change struct {
 	watch  int32
 	mask   uint32
@@ -162,7 +166,7 @@ type change struct {
 	name   string
 }
 
-// changesIn reads a buffer of inotify's.
+// changesIn parses a buffer of inotify events.
 func changesIn(b []byte) (changes []change) {
 	for len(b) >= syscall.SizeofInotifyEvent {
 		c := change{

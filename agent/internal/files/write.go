@@ -8,14 +8,14 @@ import (
 	"syscall"
 )
 
-// maxLinks is how many symbolic links lead to a file, as the kernel counts them.
+// maxLinks is how many symbolic links the kernel follows to a file.
 const maxLinks = 40
 
-// Attributes are what is asked for what is made.
+// Attributes are the requested attributes of a new file or directory.
 type Attributes struct {
-	Mode  *uint32 // nil: the default, or what a file that is replaced has
-	Owner *Owner  // nil: root, or whom a file that is replaced belongs to
-	Mtime *int64  // of a file that is written, in nanoseconds; nil: now
+	Mode  *uint32 // nil means the default, or the mode of the replaced file
+	Owner *Owner  // nil means root, or the owner of the replaced file
+	Mtime *int64  // in nanoseconds, for written files; nil means now
 }
 
 // Owner is a user and a group.
@@ -26,8 +26,8 @@ const (
 	defaultDirMode  = 0o755
 )
 
-// Write makes body the content of the file at path, in one step: it is written to a temporary file, which then takes the name. Nothing
-// is left and nothing has changed if it fails. With parents, missing directories are made.
+// Write replaces the file at path by body, atomically: it writes a temporary file and renames it. A
+// failed Write leaves nothing and changes nothing. With parents, it creates missing directories.
 func Write(path string, body io.Reader, want Attributes, parents bool) (Info, error) {
 	if parents {
 		dir, _ := split(path)
@@ -67,7 +67,7 @@ func Write(path string, body io.Reader, want Attributes, parents bool) (Info, er
 		err = setTimes(fd, "", syscall.NsecToTimespec(*want.Mtime))
 	}
 	if err == nil {
-		settle(fd)
+		startWriteback(fd)
 		err = syscall.Renameat(dir, temporary, dir, name)
 	}
 	if err != nil {
@@ -80,7 +80,8 @@ func Write(path string, body io.Reader, want Attributes, parents bool) (Info, er
 	return infoOf(baseOf(path), &st), nil
 }
 
-// findTarget follows the links that path may end in. It opens the directory of the file that they lead to; old is what is there.
+// findTarget follows the symbolic links that path may end in, and opens the directory of the file
+// that they lead to. old describes the existing file, if there is one.
 func findTarget(path string) (dir int, name string, old *syscall.Stat_t, err error) {
 	dir = atFdCwd
 	for range maxLinks {
@@ -122,10 +123,11 @@ func closeDir(fd int) {
 	}
 }
 
-// temporaryName is a name for a file that is not complete. Two requests never have the same.
+// temporaryName returns a unique name for an incomplete file.
 func temporaryName() string { return fmt.Sprintf(".squib-%016x", rand.Uint64()) }
 
-// copyToFile writes all of body to a new file, in large pieces. Its own failures are told of path; those of body are passed on.
+// copyToFile writes all of body to a new file in large pieces. Write errors name path; read errors
+// of body are returned unchanged.
 func copyToFile(fd int, body io.Reader, path string) (written int64, err error) {
 	buffer := takeBuffer()
 	defer putBuffer(buffer)
@@ -151,7 +153,8 @@ func copyToFile(fd int, body io.Reader, path string) (written int64, err error) 
 	}
 }
 
-// fill reads until b is full. Unlike io.ReadFull it tells the end of r, which is io.EOF, from one that came too early.
+// fill reads until b is full. Unlike io.ReadFull, it distinguishes the end of r (io.EOF) from a
+// premature end.
 func fill(r io.Reader, b []byte) (n int, err error) {
 	for n < len(b) && err == nil {
 		var got int
@@ -161,7 +164,8 @@ func fill(r io.Reader, b []byte) (n int, err error) {
 	return n, err
 }
 
-// finish gives a file that is still nobody's its owner and mode. The order matters: a change of the owner takes set-id bits away.
+// finish sets the owner and then the mode of a new file. A change of owner clears set-ID bits, so
+// the order matters.
 func finish(fd int, mode uint32, owner *Owner) error {
 	if owner != nil {
 		if err := syscall.Fchown(fd, int(owner.UID), int(owner.GID)); err != nil {
@@ -171,7 +175,7 @@ func finish(fd int, mode uint32, owner *Owner) error {
 	return syscall.Fchmod(fd, mode)
 }
 
-// mkdirAll makes the directories that are missing on the way to path, and path.
+// mkdirAll creates the directory at path and its missing parents.
 func mkdirAll(path string, owner *Owner) error {
 	path = strings.TrimRight(path, "/")
 	var st syscall.Stat_t
@@ -184,7 +188,7 @@ func mkdirAll(path string, owner *Owner) error {
 	}
 	err := mkdir(path, defaultDirMode, owner)
 	if err == syscall.EEXIST && fstatat(atFdCwd, path, &st, 0) == nil && isType(&st, syscall.S_IFDIR) {
-		return nil // somebody else has made it since
+		return nil // created concurrently
 	}
 	return fail(path, err)
 }

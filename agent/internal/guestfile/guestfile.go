@@ -1,5 +1,5 @@
-// Package guestfile reads files of the guest's root, which belong to the guest: whatever it has put in their place must
-// neither hold the agent up nor fill its memory.
+// Package guestfile reads files that the guest controls. Nothing that the guest puts in their place
+// may block the agent or fill its memory.
 package guestfile
 
 import (
@@ -9,10 +9,11 @@ import (
 	"syscall"
 )
 
-// MaxBytes is how much of a file is read.
+// MaxBytes bounds what is read of a file.
 const MaxBytes = 1 << 20
 
-// Read returns the first MaxBytes of a regular file. Anything else, such as a pipe that nobody writes to, is an error.
+// Read returns up to the first MaxBytes of a regular file. Any other file, such as a pipe without a
+// writer, is an error.
 func Read(path string) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {

@@ -7,7 +7,8 @@ import (
 	"unsafe"
 )
 
-// Bounds of the entropy that the host may send, in bytes. The lower one is a full key of the kernel's generator.
+// Bounds of the entropy in a request, in bytes. The minimum is a full key of the kernel's
+// generator.
 const (
 	MinEntropy = 32
 	MaxEntropy = 512
@@ -18,8 +19,8 @@ const (
 	rndReseedCRNG = 0x5207     // _IO('R', 7)
 )
 
-// AddEntropy credits seed to the kernel's pool in full and makes the generator use it at once: after that, clones of one
-// memory image do not draw the same numbers.
+// AddEntropy adds seed to the kernel's pool with full credit, and reseeds the generator. After
+// that, clones of one memory image draw different random numbers.
 func (Guest) AddEntropy(seed []byte) error {
 	if len(seed) < MinEntropy || len(seed) > MaxEntropy {
 		return fmt.Errorf("entropy: %d bytes, want %d to %d", len(seed), MinEntropy, MaxEntropy)

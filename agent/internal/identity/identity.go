@@ -1,5 +1,5 @@
-// Package identity makes a guest somebody: name, clock, entropy, machine id. Clones of one template differ by it, so
-// what cannot be set is an error and never skipped.
+// Package identity gives a guest its host name, clock, entropy and machine ID. They distinguish
+// clones of one template, so a value that cannot be set is an error.
 package identity
 
 import (
@@ -13,16 +13,16 @@ import (
 	"squib/agent/internal/guestfile"
 )
 
-// Guest is where the identity is written.
+// Guest is the guest whose identity is set.
 type Guest struct {
-	// Root is the directory that etc is below; empty means /.
+	// Root is the directory above etc; empty means /.
 	Root string
 }
 
-// hostsMark ends the line of /etc/hosts that is ours.
+// hostsMark ends the agent's own line of /etc/hosts.
 const hostsMark = "# squib"
 
-// CheckHostname refuses what is not a host name, above all what would break out of its line in a file.
+// CheckHostname rejects invalid host names, especially any that would add lines to a file.
 func CheckHostname(name string) error {
 	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 	other := strings.TrimLeft(name, letters+"-.")
@@ -55,8 +55,8 @@ func (g Guest) WriteHostname(name string) error {
 	return g.write("etc/hosts", hosts(string(old), name), 0o644)
 }
 
-// hosts returns the content of /etc/hosts with our line in place of an older one, and with localhost, which images leave to
-// the container runtime.
+// hosts returns the contents of /etc/hosts with the agent's line replaced. It adds localhost if
+// missing, since images leave that line to the container runtime.
 func hosts(old, name string) string {
 	var b strings.Builder
 	localhost := false
@@ -74,12 +74,13 @@ func hosts(old, name string) string {
 	if !localhost {
 		b.WriteString("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n")
 	}
-	// Debian's convention for a host without a permanent address; 127.0.0.1 keeps resolving to localhost first.
+	// Debian uses this address for a host without a permanent one; 127.0.0.1 still resolves to
+	// localhost first.
 	b.WriteString("127.0.1.1 " + name + " " + hostsMark + "\n")
 	return b.String()
 }
 
-// CheckMachineID refuses what is not a machine id in the form of machine-id(5).
+// CheckMachineID rejects IDs that are not in the form of machine-id(5).
 func CheckMachineID(id string) error {
 	if len(id) != 32 || strings.TrimLeft(id, "0123456789abcdef") != "" {
 		return fmt.Errorf("machine_id: %q is not 32 lower-case hex digits", id)
@@ -103,7 +104,8 @@ func (Guest) SetClock(now time.Time) error {
 
 func (g Guest) path(name string) string { return filepath.Join("/", g.Root, name) }
 
-// write replaces a file by rename, so that a reader never sees half of it and a symbolic link that the image has in its place is not followed.
+// write replaces a file by rename. Readers never see an incomplete file, and a symbolic link in its
+// place is not followed.
 func (g Guest) write(name, content string, mode os.FileMode) error {
 	path := g.path(name)
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {

@@ -1,5 +1,5 @@
-// Package porttest is a virtio port without a device, for tests: the guest's end is a transport.Port, the host's ends are
-// sockets that come and go.
+// Package porttest provides a virtio port without a device, for tests. The guest's end is a
+// transport.Port; the host's ends are sockets that are connected and closed.
 package porttest
 
 import (
@@ -23,14 +23,14 @@ type Port struct {
 	write   time.Time
 }
 
-// New returns a port to which no host is connected.
+// New returns a port without a connected host.
 func New(t *testing.T) *Port {
 	p := &Port{t: t}
 	p.changed = sync.NewCond(&p.mu)
 	return p
 }
 
-// Connect connects a host. There is room for one at a time: close the one before.
+// Connect connects a host. Only one can be connected at a time: close the previous one first.
 func (p *Port) Connect() net.Conn {
 	p.t.Helper()
 	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
@@ -99,7 +99,7 @@ func (p *Port) ReadWait(b []byte) (int, error) {
 	}
 }
 
-// Write implements transport.Port. As with the device, a write waits while no host is there.
+// Write implements transport.Port. Like the device, it blocks while no host is connected.
 func (p *Port) Write(b []byte) (int, error) {
 	p.mu.Lock()
 	for p.guest == nil {
@@ -113,7 +113,7 @@ func (p *Port) Write(b []byte) (int, error) {
 	p.mu.Unlock()
 	n, err := conn.Write(b)
 	if err != nil && !isTimeout(err) {
-		// The host has gone; the device would block until Close.
+		// The host has closed its end; the device would block until Close.
 		err = os.ErrDeadlineExceeded
 	}
 	return n, err
@@ -150,7 +150,8 @@ func isTimeout(err error) bool {
 // Nonce returns the nth nonce.
 func Nonce(n int) string { return fmt.Sprintf("%032x", n) }
 
-// Handshake does the host's part on conn, before the HTTP/2 preface; stale bytes from the guest are skipped.
+// Handshake performs the host's part of a handshake on conn, up to the HTTP/2 preface. It skips
+// stale bytes from the guest.
 func Handshake(t *testing.T, conn net.Conn, nonce string) {
 	t.Helper()
 	Send(t, conn, "SQUIB-SYNC 1 "+nonce+"\n")
@@ -158,7 +159,7 @@ func Handshake(t *testing.T, conn net.Conn, nonce string) {
 	Send(t, conn, "SQUIB-GO 1 "+nonce+"\n")
 }
 
-// Send writes to the guest.
+// Send writes text to the guest.
 func Send(t *testing.T, conn net.Conn, text string) {
 	t.Helper()
 	conn.SetWriteDeadline(time.Now().Add(5 * time.Second))
@@ -168,7 +169,7 @@ func Send(t *testing.T, conn net.Conn, text string) {
 	conn.SetWriteDeadline(time.Time{})
 }
 
-// ReadUntil reads from the guest up to and with text, and returns what came before it.
+// ReadUntil reads from the guest through text, and returns what precedes it.
 func ReadUntil(t *testing.T, conn net.Conn, text string) string {
 	t.Helper()
 	conn.SetReadDeadline(time.Now().Add(5 * time.Second))

@@ -6,12 +6,12 @@ import (
 	"unsafe"
 )
 
-// as calls f with the filesystem identity of account, so that the kernel itself answers what this user can reach: the exec
-// that comes later can only say EACCES, and not of what.
+// as calls f with the filesystem identity of account, so that the kernel itself decides what the
+// user may reach. The later exec would only return EACCES without naming a cause.
 //
-// The identity is a thread's. It is set on a thread that ends with the goroutine (it is locked and never unlocked), by
-// setfsuid(2) because that, unlike setuid(2), does not let the user signal or trace the thread meanwhile. The agent's
-// main thread stays out of this: main holds it.
+// The identity belongs to a thread. It is set on a locked thread that ends with its goroutine. It
+// is set by setfsuid(2), not setuid(2), because the user could otherwise signal or trace the
+// thread. The agent's main thread is never used for this: main locks it.
 func as(account Account, f func()) {
 	if account.UID == 0 || syscall.Geteuid() != 0 {
 		f()
@@ -30,13 +30,14 @@ func as(account Account, f func()) {
 	<-done
 }
 
-// canExecute asks, with the thread's filesystem identity, for the right to execute a file or to enter a directory.
+// canExecute checks, with the thread's filesystem identity, the permission to execute a file or
+// enter a directory.
 func canExecute(path string) error {
 	const (
-		faccessat2 = 439 // the same number on every architecture
+		faccessat2 = 439 // on every architecture
 		atFdCwd    = -100
 		xOK        = 1
-		atEAccess  = 0x200 // without it the real uid counts, which is root's
+		atEAccess  = 0x200 // check the effective user ID; the real one is root's
 	)
 	name, err := syscall.BytePtrFromString(path)
 	if err != nil {
@@ -44,7 +45,7 @@ func canExecute(path string) error {
 	}
 	dir := atFdCwd
 	_, _, errno := syscall.Syscall6(faccessat2, uintptr(dir), uintptr(unsafe.Pointer(name)), xOK, atEAccess, 0, 0)
-	if errno == 0 || errno == syscall.ENOSYS { // before Linux 5.8: the exec will tell
+	if errno == 0 || errno == syscall.ENOSYS { // Linux before 5.8: let exec decide
 		return nil
 	}
 	return errno

@@ -8,23 +8,24 @@ import (
 	"squib/agent/internal/guestfile"
 )
 
-// Accounts reads users and groups from the files of an image. It asks no other source: the guest's NSS is not ours to load.
+// Accounts looks up users and groups in the image's files only. The agent does not load the guest's
+// NSS modules.
 type Accounts struct {
-	// Root is the directory that etc/passwd and etc/group are below; empty means /.
+	// Root is the directory above etc; empty means /.
 	Root string
 }
 
-// Account is whom a command runs as.
+// Account is the identity that a command runs with.
 type Account struct {
 	UID, GID uint32
-	Groups   []uint32 // GID and the supplementary groups
-	Name     string   // the user id in digits where no name is known
+	Groups   []uint32 // GID, then the supplementary groups
+	Name     string   // the user ID in decimal if no name is known
 	Home     string
 	Shell    string
 }
 
-// Lookup finds "name", "uid", "name:group" or "uid:gid". A uid that is not in the file runs with group 0 and home /, and so does root
-// in an image without accounts.
+// Lookup resolves "name", "uid", "name:group" or "uid:gid". A user ID without an entry gets group 0
+// and home /; so does root in an image without accounts.
 func (a Accounts) Lookup(spec string) (Account, error) {
 	user, group, withGroup := strings.Cut(spec, ":")
 	account, err := a.user(user)
@@ -98,7 +99,7 @@ func findGroup(groups [][]string, name string) (uint32, error) {
 	return 0, fail(NoSuchUser, quote(name)+": not in /etc/group")
 }
 
-// lines returns the entries of a file that have at least n fields. A file that is not there, or none, has none.
+// lines returns the entries of a file with at least n fields. A missing file has none.
 func (a Accounts) lines(name string, n int) (entries [][]string) {
 	content, _ := guestfile.Read(a.Root + "/" + name)
 	for line := range strings.Lines(string(content)) {
@@ -109,7 +110,8 @@ func (a Accounts) lines(name string, n int) (entries [][]string) {
 	return entries
 }
 
-// parseID reads a uid or gid. The highest value means "none" to the kernel and is not one.
+// parseID parses a user or group ID. The highest value means "unchanged" to the kernel and is not
+// valid.
 func parseID(s string) (uint32, bool) {
 	id, err := strconv.ParseUint(s, 10, 32)
 	return uint32(id), err == nil && id != 1<<32-1

@@ -12,17 +12,19 @@ import (
 	"unsafe"
 )
 
-// Cgroups makes one cgroup for each command below a directory of its own.
+// Cgroups creates a cgroup for each command, below one directory.
 //
-// It works on descriptors, not on paths, so that a guest that unmounts or covers /sys/fs/cgroup changes nothing.
+// It works with descriptors instead of paths, so that a guest that unmounts or covers
+// /sys/fs/cgroup has no effect on it.
 type Cgroups struct {
 	dir *os.File
 
 	mu   sync.Mutex
-	left []string // ended commands whose descendants live on
+	left []string // cgroups of ended commands with live descendants
 }
 
-// OpenCgroups makes the directory name in the cgroup v2 hierarchy mounted at mount. It fails where that is not one.
+// OpenCgroups creates the directory name in the cgroup v2 hierarchy at mount. It fails if there is
+// none.
 func OpenCgroups(mount, name string) (*Cgroups, error) {
 	if _, err := os.Stat(filepath.Join(mount, "cgroup.controllers")); err != nil {
 		return nil, fmt.Errorf("no cgroup v2 at %s: %w", mount, err)
@@ -45,7 +47,7 @@ type Cgroup struct {
 	dir  *os.File
 }
 
-// New makes an empty cgroup called name, or name and a number where the guest has put something else in its place.
+// New creates an empty cgroup called name. If the guest has taken that name, it appends a number.
 func (c *Cgroups) New(name string) (*Cgroup, error) {
 	c.Sweep()
 	dir, free := int(c.dir.Fd()), name
@@ -65,7 +67,7 @@ func (c *Cgroups) New(name string) (*Cgroup, error) {
 	return &Cgroup{c, free, os.NewFile(uintptr(fd), free)}, nil
 }
 
-// Sweep removes the cgroups of ended commands whose last descendant has ended since.
+// Sweep removes the cgroups of ended commands whose last descendant has ended.
 func (c *Cgroups) Sweep() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -91,7 +93,8 @@ func (c *Cgroups) remove(name string) error {
 	return nil
 }
 
-// Release removes the cgroup, later if processes are left in it. It must not be used afterwards.
+// Release removes the cgroup, or leaves it to a later Sweep if it holds processes. The cgroup must
+// not be used afterwards.
 func (g *Cgroup) Release() {
 	g.dir.Close()
 	g.all.mu.Lock()
@@ -101,8 +104,9 @@ func (g *Cgroup) Release() {
 	}
 }
 
-// Kill sends SIGKILL to every process in the cgroup. It reports whether that was final: without cgroup.kill (before Linux 5.14)
-// a process can fork while the others are told, and Kill must be repeated until Empty.
+// Kill sends SIGKILL to every process in the cgroup. It reports whether that was final: without
+// cgroup.kill (Linux before 5.14), processes may fork meanwhile, and Kill must be repeated until
+// Empty.
 func (g *Cgroup) Kill() (final bool) {
 	if g.write("cgroup.kill", "1") == nil {
 		return true
@@ -111,7 +115,7 @@ func (g *Cgroup) Kill() (final bool) {
 	return false
 }
 
-// killEach kills one by one.
+// killEach kills the processes one by one.
 func (g *Cgroup) killEach() {
 	procs, _ := g.read("cgroup.procs")
 	for _, field := range strings.Fields(procs) {
@@ -121,7 +125,7 @@ func (g *Cgroup) killEach() {
 	}
 }
 
-// Empty reports whether no process is left in the cgroup, zombies aside.
+// Empty reports whether the cgroup holds no processes except zombies.
 func (g *Cgroup) Empty() bool {
 	events, err := g.read("cgroup.events")
 	return err != nil || strings.Contains(events, "populated 0")

@@ -5,10 +5,10 @@ import (
 	"strings"
 )
 
-// DefaultPath is PATH where neither the setup nor the request sets it.
+// DefaultPath is the default of PATH.
 const DefaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// environment merges, later over earlier: what belongs to the account, the guest's own, and the request's.
+// environment merges the account's variables and the layers; later layers take precedence.
 func environment(account Account, layers ...map[string]string) map[string]string {
 	merged := map[string]string{
 		"PATH": DefaultPath, "HOME": account.Home, "USER": account.Name, "LOGNAME": account.Name, "SHELL": account.Shell,
@@ -21,7 +21,7 @@ func environment(account Account, layers ...map[string]string) map[string]string
 	return merged
 }
 
-// environ gives the environment the form that exec takes, sorted.
+// environ returns the environment as exec takes it, sorted.
 func environ(env map[string]string) []string {
 	list := make([]string, 0, len(env))
 	for key, value := range env {
@@ -31,7 +31,7 @@ func environ(env map[string]string) []string {
 	return list
 }
 
-// CheckEnv refuses names and values that no environment can hold.
+// CheckEnv rejects names and values that an environment cannot hold.
 func CheckEnv(env map[string]string) error {
 	for key, value := range env {
 		if key == "" || strings.ContainsAny(key, "=\x00") || strings.Contains(value, "\x00") {

@@ -5,7 +5,7 @@ import "errors"
 // Code is an error code of protocol/agent.md.
 type Code string
 
-// The codes of what can keep a command from starting or from being used.
+// Error codes of requests about commands.
 const (
 	BadRequest      Code = "bad_request"
 	NoShell         Code = "no_shell"
@@ -19,7 +19,7 @@ const (
 	Internal        Code = "internal"
 )
 
-// Error is a failure that the host is told by its code.
+// Error is a failure with the error code that the host receives.
 type Error struct {
 	Code    Code
 	Message string
@@ -29,7 +29,7 @@ func (e *Error) Error() string { return e.Message }
 
 func fail(code Code, message string) error { return &Error{code, message} }
 
-// CodeOf returns the code that the host is told about err: Internal for what is not an *Error.
+// CodeOf returns the error code for err. It is Internal unless err is an *Error.
 func CodeOf(err error) Code {
 	var e *Error
 	if errors.As(err, &e) {

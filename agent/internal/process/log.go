@@ -12,58 +12,60 @@ import (
 	"time"
 )
 
-// Stream is one of a command's two output streams.
+// Stream is one of a command's output streams.
 type Stream int
 
-// The streams. All output of a terminal is Stdout.
+// The output streams. All output of a terminal is Stdout.
 const (
 	Stdout Stream = iota
 	Stderr
 )
 
 const (
-	// ringSlack is how much is read beyond what is kept before the oldest output must go. It is half of a small ring.
+	// ringSlack is the room in a ring beyond what it keeps, for reading ahead. In a small ring it
+	// is half of the ring.
 	ringSlack = 256 << 10
-	// stretchBytes is how much output there is for each entry of the index that may be kept: it bounds the index of output that changes
-	// between the streams with every byte.
+	// stretchBytes is how many bytes of output each index entry must stand for. It bounds the index
+	// when the streams alternate with every byte.
 	stretchBytes = 64
 )
 
-// Log keeps the last output of a session, both streams in the order in which the agent has read them, for any number of
-// readers. Nothing is dropped that a reader has yet to take: the one that writes to the log waits instead. Without a reader it waits
-// until a deadline, and then drops the oldest.
+// Log keeps a session's most recent output, both streams in the order in which the agent read them,
+// for any number of readers. Output that a reader has not read yet is never dropped; writing blocks
+// instead. Without a reader, writing blocks until a deadline and then drops the oldest output.
 //
-// The ring grows with what there is to keep, as far as the memory for all sessions allows. It is mapped, not allocated:
-// pages that were never written cost nothing, the garbage collector does not keep as much again in reserve, and the
-// memory goes back at once. It is used only under the lock and while there are users.
+// The ring grows as needed, within the memory for all sessions. It is memory-mapped instead of
+// allocated: untouched pages cost nothing, the garbage collector keeps no reserve for it, and its
+// memory is freed at once. It is used only under the lock and only while it has users.
 type Log struct {
 	memory *memory
-	most   int // bytes that are kept for readers to come, if there is memory for it
+	most   int // bytes kept for future readers, if memory allows
 	grace  time.Duration
 
 	mu         sync.Mutex
-	space      *sync.Cond // room may have been made
+	space      *sync.Cond // signals that room may have become available
 	ring       []byte
-	start, end int64     // positions in the output, of the oldest byte in the ring and after the newest
-	from, to   [2]int64  // the same as offsets in the streams
-	stretches  []stretch // what lies between
+	start, end int64     // positions in the output: of the oldest byte in the ring, and after the newest
+	from, to   [2]int64  // the same positions as offsets in each stream
+	stretches  []stretch // the output between start and end
 	readers    []*Reader
-	deadline   time.Time // for a reader to come
+	deadline   time.Time // until which writing waits for a reader
 	watchers   int
-	writers    int // pumps that have not come to their end
-	users      int // of the ring: its session, pumps, readers
-	pipes      int // bytes of memory that pipes of its session take
+	writers    int // pumps that have not ended
+	users      int // users of the ring: the session, its pumps and its readers
+	pipes      int // memory that enlarged pipes of the session take
 	settled    bool
 }
 
-// stretch is a piece of output of one stream. Neighbours are of different streams.
+// stretch is a run of output of one stream. Adjacent stretches belong to different streams.
 type stretch struct {
 	end    int64
 	stream Stream
 }
 
-// newLog returns a log that keeps most bytes if memory allows, and whose session is its first user. It waits for a reader for
-// the time grace from now, and from the leaving of a last one.
+// newLog returns a log that keeps up to most bytes, as memory allows. Its session is its first
+// user. Without a reader, writing waits for the time grace from now, and again from when the last
+// reader leaves.
 func newLog(memory *memory, most int, grace time.Duration) (*Log, error) {
 	size := min(firstRing, most+ringSlack)
 	ring, err := mapRing(size)
@@ -76,10 +78,10 @@ func newLog(memory *memory, most int, grace time.Duration) (*Log, error) {
 	return l, nil
 }
 
-// keeps returns how many bytes are kept for readers to come.
+// keeps returns how many bytes are kept for future readers.
 func (l *Log) keeps() int { return min(l.most, len(l.ring)-min(ringSlack, len(l.ring)/2)) }
 
-// grow makes the ring large enough to keep all that is in it, as far as that is allowed.
+// grow enlarges the ring until it holds all output, as far as limits allow.
 func (l *Log) grow() {
 	held := l.end - l.start
 	for len(l.ring) > 0 && len(l.ring) < l.most+ringSlack && (held > int64(l.keeps()) || len(l.stretches) >= l.maxStretches()) {
@@ -87,15 +89,16 @@ func (l *Log) grow() {
 		if !l.memory.grant(size - len(l.ring)) {
 			return
 		}
-		if !l.move(size) {
+		if !l.resize(size) {
 			l.memory.add(len(l.ring) - size)
 			return
 		}
 	}
 }
 
-// move gives what is in the ring another one of that size, unless there is no memory for it.
-func (l *Log) move(size int) bool {
+// resize moves the output to a ring of the given size. It returns false if there is no memory for
+// it.
+func (l *Log) resize(size int) bool {
 	ring, err := mapRing(size)
 	if err != nil {
 		return false
@@ -109,8 +112,8 @@ func (l *Log) move(size int) bool {
 	return true
 }
 
-// settle says that there will be no more output, and that the pipes are gone: what is kept by now stays, and takes no more
-// memory than it needs.
+// settle ends the output: what is kept now stays, in as little memory as it needs, and the pipes
+// are gone.
 func (l *Log) settle() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -120,12 +123,12 @@ func (l *Log) settle() {
 	l.pipes = 0
 	page := os.Getpagesize()
 	old, size := len(l.ring), max(1, (int(l.end-l.start)+page-1)/page)*page
-	if size < old && l.move(size) {
+	if size < old && l.resize(size) {
 		l.memory.add(size - old)
 	}
 }
 
-// enlarge makes a pipe of the session a large one, if there is memory for that.
+// enlarge enlarges a pipe of the session, if memory allows.
 func (l *Log) enlarge(pipe uintptr) {
 	const setPipeSize = 1031
 	l.mu.Lock()
@@ -140,7 +143,7 @@ func (l *Log) enlarge(pipe uintptr) {
 	l.pipes += largePipe
 }
 
-// leave is called with the lock.
+// leave removes a user. It is called with the lock held.
 func (l *Log) leave() {
 	if l.users--; l.users == 0 {
 		l.memory.add(-len(l.ring) - l.pipes)
@@ -149,7 +152,7 @@ func (l *Log) leave() {
 	}
 }
 
-// forget says that there are no readers to come. The log lives on until those that there are have left.
+// forget ends the wait for future readers. The log remains until the current readers have left.
 func (l *Log) forget() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -158,7 +161,7 @@ func (l *Log) forget() {
 	l.leave()
 }
 
-// Offsets returns from which offset of a stream to which it is kept.
+// Offsets returns the range of offsets that is kept of a stream.
 func (l *Log) Offsets(s Stream) (from, to int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -166,7 +169,7 @@ func (l *Log) Offsets(s Stream) (from, to int64) {
 	return l.from[s], l.to[s]
 }
 
-// size returns how many bytes are kept.
+// size returns the number of bytes kept.
 func (l *Log) size() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -174,14 +177,14 @@ func (l *Log) size() int {
 	return int(l.end - l.start)
 }
 
-// followers returns how many follow the session.
+// followers returns how many clients follow the session.
 func (l *Log) followers() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return len(l.readers) + l.watchers
 }
 
-// watch announces someone who wants no output: the wait for a reader ends.
+// watch adds a client that follows without output, which ends the wait for a reader.
 func (l *Log) watch() (stop func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -195,7 +198,7 @@ func (l *Log) watch() (stop func()) {
 	}
 }
 
-// addWriters announces goroutines that call take, and writerDone in the end.
+// addWriters announces n goroutines that call take, and writerDone at the end.
 func (l *Log) addWriters(n int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -262,7 +265,7 @@ func (l *Log) room(s Stream) []byte {
 
 func (l *Log) maxStretches() int { return l.keeps() / stretchBytes }
 
-// trim drops what is older than what is kept, as far as nobody has yet to take it.
+// trim drops output beyond what is kept, unless a reader still needs it.
 func (l *Log) trim() {
 	if l.settled {
 		return
@@ -289,7 +292,7 @@ func (l *Log) trim() {
 	}
 }
 
-// awaitSpace waits until there may be more room.
+// awaitSpace waits until there may be room.
 func (l *Log) awaitSpace() {
 	if len(l.readers) == 0 {
 		defer time.AfterFunc(time.Until(l.deadline), func() {
@@ -301,16 +304,17 @@ func (l *Log) awaitSpace() {
 	l.space.Wait()
 }
 
-// Reader takes the output of a session from some place on.
+// Reader reads a session's output from a position on.
 type Reader struct {
 	log    *Log
-	at     int64    // its place in the output
-	offset [2]int64 // of the streams, there
-	skip   [2]int64 // what comes before these offsets is not wanted
+	at     int64    // position in the output
+	offset [2]int64 // offsets of the streams at that position
+	skip   [2]int64 // offsets below which output is skipped
 	ready  chan struct{}
 }
 
-// attach returns a reader of what is kept of the streams from the given offsets on, or nil if the log is gone.
+// attach returns a reader of the kept output from the given offsets on. It returns nil if the log
+// is gone.
 func (l *Log) attach(from [2]int64) *Reader {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -334,11 +338,11 @@ func (r *Reader) notify() {
 	}
 }
 
-// Ready has a value when Next may have something to say that it did not say before.
+// Ready receives a value when Next may have more to return.
 func (r *Reader) Ready() <-chan struct{} { return r.ready }
 
-// Next copies to p what comes next of one stream, and returns the offset of its first byte. It does not wait: there is
-// nothing yet if n is 0, and nothing ever if err is io.EOF.
+// Next copies the next output of one stream to p, and returns the offset of its first byte. It does
+// not block: n is 0 if there is no output yet, and err is io.EOF if there will be none.
 func (r *Reader) Next(p []byte) (s Stream, offset int64, n int, err error) {
 	l := r.log
 	l.mu.Lock()
@@ -370,7 +374,7 @@ func (r *Reader) advance(s Stream, n int64) {
 	r.log.space.Broadcast()
 }
 
-// Close lets the command go on without the reader.
+// Close detaches the reader. The command continues without it.
 func (r *Reader) Close() {
 	l := r.log
 	l.mu.Lock()
@@ -383,5 +387,5 @@ func (r *Reader) Close() {
 	l.leave()
 }
 
-// all is more than any read gets.
+// all exceeds the result of any read.
 const all = math.MaxInt

@@ -6,8 +6,9 @@ import (
 	"syscall"
 )
 
-// resolve finds the files that name may mean for account, best first, as execvp(3) does: a name with a slash is relative to
-// cwd, any other is searched in PATH. The files exist and account may execute them.
+// resolve returns the files that name may refer to for account, best first, as execvp(3) does. A
+// name with a slash is relative to cwd; any other is searched in PATH. Each returned file exists
+// and is executable by account.
 func resolve(account Account, name, cwd, searchPath string) (paths []string, err error) {
 	as(account, func() {
 		if err = enter(cwd); err != nil {
@@ -56,7 +57,8 @@ func enter(cwd string) error {
 	return nil
 }
 
-// executable checks that file exists and may be executed; only the exec knows whether its format is right.
+// executable checks that file exists and has execute permission. Only exec can tell whether its
+// format is valid.
 func executable(file string) error {
 	var st syscall.Stat_t
 	switch err := stat(file, &st); {
@@ -75,7 +77,7 @@ func executable(file string) error {
 	return nil
 }
 
-// execError says what a failed exec of an existing file means.
+// execError returns the error for a failed exec of an existing file.
 func execError(file string, err error) error {
 	switch err {
 	case syscall.ENOENT:

@@ -11,16 +11,16 @@ import (
 	"time"
 )
 
-// Limits of what is kept. They are variables of a manager so that tests need not wait or fill them.
+// limits bounds what is kept. Tests use lower limits.
 type limits struct {
 	foreground, background int           // bytes of output of a session
-	grace                  time.Duration // that the output of a session waits for a reader
-	ended, endedBytes      int           // background sessions that have ended, and their output together
+	grace                  time.Duration // how long a session's output waits for a reader
+	ended, endedBytes      int           // number of ended background sessions, and bytes of their output together
 }
 
 var defaultLimits = limits{foreground: 128 << 10, background: 1 << 20, grace: 10 * time.Second, ended: 32, endedBytes: 8 << 20}
 
-// Manager starts commands and knows the sessions.
+// Manager starts commands and keeps their sessions.
 type Manager struct {
 	reaper   *Reaper
 	cgroups  *Cgroups // nil without cgroup v2
@@ -31,12 +31,12 @@ type Manager struct {
 	mu       sync.Mutex
 	env      map[string]string
 	sessions map[string]*Process
-	kept     []*Process // those of the background that have ended, oldest first
+	kept     []*Process // ended background sessions, oldest first
 	last     int
 	stopped  bool
 }
 
-// NewManager returns a manager; reaper.Run must be running. cgroups may be nil.
+// NewManager returns a manager. reaper.Run must be running. cgroups may be nil.
 func NewManager(reaper *Reaper, cgroups *Cgroups, accounts Accounts) *Manager {
 	return &Manager{
 		reaper: reaper, cgroups: cgroups, accounts: accounts, limits: defaultLimits, memory: newMemory(), sessions: map[string]*Process{},
@@ -50,7 +50,7 @@ func (m *Manager) SetEnv(env map[string]string) {
 	m.env = env
 }
 
-// Stop makes every later Start fail: the guest is going down.
+// Stop makes every later Start fail, because the guest is powering off.
 func (m *Manager) Stop() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -74,7 +74,7 @@ func (m *Manager) List() []*Process {
 	return slices.SortedFunc(maps.Values(m.sessions), func(a, b *Process) int { return a.Started.Compare(b.Started) })
 }
 
-// Forget takes a session off the list. Those who read its output go on.
+// Forget removes a session. Readers of its output continue.
 func (m *Manager) Forget(p *Process) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -90,7 +90,8 @@ func (m *Manager) forget(p *Process) {
 	p.Log.forget()
 }
 
-// keep is called when a session has come to its end.
+// keep adds a session that has ended to those that are kept, and forgets the oldest beyond the
+// limits.
 func (m *Manager) keep(p *Process) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -108,9 +109,9 @@ func (m *Manager) keep(p *Process) {
 	}
 }
 
-// Start runs a command, and returns its session and the first reader of its output, who misses nothing. Once a session in the
-// foreground is of no use any more, the caller calls Kill and Forget.
-// An *Error says, with the code that the host is told, why the command cannot run.
+// Start runs a command, and returns its session and a reader of all its output. When a foreground
+// session is no longer needed, the caller calls Kill and Forget. If the command cannot be started,
+// the error is an *Error.
 func (m *Manager) Start(spec Spec) (*Process, *Reader, error) {
 	m.mu.Lock()
 	m.last++
@@ -127,7 +128,8 @@ func (m *Manager) Start(spec Spec) (*Process, *Reader, error) {
 		ID: id, Argv: shortened(plan.argv), User: cmp.Or(spec.User, "root"), Background: spec.Background, Stdin: spec.Stdin && spec.Terminal == nil,
 		reaper: m.reaper, done: make(chan struct{}), users: 1,
 	}
-	// A session of its own also means a share of the processor of its own (autogroup), however busy the agent is with a transfer.
+	// A session of its own has its own share of CPU time (autogroup), even while the agent is busy
+	// with a transfer.
 	sys := &syscall.SysProcAttr{Setsid: true, Credential: credential(plan.account)}
 	attr := &syscall.ProcAttr{Dir: plan.cwd, Env: environ(plan.env), Sys: sys}
 	if err := m.equip(p, attr, spec, plan); err != nil {
@@ -152,9 +154,10 @@ func (m *Manager) Start(spec Spec) (*Process, *Reader, error) {
 	return p, reader, nil
 }
 
-// equip gives the command its streams and its cgroup, and starts it. On failure the caller discards what it has got by then.
+// equip creates the command's streams and its cgroup, and starts it. On failure the caller calls
+// discard.
 func (m *Manager) equip(p *Process, attr *syscall.ProcAttr, spec Spec, plan plan) (err error) {
-	var own []int // descriptors that the child has its own copies of
+	var own []int // the child's descriptors, closed in the agent
 	defer func() {
 		for _, fd := range own {
 			syscall.Close(fd)
@@ -190,12 +193,12 @@ func (m *Manager) equip(p *Process, attr *syscall.ProcAttr, spec Spec, plan plan
 		return err
 	}
 	if spec.Timeout > 0 {
-		p.timer = time.AfterFunc(spec.Timeout, p.expire) // if it fires late it finds the command ended, and does nothing
+		p.timer = time.AfterFunc(spec.Timeout, p.expire) // a timer that fires late finds the command ended and does nothing
 	}
 	return nil
 }
 
-// launch tries the files that the program's name may mean, as execvp(3) does.
+// launch tries the candidate files of the program, as execvp(3) does.
 func (m *Manager) launch(p *Process, plan plan, attr *syscall.ProcAttr) (err error) {
 	for _, file := range plan.paths {
 		p.PID, err = m.reaper.Start(file, plan.argv, attr, p.ended)
@@ -209,7 +212,7 @@ func (m *Manager) launch(p *Process, plan plan, attr *syscall.ProcAttr) (err err
 	return err
 }
 
-// openTerminal makes the terminal, and returns the child's descriptor of it.
+// openTerminal creates the terminal, and returns the child's descriptor for it.
 func (m *Manager) openTerminal(p *Process, size Size, owner Account) (own []int, err error) {
 	group, findErr := findGroup(m.accounts.lines("etc/group", 4), "tty")
 	terminal, fd, err := newTerminal(size, owner, group, findErr == nil)
@@ -221,7 +224,7 @@ func (m *Manager) openTerminal(p *Process, size Size, owner Account) (own []int,
 	return []int{fd}, nil
 }
 
-// openPipes makes the pipes, and returns the child's descriptors 0, 1 and 2.
+// openPipes creates the pipes, and returns the child's descriptors 0, 1 and 2.
 func (p *Process) openPipes(withStdin bool) (own []int, err error) {
 	var fd int
 	if withStdin {
@@ -243,7 +246,7 @@ func (p *Process) openPipes(withStdin bool) (own []int, err error) {
 	return own, nil
 }
 
-// discard frees what a command that did not start has taken.
+// discard releases the resources of a command that was not started.
 func (p *Process) discard() {
 	p.stdin.close()
 	for _, source := range p.sources {
@@ -257,8 +260,8 @@ func (p *Process) discard() {
 	}
 }
 
-// credential sets the identity even where it is root's, for the sake of the supplementary groups. An agent that is not root
-// (in a test) can only run commands as itself.
+// credential returns the identity to set. It is set even for root, because of the supplementary
+// groups. An agent that is not root, as in tests, runs commands as itself.
 func credential(account Account) *syscall.Credential {
 	if syscall.Geteuid() != 0 {
 		return nil

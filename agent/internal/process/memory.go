@@ -6,25 +6,25 @@ import (
 )
 
 const (
-	// memoryShare of the guest's memory is what the outputs of all sessions may take together.
+	// memoryShare is the divisor of the guest's memory for the output of all sessions together.
 	memoryShare = 16
-	// firstRing is what the output of a session may always take: without it no command can run.
+	// firstRing is the memory that a session's output always gets: without it no command can run.
 	firstRing = 32 << 10
-	// largePipe is the size of a pipe through which as much goes: one end then goes on while the other is busy. Most commands read and
-	// write little.
+	// largePipe is the enlarged size of a pipe that has carried this much data. It lets one end
+	// work while the other is busy. Most commands transfer little.
 	largePipe = 256 << 10
 )
 
-// memory is what the outputs of all sessions take, and their pipes beyond the usual. It bounds them together: a guest with much
-// to say to nobody, or to many at once, must not run out of memory for what its agent keeps.
+// memory accounts for the output of all sessions and for their enlarged pipes. It bounds them
+// together, so that a guest with much output and few readers does not run out of memory.
 type memory struct {
-	total func() int // what they may take
+	total func() int // the bound
 	taken atomic.Int64
 }
 
 func newMemory() *memory { return &memory{total: guestShare} }
 
-// guestShare asks each time: a guest may get more memory while it runs.
+// guestShare reads the guest's memory each time, since it may grow.
 func guestShare() int {
 	var info syscall.Sysinfo_t
 	if syscall.Sysinfo(&info) != nil {
@@ -33,7 +33,8 @@ func guestShare() int {
 	return int(uint64(info.Totalram) * uint64(info.Unit) / memoryShare)
 }
 
-// grant takes size bytes if as much is left afterwards: the more there is, the more one session gets.
+// grant takes size bytes if at least as much remains. The more memory is free, the more a session
+// gets.
 func (m *memory) grant(size int) bool {
 	for {
 		taken := m.taken.Load()
@@ -46,7 +47,7 @@ func (m *memory) grant(size int) bool {
 	}
 }
 
-// add takes size bytes, or gives them back if it is negative.
+// add takes size bytes, or returns them if size is negative.
 func (m *memory) add(size int) { m.taken.Add(int64(size)) }
 
 func mapRing(size int) ([]byte, error) {

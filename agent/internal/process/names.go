@@ -1,6 +1,7 @@
 package process
 
-// Names returns what user and group ids are called. Where several have the same id it is the first.
+// Names returns the names of user and group IDs. If several entries share an ID, the first one
+// counts.
 func (a Accounts) Names() (users, groups map[uint32]string) {
 	return a.names("etc/passwd", 7), a.names("etc/group", 4)
 }

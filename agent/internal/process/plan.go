@@ -8,34 +8,36 @@ import (
 	"time"
 )
 
-// Spec says what to run. Exactly one of Argv, Shell and Login is set.
+// Spec describes a command. Exactly one of Argv, Shell and Login is set.
 type Spec struct {
 	Argv       []string
-	Shell      *string           // run by /bin/sh -c
-	Login      bool              // the user's shell, as a login shell
-	Env        map[string]string // added to the account's and the guest's
-	Cwd        string            // absolute; empty means the user's home, or / where that cannot be entered
-	User       string            // as Accounts.Lookup reads it; empty means root
+	Shell      *string           // a command for /bin/sh -c
+	Login      bool              // run the user's login shell
+	Env        map[string]string // added to the variables of the account and of the guest
+	Cwd        string            // absolute; empty means the user's home, or / if that cannot be entered
+	User       string            // see Accounts.Lookup; empty means root
 	Sudo       bool              // run as root on behalf of User
-	Stdin      bool              // a pipe, not /dev/null; without meaning for a terminal
+	Stdin      bool              // a pipe instead of /dev/null; ignored with a terminal
 	Terminal   *Size             // a new terminal of this size for all three streams
 	Timeout    time.Duration     // none if zero
 	Background bool
 }
 
-// plan is what a Spec means in this guest.
+// plan is a Spec resolved in this guest.
 type plan struct {
 	account Account
 	argv    []string
-	paths   []string // of the program, best first
+	paths   []string // candidate files of the program, best first
 	env     map[string]string
 	cwd     string
 }
 
-// shownBytes is how much of a command's arguments its session keeps for those who list it: a script may be one of them.
+// shownBytes bounds the arguments that a session keeps for listings; an argument may be a whole
+// script.
 const shownBytes = 2048
 
-// shortened returns the beginning of argv: shownBytes of it, each argument counted with its end.
+// shortened returns the first shownBytes of argv. Each argument counts one byte more than its
+// length.
 func shortened(argv []string) (shown []string) {
 	left := shownBytes
 	for _, arg := range argv {
@@ -94,7 +96,7 @@ func (m *Manager) plan(spec Spec, guest map[string]string) (p plan, err error) {
 	return p, err
 }
 
-// loginShell finds the account's shell, or one in its stead where it has none that lets anybody in.
+// loginShell returns the account's shell, or a substitute if that does not allow logins.
 func loginShell(account Account) (shell string, err error) {
 	as(account, func() {
 		for _, candidate := range []string{account.Shell, "/bin/bash", "/bin/sh"} {
@@ -111,7 +113,7 @@ func loginShell(account Account) (shell string, err error) {
 	return shell, err
 }
 
-// workingDirectory returns the one that was asked for, or home.
+// workingDirectory returns the requested directory, or the default.
 func workingDirectory(account Account, home, asked string) (string, error) {
 	if asked == "" {
 		var err error

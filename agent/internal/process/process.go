@@ -1,5 +1,5 @@
-// Package process runs the host's commands: it starts them as whom and where they shall run, keeps their output for those who
-// read it, gives access to their input, and ends them with everything that they have started.
+// Package process runs the host's commands. It starts them with the requested identity, keeps their
+// output for readers, passes them input, and terminates them with their descendants.
 package process
 
 import (
@@ -10,34 +10,34 @@ import (
 	"time"
 )
 
-// Process is a session: a command that has been started, and its output.
+// Process is a session: a command that was started, and its output.
 type Process struct {
 	ID         string
 	PID        int
-	Argv       []string // shortened
+	Argv       []string // see shortened
 	User       string
 	Started    time.Time
-	Background bool // it outlives the request that has started it
-	Stdin      bool // it has a pipe for its stdin
+	Background bool // the command outlives the request that started it
+	Stdin      bool // stdin is a pipe
 	Log        *Log
 
 	stdin    *input
-	terminal *source // nil without
+	terminal *source // nil without a terminal
 	size     atomic.Pointer[Size]
-	sources  []*source // by stream
+	sources  []*source // indexed by Stream
 	group    *Cgroup   // nil without cgroup v2
 	reaper   *Reaper
-	timer    *time.Timer // of the timeout; nil without
+	timer    *time.Timer // for the timeout; may be nil
 
 	done     chan struct{}
 	timedOut bool // guarded by the reaper's lock
 	status   Status
 
 	uses  sync.Mutex
-	users int // of group, which the last one releases; guarded by uses
+	users int // users of group; the last one releases it; guarded by uses
 }
 
-// Status is how a command ended. Exactly one of ExitCode and Signal is not negative.
+// Status describes how a command ended. Exactly one of ExitCode and Signal is not negative.
 type Status struct {
 	ExitCode int
 	Signal   int
@@ -45,13 +45,14 @@ type Status struct {
 	Duration time.Duration
 }
 
-// Done is closed when the command's first process has ended; Status is valid from then on.
+// Done returns a channel that is closed when the command's first process has ended. Status is valid
+// from then on.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
 // Status returns how the command ended.
 func (p *Process) Status() Status { return p.status }
 
-// ended takes the status from the reaper.
+// ended receives the status from the reaper.
 func (p *Process) ended(wait syscall.WaitStatus) {
 	p.status = Status{ExitCode: -1, Signal: -1, TimedOut: p.timedOut, Duration: time.Since(p.Started)}
 	if wait.Signaled() {
@@ -66,7 +67,7 @@ func (p *Process) ended(wait syscall.WaitStatus) {
 	p.stdin.close()
 }
 
-// pump reads the output to its end, and returns when the command has ended too.
+// pump reads the output until its end, and waits for the end of the command.
 func (p *Process) pump() {
 	var others sync.WaitGroup
 	for i, source := range p.sources[1:] {
@@ -81,7 +82,7 @@ func (p *Process) pump() {
 	<-p.done
 }
 
-// Attach returns a reader of the output that is kept from the given offsets on. Close ends it.
+// Attach returns a reader of the kept output from the given offsets on. The caller must close it.
 func (p *Process) Attach(stdout, stderr int64) (*Reader, error) {
 	if reader := p.Log.attach([2]int64{stdout, stderr}); reader != nil {
 		return reader, nil
@@ -89,16 +90,18 @@ func (p *Process) Attach(stdout, stderr int64) (*Reader, error) {
 	return nil, noSuchProcess(p.ID)
 }
 
-// Watch is for one that follows the session without its output: the wait for a reader ends. The caller calls stop.
+// Watch registers a client that follows the session without output, which ends the wait for a
+// reader. The caller must call stop.
 func (p *Process) Watch() (stop func()) { return p.Log.watch() }
 
-// Readers returns how many follow the session.
+// Readers returns how many clients follow the session.
 func (p *Process) Readers() int { return p.Log.followers() }
 
-// TerminalSize returns the size that the terminal was given, nil without one.
+// TerminalSize returns the size of the terminal, or nil if there is none.
 func (p *Process) TerminalSize() *Size { return p.size.Load() }
 
-// Resize sets the terminal's size. If it has that size already, its foreground process group is told all the same.
+// Resize sets the size of the terminal. If the size is unchanged, the foreground process group is
+// signalled all the same.
 func (p *Process) Resize(size Size) error {
 	if p.terminal == nil {
 		return fail(NoTerminal, quote(p.ID)+": the process has no terminal")
@@ -113,7 +116,8 @@ func (p *Process) Resize(size Size) error {
 	return err
 }
 
-// Signal sends a signal to the command's process group, or to the foreground one of its terminal.
+// Signal sends a signal to the command's process group, or to the foreground process group of its
+// terminal.
 func (p *Process) Signal(signal int) error {
 	err := error(syscall.ESRCH)
 	if !p.reaper.IfRunning(p.PID, func() {
@@ -134,8 +138,8 @@ func (p *Process) Signal(signal int) error {
 	return err
 }
 
-// Kill kills everything in the command's cgroup (without cgroup v2: in its process group), unless the command has ended
-// already: a normal end leaves its descendants alone.
+// Kill kills all processes in the command's cgroup, or in its process group without cgroup v2. If
+// the command has ended it does nothing: a normal end leaves descendants alone.
 func (p *Process) Kill() { p.reaper.IfRunning(p.PID, p.kill) }
 
 func (p *Process) expire() {
@@ -145,7 +149,7 @@ func (p *Process) expire() {
 	})
 }
 
-// kill is called with the reaper's lock, so that the pid is still the command's.
+// kill is called with the reaper's lock held, so that the process ID is still the command's.
 func (p *Process) kill() {
 	syscall.Kill(-p.PID, syscall.SIGKILL)
 	if p.group != nil && !p.group.Kill() && p.use() {
@@ -156,7 +160,8 @@ func (p *Process) kill() {
 	}
 }
 
-// KillAndWait kills as Kill does and waits until nothing of the command is left, or for ctx. It does nothing to one that has ended.
+// KillAndWait kills as Kill does, and waits until no process of the command is left or ctx is done.
+// If the command has ended it does nothing.
 func (p *Process) KillAndWait(ctx context.Context) error {
 	if isClosed(p.done) {
 		return nil
@@ -181,7 +186,7 @@ func (p *Process) KillAndWait(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// use keeps the cgroup from being released; the command itself is its first user.
+// use prevents the release of the cgroup. The command itself is the first user.
 func (p *Process) use() bool {
 	p.uses.Lock()
 	defer p.uses.Unlock()

@@ -7,21 +7,24 @@ import (
 
 // Reaper is the only caller of wait4(2) in the agent.
 //
-// As PID 1 the agent inherits every orphan of the guest and must reap it, and must not take the status of its own
-// commands while doing so. One goroutine therefore reaps everything and gives each status to whoever has registered
-// the pid. The lock is not held across fork and exec, which may take as long as the program's filesystem
-// likes: a status that nobody has registered is kept while a fork is under way. So that a kept status cannot be an orphan's that had the
-// same pid before, it counts only if the pid does not exist any more: a child that has not been reaped does.
+// As PID 1 the agent inherits every orphan in the guest. It must reap them without taking the
+// status of its own commands. Therefore one goroutine reaps all children, and passes each status to
+// the function registered for its process ID.
+//
+// The lock is not held across fork and exec, which may block on the program's filesystem. Statuses
+// without a registered function are kept while a fork is in progress. A kept status might belong to
+// an orphan that had the same process ID earlier. It therefore counts only if no process has this
+// ID any more: a child that was not reaped still has its ID.
 type Reaper struct {
 	mu        sync.Mutex
 	running   map[int]func(syscall.WaitStatus)
 	starting  int
 	unclaimed map[int]syscall.WaitStatus
-	forked    chan struct{} // a child may exist that did not before
-	childless chan struct{} // closed while there is no child
+	forked    chan struct{} // signals that there may be a new child
+	childless chan struct{} // closed while there are no children
 }
 
-// NewReaper returns a reaper; Run makes it work.
+// NewReaper returns a reaper. Run must be called.
 func NewReaper() *Reaper {
 	return &Reaper{
 		running:   map[int]func(syscall.WaitStatus){},
@@ -31,7 +34,7 @@ func NewReaper() *Reaper {
 	}
 }
 
-// Run reaps for ever. It sleeps in waitid(2), which costs a thread and no signal handling.
+// Run reaps forever. It blocks in waitid(2), which takes a thread but no signal handling.
 func (r *Reaper) Run() {
 	for {
 		switch waitAny() {
@@ -44,8 +47,8 @@ func (r *Reaper) Run() {
 	}
 }
 
-// Start forks and executes as syscall.ForkExec does, and calls ended once, from another goroutine and with the reaper's lock
-// held, when the process has ended; perhaps before Start returns.
+// Start forks and executes as syscall.ForkExec does. When the process ends, ended is called once,
+// from another goroutine, with the reaper's lock held, and possibly before Start returns.
 func (r *Reaper) Start(path string, argv []string, attr *syscall.ProcAttr, ended func(syscall.WaitStatus)) (int, error) {
 	r.mu.Lock()
 	r.starting++
@@ -54,7 +57,7 @@ func (r *Reaper) Start(path string, argv []string, attr *syscall.ProcAttr, ended
 	}
 	r.mu.Unlock()
 
-	// On failure ForkExec waits for the child itself. That the reaper may be faster is no harm.
+	// On failure ForkExec waits for the child itself. It does no harm if the reaper is faster.
 	pid, err := syscall.ForkExec(path, argv, attr)
 
 	r.mu.Lock()
@@ -79,8 +82,8 @@ func (r *Reaper) Start(path string, argv []string, attr *syscall.ProcAttr, ended
 	return pid, nil
 }
 
-// IfRunning calls f if pid was started here and has not been reaped, and says whether it did. The pid cannot be given to
-// another process meanwhile. f must not block.
+// IfRunning calls f and returns true if pid was started by Start and was not reaped. The process ID
+// is not reused before f returns. f must not block.
 func (r *Reaper) IfRunning(pid int, f func()) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -91,7 +94,8 @@ func (r *Reaper) IfRunning(pid int, f func()) bool {
 	return true
 }
 
-// Childless returns a channel that is closed when there is no child. For PID 1 this means that no other process is left.
+// Childless returns a channel that is closed when there are no children. For PID 1 this means that
+// no other process is left.
 func (r *Reaper) Childless() <-chan struct{} {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -106,7 +110,8 @@ func (r *Reaper) noteChildless() {
 	}
 }
 
-// reap collects all that have ended. A pid becomes free for others only here, under the lock.
+// reap collects all children that have ended. Only here, under the lock, does a process ID become
+// free.
 func (r *Reaper) reap() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -128,7 +133,7 @@ func (r *Reaper) reap() {
 	}
 }
 
-// waitAny blocks until a child has ended, and leaves it to be reaped.
+// waitAny blocks until a child has ended. It does not reap it.
 func waitAny() error {
 	const (
 		pAll    = 0

@@ -10,14 +10,14 @@ import (
 
 const fionread = 0x541b
 
-// source is the agent's end of what a command writes to: of a pipe or a terminal.
+// source is the agent's end of a pipe or terminal that a command writes to.
 type source struct {
 	file     *os.File
 	raw      syscall.RawConn
 	terminal bool
 }
 
-// newSource takes a descriptor in non-blocking mode.
+// newSource returns a source for a descriptor in non-blocking mode.
 func newSource(fd int, name string, terminal bool) (*source, error) {
 	file := os.NewFile(uintptr(fd), name)
 	raw, err := file.SyscallConn()
@@ -28,7 +28,8 @@ func newSource(fd int, name string, terminal bool) (*source, error) {
 	return &source{file: file, raw: raw, terminal: terminal}, nil
 }
 
-// newOutput returns the source of a new pipe and the descriptor of its writing end. The latter is in blocking mode, as programs expect.
+// newOutput returns the source of a new pipe, and the descriptor of its write end. That is in
+// blocking mode, as programs expect.
 func newOutput(name string) (*source, int, error) {
 	r, w, err := pipe()
 	if err != nil {
@@ -51,11 +52,12 @@ func pipe() (r, w int, err error) {
 	return fds[0], fds[1], nil
 }
 
-// end tells pump that the command's first process has ended.
+// end makes pump finish, because the command's first process has ended.
 func (o *source) end() { o.file.SetReadDeadline(past) }
 
-// pump reads to the log until nobody can write any more, or the command has ended and what was written by then has been
-// read. What descendants in the background write later is dropped: they must neither block nor get SIGPIPE.
+// pump reads into the log until all writers have closed the pipe, or until the command has ended
+// and everything written before its end was read. It discards what background descendants write
+// later, so that they neither block nor receive SIGPIPE.
 func (o *source) pump(log *Log, s Stream) {
 	closed, small := false, !o.terminal
 	for waiting, taken := true, 0; waiting && !closed; {
@@ -83,13 +85,15 @@ func (o *source) pump(log *Log, s Stream) {
 	}
 }
 
-// dry reports whether a failed read is no end. A terminal that no process holds open fails with EIO, and may be opened again
-// as long as the leader of its session lives.
+// dry reports whether a failed read means that there is no output yet. Reading from a terminal that
+// no process has open fails with EIO, but processes can open it again while the session leader
+// lives.
 func (o *source) dry(err error) bool {
 	return err == syscall.EAGAIN || o.terminal && err == syscall.EIO
 }
 
-// drain reads what was written before the command's end, and reports whether nobody can write any more.
+// drain reads what was written before the command ended. It reports whether all writers have closed
+// the pipe.
 func (o *source) drain(log *Log, s Stream) (closed bool) {
 	left := o.pending()
 	for n := 1; n > 0 && left > 0; left -= n {
@@ -102,8 +106,9 @@ func (o *source) drain(log *Log, s Stream) (closed bool) {
 	return closed
 }
 
-// pending returns how much is to be read once the command has ended: what the pipe holds. A terminal cannot tell; it
-// holds no more than terminalHolds, and says EAGAIN or EIO only when it has given all.
+// pending returns how many bytes to read after the command's end. For a pipe this is what it holds.
+// A terminal cannot tell: it holds at most terminalHolds, and fails with EAGAIN or EIO when it is
+// empty.
 func (o *source) pending() (n int) {
 	if o.terminal {
 		return terminalHolds

@@ -9,13 +9,13 @@ import (
 	"time"
 )
 
-// input is what a command's stdin is fed through: the writing end of a pipe, or a terminal. Nil stands for /dev/null.
+// input writes to a command's stdin: to a pipe or to a terminal. A nil input stands for /dev/null.
 type input struct {
 	file     *os.File
-	terminal bool          // file is the source's too, which closes it
-	turn     chan struct{} // holds one token while nobody writes
+	terminal bool          // the file belongs to the source, which closes it
+	turn     chan struct{} // holds a token while no request writes
 	once     sync.Once
-	large    bool // or could not be made so; belongs to whoever writes
+	large    bool // the pipe was enlarged, or cannot be; guarded by turn
 }
 
 func newInput(file *os.File, terminal bool) *input {
@@ -24,7 +24,7 @@ func newInput(file *os.File, terminal bool) *input {
 	return in
 }
 
-// newStdin returns the input of a new pipe and the descriptor of its reading end, which is in blocking mode.
+// newStdin returns the input for a new pipe, and the descriptor of its read end, in blocking mode.
 func newStdin() (*input, int, error) {
 	r, w, err := pipe()
 	if err != nil {
@@ -34,7 +34,7 @@ func newStdin() (*input, int, error) {
 	return newInput(os.NewFile(uintptr(w), "stdin"), false), r, nil
 }
 
-// close is idempotent; a write in progress fails.
+// close closes the pipe, or ends a write to a terminal in progress. It is idempotent.
 func (in *input) close() {
 	switch {
 	case in == nil:
@@ -45,17 +45,18 @@ func (in *input) close() {
 	}
 }
 
-// past is a deadline that ends reads and writes in progress.
+// past is a deadline that interrupts reads and writes.
 var past = time.Unix(1, 0)
 
 var errStdinClosed = fail(StdinClosed, "the process does not read its standard input")
 
-// inputBuffers holds *[]byte. A request may be a single key.
+// inputBuffers holds *[]byte. Requests may be as small as one key.
 var inputBuffers = sync.Pool{New: func() any { b := make([]byte, 64<<10); return &b }}
 
-// WriteStdin copies body to the command's stdin as it comes, and closes stdin after that if asked to (a terminal is sent its
-// end-of-file character instead). Requests take turns. It returns how much was written; the error is StdinClosed when the
-// command does not read any more, or the body's or ctx's.
+// WriteStdin copies body to the command's stdin as it arrives. With closeAfter, it then closes
+// stdin, or sends a terminal its end-of-file character. Requests take turns. WriteStdin returns the
+// number of bytes written, and an error of code StdinClosed if the command no longer reads, or the
+// error of body or ctx.
 func (p *Process) WriteStdin(ctx context.Context, body io.Reader, closeAfter bool) (written int64, err error) {
 	in := p.stdin
 	if in == nil {
@@ -68,8 +69,8 @@ func (p *Process) WriteStdin(ctx context.Context, body io.Reader, closeAfter boo
 	}
 	defer func() { in.turn <- struct{}{} }()
 
-	// A write waits for the command to read: the end of the request must reach it there, and that of the command, which
-	// sets a terminal's deadline after done.
+	// A write blocks until the command reads. It must be interrupted when the request ends, and
+	// when the command ends: that sets a terminal's deadline after closing done.
 	if in.file.SetWriteDeadline(time.Time{}) != nil || isClosed(p.done) {
 		return 0, errStdinClosed
 	}
@@ -77,7 +78,7 @@ func (p *Process) WriteStdin(ctx context.Context, body io.Reader, closeAfter boo
 	stop := context.AfterFunc(ctx, func() { in.file.SetWriteDeadline(past); close(stopped) })
 	defer func() {
 		if !stop() {
-			<-stopped // so that it cannot hit the next request
+			<-stopped // so that it cannot interrupt the next request
 		}
 	}()
 	buffer := inputBuffers.Get().(*[]byte)

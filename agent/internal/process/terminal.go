@@ -6,7 +6,7 @@ import (
 	"unsafe"
 )
 
-// terminalHolds is more than the kernel keeps of what was written to a terminal and not read: 64 KiB and a line's buffer.
+// terminalHolds exceeds what the kernel buffers of unread terminal output: 64 KiB and a line.
 const terminalHolds = 128 << 10
 
 const (
@@ -17,21 +17,22 @@ const (
 	tioGPtPeer = 0x5441
 )
 
-// endOfFile is the character that ends the input of a terminal: Ctrl-D.
+// endOfFile is the terminal character for the end of input: Ctrl-D.
 const endOfFile = 4
 
-// Size is a terminal's.
+// Size is the size of a terminal.
 type Size struct {
 	Rows, Cols uint16
 }
 
-// winsize is the kernel's struct.
+// winsize is the kernel's struct winsize.
 type winsize struct {
 	rows, cols, xPixel, yPixel uint16
 }
 
-// newTerminal opens a terminal that belongs to owner. It returns the agent's end and a descriptor of the command's. The latter
-// comes from the former, whatever the guest has made of /dev/pts.
+// newTerminal creates a terminal that belongs to owner. It returns the agent's end and a descriptor
+// of the command's end. The latter is opened through the former, so the guest's /dev/pts is not
+// involved.
 func newTerminal(size Size, owner Account, group uint32, hasGroup bool) (*source, int, error) {
 	const path = "/dev/ptmx"
 	fd, err := syscall.Open(path, syscall.O_RDWR|syscall.O_NOCTTY|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
@@ -70,8 +71,8 @@ func newTerminal(size Size, owner Account, group uint32, hasGroup bool) (*source
 	return master, int(slave), nil
 }
 
-// prepare unlocks the command's end and gives the terminal its size. Characters are UTF-8, so that the line editing of the kernel
-// erases whole ones.
+// prepare unlocks the command's end and sets the terminal's size. IUTF8 makes the kernel's line
+// editing erase whole characters.
 func prepare(fd uintptr, size Size) error {
 	var locked int32
 	var modes syscall.Termios
@@ -88,7 +89,8 @@ func prepare(fd uintptr, size Size) error {
 	return ioctl(fd, tioSWinSz, unsafe.Pointer(&winsize{rows: size.Rows, cols: size.Cols}))
 }
 
-// resize sets the size. Where it is the size already, the kernel would tell nobody: then the foreground process group is told here.
+// resize sets the size. For an unchanged size the kernel sends no SIGWINCH, so resize sends it to
+// the foreground process group.
 func (o *source) resize(size Size) (err error) {
 	ctlErr := o.raw.Control(func(fd uintptr) {
 		var now winsize
@@ -108,7 +110,7 @@ func (o *source) resize(size Size) (err error) {
 	return err
 }
 
-// foregroundGroup returns the terminal's foreground process group, 0 where it has none.
+// foregroundGroup returns the terminal's foreground process group, or 0 if there is none.
 func (o *source) foregroundGroup() (group int) {
 	o.raw.Control(func(fd uintptr) { group = foreground(fd) })
 	return group

@@ -10,7 +10,8 @@ import (
 	"squib/agent/internal/process"
 )
 
-// maxBody bounds a JSON body: the kernel takes 2 MiB of arguments and environment, and an escape is six bytes for one.
+// maxBody bounds a JSON body. The kernel takes 2 MiB of arguments and environment, and an escaped
+// byte takes six bytes.
 const maxBody = 16 << 20
 
 var statusOf = map[process.Code]int{
@@ -37,7 +38,7 @@ func badRequest(message string) error {
 	return &process.Error{Code: process.BadRequest, Message: message}
 }
 
-// handler is an endpoint. It returns an error only if it has not answered.
+// handler serves an endpoint. It returns an error only if it has not sent a response.
 type handler func(http.ResponseWriter, *http.Request) error
 
 func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -64,7 +65,7 @@ func answer(w http.ResponseWriter, body any) error {
 	return nil
 }
 
-// decode reads a JSON object. An empty body is an empty object.
+// decode reads a JSON object from the body. An empty body counts as an empty object.
 func decode(w http.ResponseWriter, r *http.Request, into any) error {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err != nil {

@@ -9,10 +9,10 @@ import (
 	"squib/agent/internal/process"
 )
 
-// idleAfter is how long an answer may be silent.
+// idleAfter is the longest silence in a streamed response.
 const idleAfter = 15 * time.Second
 
-// errGone says that the host has left an answer.
+// errGone reports that the host has cancelled a request.
 var errGone = errors.New("the host has gone")
 
 type execRequest struct {
@@ -66,7 +66,7 @@ func (q execRequest) spec() (process.Spec, error) {
 	return spec, nil
 }
 
-// terminalSize is a size in a request.
+// terminalSize is the size of a terminal in a request.
 type terminalSize struct {
 	Rows int64 `json:"rows"`
 	Cols int64 `json:"cols"`
@@ -80,7 +80,8 @@ func (s terminalSize) size() (process.Size, error) {
 	return process.Size{Rows: uint16(s.Rows), Cols: uint16(s.Cols)}, nil
 }
 
-// exec runs a command and follows it. The end of the request, for whatever reason, is the end of a command in the foreground.
+// exec runs a command and streams its output. When the request ends, for any reason, a foreground
+// command is killed.
 func (s *Server) exec(w http.ResponseWriter, r *http.Request) error {
 	var request execRequest
 	if err := decode(w, r, &request); err != nil {

@@ -11,14 +11,14 @@ import (
 	"squib/agent/internal/process"
 )
 
-// lengthHeader says how many bytes of a file follow. It is not Content-Length, which has every frame of the body go through the
-// host's HTTP/2 library.
+// lengthHeader is the number of bytes that follow of a file. Content-Length is not used, because
+// with it the host's HTTP/2 library would process each frame of the body.
 const lengthHeader = "Squib-Length"
 
-// maxPath is the kernel's limit.
+// maxPath is the kernel's limit for a path.
 const maxPath = 4095
 
-// query reads the query of a request about files. The first thing in it that cannot be read is err.
+// query parses the query of a file request. err is the first error found.
 type query struct {
 	url.Values
 	err error
@@ -38,7 +38,7 @@ func (q *query) refuse(err error) {
 	}
 }
 
-// path is the path that the request is about.
+// path returns the path of the request.
 func (q *query) path() string {
 	path := q.Get("path")
 	q.refuse(checkPath("path", path))
@@ -66,7 +66,7 @@ func (q *query) flag(name string, fallback bool) bool {
 	return false
 }
 
-// number is a size in bytes.
+// number returns a size in bytes.
 func (q *query) number(name string, fallback int64) int64 {
 	if !q.Has(name) {
 		return fallback
@@ -78,7 +78,7 @@ func (q *query) number(name string, fallback int64) int64 {
 	return n
 }
 
-// time is a time in nanoseconds since 1970, or nil.
+// time returns a time in nanoseconds since 1970, or nil.
 func (q *query) time(name string) *int64 {
 	if !q.Has(name) {
 		return nil
@@ -90,7 +90,7 @@ func (q *query) time(name string) *int64 {
 	return &n
 }
 
-// attributes reads the mode and the owner of what is to be made; empty strings ask for neither.
+// attributes parses the mode and the owner of a new file. Empty strings mean the defaults.
 func (s *Server) attributes(mode, user string) (want files.Attributes, err error) {
 	if mode != "" {
 		bits, err := strconv.ParseUint(mode, 8, 32)
@@ -132,7 +132,7 @@ func (s *Server) readFile(w http.ResponseWriter, r *http.Request) error {
 		w.Header().Set(lengthHeader, strconv.FormatInt(file.Length, 10))
 	}
 	if _, err := file.WriteTo(w); err != nil {
-		panic(http.ErrAbortHandler) // RST_STREAM: a body that has begun cannot say what went wrong
+		panic(http.ErrAbortHandler) // RST_STREAM: the response has begun and cannot carry an error
 	}
 	return nil
 }
@@ -278,7 +278,7 @@ func (s *Server) renameFile(w http.ResponseWriter, r *http.Request) error {
 
 const (
 	ndjson = "application/x-ndjson"
-	// lineBuffer is about how much of a listing is sent in one piece.
+	// lineBuffer is the approximate size of one piece of a listing.
 	lineBuffer = 64 << 10
 )
 
@@ -287,7 +287,7 @@ func namesOf(accounts process.Accounts) files.Names {
 	return files.Names{Users: users, Groups: groups}
 }
 
-// appendInfo appends a file's description as JSON.
+// appendInfo appends a file's description in JSON.
 func appendInfo(b []byte, info files.Info, names files.Names) []byte {
 	b = appendQuoted(append(b, `{"name":`...), info.Name)
 	b = appendQuoted(append(b, `,"type":`...), info.Type)

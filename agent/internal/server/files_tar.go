@@ -53,10 +53,10 @@ func (s *Server) writeTar(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	// What pads the archive has to be read, or the answer would come with a reset of the stream.
+	// Read the padding after the archive; otherwise the stream would be reset with the response.
 	io.CopyN(io.Discard, r.Body, maxPadding)
 	return answer(w, count)
 }
 
-// maxPadding is how much may follow the end of an archive: tar programs fill up to whole records.
+// maxPadding bounds the padding after an archive: tar programs pad it to whole records.
 const maxPadding = 1 << 20

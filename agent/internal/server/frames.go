@@ -11,7 +11,7 @@ import (
 	"squib/agent/internal/process"
 )
 
-// The kinds of frames that follow a session. A stream's is kindStdout plus its number.
+// The kinds of frames. The kind for a stream is kindStdout plus its number.
 const (
 	kindStarted = 0
 	kindStdout  = 1
@@ -26,18 +26,19 @@ const (
 	framePayload = 65536
 )
 
-// putFrameHeader writes the header of a frame to the first bytes of b.
+// putFrameHeader writes a frame header to the start of b.
 func putFrameHeader(b []byte, kind byte, length int, offset int64) {
 	b[0] = kind
 	binary.BigEndian.PutUint32(b[1:], uint32(length))
 	binary.BigEndian.PutUint64(b[5:], uint64(offset))
 }
 
-// frames writes an answer. A frame is on its way to the host when a method returns; they block while the host does not read.
+// frames writes frames to a response. Its methods flush what they write, and block while the host
+// does not read.
 type frames struct {
 	w     http.ResponseWriter
 	flush func() error
-	last  time.Time // of a frame
+	last  time.Time // when the last frame was sent
 }
 
 func newFrames(w http.ResponseWriter) *frames {
@@ -45,14 +46,15 @@ func newFrames(w http.ResponseWriter) *frames {
 	return &frames{w: w, flush: http.NewResponseController(w).Flush, last: time.Now()}
 }
 
-// send writes a frame of a kind that is not a stream.
+// send writes a frame that does not belong to a stream.
 func (f *frames) send(kind byte, payload []byte) error {
 	b := make([]byte, frameHeader, frameHeader+len(payload))
 	putFrameHeader(b, kind, len(payload), 0)
 	return f.write(append(b, payload...))
 }
 
-// idle sends an idle frame if nothing was sent for the time after, and returns when to ask again.
+// idle sends an idle frame if no frame was sent for the duration after. It returns when to check
+// again.
 func (f *frames) idle(after time.Duration) (time.Duration, error) {
 	if quiet := time.Since(f.last); quiet < after {
 		return after - quiet, nil
@@ -68,7 +70,8 @@ func (f *frames) write(b []byte) error {
 	return f.flush()
 }
 
-// What is sent at a time: the more, the fewer writes; but those to hosts that do not read hold it. So a few are large.
+// Sizes of one write. Larger ones mean fewer writes, but a host that does not read holds the
+// buffer. So only a few buffers are large.
 const (
 	smallBatch  = frameHeader + framePayload
 	largeBatch  = 4 * smallBatch
@@ -81,7 +84,7 @@ var (
 	largeUsed    atomic.Int32
 )
 
-// batch returns a buffer, and what gives it back.
+// batch returns a buffer, and a function that returns it to its pool.
 func batch() ([]byte, func()) {
 	pool, done := &largeBatches, func() { largeUsed.Add(-1) }
 	if largeUsed.Add(1) > mostBatches {
@@ -92,12 +95,12 @@ func batch() ([]byte, func()) {
 	return *b, func() { pool.Put(b); done() }
 }
 
-// copy sends all the output that there is by now. It returns io.EOF when there will be no more.
+// copy sends all output available. It returns io.EOF if there will be no more.
 func (f *frames) copy(from *process.Reader) error {
 	buffer, done := batch()
 	defer done()
 	for {
-		// Short pieces go together: a write of the response costs more than the copy.
+		// Combine short pieces: a write to the response costs more than a copy.
 		filled, end := 0, error(nil)
 		for filled+frameHeader < len(buffer) {
 			stream, offset, n, err := from.Next(buffer[filled+frameHeader : min(filled+smallBatch, len(buffer))])
@@ -117,14 +120,14 @@ func (f *frames) copy(from *process.Reader) error {
 	}
 }
 
-// follow tells the host of a session until it ends: with its output, or if reader is nil without.
+// follow streams a session until it ends. If reader is nil, it sends no output.
 func (f *frames) follow(p *process.Process, reader *process.Reader, gone <-chan struct{}) error {
 	if err := f.send(kindStarted, startedPayload(p)); err != nil {
 		return err
 	}
 	done, ready := p.Done(), (<-chan struct{})(nil)
 	if reader != nil {
-		done, ready = nil, reader.Ready() // the output first
+		done, ready = nil, reader.Ready() // first the output
 	}
 	idle := time.NewTimer(idleAfter)
 	defer idle.Stop()

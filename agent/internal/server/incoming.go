@@ -8,12 +8,13 @@ import (
 	"squib/agent/internal/process"
 )
 
-// cleanupTimeout bounds the wait for uploads that were cut off.
+// cleanupTimeout bounds the wait for aborted uploads.
 const cleanupTimeout = 2 * time.Second
 
 var errPoweringOff = &process.Error{Code: process.Internal, Message: "the guest powers off"}
 
-// incoming are the uploads that are under way. What of them is on the disk is removed before the guest powers off.
+// incoming tracks the uploads in progress, so that their temporary files can be removed before the
+// guest powers off.
 type incoming struct {
 	mu      sync.Mutex
 	ended   bool
@@ -21,7 +22,7 @@ type incoming struct {
 	waiting sync.WaitGroup
 }
 
-// take runs an upload. Its body ends with an error when the guest powers off.
+// take runs an upload. Reading its body fails when the guest powers off.
 func (in *incoming) take(w http.ResponseWriter, upload func() error) error {
 	body := http.NewResponseController(w)
 	in.mu.Lock()
@@ -46,7 +47,7 @@ func (in *incoming) take(w http.ResponseWriter, upload func() error) error {
 	return err
 }
 
-// end cuts off all uploads, and waits until nothing is left of them.
+// end aborts all uploads and waits until they have cleaned up.
 func (in *incoming) end() {
 	in.mu.Lock()
 	in.ended = true

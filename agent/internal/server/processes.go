@@ -21,7 +21,7 @@ type description struct {
 	Readers       int             `json:"readers"`
 	Stdout        offsets         `json:"stdout"`
 	Stderr        offsets         `json:"stderr"`
-	Exit          json.RawMessage `json:"exit"` // null while it runs
+	Exit          json.RawMessage `json:"exit"` // null while the command runs
 }
 
 type sessionSize struct {
@@ -71,7 +71,7 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request) error {
 	return answer(w, describe(p))
 }
 
-// output follows a session that somebody else has started. Leaving does nothing to it.
+// output attaches to a session. Leaving it does not affect the command.
 func (s *Server) output(w http.ResponseWriter, r *http.Request) error {
 	p, err := s.processes.Get(r.PathValue("id"))
 	if err != nil {
@@ -96,7 +96,7 @@ func (s *Server) output(w http.ResponseWriter, r *http.Request) error {
 		}
 		defer reader.Close()
 	}
-	newFrames(w).follow(p, reader, r.Context().Done()) // an error is that the host has gone
+	newFrames(w).follow(p, reader, r.Context().Done()) // the only error is that the host has left
 	return nil
 }
 

@@ -1,4 +1,5 @@
-// Package server answers the host: the HTTP endpoints of protocol/agent.md, section 3, over unencrypted HTTP/2.
+// Package server implements the HTTP endpoints of protocol/agent.md, section 3, over unencrypted
+// HTTP/2.
 package server
 
 import (
@@ -12,24 +13,26 @@ import (
 	"squib/agent/internal/transport"
 )
 
-// Receive windows. All streams share the connection's, and a command that does not read its stdin holds its stream's for as
-// long as it likes: so the connection's is many times the stream's, or two such commands would shut out every other request body.
-// A stream's has room for several of the host's largest frames, or each would wait for the word that the one before was read.
+// Receive windows. All streams share the connection's window, and a command that does not read its
+// stdin can occupy its stream's window for any time. The connection's window is therefore many
+// times a stream's: otherwise two such commands would block all other request bodies. A stream's
+// window holds several of the host's largest frames, so that the host need not wait for an update
+// after each.
 const (
 	connectionWindow = 32<<20 - 1
 	streamWindow     = 2 << 20
 )
 
-// Config is what the server needs of the guest.
+// Config configures a Server.
 type Config struct {
 	Version  string // of the agent
 	Identity Identity
 	Accounts process.Accounts
-	PowerOff func(grace time.Duration) // called once in its own goroutine, after the host was answered
+	PowerOff func(grace time.Duration) // called once, in its own goroutine, after the response
 	Log      *log.Logger
 }
 
-// Identity applies what setup gives the guest. The arguments have been checked.
+// Identity applies the values of a setup request, which were validated before.
 type Identity interface {
 	AddEntropy(seed []byte) error
 	SetClock(now time.Time) error
@@ -47,7 +50,7 @@ type Server struct {
 	powerOffOnce sync.Once
 }
 
-// New returns a server for the commands of processes.
+// New returns a server that runs commands with processes.
 func New(processes *process.Manager, config Config) *Server {
 	s := &Server{config: config, processes: processes}
 	mux := http.NewServeMux()
@@ -95,5 +98,5 @@ func New(processes *process.Manager, config Config) *Server {
 	return s
 }
 
-// Serve answers on the listener's connections until it fails.
+// Serve serves the listener's connections until the listener fails.
 func (s *Server) Serve(l net.Listener) error { return s.http.Serve(l) }

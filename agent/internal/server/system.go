@@ -14,7 +14,7 @@ import (
 	"squib/agent/internal/transport"
 )
 
-// defaultGrace is how long processes have to end before a power-off that names no time.
+// defaultGrace is the default time for processes to end before power-off.
 const defaultGrace = 500 * time.Millisecond
 
 func (s *Server) hello(w http.ResponseWriter, r *http.Request) error {
@@ -35,7 +35,8 @@ func (s *Server) setup(w http.ResponseWriter, r *http.Request) error {
 	if err := decode(w, r, &request); err != nil {
 		return err
 	}
-	// Everything is checked before anything is changed. Entropy comes first, since nothing may draw numbers before it.
+	// Validate everything before changing anything. Entropy comes first, so that nothing draws
+	// random numbers before it.
 	var steps []func() error
 	if request.Entropy != nil {
 		seed, err := base64.StdEncoding.DecodeString(*request.Entropy)
@@ -118,7 +119,7 @@ func kernelRelease() string {
 	return string(b)
 }
 
-// uptime is the time since the kernel's boot. It needs no /proc, which is the guest's to unmount.
+// uptime returns the time since boot. It does not use /proc, which the guest may unmount.
 func uptime() time.Duration {
 	const clockBoottime = 7
 	var ts syscall.Timespec

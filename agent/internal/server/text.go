@@ -11,8 +11,8 @@ import (
 	"unicode/utf8"
 )
 
-// text is a string of any bytes but NUL. In JSON, bytes that are not UTF-8 are the lone surrogates \udc80 to \udcff, as
-// Python's surrogateescape writes them. encoding/json would replace both by U+FFFD.
+// text is a string of any bytes but NUL. In JSON, bytes that are not UTF-8 are the lone surrogates
+// \udc80 to \udcff, as in Python's surrogateescape. encoding/json would replace both by U+FFFD.
 type text string
 
 // UnmarshalJSON implements json.Unmarshaler.
@@ -25,7 +25,7 @@ func (t *text) UnmarshalJSON(literal []byte) error {
 // MarshalJSON implements json.Marshaler.
 func (t text) MarshalJSON() ([]byte, error) { return appendQuoted(nil, string(t)), nil }
 
-// textMap is a JSON object of text to text.
+// textMap is a JSON object with text values.
 type textMap map[string]string
 
 // UnmarshalJSON implements json.Unmarshaler.
@@ -77,7 +77,8 @@ var (
 	errNotUTF8   = errors.New("a string is not UTF-8")
 )
 
-// unquote decodes a JSON string literal that is known to be well formed, or anything that is not a string.
+// unquote decodes a JSON string literal, which must be well-formed. It rejects any other JSON
+// value.
 func unquote(literal []byte) (string, error) {
 	if len(literal) < 2 || literal[0] != '"' || literal[len(literal)-1] != '"' {
 		return "", errNotString
@@ -151,7 +152,7 @@ func simpleEscape(c byte) (byte, bool) {
 	return 0, false
 }
 
-// hexRune reads the \uXXXX that b begins with.
+// hexRune parses a \uXXXX escape at the start of b.
 func hexRune(b []byte) (rune, bool) {
 	if len(b) < 6 || b[0] != '\\' || b[1] != 'u' {
 		return 0, false

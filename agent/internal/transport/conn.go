@@ -8,27 +8,28 @@ import (
 	"time"
 )
 
-// smallRead is the read size below which Conn reads through the listener's buffer. HTTP/2 asks for nine bytes, then
-// for a payload; a virtio port gives at most a page a call, so larger reads go straight to the caller's memory.
+// smallRead is the size below which reads go through the listener's buffer. HTTP/2 reads nine bytes
+// and then a payload. A virtio port returns at most a page per call, so larger reads go directly to
+// the caller's memory.
 const smallRead = 4096
 
-// past is a deadline that ends reads and writes in progress.
+// past is a deadline that interrupts reads and writes.
 var past = time.Unix(1, 0)
 
-// Conn is one HTTP/2 session on the port. Reads end with io.EOF when the host closes the stream or
-// resynchronizes; Close frees the port for the next session and never closes the port itself.
+// Conn is one HTTP/2 session on a port. Read returns io.EOF when the host closes the stream or
+// starts a new handshake. Close ends the session, not the port.
 type Conn struct {
 	l      *PortListener
 	closed atomic.Bool
 	done   chan struct{}
 	once   sync.Once
 
-	rd      sync.Mutex // held while the port is read
-	preface string     // what is left to replay of the client preface, which the scanner consumed
+	rd      sync.Mutex // held while reading from the port
+	preface string     // the rest of the client preface, which the scanner has consumed, to replay
 	frames  framing
 	over    bool
 
-	wr      sync.Mutex // held while the port is written
+	wr      sync.Mutex // held while writing to the port
 	credits credits
 }
 
@@ -64,7 +65,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 	return good, nil
 }
 
-// Write implements net.Conn. It blocks while the host does not read, until Close.
+// Write implements net.Conn. While the host does not read, it blocks until Close.
 func (c *Conn) Write(p []byte) (int, error) {
 	c.wr.Lock()
 	defer c.wr.Unlock()
@@ -79,7 +80,8 @@ func (c *Conn) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Close ends the session: reads and writes in progress return, and the listener scans for the next handshake.
+// Close ends the session. It interrupts reads and writes; the listener then scans for the next
+// handshake.
 func (c *Conn) Close() error {
 	c.once.Do(func() {
 		c.closed.Store(true)
@@ -90,8 +92,8 @@ func (c *Conn) Close() error {
 	return nil
 }
 
-// drain waits until a closed session has left the port: the deadlines that Close has set send a reader and a writer
-// in progress away, and those that come later see that it is closed.
+// drain waits until a closed session has stopped using the port. The deadlines set by Close
+// interrupt calls in progress; later calls see that the session is closed.
 func (c *Conn) drain() {
 	c.rd.Lock()
 	defer c.rd.Unlock()
@@ -110,11 +112,11 @@ func (c *Conn) LocalAddr() net.Addr { return addr("guest") }
 // RemoteAddr implements net.Conn.
 func (c *Conn) RemoteAddr() net.Addr { return addr("host") }
 
-// SetDeadline does nothing: the port's deadlines belong to Close.
+// SetDeadline does nothing: Close uses the port's deadlines.
 func (c *Conn) SetDeadline(time.Time) error { return nil }
 
-// SetReadDeadline does nothing, as SetDeadline.
+// SetReadDeadline does nothing, like SetDeadline.
 func (c *Conn) SetReadDeadline(time.Time) error { return nil }
 
-// SetWriteDeadline does nothing, as SetDeadline.
+// SetWriteDeadline does nothing, like SetDeadline.
 func (c *Conn) SetWriteDeadline(time.Time) error { return nil }

@@ -3,8 +3,8 @@ package transport
 import "encoding/binary"
 
 const (
-	// The host may have 2 MiB under way in a stream and 32 MiB in the session. So much of that is given back at a time: a host that has the rest
-	// does not wait for it.
+	// How much window to return at a time. The host's windows are 2 MiB for a stream and 32 MiB for
+	// the session, so a host does not have to wait for these amounts.
 	streamCredit  = 512 << 10
 	sessionCredit = 2 << 20
 
@@ -16,18 +16,18 @@ const (
 	flagEndStream = 1
 )
 
-// credits holds back the WINDOW_UPDATE frames that net/http writes for every 16 KiB that it has read, until they are worth a
-// write: through an emulated port each of them costs as much as 50 KiB of data.
+// credits merges the WINDOW_UPDATE frames that net/http writes for every 16 KiB read. Through an
+// emulated port, each frame costs as much as 50 KiB of data.
 type credits struct {
-	head    []byte            // the beginning of a frame that came in pieces: its header, or less than all of a WINDOW_UPDATE
-	passing int               // bytes of the present frame that pass as they are
-	held    map[uint32]uint32 // by stream; 0 is the session
+	head    []byte            // the start of an incomplete frame: at most its header, or most of a WINDOW_UPDATE
+	passing int               // bytes of the current frame still to be passed through
+	held    map[uint32]uint32 // window held back, by stream; 0 is the session
 }
 
-// filter returns what is to be written in the place of p, which may be p.
+// filter returns the bytes to write instead of p. It may return p itself.
 func (c *credits) filter(p []byte) []byte {
 	var out []byte
-	start := 0 // of what passes as it is
+	start := 0 // of the bytes to pass through unchanged
 	for i := 0; i < len(p); {
 		if c.passing > 0 {
 			n := min(c.passing, len(p)-i)
@@ -68,7 +68,8 @@ func (c *credits) filter(p []byte) []byte {
 
 func (c *credits) isUpdate(frame []byte) bool { return frame[3] == kindUpdate }
 
-// begin takes note of a frame that passes, and returns the length of its payload. What is held for a stream that ends with it is of no use.
+// begin processes the header of a frame to pass through, and returns the length of its payload. If
+// the frame ends a stream, the window held back for that stream is dropped.
 func (c *credits) begin(frame []byte) int {
 	kind, ends := frame[3], frame[4]&flagEndStream != 0
 	if kind == kindReset || ends && (kind == kindData || kind == kindHeaders) {
@@ -77,7 +78,8 @@ func (c *credits) begin(frame []byte) int {
 	return int(frame[0])<<16 | int(frame[1])<<8 | int(frame[2])
 }
 
-// give adds a WINDOW_UPDATE to what is held for its stream, and appends all of that to out when it is enough.
+// give adds a WINDOW_UPDATE to the window held back for its stream. Once that is enough, it appends
+// one frame for all of it to out.
 func (c *credits) give(out, frame []byte) []byte {
 	stream, enough := streamOf(frame), uint32(streamCredit)
 	if stream == 0 {

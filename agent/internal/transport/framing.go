@@ -1,24 +1,26 @@
 package transport
 
 const (
-	// MaxFrame is the agent's SETTINGS_MAX_FRAME_SIZE. The host's flush is this many bytes and a frame header more.
+	// MaxFrame is the agent's SETTINGS_MAX_FRAME_SIZE. The host's flush is that many bytes plus a
+	// frame header.
 	MaxFrame = 262144
 
 	frameHeaderLen = 9
 )
 
-// framing follows the borders of the HTTP/2 frames that the host sends, to see the one thing that cannot be a frame: a
-// header whose length is over MaxFrame. That is how both the 0xFF flush of a host that resynchronizes and a
-// bare SYNC line look. net/http would answer with GOAWAY, stop reading for a second, and wait for ever if the
-// GOAWAY cannot be written; the session has to end at that byte, and the rest belongs to the scanner.
+// framing tracks the boundaries of the host's HTTP/2 frames, to detect a header with a length over
+// MaxFrame. Both the 0xFF flush of a new handshake and a bare SYNC line look like that. net/http
+// would send GOAWAY, stop reading for a second, and block forever if the GOAWAY cannot be written.
+// Instead, the session ends at that byte, and the scanner gets the rest.
 type framing struct {
 	header  [frameHeaderLen]byte
-	have    int // bytes of header seen
-	payload int // bytes of the current frame's payload still to come
+	have    int // bytes of the header read
+	payload int // bytes of the current payload still to come
 }
 
-// advance follows b, of which the first good bytes belong to frames. If overflow is set, f.header is the impossible header:
-// it began at b[good] or, with good 0, maybe in a read before; b[next:] is what follows it.
+// advance processes b. Its first good bytes belong to valid frames. If overflow is set, f.header is
+// the invalid header and b[next:] follows it. The header starts at b[good], or in an earlier read
+// if good is 0.
 func (f *framing) advance(b []byte) (good, next int, overflow bool) {
 	for next < len(b) {
 		if f.payload > 0 {

@@ -1,5 +1,5 @@
-// Package transport carries HTTP/2 sessions over one byte stream that outlives them: the handshake of
-// protocol/agent.md, section 2.
+// Package transport carries HTTP/2 sessions over byte streams that may outlive them. It implements
+// the handshake of protocol/agent.md, section 2.
 package transport
 
 import (
@@ -11,28 +11,29 @@ import (
 	"time"
 )
 
-// okTimeout bounds the write of an OK line. A host that went away after its SYNC must not keep the agent from reading
-// the next one; a host that is there reads at once.
+// okTimeout bounds the write of an OK line. A host that is present reads it at once. If the host
+// has left after its SYNC, the agent must still read the next SYNC.
 const okTimeout = 250 * time.Millisecond
 
 // Port is the guest's end of a stream that outlives its sessions.
 type Port interface {
 	// Read returns io.EOF while no host is connected.
 	io.ReadWriter
-	// ReadWait is Read, but waits, without using the processor, while no host is connected.
+	// ReadWait is like Read, but blocks while no host is connected, without using CPU time.
 	ReadWait(p []byte) (int, error)
 	SetReadDeadline(time.Time) error
 	SetWriteDeadline(time.Time) error
 }
 
-// PortListener accepts the sessions on a port, one after the other.
+// PortListener accepts sessions on a port, one at a time.
 type PortListener struct {
 	port    Port
 	current *Conn
 	closing chan struct{}
 	once    sync.Once
 
-	// Read from the port and not consumed. Owned by Accept between sessions and by the session's reader inside one.
+	// Bytes read from the port and not yet consumed. They belong to Accept between sessions, and to
+	// the session's reader during one.
 	pending []byte
 	buffer  []byte
 }
@@ -42,7 +43,8 @@ func NewPortListener(port Port) *PortListener {
 	return &PortListener{port: port, closing: make(chan struct{}), buffer: make([]byte, smallRead)}
 }
 
-// Accept waits for the end of the session before and for a handshake. It returns when the client preface is there.
+// Accept implements net.Listener. It waits for the end of the previous session, and then for a
+// handshake and the client preface.
 func (l *PortListener) Accept() (net.Conn, error) {
 	if l.current != nil {
 		select {
@@ -58,7 +60,7 @@ func (l *PortListener) Accept() (net.Conn, error) {
 
 	var scan scanner
 	for {
-		if l.isClosing() { // asked after the deadline was cleared, which may have been Close's
+		if l.isClosing() { // checked after clearing the deadline, which Close may have set
 			return nil, net.ErrClosed
 		}
 		if len(l.pending) == 0 {
@@ -85,7 +87,7 @@ func (l *PortListener) Accept() (net.Conn, error) {
 	}
 }
 
-// reply writes an OK line; that the host is not there to read it is no error.
+// reply writes an OK line. A host that does not read it is not an error.
 func (l *PortListener) reply(line []byte) error {
 	l.port.SetWriteDeadline(time.Now().Add(okTimeout))
 	_, err := l.port.Write(line)
@@ -96,7 +98,7 @@ func (l *PortListener) reply(line []byte) error {
 	return err
 }
 
-// read gives a session what is pending, or else what the port has.
+// read returns pending bytes to a session, or reads from the port.
 func (l *PortListener) read(p []byte) (int, error) {
 	if len(l.pending) == 0 {
 		if len(p) >= smallRead {
@@ -113,7 +115,7 @@ func (l *PortListener) read(p []byte) (int, error) {
 	return n, nil
 }
 
-// unread puts bytes that a session has read, and that are not its own, before what is pending.
+// unread puts back bytes that a session has read beyond its end, before those that are pending.
 func (l *PortListener) unread(a, b []byte) {
 	all := make([]byte, 0, len(a)+len(b)+len(l.pending))
 	all = append(all, a...)
@@ -121,7 +123,7 @@ func (l *PortListener) unread(a, b []byte) {
 	l.pending = append(all, l.pending...)
 }
 
-// Close ends Accept with net.ErrClosed. The port stays open, and so does the current session.
+// Close makes Accept return net.ErrClosed. The port and the current session stay open.
 func (l *PortListener) Close() error {
 	l.once.Do(func() {
 		close(l.closing)

@@ -9,7 +9,7 @@ import (
 const Version = 1
 
 const (
-	// maxLine is how many bytes before a newline can belong to a handshake line.
+	// maxLine is the maximum length of a handshake line.
 	maxLine = 128
 	// nonceLen is the length of a nonce in hex digits.
 	nonceLen = 32
@@ -19,23 +19,23 @@ const (
 
 var lineStart = []byte("SQUIB-")
 
-// scanner finds the start of a session in a stream that may hold anything before it.
+// scanner finds the start of a session in a stream that may hold any bytes before it.
 //
-// It is a pure state machine: bytes in, replies out. What counts of a line is the text from its last "SQUIB-", because
-// the rest of a dead session, or the 0xFF flush of the contract, ends without a newline. The client preface is part of
-// what it waits for: a GO that no preface follows (the host died in between) falls back to scanning without
-// losing the SYNC that comes next.
+// It is a pure state machine: bytes in, replies out. A handshake line starts at the last "SQUIB-"
+// of a line, because the rest of a dead session and the 0xFF flush do not end with a newline. The
+// scanner also waits for the client preface. If none follows a GO, because the host has died, it
+// resumes scanning without losing the next SYNC.
 //
 // The zero value is ready for use.
 type scanner struct {
-	line    []byte // the last maxLine bytes since the last newline
-	nonce   string // of the last OK; empty when no GO can be valid
-	preface int    // bytes of clientPreface seen after a valid GO; only with inGo
+	line    []byte // up to maxLine bytes since the last newline
+	nonce   string // of the last OK; empty if no GO would be valid
+	preface int    // bytes of clientPreface read after a valid GO
 	inGo    bool
 }
 
-// feed consumes bytes of b and stops early at two events: reply is a line to send at once; started says that the byte after
-// the consumed ones is the first after the client preface. n is the number of bytes consumed.
+// feed consumes n bytes of b. It stops early for a reply, to be sent at once, and when started: the
+// next byte is then the first after the client preface.
 func (s *scanner) feed(b []byte) (n int, reply []byte, started bool) {
 	for n < len(b) {
 		if s.inGo {
@@ -47,7 +47,7 @@ func (s *scanner) feed(b []byte) (n int, reply []byte, started bool) {
 				}
 				continue
 			}
-			*s = scanner{} // not a preface: what was seen of it holds no handshake line
+			*s = scanner{} // not a preface; the part that matched contains no handshake line
 		}
 		end := bytes.IndexByte(b[n:], '\n')
 		if end < 0 {
@@ -63,7 +63,7 @@ func (s *scanner) feed(b []byte) (n int, reply []byte, started bool) {
 	return n, nil, false
 }
 
-// keep appends b to the current line, of which it holds no more than the last maxLine bytes.
+// keep appends b to the current line, and keeps its last maxLine bytes.
 func (s *scanner) keep(b []byte) {
 	if len(b) >= maxLine {
 		s.line = append(s.line[:0], b[len(b)-maxLine:]...)
@@ -75,7 +75,7 @@ func (s *scanner) keep(b []byte) {
 	s.line = append(s.line, b...)
 }
 
-// takeLine acts on the line that a newline has just ended, and returns the answer to a SYNC.
+// takeLine processes the line that a newline has ended, and returns the reply to a SYNC.
 func (s *scanner) takeLine() (reply []byte) {
 	verb, version, nonce := parseLine(s.line)
 	s.line = s.line[:0]
@@ -89,7 +89,8 @@ func (s *scanner) takeLine() (reply []byte) {
 	return nil
 }
 
-// parseLine reads "SQUIB-<verb> <version> <nonce>" at the end of line. The verb is empty when there is none.
+// parseLine parses "SQUIB-<verb> <version> <nonce>" at the end of line. Without a valid one, the
+// verb is empty.
 func parseLine(line []byte) (verb string, version int, nonce string) {
 	start := bytes.LastIndex(line, lineStart)
 	if start < 0 {

@@ -7,22 +7,22 @@ import (
 	"time"
 )
 
-// Stream is a connection that the host has opened, before its handshake. net.Conn is one.
+// Stream is a connection opened by the host, before its handshake. Every net.Conn is a Stream.
 type Stream interface {
 	io.ReadWriteCloser
 	SetReadDeadline(time.Time) error
 	SetWriteDeadline(time.Time) error
 }
 
-// Streams accepts connections of the host.
+// Streams accepts connections from the host.
 type Streams interface {
 	Accept() (Stream, error)
 	// Close makes Accept return net.ErrClosed.
 	Close() error
 }
 
-// StreamListener accepts sessions, each on a stream of its own. Streams that have not completed a handshake do not
-// disturb the current session; the next handshake that succeeds ends it.
+// StreamListener accepts sessions, each on its own stream. A successful handshake ends the previous
+// session. Streams without a complete handshake do not disturb it.
 type StreamListener struct {
 	streams  Streams
 	sessions chan net.Conn
@@ -32,10 +32,10 @@ type StreamListener struct {
 
 	mu      sync.Mutex
 	session net.Conn // the current one
-	stream  Stream   // its stream
+	stream  Stream   // the stream of that session
 }
 
-// NewStreamListener returns a listener for the sessions on streams, which it owns from now on.
+// NewStreamListener returns a listener for sessions on streams, which it takes over.
 func NewStreamListener(streams Streams) *StreamListener {
 	l := &StreamListener{
 		streams: streams, sessions: make(chan net.Conn), failed: make(chan error, 1), closing: make(chan struct{}),
@@ -55,7 +55,8 @@ func (l *StreamListener) run() {
 	}
 }
 
-// serve scans a stream for handshakes until the host closes it or a newer session replaces its own.
+// serve scans a stream for handshakes, until the host closes it or a session on another stream
+// replaces its own.
 func (l *StreamListener) serve(stream Stream) {
 	defer stream.Close()
 	port := NewPortListener(streamPort{stream})
@@ -74,7 +75,8 @@ func (l *StreamListener) serve(stream Stream) {
 	}
 }
 
-// replace makes session the current one. It closes the stream of the session before, unless both share it.
+// replace makes session the current one. It closes the previous session and its stream, unless both
+// are on the same stream.
 func (l *StreamListener) replace(session net.Conn, stream Stream) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -97,7 +99,7 @@ func (l *StreamListener) Accept() (net.Conn, error) {
 	}
 }
 
-// Close implements net.Listener. The current session goes on.
+// Close implements net.Listener. The current session stays open.
 func (l *StreamListener) Close() error {
 	l.once.Do(func() { close(l.closing) })
 	return l.streams.Close()
@@ -106,12 +108,13 @@ func (l *StreamListener) Close() error {
 // Addr implements net.Listener.
 func (l *StreamListener) Addr() net.Addr { return addr("guest") }
 
-// streamPort is a stream as a Port. A closed stream stays closed: there is no other host to wait for.
+// streamPort makes a Stream a Port. A closed stream stays closed, so ReadWait has no next host to
+// wait for.
 type streamPort struct{ Stream }
 
 func (p streamPort) ReadWait(b []byte) (int, error) { return p.Read(b) }
 
-// NetStreams returns the connections of a listener of package net as Streams.
+// NetStreams returns the connections of a net.Listener as Streams.
 func NetStreams(l net.Listener) Streams { return netStreams{l} }
 
 type netStreams struct{ net.Listener }

@@ -9,19 +9,21 @@ import (
 	"unsafe"
 )
 
-// PortName is the name that the host gives the virtio port.
+// PortName is the host's name for the virtio port.
 const PortName = "squib.agent"
 
 // virtioPort is a port of a virtio console device.
 //
-// A read returns 0 while the host's end is closed. Waiting for the host costs nothing even so: the runtime's poller is
-// edge-triggered, so the permanent EPOLLHUP of such a port wakes it once, and later data wakes it again.
+// Read returns 0 bytes while the host's end is closed. Waiting for the host uses no CPU time all
+// the same: the runtime's poller is edge-triggered, so the permanent EPOLLHUP of such a port wakes
+// it only once, and later data wakes it again.
 type virtioPort struct {
 	*os.File
 	raw syscall.RawConn
 }
 
-// openVirtioPort opens a port for the lifetime of the agent. A port can be open only once at a time.
+// openVirtioPort opens a port for the lifetime of the agent. The kernel allows one opener at a
+// time.
 func openVirtioPort(path string) (*virtioPort, error) {
 	fd, err := syscall.Open(path, syscall.O_RDWR|syscall.O_NONBLOCK|syscall.O_CLOEXEC|syscall.O_NOCTTY, 0)
 	if err != nil {
@@ -35,7 +37,8 @@ func openVirtioPort(path string) (*virtioPort, error) {
 	return &virtioPort{file, raw}, nil
 }
 
-// findVirtioPort returns the device of the port called name, or "" and the names of the ports that exist.
+// findVirtioPort returns the device of the port called name. If there is none, it returns the names
+// of the ports that exist.
 func findVirtioPort(sys, name string) (device string, others []string) {
 	files, _ := filepath.Glob(sys + "/class/virtio-ports/*/name")
 	for _, file := range files {
@@ -49,7 +52,8 @@ func findVirtioPort(sys, name string) (device string, others []string) {
 	return "", others
 }
 
-// hasVirtioConsole reports whether the VM has a virtio console device, whose ports may still appear.
+// hasVirtioConsole reports whether the VM has a virtio console device. Its ports appear later than
+// the device.
 func hasVirtioConsole(sys string) bool {
 	const consoleID = "0x0003" // VIRTIO_ID_CONSOLE
 	files, _ := filepath.Glob(sys + "/bus/virtio/devices/*/device")
@@ -86,12 +90,13 @@ func (d *virtioPort) ReadWait(p []byte) (n int, err error) {
 	return n, err
 }
 
-// Read implements Port. It takes as much as is there and fits, though the port gives at most a page a call: so the runtime, which
-// costs as much as the call, is asked once for all of them.
+// Read implements Port. A port returns at most a page per call. Read therefore repeats the call
+// until p is full or no data is left: a detour through the runtime's poller costs as much as a
+// call.
 func (d *virtioPort) Read(p []byte) (n int, err error) {
 	waitErr := d.raw.Read(func(fd uintptr) bool {
 		for n < len(p) {
-			m, _, errno := syscall.RawSyscall(syscall.SYS_READ, fd, uintptr(unsafe.Pointer(&p[n])), uintptr(len(p)-n)) // never waits
+			m, _, errno := syscall.RawSyscall(syscall.SYS_READ, fd, uintptr(unsafe.Pointer(&p[n])), uintptr(len(p)-n)) // does not block
 			switch {
 			case errno == syscall.EINTR:
 			case errno == syscall.EAGAIN:
@@ -109,7 +114,7 @@ func (d *virtioPort) Read(p []byte) (n int, err error) {
 		return true
 	})
 	if n > 0 {
-		return n, nil // the end is there for the next call, too
+		return n, nil // the next call returns the end again
 	}
 	if err == nil {
 		err = waitErr

@@ -8,8 +8,8 @@ import (
 	"unsafe"
 )
 
-// VsockPort is the vsock port that the agent listens on. The host connects to it; under Firecracker that is a line
-// "CONNECT 1024" on the VM's unix socket.
+// VsockPort is the vsock port that the agent listens on. A host connects through Firecracker by
+// sending "CONNECT 1024" to the VM's unix socket.
 const VsockPort = 1024
 
 const (
@@ -29,8 +29,8 @@ type sockaddrVM struct {
 	reserved [3]uint8
 }
 
-// hasVsock reports whether the kernel has a vsock device through which the host reaches this guest. The core module
-// alone says that this machine has no CID, or only that of the loopback or of a host.
+// hasVsock reports whether the kernel has a vsock device that connects this guest to its host.
+// Without one, the CID is missing, or it is that of the loopback or of a host.
 func hasVsock() bool {
 	const getLocalCID = 0x7b9 // IOCTL_VM_SOCKETS_GET_LOCAL_CID
 	fd, err := syscall.Open("/dev/vsock", syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
@@ -43,15 +43,16 @@ func hasVsock() bool {
 	return errno == 0 && cid > hostCID && cid != anyCID
 }
 
-// vsockStreams accepts vsock connections from one CID. A process in the guest can connect to the agent's port too where
-// the kernel has a vsock loopback; it must not get the agent's privileges.
+// vsockStreams accepts vsock connections from one CID. If the kernel has a vsock loopback,
+// processes in the guest can connect too. They must not get the agent's privileges.
 type vsockStreams struct {
 	file *os.File
 	raw  syscall.RawConn
 	peer uint32
 }
 
-// listenVsock listens on a vsock port for connections from the CID peer. Port 2^32-1 stands for any free port.
+// listenVsock listens on a vsock port for connections from the CID peer. Port anyCID (2^32-1) means
+// any free port.
 func listenVsock(port, peer uint32) (*vsockStreams, error) {
 	fd, err := syscall.Socket(afVsock, syscall.SOCK_STREAM|syscall.SOCK_NONBLOCK|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -82,7 +83,7 @@ func (s *vsockStreams) Accept() (Stream, error) {
 		fd, from, err := s.accept()
 		switch {
 		case err == syscall.EMFILE || err == syscall.ENFILE || err == syscall.ENOBUFS || err == syscall.ENOMEM:
-			time.Sleep(10 * time.Millisecond) // descriptors and memory may become free
+			time.Sleep(10 * time.Millisecond) // until descriptors or memory are free again
 		case err == syscall.ECONNABORTED || err == syscall.ECONNRESET:
 		case err != nil:
 			return nil, err
@@ -94,7 +95,7 @@ func (s *vsockStreams) Accept() (Stream, error) {
 	}
 }
 
-// accept waits for one connection and returns its descriptor and the CID of its other end.
+// accept waits for a connection, and returns its descriptor and the CID of its peer.
 func (s *vsockStreams) accept() (fd int, from uint32, err error) {
 	var address sockaddrVM
 	waitErr := s.raw.Read(func(listener uintptr) bool {
