@@ -37,7 +37,7 @@ func findDisks(sysBlock string, timeout time.Duration, serials ...string) (map[s
 			return found, nil
 		}
 		if waited >= timeout {
-			return nil, fmt.Errorf("no disk has the serial number %s; there are: %v", strings.Join(missing, ", "), found)
+			return nil, fmt.Errorf("no disk has the serial number %s; disks by serial number: %v", strings.Join(missing, ", "), found)
 		}
 		time.Sleep(wait)
 		waited += wait
@@ -62,5 +62,5 @@ func filesystemOf(device string) (string, error) {
 	case binary.LittleEndian.Uint16(block[ext4Magic:]) == 0xef53:
 		return "ext4", nil
 	}
-	return "", fmt.Errorf("%s holds neither squashfs nor ext4", device)
+	return "", fmt.Errorf("unknown filesystem on %s: use squashfs or ext4", device)
 }

@@ -19,23 +19,23 @@ const (
 func (g *Guest) Fatal(err error) {
 	g.Console.Print("fatal: " + err.Error())
 	g.Console.drain()
-	off()
+	powerOff()
 }
 
 // PowerOff terminates all processes, leaves the disk clean, and powers off. childless returns the
 // reaper's channel.
 func (g *Guest) PowerOff(grace time.Duration, childless func() <-chan struct{}) {
-	time.AfterFunc(grace+killTimeout+syncTimeout, off)
+	time.AfterFunc(grace+killTimeout+syncTimeout, powerOff)
 	syscall.Sync()
 	syscall.Kill(-1, syscall.SIGTERM)
 	syscall.Kill(-1, syscall.SIGCONT)
-	if !within(grace, childless()) {
+	if !waitFor(grace, childless()) {
 		syscall.Kill(-1, syscall.SIGKILL)
-		within(killTimeout, childless())
+		waitFor(killTimeout, childless())
 	}
 	syscall.Sync()
 	g.detach()
-	off()
+	powerOff()
 }
 
 // detach makes the overlay's filesystem read-only and thereby clean. If something in the guest
@@ -54,7 +54,7 @@ func (g *Guest) detach() {
 	}
 }
 
-func off() {
+func powerOff() {
 	if os.Getpid() != 1 {
 		os.Exit(1) // this is a host, which reboot(2) would power off
 	}
@@ -62,7 +62,7 @@ func off() {
 	select {} // PID 1 must not return
 }
 
-func within(d time.Duration, c <-chan struct{}) bool {
+func waitFor(d time.Duration, c <-chan struct{}) bool {
 	select {
 	case <-c:
 		return true

@@ -31,7 +31,7 @@ type bulk struct {
 	fd          int
 	buffer      []byte // page-aligned
 	large       []byte // memory-mapped, so that it can be freed at once; nil if buffer is the caller's
-	able        bool   // whether direct I/O is possible
+	canBeDirect bool   // whether direct I/O is possible
 	direct      bool   // whether the descriptor is in direct mode
 	at, dropped int64
 }
@@ -49,7 +49,7 @@ func newBulk(fd int, at int64, spare []byte) *bulk {
 	if b.large == nil {
 		bulks.Add(-1)
 	}
-	b.able = at%directBlock == 0 && b.setDirect(true)
+	b.canBeDirect = at%directBlock == 0 && b.setDirect(true)
 	return b
 }
 
@@ -64,7 +64,7 @@ func (b *bulk) close() {
 // returns fewer only at the end of the file.
 func (b *bulk) read(most int64) ([]byte, error) {
 	p := b.buffer[:min(most, int64(len(b.buffer)))]
-	if b.able {
+	if b.canBeDirect {
 		b.setDirect(!isCached(b.fd, b.at, len(p)))
 	}
 	n, err := b.move(read, p)
@@ -99,7 +99,7 @@ func (b *bulk) move(call func(int, []byte) (int, error), p []byte) (done int, er
 			return done, nil
 		}
 	}
-	if b.at += int64(done); b.able {
+	if b.at += int64(done); b.canBeDirect {
 		b.dropped = b.at
 	}
 	if b.at-b.dropped >= keepCached {
@@ -113,7 +113,7 @@ func (b *bulk) move(call func(int, []byte) (int, error), p []byte) (done int, er
 }
 
 func (b *bulk) disable() {
-	b.able = false
+	b.canBeDirect = false
 	b.setDirect(false)
 }
 

@@ -119,10 +119,10 @@ func eachEntry(dir int, f func(name string) error) error {
 	}
 }
 
-// isKernels reports whether a file or directory belongs to procfs or sysfs. Tree walks do not enter
+// onKernelFilesystem reports whether a file or directory belongs to procfs or sysfs. Tree walks do not enter
 // these: their directories are endless, and they hold files as large as all memory and files that
 // cannot be read.
-func isKernels(fd int) bool {
+func onKernelFilesystem(fd int) bool {
 	const procMagic, sysfsMagic = 0x9fa0, 0x62656572
 	var st syscall.Statfs_t
 	return syscall.Fstatfs(fd, &st) == nil && (st.Type == procMagic || st.Type == sysfsMagic)

@@ -35,9 +35,9 @@ type Packer struct {
 	items []item
 	links map[inode]*linked
 	out   *bufio.Writer
-	// kernels is set while the requested directory itself is in /proc or /sys.
-	kernels bool
-	tar     *tar.Writer
+	// onKernelFilesystem is set while the requested directory itself is in /proc or /sys.
+	onKernelFilesystem bool
+	tar                *tar.Writer
 }
 
 // item is a requested file and its name in the archive.
@@ -66,7 +66,7 @@ func NewPacker(paths []string, names Names) (*Packer, error) {
 				return nil, fail(path, syscall.ENOTDIR)
 			}
 		case "..":
-			return nil, refuse(process.BadRequest, path, "a path that ends in .. has no name for the archive")
+			return nil, refuse(process.BadRequest, path, "a path that ends in .. has no name in the archive")
 		}
 		p.items = append(p.items, item{path, member})
 	}
@@ -196,8 +196,8 @@ func (p *Packer) addDir(dir int, name, shown string, header *tar.Header, depth i
 		return err
 	}
 	if depth == 0 {
-		p.kernels = isKernels(fd)
-	} else if !p.kernels && isKernels(fd) {
+		p.onKernelFilesystem = onKernelFilesystem(fd)
+	} else if !p.onKernelFilesystem && onKernelFilesystem(fd) {
 		return nil
 	}
 	return fail(shown, eachEntry(fd, func(entry string) error {

@@ -9,7 +9,7 @@ import (
 
 // shrunk returns the error for a file that was truncated while it was read.
 func shrunk(path string) error {
-	return refuse(process.Internal, path, "the file was cut while it was read")
+	return refuse(process.Internal, path, "truncated while being read")
 }
 
 // Reader reads a range of a regular file.
@@ -55,7 +55,7 @@ func (r *Reader) measure() error {
 	if err := regular(r.path, &st); err != nil {
 		return err
 	}
-	if st.Size > 0 && !isKernels(r.fd) {
+	if st.Size > 0 && !onKernelFilesystem(r.fd) {
 		r.Length = min(max(st.Size-r.offset, 0), r.limit)
 	} else {
 		n, err := syscall.Pread(r.fd, make([]byte, 1), r.offset)

@@ -244,7 +244,7 @@ func TestPackSaysWhatWentWrong(t *testing.T) {
 	out := &shrinking{path: path}
 	must(t, packer.Pack(out))
 	names, problem := members(t, out.Bytes())
-	if len(names) != 2 || problem != fmt.Sprintf("%q: the file was cut while it was read", path) {
+	if len(names) != 2 || problem != fmt.Sprintf("%q: truncated while being read", path) {
 		t.Errorf("got %q, %q", names, problem)
 	}
 	if _, err := Unpack(dir, bytes.NewReader(out.Bytes()), nil, false); process.CodeOf(err) != process.BadRequest || !strings.Contains(err.Error(), problem) {

@@ -53,7 +53,7 @@ func Rename(from, to string) error {
 func Remove(path string, recursive bool) error {
 	// The kernel would refuse to remove this directory, but its contents would already be gone.
 	if baseOf(path) == ".." {
-		return refuse(process.BadRequest, path, "a path that ends in .. is not removed")
+		return refuse(process.BadRequest, path, "cannot remove a path that ends in ..")
 	}
 	err := syscall.Unlinkat(atFdCwd, path)
 	if err != syscall.EISDIR && err != syscall.EPERM {

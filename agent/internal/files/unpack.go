@@ -85,7 +85,7 @@ func unpackInto(root int, isNew bool, path string, archive io.Reader, owner *Own
 		}
 		if err == nil && header.Typeflag == tar.TypeXGlobalHeader {
 			if problem := header.PAXRecords[errorRecord]; problem != "" {
-				return count, &process.Error{Code: process.BadRequest, Message: "the archive is not complete: " + problem}
+				return count, &process.Error{Code: process.BadRequest, Message: "incomplete archive: " + problem}
 			}
 			continue
 		}
@@ -107,14 +107,14 @@ func archiveError(err error) error {
 	switch {
 	case errors.As(err, &known):
 	case strings.HasPrefix(err.Error(), "archive/tar: "):
-		return &process.Error{Code: process.BadRequest, Message: "the body is not a tar archive, or is damaged"}
+		return &process.Error{Code: process.BadRequest, Message: "not a tar archive, or a damaged one"}
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		return &process.Error{Code: process.BadRequest, Message: "the archive breaks off"}
+		return &process.Error{Code: process.BadRequest, Message: "truncated archive"}
 	}
 	return err
 }
 
-var errOwnLink = errors.New("the archive names what is below a symbolic link of its own")
+var errOwnLink = errors.New("member below a symbolic link of the same archive")
 
 type unpacker struct {
 	path      string
@@ -153,7 +153,7 @@ func (u *unpacker) add(header *tar.Header, content io.Reader) (size int64, err e
 		return 0, u.addDir(header, parts, owner)
 	}
 	if len(parts) == 0 {
-		return 0, refuse(process.BadRequest, header.Name, "is not a name for a file")
+		return 0, refuse(process.BadRequest, header.Name, "not a file name")
 	}
 	if err := u.enter(parts[:len(parts)-1]); err != nil {
 		return 0, err
@@ -173,7 +173,7 @@ func (u *unpacker) add(header *tar.Header, content io.Reader) (size int64, err e
 	case tar.TypeFifo:
 		err = u.makeNode(dir, header, owner, syscall.S_IFIFO)
 	default:
-		return 0, refuse(process.BadRequest, header.Name, "is of the unknown type "+quote(string(rune(header.Typeflag))))
+		return 0, refuse(process.BadRequest, header.Name, "unknown member type "+quote(string(rune(header.Typeflag))))
 	}
 	if err == nil {
 		err = syscall.Renameat(dir, u.temporary, dir, name)
@@ -189,19 +189,19 @@ func (u *unpacker) shown(member string) string { return join(u.path, strings.Tri
 // components splits a member's name. It rejects absolute names and "..".
 func components(name string) (parts []string, err error) {
 	if strings.HasPrefix(name, "/") {
-		return nil, refuse(process.BadRequest, name, "the archive holds an absolute name")
+		return nil, refuse(process.BadRequest, name, "absolute name in the archive")
 	}
 	for part := range strings.SplitSeq(name, "/") {
 		switch part {
 		case "", ".":
 		case "..":
-			return nil, refuse(process.BadRequest, name, "the archive holds a name with ..")
+			return nil, refuse(process.BadRequest, name, "name with .. in the archive")
 		default:
 			parts = append(parts, part)
 		}
 	}
 	if len(parts) > maxDepth {
-		return nil, refuse(process.BadRequest, name, "the archive holds a name that is too deep")
+		return nil, refuse(process.BadRequest, name, "name in the archive is nested too deep")
 	}
 	return parts, nil
 }

@@ -24,12 +24,12 @@ const (
 
 // watchTree is the set of watched directories: a single one, or a whole tree.
 type watchTree struct {
-	inotify   int
-	root      string
-	rootWatch int32
-	recursive bool
-	kernels   bool // the root belongs to procfs or sysfs
-	paths     map[int32]string
+	inotify            int
+	root               string
+	rootWatch          int32
+	recursive          bool
+	onKernelFilesystem bool // the root belongs to procfs or sysfs
+	paths              map[int32]string
 	// listed holds entries that were found by listing a new directory. The queue may also hold
 	// their creation.
 	listed map[string]bool
@@ -51,7 +51,7 @@ func cannotWatch(path, problem string) error {
 func (t *watchTree) start() error {
 	watch, err := syscall.InotifyAddWatch(t.inotify, t.root, watchMask)
 	if err == syscall.ENOSPC {
-		return cannotWatch(t.root, "the guest's kernel allows no more watches")
+		return cannotWatch(t.root, "the guest's kernel has reached its limit of watches")
 	}
 	if err != nil {
 		return fail(t.root, err)
@@ -72,11 +72,11 @@ func (t *watchTree) add(path string, depth int, fresh bool) error {
 		return nil
 	}
 	if len(t.paths) >= maxWatches {
-		return &limitError{path, fmt.Sprintf("there are more than %d directories", maxWatches)}
+		return &limitError{path, fmt.Sprintf("more than %d directories", maxWatches)}
 	}
 	watch, err := syscall.InotifyAddWatch(t.inotify, path, watchMask|syscall.IN_DONT_FOLLOW)
 	if err == syscall.ENOSPC {
-		return &limitError{path, "the guest's kernel allows no more watches"}
+		return &limitError{path, "the guest's kernel has reached its limit of watches"}
 	}
 	if err != nil || int32(watch) == t.rootWatch { // the root may be mounted below itself
 		return nil
@@ -98,8 +98,8 @@ func (t *watchTree) addBelow(path string, depth int, fresh bool) error {
 	}
 	defer syscall.Close(fd)
 	if depth == 0 {
-		t.kernels = isKernels(fd)
-	} else if !t.kernels && isKernels(fd) {
+		t.onKernelFilesystem = onKernelFilesystem(fd)
+	} else if !t.onKernelFilesystem && onKernelFilesystem(fd) {
 		return nil
 	}
 	err = eachEntry(fd, func(name string) error {

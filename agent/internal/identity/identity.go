@@ -27,7 +27,7 @@ func CheckHostname(name string) error {
 	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 	other := strings.TrimLeft(name, letters+"-.")
 	if name == "" || len(name) > 64 || other != "" || !strings.Contains(letters, name[:1]) {
-		return fmt.Errorf("hostname: %q is not 1 to 64 letters, digits, dots and hyphens, the first a letter or a digit", name)
+		return fmt.Errorf("invalid hostname %q: use 1 to 64 letters, digits, \".\" or \"-\", starting with a letter or digit", name)
 	}
 	return nil
 }
@@ -83,7 +83,7 @@ func hosts(old, name string) string {
 // CheckMachineID rejects IDs that are not in the form of machine-id(5).
 func CheckMachineID(id string) error {
 	if len(id) != 32 || strings.TrimLeft(id, "0123456789abcdef") != "" {
-		return fmt.Errorf("machine_id: %q is not 32 lower-case hex digits", id)
+		return fmt.Errorf("invalid machine_id %q: use 32 lower-case hex digits", id)
 	}
 	return nil
 }

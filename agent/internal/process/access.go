@@ -6,13 +6,13 @@ import (
 	"unsafe"
 )
 
-// as calls f with the filesystem identity of account, so that the kernel itself decides what the
+// asAccount calls f with the filesystem identity of account, so that the kernel itself decides what the
 // user may reach. The later exec would only return EACCES without naming a cause.
 //
 // The identity belongs to a thread. It is set on a locked thread that ends with its goroutine. It
 // is set by setfsuid(2), not setuid(2), because the user could otherwise signal or trace the
 // thread. The agent's main thread is never used for this: main locks it.
-func as(account Account, f func()) {
+func asAccount(account Account, f func()) {
 	if account.UID == 0 || syscall.Geteuid() != 0 {
 		f()
 		return

@@ -64,7 +64,7 @@ func (a Accounts) user(user string) (Account, error) {
 		uid, ok = 0, true
 	}
 	if !ok {
-		return Account{}, fail(NoSuchUser, quote(user)+": not in /etc/passwd")
+		return Account{}, fail(NoSuchUser, quote(user)+": no such user in /etc/passwd")
 	}
 	for _, entry := range entries {
 		if account, ok := parseUser(entry); ok && account.UID == uid {
@@ -96,7 +96,7 @@ func findGroup(groups [][]string, name string) (uint32, error) {
 	if gid, ok := parseID(name); ok {
 		return gid, nil
 	}
-	return 0, fail(NoSuchUser, quote(name)+": not in /etc/group")
+	return 0, fail(NoSuchUser, quote(name)+": no such group in /etc/group")
 }
 
 // lines returns the entries of a file with at least n fields. A missing file has none.

@@ -35,7 +35,7 @@ func environ(env map[string]string) []string {
 func CheckEnv(env map[string]string) error {
 	for key, value := range env {
 		if key == "" || strings.ContainsAny(key, "=\x00") || strings.Contains(value, "\x00") {
-			return fail(BadRequest, "env: "+quote(key)+" is not a name, or its value holds a NUL")
+			return fail(BadRequest, "invalid environment variable "+quote(key)+": a name cannot be empty or contain \"=\", and a value cannot contain a NUL")
 		}
 	}
 	return nil

@@ -149,8 +149,8 @@ func TestKillWithoutCgroupKill(t *testing.T) {
 	}
 	p := start(t, newManager(t, cgroups), sh("for i in 1 2 3 4 5 6; do setsid sleep 1000 & done; echo ready; wait"))
 	p.line(t, Stdout)
-	p.use()
-	defer p.unuse()
+	p.retainGroup()
+	defer p.releaseGroup()
 	for i := 0; !p.group.Empty(); i++ {
 		if i > 10000 {
 			t.Fatal("it does not become empty")

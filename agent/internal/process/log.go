@@ -54,7 +54,7 @@ type Log struct {
 	writers    int // pumps that have not ended
 	users      int // users of the ring: the session, its pumps and its readers
 	pipes      int // memory that enlarged pipes of the session take
-	settled    bool
+	finished   bool
 }
 
 // stretch is a run of output of one stream. Adjacent stretches belong to different streams.
@@ -70,7 +70,7 @@ func newLog(memory *memory, most int, grace time.Duration) (*Log, error) {
 	size := min(firstRing, most+ringSlack)
 	ring, err := mapRing(size)
 	if err != nil {
-		return nil, fmt.Errorf("no memory for the output: %w", err)
+		return nil, fmt.Errorf("allocate output buffer: %w", err)
 	}
 	memory.add(size)
 	l := &Log{memory: memory, most: most, grace: grace, ring: ring, deadline: time.Now().Add(grace), users: 1}
@@ -112,13 +112,13 @@ func (l *Log) resize(size int) bool {
 	return true
 }
 
-// settle ends the output: what is kept now stays, in as little memory as it needs, and the pipes
+// finish ends the output: what is kept now stays, in as little memory as it needs, and the pipes
 // are gone.
-func (l *Log) settle() {
+func (l *Log) finish() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.trim()
-	l.settled = true
+	l.finished = true
 	l.memory.add(-l.pipes)
 	l.pipes = 0
 	page := os.Getpagesize()
@@ -133,7 +133,7 @@ func (l *Log) enlarge(pipe uintptr) {
 	const setPipeSize = 1031
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.ring == nil || l.settled || !l.memory.grant(largePipe) {
+	if l.ring == nil || l.finished || !l.memory.grant(largePipe) {
 		return
 	}
 	if _, _, errno := syscall.Syscall(syscall.SYS_FCNTL, pipe, setPipeSize, largePipe); errno != 0 {
@@ -143,8 +143,8 @@ func (l *Log) enlarge(pipe uintptr) {
 	l.pipes += largePipe
 }
 
-// leave removes a user. It is called with the lock held.
-func (l *Log) leave() {
+// removeUser removes a user. It is called with the lock held.
+func (l *Log) removeUser() {
 	if l.users--; l.users == 0 {
 		l.memory.add(-len(l.ring) - l.pipes)
 		syscall.Munmap(l.ring)
@@ -158,7 +158,7 @@ func (l *Log) forget() {
 	defer l.mu.Unlock()
 	l.grace, l.deadline = 0, time.Time{}
 	l.space.Broadcast()
-	l.leave()
+	l.removeUser()
 }
 
 // Offsets returns the range of offsets that is kept of a stream.
@@ -209,7 +209,7 @@ func (l *Log) addWriters(n int) {
 func (l *Log) writerDone() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.leave()
+	l.removeUser()
 	if l.writers--; l.writers == 0 {
 		l.wakeReaders()
 	}
@@ -267,7 +267,7 @@ func (l *Log) maxStretches() int { return l.keeps() / stretchBytes }
 
 // trim drops output beyond what is kept, unless a reader still needs it.
 func (l *Log) trim() {
-	if l.settled {
+	if l.finished {
 		return
 	}
 	l.grow()
@@ -384,7 +384,7 @@ func (r *Reader) Close() {
 		l.deadline = time.Now().Add(l.grace)
 	}
 	l.space.Broadcast()
-	l.leave()
+	l.removeUser()
 }
 
 // all exceeds the result of any read.

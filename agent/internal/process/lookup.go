@@ -10,8 +10,8 @@ import (
 // name with a slash is relative to cwd; any other is searched in PATH. Each returned file exists
 // and is executable by account.
 func resolve(account Account, name, cwd, searchPath string) (paths []string, err error) {
-	as(account, func() {
-		if err = enter(cwd); err != nil {
+	asAccount(account, func() {
+		if err = checkWorkingDirectory(cwd); err != nil {
 			return
 		}
 		if strings.Contains(name, "/") {
@@ -41,8 +41,8 @@ func resolve(account Account, name, cwd, searchPath string) (paths []string, err
 	return nil, err
 }
 
-// enter checks that the working directory exists and can be entered.
-func enter(cwd string) error {
+// checkWorkingDirectory checks that the working directory exists and can be entered.
+func checkWorkingDirectory(cwd string) error {
 	var st syscall.Stat_t
 	err := stat(cwd, &st)
 	if err == nil && st.Mode&syscall.S_IFMT != syscall.S_IFDIR {
@@ -81,15 +81,15 @@ func executable(file string) error {
 func execError(file string, err error) error {
 	switch err {
 	case syscall.ENOENT:
-		return fail(NotExecutable, file+": its interpreter does not exist")
+		return fail(NotExecutable, file+": interpreter not found")
 	case syscall.ENOEXEC:
-		return fail(NotExecutable, file+": exec format error (neither a program for this machine nor a script with #!)")
+		return fail(NotExecutable, file+": exec format error: not a program for this machine, and not a script with #!")
 	case syscall.EACCES, syscall.EPERM, syscall.ELOOP, syscall.ETXTBSY, syscall.ELIBBAD, syscall.EINVAL, syscall.EISDIR,
 		syscall.ENAMETOOLONG, syscall.ENOTDIR:
 		return fail(NotExecutable, file+": "+err.Error())
 	}
 	if err == syscall.E2BIG {
-		return fail(BadRequest, "the arguments and the environment are too long together, or one of them is longer than 131071 bytes")
+		return fail(BadRequest, "arguments and environment are too long in total, or one of them is longer than 131071 bytes")
 	}
 	return fail(Internal, file+": "+err.Error())
 }

@@ -132,7 +132,7 @@ func (m *Manager) Start(spec Spec) (*Process, *Reader, error) {
 	// with a transfer.
 	sys := &syscall.SysProcAttr{Setsid: true, Credential: credential(plan.account)}
 	attr := &syscall.ProcAttr{Dir: plan.cwd, Env: environ(plan.env), Sys: sys}
-	if err := m.equip(p, attr, spec, plan); err != nil {
+	if err := m.createStreamsAndStart(p, attr, spec, plan); err != nil {
 		p.discard()
 		return nil, nil, err
 	}
@@ -144,19 +144,19 @@ func (m *Manager) Start(spec Spec) (*Process, *Reader, error) {
 	m.mu.Unlock()
 	go func() {
 		p.pump()
-		p.Log.settle()
+		p.Log.finish()
 		if p.timer != nil {
 			p.timer.Stop()
 		}
 		m.keep(p)
-		p.unuse()
+		p.releaseGroup()
 	}()
 	return p, reader, nil
 }
 
-// equip creates the command's streams and its cgroup, and starts it. On failure the caller calls
+// createStreamsAndStart creates the command's streams and its cgroup, and starts it. On failure the caller calls
 // discard.
-func (m *Manager) equip(p *Process, attr *syscall.ProcAttr, spec Spec, plan plan) (err error) {
+func (m *Manager) createStreamsAndStart(p *Process, attr *syscall.ProcAttr, spec Spec, plan plan) (err error) {
 	var own []int // the child's descriptors, closed in the agent
 	defer func() {
 		for _, fd := range own {

@@ -226,7 +226,7 @@ func TestAccessIsTheUsers(t *testing.T) {
 		t.Errorf("the agent is now %d", uid)
 	}
 	for range 50 { // no thread of the agent has kept the user's identity
-		if err := enter(base + "/private"); err != nil {
+		if err := checkWorkingDirectory(base + "/private"); err != nil {
 			t.Fatal(err)
 		}
 	}

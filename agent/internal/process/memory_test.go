@@ -147,7 +147,7 @@ func TestEndKeepsTheIndex(t *testing.T) {
 	}
 	before := memory.taken.Load()
 	l.writerDone()
-	l.settle()
+	l.finish()
 	if taken := memory.taken.Load(); taken >= before || taken > 8<<10 {
 		t.Errorf("%d bytes of %d are taken", taken, before)
 	}

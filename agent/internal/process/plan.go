@@ -82,7 +82,7 @@ func (m *Manager) plan(spec Spec, guest map[string]string) (p plan, err error) {
 	case spec.Shell != nil:
 		program = "/bin/sh"
 		if executable(program) != nil {
-			return p, fail(NoShell, "the image has no /bin/sh; give argv")
+			return p, fail(NoShell, "the image has no /bin/sh; use argv")
 		}
 		p.argv = []string{program, "-c", *spec.Shell}
 	default:
@@ -98,7 +98,7 @@ func (m *Manager) plan(spec Spec, guest map[string]string) (p plan, err error) {
 
 // loginShell returns the account's shell, or a substitute if that does not allow logins.
 func loginShell(account Account) (shell string, err error) {
-	as(account, func() {
+	asAccount(account, func() {
 		for _, candidate := range []string{account.Shell, "/bin/bash", "/bin/sh"} {
 			if name := path.Base(candidate); name == "nologin" || name == "false" || !path.IsAbs(candidate) {
 				continue
@@ -108,7 +108,7 @@ func loginShell(account Account) (shell string, err error) {
 				return
 			}
 		}
-		err = fail(NoShell, "the image has no shell: neither "+quote(account.Shell)+" (in /etc/passwd) nor /bin/bash nor /bin/sh can be run; give argv")
+		err = fail(NoShell, "no usable shell: tried "+quote(account.Shell)+" (from /etc/passwd), /bin/bash and /bin/sh; use argv")
 	})
 	return shell, err
 }
@@ -117,14 +117,14 @@ func loginShell(account Account) (shell string, err error) {
 func workingDirectory(account Account, home, asked string) (string, error) {
 	if asked == "" {
 		var err error
-		as(account, func() { err = enter(home) })
+		asAccount(account, func() { err = checkWorkingDirectory(home) })
 		if err != nil || !path.IsAbs(home) {
 			return "/", nil
 		}
 		return home, nil
 	}
 	if !path.IsAbs(asked) {
-		return "", fail(BadRequest, "cwd: "+quote(asked)+" is not absolute")
+		return "", fail(BadRequest, "cwd: "+quote(asked)+" is not an absolute path")
 	}
 	return asked, nil
 }

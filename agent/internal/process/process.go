@@ -133,7 +133,7 @@ func (p *Process) Signal(signal int) error {
 		return noSuchProcess(p.ID)
 	}
 	if err == syscall.EINVAL {
-		return fail(BadRequest, "signal: no such signal")
+		return fail(BadRequest, "no such signal")
 	}
 	return err
 }
@@ -152,9 +152,9 @@ func (p *Process) expire() {
 // kill is called with the reaper's lock held, so that the process ID is still the command's.
 func (p *Process) kill() {
 	syscall.Kill(-p.PID, syscall.SIGKILL)
-	if p.group != nil && !p.group.Kill() && p.use() {
+	if p.group != nil && !p.group.Kill() && p.retainGroup() {
 		go func() {
-			defer p.unuse()
+			defer p.releaseGroup()
 			p.group.KillAll(nil)
 		}()
 	}
@@ -166,9 +166,9 @@ func (p *Process) KillAndWait(ctx context.Context) error {
 	if isClosed(p.done) {
 		return nil
 	}
-	grouped := p.group != nil && p.use()
+	grouped := p.group != nil && p.retainGroup()
 	if grouped {
-		defer p.unuse()
+		defer p.releaseGroup()
 	}
 	p.Kill()
 	select {
@@ -186,8 +186,8 @@ func (p *Process) KillAndWait(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// use prevents the release of the cgroup. The command itself is the first user.
-func (p *Process) use() bool {
+// retainGroup prevents the release of the cgroup. The command itself is the first user.
+func (p *Process) retainGroup() bool {
 	p.uses.Lock()
 	defer p.uses.Unlock()
 	if p.users == 0 {
@@ -197,7 +197,7 @@ func (p *Process) use() bool {
 	return true
 }
 
-func (p *Process) unuse() {
+func (p *Process) releaseGroup() {
 	p.uses.Lock()
 	defer p.uses.Unlock()
 	if p.users--; p.users == 0 && p.group != nil {
@@ -206,5 +206,5 @@ func (p *Process) unuse() {
 }
 
 func noSuchProcess(id string) error {
-	return fail(NoSuchProcess, quote(id)+": no process has this id, or it has ended")
+	return fail(NoSuchProcess, quote(id)+": no such process, or it has ended")
 }

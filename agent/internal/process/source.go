@@ -67,7 +67,7 @@ func (o *source) pump(log *Log, s Stream) {
 				small = false
 				log.enlarge(fd)
 			}
-			if n == 0 && o.dry(err) {
+			if n == 0 && o.wouldBlock(err) {
 				return false
 			}
 			closed = n == 0
@@ -85,10 +85,10 @@ func (o *source) pump(log *Log, s Stream) {
 	}
 }
 
-// dry reports whether a failed read means that there is no output yet. Reading from a terminal that
+// wouldBlock reports whether a failed read means that there is no output yet. Reading from a terminal that
 // no process has open fails with EIO, but processes can open it again while the session leader
 // lives.
-func (o *source) dry(err error) bool {
+func (o *source) wouldBlock(err error) bool {
 	return err == syscall.EAGAIN || o.terminal && err == syscall.EIO
 }
 

@@ -43,11 +43,11 @@ type handler func(http.ResponseWriter, *http.Request) error
 
 func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err := h(w, r); err != nil {
-		refuse(w, err)
+		writeError(w, err)
 	}
 }
 
-func refuse(w http.ResponseWriter, err error) {
+func writeError(w http.ResponseWriter, err error) {
 	code := process.CodeOf(err)
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(statusOf[code])
@@ -55,7 +55,7 @@ func refuse(w http.ResponseWriter, err error) {
 	w.Write(append(appendQuoted(b, err.Error()), "}}\n"...))
 }
 
-func answer(w http.ResponseWriter, body any) error {
+func writeJSON(w http.ResponseWriter, body any) error {
 	b, err := json.Marshal(body)
 	if err != nil {
 		return err

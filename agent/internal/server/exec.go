@@ -13,7 +13,7 @@ import (
 const idleAfter = 15 * time.Second
 
 // errGone reports that the host has cancelled a request.
-var errGone = errors.New("the host has gone")
+var errGone = errors.New("the host has cancelled the request")
 
 type execRequest struct {
 	Argv       []text        `json:"argv"`
@@ -40,7 +40,7 @@ func (q execRequest) spec() (process.Spec, error) {
 		}
 	}
 	if given != 1 {
-		return spec, badRequest("exactly one of argv (not empty), shell and login must be given")
+		return spec, badRequest("give exactly one of argv (not empty), shell and login")
 	}
 	for _, arg := range q.Argv {
 		spec.Argv = append(spec.Argv, string(arg))

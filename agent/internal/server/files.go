@@ -73,7 +73,7 @@ func (q *query) number(name string, fallback int64) int64 {
 	}
 	n, err := strconv.ParseInt(q.Get(name), 10, 64)
 	if err != nil || n < 0 {
-		q.refuse(badRequest(name + " must be 0 or more"))
+		q.refuse(badRequest(name + " must be a number of bytes"))
 	}
 	return n
 }
@@ -85,7 +85,7 @@ func (q *query) time(name string) *int64 {
 	}
 	n, err := strconv.ParseInt(q.Get(name), 10, 64)
 	if err != nil {
-		q.refuse(badRequest(name + " must be a number of nanoseconds"))
+		q.refuse(badRequest(name + " must be a time in nanoseconds"))
 	}
 	return &n
 }
@@ -95,7 +95,7 @@ func (s *Server) attributes(mode, user string) (want files.Attributes, err error
 	if mode != "" {
 		bits, err := strconv.ParseUint(mode, 8, 32)
 		if err != nil || bits > 0o7777 {
-			return want, badRequest("mode must be octal digits, at most 7777")
+			return want, badRequest("mode must be octal, at most 7777")
 		}
 		mode := uint32(bits)
 		want.Mode = &mode

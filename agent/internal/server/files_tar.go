@@ -40,7 +40,7 @@ func (s *Server) writeTar(w http.ResponseWriter, r *http.Request) error {
 	owner, err := s.owner(q.Get("user"))
 	q.refuse(err)
 	if owner != nil && keep {
-		q.refuse(badRequest("user and keep_owner exclude each other"))
+		q.refuse(badRequest("user and keep_owner cannot be combined"))
 	}
 	if q.err != nil {
 		return q.err
@@ -55,7 +55,7 @@ func (s *Server) writeTar(w http.ResponseWriter, r *http.Request) error {
 	}
 	// Read the padding after the archive; otherwise the stream would be reset with the response.
 	io.CopyN(io.Discard, r.Body, maxPadding)
-	return answer(w, count)
+	return writeJSON(w, count)
 }
 
 // maxPadding bounds the padding after an archive: tar programs pad it to whole records.

@@ -60,7 +60,7 @@ func (s *Server) list(w http.ResponseWriter, r *http.Request) error {
 	for _, p := range s.processes.List() {
 		sessions = append(sessions, describe(p))
 	}
-	return answer(w, map[string]any{"processes": sessions})
+	return writeJSON(w, map[string]any{"processes": sessions})
 }
 
 func (s *Server) session(w http.ResponseWriter, r *http.Request) error {
@@ -68,7 +68,7 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return answer(w, describe(p))
+	return writeJSON(w, describe(p))
 }
 
 // output attaches to a session. Leaving it does not affect the command.
@@ -84,7 +84,7 @@ func (s *Server) output(w http.ResponseWriter, r *http.Request) error {
 			continue
 		}
 		if from[i], err = strconv.ParseInt(query.Get(name), 10, 64); err != nil || from[i] < 0 {
-			return badRequest(name + " must be an offset")
+			return badRequest(name + " must be an offset of 0 or more")
 		}
 	}
 	var reader *process.Reader
@@ -109,7 +109,7 @@ func (s *Server) stdin(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return answer(w, map[string]int64{"written": written})
+	return writeJSON(w, map[string]int64{"written": written})
 }
 
 func (s *Server) resize(w http.ResponseWriter, r *http.Request) error {

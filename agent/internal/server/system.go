@@ -18,7 +18,7 @@ import (
 const defaultGrace = 500 * time.Millisecond
 
 func (s *Server) hello(w http.ResponseWriter, r *http.Request) error {
-	return answer(w, map[string]any{
+	return writeJSON(w, map[string]any{
 		"protocol": transport.Version, "agent_version": s.config.Version, "boot_id": bootID(), "kernel": kernelRelease(),
 		"uptime_ms": uptime().Milliseconds(),
 	})

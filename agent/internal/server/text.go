@@ -72,9 +72,9 @@ func (m textMap) MarshalJSON() ([]byte, error) {
 
 var (
 	errNotString = errors.New("not a string")
-	errNUL       = errors.New("a string holds a NUL")
-	errSurrogate = errors.New("a string holds a surrogate that stands for no byte")
-	errNotUTF8   = errors.New("a string is not UTF-8")
+	errNUL       = errors.New("string contains a NUL")
+	errSurrogate = errors.New("string contains a surrogate outside U+DC80 to U+DCFF")
+	errNotUTF8   = errors.New("string is not UTF-8")
 )
 
 // unquote decodes a JSON string literal, which must be well-formed. It rejects any other JSON

@@ -40,7 +40,7 @@ func (c *credits) filter(p []byte) []byte {
 				c.passing = frameHeaderLen + c.begin(p[i:])
 				continue
 			}
-			out = c.give(append(out, p[start:i]...), p[i:])
+			out = c.hold(append(out, p[start:i]...), p[i:])
 			i += updateLen
 			start = i
 			continue
@@ -56,7 +56,7 @@ func (c *credits) filter(p []byte) []byte {
 			c.passing = c.begin(c.head)
 			c.head = c.head[:0]
 		case len(c.head) == updateLen:
-			out = c.give(out, c.head)
+			out = c.hold(out, c.head)
 			c.head = c.head[:0]
 		}
 	}
@@ -78,9 +78,9 @@ func (c *credits) begin(frame []byte) int {
 	return int(frame[0])<<16 | int(frame[1])<<8 | int(frame[2])
 }
 
-// give adds a WINDOW_UPDATE to the window held back for its stream. Once that is enough, it appends
+// hold adds a WINDOW_UPDATE to the window held back for its stream. Once that is enough, it appends
 // one frame for all of it to out.
-func (c *credits) give(out, frame []byte) []byte {
+func (c *credits) hold(out, frame []byte) []byte {
 	stream, enough := streamOf(frame), uint32(streamCredit)
 	if stream == 0 {
 		enough = sessionCredit

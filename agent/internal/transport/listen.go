@@ -32,7 +32,7 @@ func listen(sys string, hasVsock func() bool, timeout time.Duration) (net.Listen
 			}
 			return NewStreamListener(streams), nil
 		case expired:
-			return nil, fmt.Errorf("found neither vsock nor a virtio port called %q; virtio ports: %q", PortName, others)
+			return nil, fmt.Errorf("no vsock device and no virtio port called %q; virtio ports: %q", PortName, others)
 		}
 		time.Sleep(wait)
 	}
