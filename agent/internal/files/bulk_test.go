@@ -25,7 +25,7 @@ func random(size int) []byte {
 	return data
 }
 
-// Every length around those at which something changes goes in and comes out again, also from the middle.
+// Files with lengths around every threshold are written and read back, also from the middle.
 func TestLargeFilesAreExact(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "f")
 	all := random(keepCached + 3*bulkPiece)
@@ -70,7 +70,7 @@ func TestBulkGoesOnThroughTheCacheWhereItMust(t *testing.T) {
 		if !b.direct {
 			t.Skip("the filesystem has no direct access")
 		}
-		b.buffer = b.buffer[1 : 1+bulkPiece/2] // an address that no disk takes
+		b.buffer = b.buffer[1 : 1+bulkPiece/2] // an address that no disk accepts
 		return b
 	}
 	b := bulkOf()
@@ -97,7 +97,7 @@ func TestBulkGoesOnThroughTheCacheWhereItMust(t *testing.T) {
 	}
 }
 
-// The pieces of many transfers together stay small.
+// Buffers of many transfers stay small in total.
 func TestManyBulksHaveSmallPieces(t *testing.T) {
 	file, err := os.Create(filepath.Join(t.TempDir(), "f"))
 	if err != nil {
@@ -125,7 +125,7 @@ func TestManyBulksHaveSmallPieces(t *testing.T) {
 	}
 }
 
-// stuck gives so many bytes, then nothing until it is let go.
+// stuck returns the given number of bytes, then blocks until it is released.
 type stuck struct {
 	left int
 	wait *sync.WaitGroup
@@ -144,7 +144,7 @@ func (s *stuck) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// ownMemory is what this process has of its own.
+// ownMemory returns the memory of this process.
 func ownMemory(t *testing.T) (bytes int64) {
 	status, err := os.ReadFile("/proc/self/status")
 	if err != nil {
@@ -157,14 +157,14 @@ func ownMemory(t *testing.T) (bytes int64) {
 	return bytes << 10
 }
 
-// Uploads that wait for their clients take little memory, however many there are.
+// Stalled uploads take little memory, however many there are.
 func TestALargeUploadHoldsOneBuffer(t *testing.T) {
 	const uploads = 24
-	bulks.Add(bulkMost) // others have the large pieces
+	bulks.Add(bulkMost) // the large buffers are all in use
 	defer bulks.Add(-bulkMost)
 	dir := t.TempDir()
 	debug.FreeOSMemory()
-	debug.FreeOSMemory() // a sync.Pool lets go at the second collection
+	debug.FreeOSMemory() // a sync.Pool frees its objects at the second collection
 	before := ownMemory(t)
 	var waiting, ended sync.WaitGroup
 	free := make(chan struct{})
@@ -187,7 +187,7 @@ func TestALargeUploadHoldsOneBuffer(t *testing.T) {
 	ended.Wait()
 }
 
-// Direct reads and writes would be refused with a buffer that begins elsewhere, and all go through the cache.
+// With a misaligned buffer, direct I/O fails and the whole transfer goes through the cache.
 func TestBuffersBeginAtTheBorderOfAPage(t *testing.T) {
 	var all [][]byte
 	for range 2 * mostBuffers {
@@ -201,7 +201,7 @@ func TestBuffersBeginAtTheBorderOfAPage(t *testing.T) {
 	}
 }
 
-// held takes no more than the first piece until it is let go.
+// held accepts the first piece only, until it is released.
 type held struct {
 	wait *sync.WaitGroup
 	free chan struct{}
@@ -214,7 +214,7 @@ func (h *held) Write(b []byte) (int, error) {
 	return 0, io.ErrClosedPipe
 }
 
-// Downloads that nobody reads, of which there may be hundreds, do not take the guest's memory.
+// Hundreds of stalled downloads do not exhaust the guest's memory.
 func TestManyTransfersHaveSmallBuffers(t *testing.T) {
 	const downloads = 160
 	path := filepath.Join(t.TempDir(), "f")
@@ -267,7 +267,8 @@ func TestManyTransfersHaveSmallBuffers(t *testing.T) {
 	}
 }
 
-// The cache belongs to the guest's programs: what they have in it is used, and stays; what they do not have does not get in.
+// The cache belongs to the guest's programs: a transfer uses and keeps what is cached, and adds
+// nothing.
 func TestTheCacheStaysAsItIs(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "f")
 	want := random(2*keepCached + 100)

@@ -23,7 +23,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// describe says all of a tree that an archive keeps, one line a file.
+// describe returns everything that an archive keeps of a tree, one line per file.
 func describe(t *testing.T, root string) string {
 	t.Helper()
 	var b strings.Builder
@@ -99,7 +99,7 @@ func TestRoundTrip(t *testing.T) {
 	chmod(t, tree+"/setuid", 0o4755)
 	chmod(t, tree+"/sticky", 0o1600)
 	chmod(t, tree+"/sub", 0o2711)
-	if os.Getuid() == 0 { // others cannot write into it
+	if os.Getuid() == 0 { // other users cannot write into it
 		chmod(t, tree+"/sub/deep", 0o500)
 	}
 	must(t, os.Link(tree+"/plain", tree+"/sub/hard"))
@@ -127,7 +127,7 @@ func TestRoundTrip(t *testing.T) {
 	if entries := int64(strings.Count(want, "\n")); count.Entries != entries || count.Bytes < 640_000+bufferSize {
 		t.Errorf("got %+v, want %d entries", count, entries)
 	}
-	// Once more over what is there, and as contents.
+	// Unpack again over the existing files, and as contents.
 	unpack(t, dir+"/out", archive)
 	unpackNew(t, dir+"/contents", pack(t, tree+"/."))
 	unpackNew(t, dir+"/slash", pack(t, tree+"/"))
@@ -194,7 +194,8 @@ func TestPackLeavesOutSockets(t *testing.T) {
 	}
 }
 
-// Files that have no size but do not end, or less than they say, must neither hang nor break an archive.
+// Files that are endless but report no size, or that are shorter than reported, neither block nor
+// break an archive.
 func TestPackKernelFiles(t *testing.T) {
 	const online = "/sys/devices/system/cpu/online"
 	if names, problem := members(t, pack(t, "/proc/sys/kernel/random", "/proc/version")); len(names) < 5 || problem != "" {
@@ -224,7 +225,7 @@ func TestPackDoesNotEnterProc(t *testing.T) {
 	}
 }
 
-// shrinking cuts a file once the first piece of an archive is written.
+// shrinking truncates a file once the first piece of an archive was written.
 type shrinking struct {
 	bytes.Buffer
 	path string

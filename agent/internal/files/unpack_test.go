@@ -16,7 +16,7 @@ import (
 	"squib/agent/internal/process"
 )
 
-// writtenByPython are archives that Python's tarfile has made, zipped and in base64.
+// writtenByPython holds archives made by Python's tarfile, compressed and in base64.
 var writtenByPython = map[string]string{
 	"pax": "H4sIAAAAAAACA+2ZTU7DMBBGs84pfILEHtsxm6rACjYIsWMZmkAr+oOSVCr34SbcC3BAVUVaiiphJzTf2zSKKkWtPe/LeKI4ik+v09VFnmZ5ETiBf/HTJ+dkNtf1fcFJqICtAg8syyot7OODfkKSzarJLB8Is/7/I9JhAPpBFrt/Rr2pjN5T//ZaKE3KGK4+7ydEOmAa9e+cqAv+N2rb/wn878X/go2zYjROizKvBueXV2c3t6FI2FNajQdZPErv38MQIXHE/rdLPHS7lPV+SdQ+/+uG/+02s/XPUf/OuXuu8hJl0Fs6kf9qR/5L5L8PhFxH/esLcr6P+T/00v/tz/+k2f9Jksh/Lz9/Nk2XFeoA+d9e/kst0f+31v/T+gVgfiTgNeag/He/IL/nv/qe/1KSRv/vheli/oAqQP63mf+iMQuq859j/usp/3ec/xNn08n8ETOAPuS/Xfqs7f6/Mf8V9fcDJnwMJzD/7cD8N9nyP3H4vzX/i5ON/2H/I/d/ubh3fP53sP+tEIwJGLm3P/zfhfM/2n7/F/B/i/5P1CYA3joJEumv/F+fANWL3SH/kyJB1v9DD/S8/gEAAAAAAAAAAAAAAAAAAAAAAADw//kAciU0GwBQAAA=",
 	"gnu": "H4sIAAAAAAACA+2YTU7DMBCFZ80pfILGHv/Mlj25RGgooIZUatJF78NNuBfFZIHUgIqEZDfC79s4yi56+Wae3FaUHB0Rr6czMj+nZ+M8OxHtpvfBBE/KUwYOw9jslaJCaat1szndJM8/uEv5+1n+wi6Q0sg/OffH8WEgUK7/b6855v9l/8N8/ou18D/L5790zWGEB6WyqlbVbb3rH+vnfpvQ/x+8//LfGnvWBeP+F8+kavifYf73/wS4vNT8f9//7nz/W8sG/T8LXRz9sKBk/5+afXvt/j+7/zHasiNlclxOFL//h91mXFz+xgopTp9+8fkvof8zy/f+70ndYf8n532RYC/nm/+fDbBLJ/9f5r8Yp2P/5xy/WuH+AwAAAAAAAMrhA9orBT0AKAAA",
@@ -54,7 +54,7 @@ func TestUnpackPython(t *testing.T) {
 	}
 }
 
-// member is a line of an archive; what is not given has a default.
+// member is a line of an archive; omitted fields have defaults.
 type member struct {
 	name, link, content string
 	kind                byte
@@ -168,7 +168,7 @@ func TestUnpackOverWhatIsThere(t *testing.T) {
 	}
 }
 
-// A directory that the archive comes back to has its time in the end all the same.
+// A directory keeps its time when the archive returns to it later.
 func TestUnpackOutOfOrder(t *testing.T) {
 	dir := t.TempDir() + "/new"
 	unpackNew(t, dir, archiveOf(t,

@@ -12,7 +12,7 @@ import (
 	"squib/agent/internal/process"
 )
 
-// watched collects what a watcher reports of root, whose path is left out.
+// watched collects a watcher's events, with paths relative to root.
 type watched struct {
 	t      *testing.T
 	root   string
@@ -44,7 +44,7 @@ func watch(t *testing.T, root string, recursive bool) *watched {
 	return w
 }
 
-// until returns the events up to last, with repetitions of one left out.
+// until returns the events up to last, without repetitions.
 func (w *watched) until(last string) (events []string) {
 	w.t.Helper()
 	for timeout := time.After(10 * time.Second); ; {
@@ -119,7 +119,7 @@ func TestWatchATree(t *testing.T) {
 	events := w.until("created /back/c/unseen")
 	slices.Sort(events)
 	if want := []string{"created /back", "created /back/c", "created /back/c/f", "created /back/c/unseen"}; !slices.Equal(events, want) {
-		// c/f and c/unseen come in no order
+		// c/f and c/unseen are in no particular order
 		if events = append(events, <-w.events); !slices.Equal(slices.Sorted(slices.Values(events)), want) {
 			t.Errorf("got %q, want %q", events, want)
 		}
@@ -128,7 +128,8 @@ func TestWatchATree(t *testing.T) {
 	w.until("created /back/c/seen")
 }
 
-// What appears in a new directory is reported once, whether it came before or after the directory was watched.
+// An entry of a new directory is reported once, whether it was created before or after the
+// directory was watched.
 func TestWatchNewDirectories(t *testing.T) {
 	dir := t.TempDir()
 	w := watch(t, dir, true)
@@ -208,7 +209,7 @@ func TestWatchOverflow(t *testing.T) {
 	defer watcher.Close()
 	must(t, os.WriteFile(dir+"/a", nil, 0o644))
 	must(t, os.WriteFile(dir+"/b", nil, 0o644))
-	for i := range most + 10 { // alternating, or they would be merged
+	for i := range most + 10 { // alternating, so that the kernel does not merge them
 		must(t, os.Chmod(dir+"/"+string("ab"[i%2]), 0o644))
 	}
 	must(t, os.Mkdir(dir+"/lost", 0o755))

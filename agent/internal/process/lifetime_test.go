@@ -25,10 +25,11 @@ func TestLargeOutputIsExact(t *testing.T) {
 	}
 }
 
-// most is what can be under way from a command in the foreground to a reader: what the log and a pipe hold.
+// most is the maximum output between a foreground command and a reader: what the log and a pipe
+// hold.
 const most = 128<<10 + ringSlack + 64<<10
 
-// A reader that stops, stops the command.
+// A reader that stops reading blocks the command.
 func TestSlowReaderBlocksTheCommand(t *testing.T) {
 	p := start(t, newManager(t, cgroups), sh("exec yes"))
 	pid := strconv.Itoa(p.PID)
@@ -53,7 +54,8 @@ func TestBackgroundDescendantDoesNotDelayTheEnd(t *testing.T) {
 	m := newManager(t, cgroups)
 	dir := t.TempDir()
 	os.Chmod(dir, 0o777)
-	// It holds both pipes, waits to be told, writes more than a pipe holds, and says whether it could.
+	// A descendant keeps both pipes open, waits for a signal, writes more than a pipe holds, and
+	// reports whether it could.
 	p := start(t, m, sh(fmt.Sprintf("echo now; mkfifo %[1]s/go; (read x < %[1]s/go; head -c 1000000 /dev/zero && echo fine > %[1]s/done) & exit 7", dir)))
 	out, _ := finish(t, p)
 	if out != "now\n" || p.Status().ExitCode != 7 {
@@ -66,7 +68,7 @@ func TestBackgroundDescendantDoesNotDelayTheEnd(t *testing.T) {
 	})
 }
 
-// All that the command itself wrote arrives, even if it is read only afterwards.
+// All output of the command itself arrives, even if it is read only after its end.
 func TestOutputLeftInThePipeIsRead(t *testing.T) {
 	p := start(t, newManager(t, cgroups), sh("head -c 60000 /dev/zero; head -c 50000 /dev/zero >&2; sleep 100 &"))
 	waitDone(t, p.Process)
@@ -76,7 +78,7 @@ func TestOutputLeftInThePipeIsRead(t *testing.T) {
 	}
 }
 
-// A descendant that writes for ever cannot keep the drain going.
+// A descendant that writes forever does not prolong draining.
 func TestDrainIsBounded(t *testing.T) {
 	m := newManager(t, cgroups)
 	p := start(t, m, sh("yes & echo $! >&2; exit 0"))
@@ -142,7 +144,7 @@ func TestKillReachesWhatLeftTheProcessGroup(t *testing.T) {
 	finish(t, p)
 }
 
-// The procs fallback of kernels before 5.14 is as thorough, if slower.
+// The fallback for kernels before 5.14 kills as thoroughly, only slower.
 func TestKillWithoutCgroupKill(t *testing.T) {
 	if cgroups == nil {
 		t.Skip("no cgroup v2 here")
@@ -187,7 +189,7 @@ func TestKillWhileTheOutputIsBlocked(t *testing.T) {
 	spec := sh("exec yes")
 	spec.Timeout = 50 * time.Millisecond
 	p := start(t, newManager(t, cgroups), spec)
-	waitDone(t, p.Process) // nobody reads
+	waitDone(t, p.Process) // no reader is left
 	if !p.Status().TimedOut {
 		t.Errorf("got %+v", p.Status())
 	}

@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// Whatever becomes of sessions, and with however little memory: what readers get is what was written, at its offsets, and
-// all memory is given back.
+// Whatever happens to sessions, and with however little memory: readers get exactly what was
+// written, at its offsets, and all memory is returned.
 func TestLivesOfSessions(t *testing.T) {
 	random := make([]byte, 3<<20)
 	for i := range random {
@@ -84,7 +84,7 @@ func life(t *testing.T, m *Manager, file string, random []byte, dice *rand.Rand)
 		exact(ctx, t, r, from, random, most)
 	}
 	all.Add(1)
-	go follow(first, [2]int64{}, dice.IntN(8<<20)) // most read to the end, and some leave
+	go follow(first, [2]int64{}, dice.IntN(8<<20)) // most read to the end, some leave early
 	for range dice.IntN(3) {
 		from := [2]int64{int64(dice.IntN(1 << 20)), int64(dice.IntN(1 << 20))}
 		if r, err := p.Attach(from[0], from[1]); err == nil {
@@ -102,7 +102,7 @@ func life(t *testing.T, m *Manager, file string, random []byte, dice *rand.Rand)
 		cancel()
 	}
 	if ctx.Err() != nil {
-		p.Kill() // a "cat" whose input broke off would wait for more
+		p.Kill() // a "cat" whose input was interrupted would wait for more
 	}
 	waitFor(t, script, p)
 	if !spec.Background {
@@ -119,7 +119,7 @@ func waitFor(t *testing.T, script string, p *Process) {
 	}
 }
 
-// exact reads at most so much, slowly at times, and checks each piece.
+// exact reads up to the given amount, sometimes slowly, and checks each piece.
 func exact(ctx context.Context, t *testing.T, r *Reader, from [2]int64, random []byte, most int) {
 	p := make([]byte, 1+rand.IntN(200_000))
 	next := [2]int64{-1, -1}

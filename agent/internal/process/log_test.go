@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// logged is a Log that a test writes to.
+// logged is a Log with a test as its writer.
 type logged struct {
 	*Log
 	t    *testing.T
@@ -38,7 +38,8 @@ func newLoggedIn(t *testing.T, memory *memory, kept int, grace time.Duration) *l
 	return &logged{l, t, r, w}
 }
 
-// write gives the log all of data, which fits into a pipe, and returns a channel that is closed when it has taken it.
+// write writes data, which must fit into a pipe, and returns a channel that is closed when the log
+// has taken it.
 func (l *logged) write(s Stream, data string) <-chan struct{} {
 	l.t.Helper()
 	if _, err := syscall.Write(l.w, []byte(data)); err != nil {
@@ -64,10 +65,10 @@ func (l *logged) writes(s Stream, data string) {
 	}
 }
 
-// blocked checks that what is being written is not taken: there is no room.
+// blocked checks that the log does not take what is being written.
 func (l *logged) blocked(s Stream, done <-chan struct{}) {
 	l.t.Helper()
-	seen := 0 // several times, so that the writer has seen it too and sleeps
+	seen := 0 // checks repeatedly, so that the writer has seen it and sleeps
 	eventually(l.t, "there is no room", func() bool {
 		l.mu.Lock()
 		defer l.mu.Unlock()
@@ -81,7 +82,7 @@ func (l *logged) blocked(s Stream, done <-chan struct{}) {
 	}
 }
 
-// fill gives the log as much of stdout as fits without anything being dropped.
+// fill writes as much to stdout as fits without dropping output.
 func (l *logged) fill() int {
 	whole := l.most + ringSlack
 	for size := whole; size > 0; size -= 32 << 10 {
@@ -96,7 +97,7 @@ type piece struct {
 	text   string
 }
 
-// rest takes what there is by now.
+// rest reads the output available.
 func rest(r *Reader) (pieces []piece, err error) {
 	p := make([]byte, 1<<20)
 	for {
@@ -210,7 +211,7 @@ func TestLogLosesNothingWhileAReaderComesBack(t *testing.T) {
 	r.Next(make([]byte, 100))
 	r.Close()
 	done := l.write(Stdout, "more")
-	l.blocked(Stdout, done) // what was sent and perhaps never arrived is not dropped either
+	l.blocked(Stdout, done) // output that was sent but may not have arrived is not dropped either
 	r = l.attach([2]int64{50, 0})
 	got, _ := rest(r)
 	<-done
@@ -257,7 +258,7 @@ func TestLogThatIsForgottenWaitsForNobody(t *testing.T) {
 	}
 }
 
-// Streams that change with every byte cannot make the index larger than what it is about.
+// Streams that alternate with every byte cannot make the index larger than the output.
 func TestLogIndexIsBounded(t *testing.T) {
 	const kept = 6400
 	l := newLogged(t, kept, 0)
@@ -272,7 +273,7 @@ func TestLogIndexIsBounded(t *testing.T) {
 	if last := got[len(got)-1]; last != (piece{Stderr, 499, "x"}) || len(got) < kept/stretchBytes {
 		t.Errorf("%d pieces, the last is %v", len(got), last)
 	}
-	// With a reader it is not dropped from but waited with.
+	// With a reader, writing blocks instead of dropping output.
 	for i := range kept/stretchBytes + 1 {
 		l.writes(Stream(i%2), "y")
 	}
@@ -286,7 +287,8 @@ func TestLogIndexIsBounded(t *testing.T) {
 	}
 }
 
-// Whatever the sizes, two readers of different pace get every byte in its place, across the end of the ring.
+// With any ring size, two readers of different speed get every byte at its offset, also where the
+// ring wraps.
 func TestLogIsExact(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	l := newLogged(t, 5000, 0)
@@ -323,7 +325,7 @@ func TestLogIsExact(t *testing.T) {
 					f.got[s].Write(p[:n])
 				}
 			}
-			if !taken { // perhaps for the slowest
+			if !taken { // possibly waiting for the slowest reader
 				p := make([]byte, 100)
 				s, _, n, _ := followers[0].Next(p)
 				followers[0].got[s].Write(p[:n])

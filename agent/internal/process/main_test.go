@@ -13,14 +13,15 @@ import (
 
 var (
 	reaper  = NewReaper()
-	cgroups *Cgroups // nil where this machine has no cgroup v2 that we may use
+	cgroups *Cgroups // nil if this machine has no usable cgroup v2
 )
 
-// TestMain makes the test a reaper of orphans, as PID 1 is one. Tests must not use os/exec, whose statuses the reaper would take.
+// TestMain makes the test a reaper of orphans, like PID 1. Tests must not use os/exec: the reaper
+// would take its statuses.
 func TestMain(m *testing.M) {
 	const prSetChildSubreaper = 36
 	syscall.Syscall(syscall.SYS_PRCTL, prSetChildSubreaper, 1, 0)
-	for fd := 3; fd < 1024; fd++ { // what `go test` itself was given is not the agent's
+	for fd := 3; fd < 1024; fd++ { // descriptors of `go test` itself must not be inherited
 		syscall.CloseOnExec(fd)
 	}
 	go reaper.Run()
@@ -32,7 +33,7 @@ func TestMain(m *testing.M) {
 	code := m.Run()
 	if cgroups != nil {
 		os.WriteFile(mount+"/"+name+"/cgroup.kill", []byte("1"), 0)
-		for range 1000 { // the processes that tests leave in the background
+		for range 1000 { // processes that tests leave in the background
 			if cgroups.Sweep(); len(cgroups.left) == 0 {
 				break
 			}
@@ -56,7 +57,7 @@ func cgroupMount() string {
 	return ""
 }
 
-// newManager returns a manager with the image's accounts in a fixture.
+// newManager returns a manager with a fixture of accounts.
 func newManager(t *testing.T, groups *Cgroups) *Manager {
 	t.Helper()
 	root := t.TempDir()
@@ -81,11 +82,11 @@ func write(t *testing.T, path, content string, mode os.FileMode) {
 
 func sh(script string) Spec { return Spec{Shell: &script, User: "me"} }
 
-// running is a session and its first reader.
+// running is a session with its first reader.
 type running struct {
 	*Process
 	reader  *Reader
-	streams [2][]byte // what was read and not asked for
+	streams [2][]byte // read but not yet returned
 	offsets [2]int64
 }
 
@@ -125,7 +126,7 @@ func (r *running) close() {
 	}
 }
 
-// read waits for output and takes at most so much of it. It returns false at the end.
+// read waits for output and reads up to the given amount. It returns false at the end.
 func (r *running) read(t *testing.T, most int) bool {
 	t.Helper()
 	p := make([]byte, most)
@@ -153,7 +154,7 @@ func (r *running) read(t *testing.T, most int) bool {
 	}
 }
 
-// line takes one line of a stream.
+// line returns the next line of a stream.
 func (r *running) line(t *testing.T, s Stream) string {
 	t.Helper()
 	for {
@@ -167,7 +168,7 @@ func (r *running) line(t *testing.T, s Stream) string {
 	}
 }
 
-// until reads until the rest of stdout holds a text, and takes all up to its end.
+// until reads until stdout contains text, and returns everything through it.
 func (r *running) until(t *testing.T, text string) string {
 	t.Helper()
 	for {
@@ -181,7 +182,7 @@ func (r *running) until(t *testing.T, text string) string {
 	}
 }
 
-// finish reads to the end and returns what was not taken.
+// finish reads to the end and returns the remaining output.
 func finish(t *testing.T, r *running) (stdout, stderr string) {
 	t.Helper()
 	for r.read(t, 64<<10) {
@@ -208,14 +209,14 @@ func run(t *testing.T, m *Manager, spec Spec) (stdout, stderr string, status Sta
 	return stdout, stderr, p.Status()
 }
 
-// gone reports whether the memory was given back.
+// gone reports whether the log's memory was freed.
 func (l *Log) gone() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.ring == nil
 }
 
-// eventually waits for a state that no event announces.
+// eventually waits for a condition without an event.
 func eventually(t *testing.T, what string, is func() bool) {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); !is(); time.Sleep(time.Millisecond) {

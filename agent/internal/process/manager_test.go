@@ -24,7 +24,7 @@ func TestSignalledEnd(t *testing.T) {
 	}
 }
 
-// Many at a time, with orphans in between: no status is lost, swapped or waited for in vain.
+// Many commands at a time, with orphans in between: no status is lost, swapped or missed.
 func TestReaperGivesEachItsOwnStatus(t *testing.T) {
 	m := newManager(t, cgroups)
 	var all sync.WaitGroup
@@ -92,7 +92,7 @@ func TestArgumentsAreBytes(t *testing.T) {
 
 func TestChildIsCleanlyPrepared(t *testing.T) {
 	m := newManager(t, cgroups)
-	if out, _, _ := run(t, m, Spec{Argv: []string{"ls", "/proc/self/fd"}, User: "me"}); out != "0\n1\n2\n3\n" { // 3 is ls's own
+	if out, _, _ := run(t, m, Spec{Argv: []string{"ls", "/proc/self/fd"}, User: "me"}); out != "0\n1\n2\n3\n" { // 3 is opened by ls itself
 		t.Errorf("descriptors: %q", out)
 	}
 	if out, _, _ := run(t, m, Spec{Argv: []string{"readlink", "/proc/self/fd/0"}, User: "me"}); out != "/dev/null\n" {
@@ -199,7 +199,8 @@ func TestFailedStartsLeaveNoDescriptors(t *testing.T) {
 	}
 }
 
-// What a user may enter and execute is asked with the user's identity: the exec alone could only say EACCES.
+// What a user may enter and execute is checked with the user's identity: exec alone would only
+// return EACCES.
 func TestAccessIsTheUsers(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root, to become somebody else")

@@ -8,7 +8,8 @@ import (
 
 func memoryOf(total int) *memory { return &memory{total: func() int { return total }} }
 
-// One that writes little takes little; one that writes much gets no more than half of what is left.
+// A session with little output takes little memory; one with much takes at most half of what is
+// free.
 func TestLogTakesMemoryAsItFills(t *testing.T) {
 	memory := memoryOf(4 << 20)
 	quiet, loud, second := newLoggedIn(t, memory, 1<<20, 0), newLoggedIn(t, memory, 1<<20, 0), newLoggedIn(t, memory, 8<<20, 0)
@@ -38,7 +39,8 @@ func TestLogTakesMemoryAsItFills(t *testing.T) {
 	}
 }
 
-// However many there are, and however slow their readers, they stay within what all may take and the first ring of each; and lose nothing.
+// Any number of sessions with slow readers stay within the shared bound plus the first ring of
+// each, and lose no output.
 func TestLogsShareTheMemory(t *testing.T) {
 	const number = 40
 	memory := memoryOf(1 << 20)
@@ -71,7 +73,7 @@ func TestLogsShareTheMemory(t *testing.T) {
 	}
 }
 
-// Pipes through which much goes are large while there is memory, and give it back.
+// Pipes with much traffic are enlarged while memory is free, and return it.
 func TestPipesTakeMemory(t *testing.T) {
 	for total, want := range map[int]int{64 << 20: 2 * largePipe, 0: 0} {
 		m := newManager(t, cgroups)
@@ -105,7 +107,7 @@ func TestPipesTakeMemory(t *testing.T) {
 	}
 }
 
-// What a command that has ended has kept takes no more memory than it needs, and its pipes are gone.
+// The kept output of an ended command takes no more memory than needed, and its pipes are gone.
 func TestEndedSessionsTakeWhatTheyKeep(t *testing.T) {
 	const kept = 700_000
 	m := newManager(t, cgroups)
@@ -137,7 +139,7 @@ func TestEndedSessionsTakeWhatTheyKeep(t *testing.T) {
 	eventually(t, "its memory is given back", func() bool { return m.memory.taken.Load() == 0 })
 }
 
-// Output that changes between the streams with every byte is not lost at the end, though the ring shrinks.
+// Output that alternates between the streams survives when the ring shrinks at the end.
 func TestEndKeepsTheIndex(t *testing.T) {
 	memory := memoryOf(4 << 20)
 	l := newLoggedIn(t, memory, 1<<20, 0)

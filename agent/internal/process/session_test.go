@@ -28,7 +28,7 @@ func ids(sessions []*Process) (ids []string) {
 func TestAttachAfterTheEnd(t *testing.T) {
 	m := newManager(t, cgroups)
 	p := start(t, m, background("printf 0123456789; printf error >&2; exit 3"))
-	p.close() // at once: it is in the background
+	p.close() // leave at once: it is a background command
 	waitDone(t, p.Process)
 	eventually(t, "it is kept", func() bool { m.mu.Lock(); defer m.mu.Unlock(); return len(m.kept) == 1 })
 	for range 2 {
@@ -113,7 +113,7 @@ func TestForegroundIsNotKept(t *testing.T) {
 	eventually(t, "its memory is given back", p.Log.gone)
 }
 
-// Without a reader the command waits, goes on after the grace, and what is kept is the newest.
+// Without a reader, the command blocks until the grace has passed; then the newest output is kept.
 func TestBackgroundWithoutAReader(t *testing.T) {
 	m := newManager(t, cgroups)
 	m.limits.background, m.limits.grace = 100_000, 100*time.Millisecond
@@ -138,7 +138,7 @@ func TestReadersOfOneSession(t *testing.T) {
 	p := start(t, m, background("seq 300000; exec sleep 1000"))
 	slow := p.attach(t, 0, 0)
 	other := start(t, m, sh("echo fine"))
-	if out, _ := finish(t, other); out != "fine\n" { // nobody else's command is stopped
+	if out, _ := finish(t, other); out != "fine\n" { // other commands are not blocked
 		t.Errorf("got %q", out)
 	}
 	for p.offsets[Stdout] < int64(p.Log.most+ringSlack) {
@@ -163,7 +163,7 @@ func TestWatcherOfABackgroundSession(t *testing.T) {
 	waitDone(t, p.Process)
 }
 
-// KillAndWait is not for the descendants of a command that has ended.
+// KillAndWait does not affect descendants of an ended command.
 func TestKillOfAnEndedSession(t *testing.T) {
 	p := start(t, newManager(t, cgroups), background("sleep 1000 & echo $!"))
 	pid := p.line(t, Stdout)

@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// terminal is a Spec for a script in a terminal of 24 lines of 80.
+// terminal returns a Spec for a script in a terminal of 24 rows and 80 columns.
 func terminal(script string) Spec {
 	spec := sh(script)
 	spec.Terminal = &Size{24, 80}
@@ -46,14 +46,14 @@ func TestTerminalIsTheSessionsOwn(t *testing.T) {
 	m := newManager(t, cgroups)
 	out, _, _ := run(t, m, terminal("ls -l /proc/self/fd | wc -l; cut -d' ' -f1,5,6,8 /proc/$$/stat; stat -c '%u %a' $(tty)"))
 	lines := strings.Split(out, "\r\n")
-	if lines[0] != "5" { // a line for the sum, three for the terminal, one for the directory
+	if lines[0] != "5" { // a line for the total, three for the terminal, one for the directory
 		t.Errorf("descriptors: %q", out)
 	}
 	ids := strings.Fields(lines[1])
 	if len(ids) != 4 || ids[1] != ids[0] || ids[2] != ids[0] {
 		t.Errorf("process, group, session, foreground: %q", ids)
 	}
-	if lines[2] != strconv.Itoa(os.Getuid())+" 600" { // there is no group tty in the fixture
+	if lines[2] != strconv.Itoa(os.Getuid())+" 600" { // the fixture has no group tty
 		t.Errorf("owner and mode: %q", lines[2])
 	}
 }
@@ -91,7 +91,7 @@ func TestTermHasADefault(t *testing.T) {
 func TestResize(t *testing.T) {
 	p := start(t, newManager(t, cgroups), terminal("trap 'stty size' WINCH; echo ready; while :; do sleep 0.01; done"))
 	p.until(t, "ready\r\n")
-	for _, size := range []Size{{50, 132}, {50, 132}, {1, 65535}} { // the second time nothing changes, and it is told all the same
+	for _, size := range []Size{{50, 132}, {50, 132}, {1, 65535}} { // the second resize changes nothing, and is still signalled
 		if err := p.Resize(size); err != nil {
 			t.Fatal(err)
 		}
@@ -111,7 +111,7 @@ func TestResize(t *testing.T) {
 	}
 }
 
-// A key's echo comes back though no line is complete.
+// A key is echoed before its line is complete.
 func TestEchoOfAKey(t *testing.T) {
 	p := start(t, newManager(t, cgroups), terminal("read x; echo \"[$x]\""))
 	for _, c := range [][2]string{{"a", "a"}, {"b", "b"}, {"ä", "ä"}, {"\x7f", "\b \b"}} { // what is erased is a character
@@ -171,7 +171,7 @@ func TestJobControl(t *testing.T) {
 	p.until(t, "\r\nwaited\r\n")
 	p.enter(t, "sh -c 'trap \"echo caught; exit\" TERM; echo ready; while :; do sleep 0.01; done'\n")
 	p.until(t, "ready\r\n")
-	if err := p.Signal(int(syscall.SIGTERM)); err != nil { // the shell in the background would ignore it
+	if err := p.Signal(int(syscall.SIGTERM)); err != nil { // a shell in the background would ignore it
 		t.Fatal(err)
 	}
 	p.until(t, "caught\r\n")
@@ -188,7 +188,7 @@ func TestJobControl(t *testing.T) {
 	}
 }
 
-// Without a foreground group of its own, a terminal's signals go to the command's.
+// Without a foreground process group, signals go to the command's process group.
 func TestSignalInATerminal(t *testing.T) {
 	p := start(t, newManager(t, cgroups), terminal("exec sleep 1000"))
 	if err := p.Signal(int(syscall.SIGTERM)); err != nil {
@@ -220,7 +220,7 @@ func TestEveryByteGoesThroughARawTerminal(t *testing.T) {
 	}
 }
 
-// All that was written to the terminal by the end of its leader arrives.
+// Everything written to the terminal before its leader ended arrives.
 func TestOutputOfATerminalIsComplete(t *testing.T) {
 	m := newManager(t, cgroups)
 	for range 200 {
@@ -245,7 +245,7 @@ func TestDescendantsDoNotDelayTheEndOfATerminal(t *testing.T) {
 	eventually(t, "it is reaped", gone(pid))
 }
 
-// One that goes without a terminal for a while does not lose it: the agent holds on to it until the end.
+// A command may close its terminal for a while: the agent keeps the terminal open until the end.
 func TestTerminalThatNobodyHoldsOpen(t *testing.T) {
 	out, _, status := run(t, newManager(t, cgroups), terminal("t=$(tty); echo one; exec <&- >&- 2>&-; sleep 0.1; exec <$t >$t 2>&1; echo two; exit 3"))
 	if out != "one\r\ntwo\r\n" || status.ExitCode != 3 {
@@ -253,7 +253,8 @@ func TestTerminalThatNobodyHoldsOpen(t *testing.T) {
 	}
 }
 
-// More than the terminal holds goes in while the program answers with as much, and while nobody reads that.
+// More input than the terminal holds goes in while the program answers with as much and no reader
+// reads.
 func TestPasteDoesNotDeadlock(t *testing.T) {
 	dir := t.TempDir()
 	os.Chmod(dir, 0o777)
@@ -272,7 +273,7 @@ func TestPasteDoesNotDeadlock(t *testing.T) {
 				_, err := p.WriteStdin(context.Background(), bytes.NewReader(data), false)
 				entered <- err
 			}()
-			if name == "echo" { // the output stands still at first
+			if name == "echo" { // first, no output is read
 				eventually(t, "the output is full", func() bool {
 					p.Log.mu.Lock()
 					defer p.Log.mu.Unlock()
@@ -293,7 +294,8 @@ func TestPasteDoesNotDeadlock(t *testing.T) {
 	}
 }
 
-// A write waits for the terminal's program; its request's end and the program's end reach it there.
+// A write blocks until the terminal's program reads. The end of the request and the end of the
+// program interrupt it.
 func TestInputThatATerminalDoesNotTake(t *testing.T) {
 	p := start(t, newManager(t, cgroups), terminal("stty raw -echo; echo ready; exec yes"))
 	p.until(t, "ready")

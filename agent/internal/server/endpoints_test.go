@@ -52,7 +52,7 @@ func TestSmallOutputArrivesAtOnce(t *testing.T) {
 	c := s.exec(`{"shell": "while read line; do echo \"got $line\"; done", "user": "me", "stdin": true}`)
 	for i := range 20 {
 		s.ask("POST", "/v1/processes/"+c.ID+"/stdin", fmt.Sprintf("%d\n", i))
-		c.until(fmt.Sprintf("got %d\n", i)) // the command waits for the next line, so nothing else pushes this one out
+		c.until(fmt.Sprintf("got %d\n", i)) // the command waits for the next line, so no other output pushes this one out
 	}
 	if status, answer := s.ask("POST", "/v1/processes/"+c.ID+"/stdin?close=1", ""); status != 200 || answer["written"] != 0.0 {
 		t.Errorf("got %d %v", status, answer)
@@ -142,7 +142,8 @@ func TestTimeout(t *testing.T) {
 	}
 }
 
-// A host that does not read stops the command and nothing else; a kill gets through, and the answer ends once it is read.
+// A host that does not read blocks the command and nothing else. A kill is served, and the response
+// ends once it is read.
 func TestKillWhileTheHostDoesNotRead(t *testing.T) {
 	s := newGuest(t).connect()
 	c := s.exec(`{"argv": ["yes"], "user": "me"}`)
@@ -179,7 +180,7 @@ func TestEndOfSessionKills(t *testing.T) {
 	}
 }
 
-// The trap of a paused clone: the host is another one and the guest has seen no end of file.
+// A paused VM was cloned: another host connects, and the guest has not seen an end of file.
 func TestFlushReplacesALiveSession(t *testing.T) {
 	g := newGuest(t)
 	s := g.connect()
@@ -201,7 +202,7 @@ func TestFlushReplacesALiveSession(t *testing.T) {
 	}
 }
 
-// A broken HTTP/2 session does not keep the next one waiting.
+// A broken HTTP/2 session does not delay the next one.
 func TestProtocolErrorReturnsToScanning(t *testing.T) {
 	g := newGuest(t)
 	s := g.connect()
@@ -229,7 +230,8 @@ func TestManyCommandsAtOnce(t *testing.T) {
 	all.Wait()
 }
 
-// Commands that do not read their stdin must not shut out other requests by holding the session's receive window.
+// Commands that do not read their stdin do not block other requests by occupying the session's
+// receive window.
 func TestStalledStdinLeavesTheSessionUsable(t *testing.T) {
 	s := newGuest(t).connect()
 	var stalled []*command

@@ -17,7 +17,7 @@ import (
 	"time"
 )
 
-// at returns the query of a request about path, with more parameters.
+// at returns the query of a request for path, with further parameters.
 func at(path string, more ...string) string {
 	return "?" + strings.Join(append(more, "path="+url.QueryEscape(path)), "&")
 }
@@ -57,7 +57,7 @@ func entries(t *testing.T, dir string) (names []string) {
 func TestWriteAndReadAFile(t *testing.T) {
 	s := newGuest(t).connect()
 	path := t.TempDir() + "/a \xff+&%\n"
-	data := strings.Repeat("0123456789abcdef", 1<<20) + "end" // 16 MiB and a bit: more than one piece, window and write-back
+	data := strings.Repeat("0123456789abcdef", 1<<20) + "end" // 16 MiB and more: larger than one piece, window or write-back range
 	status, info := s.ask("PUT", "/v1/files"+at(path), data)
 	if status != 200 || info["name"] != "a \ufffd+&%\n" || info["type"] != "file" || info["size"] != float64(len(data)) || info["mode"] != 420.0 || info["uid"] != float64(os.Getuid()) || info["link_target"] != nil {
 		t.Errorf("got %d %v", status, info)
@@ -205,7 +205,7 @@ func TestLinksAreWrittenThrough(t *testing.T) {
 	s.refused("PUT", "/v1/files"+at(dir+"/todir"), "x", 409, "not_a_file")
 }
 
-// A pipe without a writer, or a device, must not hold the agent up or be touched.
+// A pipe without a writer and a device neither block the agent nor are opened.
 func TestOnlyRegularFiles(t *testing.T) {
 	s := newGuest(t).connect()
 	dir := t.TempDir()

@@ -16,7 +16,7 @@ import (
 	"testing"
 )
 
-// lines reads the objects of an ndjson answer.
+// lines decodes the objects of an NDJSON response.
 func (s *session) lines(path string) (lines []map[string]any) {
 	s.t.Helper()
 	response := s.start("GET", path, "")
@@ -154,7 +154,7 @@ func TestRemove(t *testing.T) {
 	remove(dir + "/keep")
 	s.refused("DELETE", "/v1/files"+at(dir+"/keep"), "", 404, "no_such_file")
 	s.refused("DELETE", "/v1/files"+at("/", "recursive=1"), "", 400, "bad_request")
-	for _, end := range []string{"/..", "/../"} { // rm -r does not remove these either
+	for _, end := range []string{"/..", "/../"} { // rm -r refuses these too
 		inside := dir + "/up/inside"
 		if err := os.MkdirAll(inside, 0o755); err != nil {
 			t.Fatal(err)

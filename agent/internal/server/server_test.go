@@ -26,13 +26,13 @@ import (
 
 var reaper = process.NewReaper()
 
-// TestMain starts the reaper, which takes the statuses of all children: tests must not use os/exec.
+// TestMain starts the reaper, which takes the statuses of all children. Tests must not use os/exec.
 func TestMain(m *testing.M) {
 	go reaper.Run()
 	os.Exit(m.Run())
 }
 
-// guest is a whole agent but for the boot, on a port without a device.
+// guest is a complete agent except for the boot, on a port without a device.
 type guest struct {
 	t    *testing.T
 	port *porttest.Port
@@ -63,7 +63,7 @@ func newGuest(t *testing.T) *guest {
 
 var nonces atomic.Int64
 
-// session is a host's connection, after the handshake.
+// session is a host's connection after its handshake.
 type session struct {
 	*http.Client
 	t    *testing.T
@@ -72,7 +72,7 @@ type session struct {
 
 func (g *guest) connect() *session { return g.session(g.port.Connect()) }
 
-// session does the handshake on conn; what is left of a session before is skipped.
+// session performs the handshake on conn, skipping stale bytes of an earlier session.
 func (g *guest) session(conn net.Conn) *session {
 	g.t.Helper()
 	porttest.Handshake(g.t, conn, porttest.Nonce(int(nonces.Add(1))))
@@ -86,7 +86,7 @@ func (g *guest) session(conn net.Conn) *session {
 	return &session{&http.Client{Transport: transport, Timeout: 20 * time.Second}, g.t, own}
 }
 
-// detached is a host's socket that a client uses until it is taken away from it, with no end of file on the way.
+// detached is a host's socket that can be taken from its client without an end of file.
 type detached struct {
 	net.Conn
 	gone chan struct{} // closed by stealConn
@@ -116,11 +116,11 @@ func (d *detached) Write(b []byte) (int, error) {
 
 func (d *detached) Close() error { return nil }
 
-// stealConn takes the socket from the client of a session.
+// stealConn takes the socket from a session's client.
 func stealConn(t *testing.T, s *session) net.Conn {
 	t.Helper()
 	close(s.conn.gone)
-	s.conn.Conn.SetReadDeadline(time.Unix(1, 0)) // the client's reader goes away
+	s.conn.Conn.SetReadDeadline(time.Unix(1, 0)) // stops the client's reader
 	<-s.conn.left
 	s.conn.Conn.SetReadDeadline(time.Time{})
 	return s.conn.Conn
@@ -181,14 +181,14 @@ func readFrame(r io.Reader) (f frame, err error) {
 	return frame{header[0], binary.BigEndian.Uint64(header[5:]), string(payload)}, err
 }
 
-// command is an exec whose frames are read one by one.
+// command is an exec request whose frames are read one by one.
 type command struct {
 	t       *testing.T
 	body    io.ReadCloser
 	r       *bufio.Reader
 	ID      string `json:"id"`
 	PID     int    `json:"pid"`
-	begin   [3]int // the streams' first offsets
+	begin   [3]int // first offsets of the streams
 	streams [3]string
 }
 
@@ -197,7 +197,7 @@ func (s *session) exec(request string) *command {
 	return s.follow("POST", "/v1/exec", request)
 }
 
-// attach follows a session from the beginning of what is kept; query may say more.
+// attach follows a session from the start of the kept output; query adds parameters.
 func (s *session) attach(id, query string) *command {
 	s.t.Helper()
 	return s.follow("GET", "/v1/processes/"+id+"/output"+query, "")
@@ -253,7 +253,7 @@ type exit struct {
 	DurationMS *int `json:"duration_ms"`
 }
 
-// finish reads to the exit frame, which must be the last.
+// finish reads through the exit frame, which must be the last.
 func (c *command) finish() (e exit) {
 	c.t.Helper()
 	for {

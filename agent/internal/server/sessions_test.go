@@ -47,7 +47,7 @@ func TestSessionIsDescribed(t *testing.T) {
 	s.refused("GET", "/v1/processes/"+c.ID+"/output", "", 404, "no_such_process")
 }
 
-// A background command goes on without its request and its session, and is there for the next host.
+// A background command continues without its request and its session, and the next host finds it.
 func TestBackgroundOutlivesTheSession(t *testing.T) {
 	g := newGuest(t)
 	s := g.connect()
@@ -78,7 +78,8 @@ func TestBackgroundOutlivesTheSession(t *testing.T) {
 	}
 }
 
-// Two readers: the slower one decides; a reader of nothing holds nothing up; and when the slow one leaves, it goes on.
+// With two readers, the slower one sets the pace. A reader without output blocks nothing. When the
+// slow reader leaves, the command continues.
 func TestReadersOfASession(t *testing.T) {
 	s := newGuest(t).connect()
 	const size = 8 << 20

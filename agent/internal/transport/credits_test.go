@@ -17,8 +17,8 @@ func update(stream, increment uint32) []byte {
 	return frameOf(kindUpdate, 0, stream, binary.BigEndian.AppendUint32(nil, increment))
 }
 
-// However the frames are cut: what is no update passes unchanged and in order, and of the updates nothing is lost but what is less than a
-// credit.
+// However frames are split, all others pass unchanged and in order, and window updates are lost
+// only below the credit.
 func TestCreditsKeepEverythingButUpdates(t *testing.T) {
 	random := rand.New(rand.NewSource(1))
 	for range 200 {

@@ -45,7 +45,7 @@ func TestPortIsPreferredToVsock(t *testing.T) {
 	}
 }
 
-// A console device may still bring the port: until the timeout, vsock is not used in its place.
+// A console device may still provide the port: until the timeout, vsock is not used instead.
 func TestVsockWaitsForAConsoleDevice(t *testing.T) {
 	sys := t.TempDir()
 	write(t, sys+"/bus/virtio/devices/virtio0/device", "0x0003\n")

@@ -15,7 +15,7 @@ import (
 
 const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
-// listen serves a port; the channel gives the sessions.
+// listen serves a port. The channel receives its sessions.
 func listen(t *testing.T) (*porttest.Port, <-chan net.Conn) {
 	port := porttest.New(t)
 	return port, accept(t, transport.NewPortListener(port))
@@ -95,7 +95,8 @@ func TestHostCloseEndsTheSessionAndTheNextIsAnswered(t *testing.T) {
 	}
 }
 
-// The host closed and came back while the guest was paused: no end of file is seen, and the old session may be anywhere in a frame.
+// The host disconnected and returned while the guest was paused: there is no end of file, and the
+// old session may be at any point of a frame.
 func TestFlushEndsALiveSessionWhereverItIs(t *testing.T) {
 	whole := frame(transport.MaxFrame)
 	flush := strings.Repeat("\xff", transport.MaxFrame+9)
@@ -130,7 +131,7 @@ func TestSyncBetweenFramesNeedsNoFlush(t *testing.T) {
 	expect(t, next(t, sessions), preface)
 }
 
-// What belongs to the old session arrives in full, whatever the size of the reads.
+// All bytes of the old session arrive, with any read size.
 func TestOldSessionSeesAllBytesBeforeTheFlush(t *testing.T) {
 	for _, size := range []int{1, 9, 100, 4096, 1 << 16} {
 		port, sessions := listen(t)
@@ -147,7 +148,7 @@ func TestOldSessionSeesAllBytesBeforeTheFlush(t *testing.T) {
 			}
 		}
 		want := preface + frame(5000) + frame(1)
-		// Up to eight bytes of the impossible header may pass, as they look like any other.
+		// up to eight bytes of the invalid header may pass, since they look like any other
 		if text := got.String(); !strings.HasPrefix(text, want) || len(text) > len(want)+8 {
 			t.Errorf("reads of %d: %d bytes, want %d", size, len(text), len(want))
 		}
@@ -191,7 +192,7 @@ func TestCloseEndsABlockedWriteAndABlockedRead(t *testing.T) {
 	}
 }
 
-// A host that vanished after its SYNC does not delay the next one.
+// A host that left after its SYNC does not delay the next one.
 func TestLostOKDoesNotStopTheScan(t *testing.T) {
 	port, sessions := listen(t)
 	host := port.Connect()

@@ -17,7 +17,8 @@ func syncLine(nonce string) string { return "SQUIB-SYNC 1 " + nonce + "\n" }
 func goLine(nonce string) string   { return "SQUIB-GO 1 " + nonce + "\n" }
 func okLine(nonce string) string   { return "SQUIB-OK 1 " + nonce + "\n" }
 
-// scan feeds the chunks and returns what happened: the replies, and "start" with what was left at that moment.
+// scan feeds the chunks and returns what happened: the replies, and "start" with the remaining
+// bytes.
 func scan(chunks ...string) (events []string) {
 	var s scanner
 	for i, chunk := range chunks {
@@ -85,7 +86,7 @@ func TestScanner(t *testing.T) {
 	}
 }
 
-// Whatever came before, a whole handshake is answered and starts a session.
+// After any bytes, a complete handshake is answered and starts a session.
 func FuzzScanner(f *testing.F) {
 	for _, seed := range []string{"", "\xff\xff", "SQUIB-", "SQUIB-GO 1 ", syncLine(n2), syncLine(n2) + goLine(n2), clientPreface, goLine(n2)[:20]} {
 		f.Add([]byte(seed))
