@@ -8,11 +8,6 @@ import pytest
 from tests.contract.agent.implementations import Implementation, implementation
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(params=["real", "fake"])
 async def agent(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Implementation]:
     async with implementation(request.param, tmp_path) as running:
