@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from squib.drivers.base import AgentEndpoint, ExitKind, ExitReason, MachineSpec
+from squib.drivers.base import ExitKind, ExitReason, MachineSpec
 from squib.errors import WrongState
 from squib.host import proc, sockets
 from squib.host.locks import FileLock
@@ -28,9 +29,8 @@ class FakeMachine:
     def pid(self) -> int:
         return self._process.pid
 
-    @property
-    def agent(self) -> AgentEndpoint:
-        return AgentEndpoint(self._paths.agent_socket)
+    async def connect_agent(self) -> socket.socket:
+        return sockets.connect(self._paths.agent_socket, blocking=False)
 
     async def wait(self) -> ExitReason:
         await self._process.wait()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 from squib.core.engine import Engine, RunningVM
@@ -26,6 +27,15 @@ class NoMachine:
 
     async def resume(self) -> None:
         """Nor to let go on."""
+
+
+def connector(path: Path) -> Callable[[], Awaitable[socket.socket]]:
+    """Return what `AgentClient` takes, for an agent that listens at ``path``."""
+
+    async def connect() -> socket.socket:
+        return sockets.connect(path, blocking=False)
+
+    return connect
 
 
 @contextlib.asynccontextmanager
@@ -61,7 +71,7 @@ async def running_vm(engine: Engine, config: VMConfig, name: str = "web") -> Asy
     record = await create_vm(engine, config.model_copy(update={"name": name}), start=False, on_progress=lambda _: None)
     paths = engine.home.vm(record.vm_id)
     async with serve_agent(paths.agent_socket, agent):
-        client = AgentClient(paths.agent_socket)
+        client = AgentClient(connector(paths.agent_socket))
         await client.connect(timeout_s=5)
         engine.running[record.vm_id] = RunningVM(NoMachine(), client)  # type: ignore[arg-type]
         assert engine.store.change_state(record.vm_id, expected={VMState.CREATED}, to=VMState.RUNNING)

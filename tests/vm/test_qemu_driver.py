@@ -95,7 +95,7 @@ async def launch(driver: QemuDriver, spec: MachineSpec, paths: VMPaths) -> QemuM
 
 
 async def poweroff(machine: QemuMachine) -> None:
-    agent = AgentClient(machine.agent.path)
+    agent = AgentClient(machine.connect_agent)
     await agent.connect(timeout_s=BOOT_TIMEOUT_S)
     await agent.poweroff(grace_s=0.2)
     await machine.wait()
@@ -104,7 +104,7 @@ async def poweroff(machine: QemuMachine) -> None:
 
 async def output(machine: QemuMachine, command: str) -> bytes:
     """What a shell command in the guest prints, with the frames around it."""
-    agent = AgentClient(machine.agent.path)
+    agent = AgentClient(machine.connect_agent)
     await agent.connect(timeout_s=BOOT_TIMEOUT_S)
     async with await agent.exec(ExecRequest(shell=command)) as response:
         said = await response.read()
@@ -121,7 +121,7 @@ def status(pid: int) -> dict[str, list[str]]:
 def test_a_guest_boots_answers_and_powers_off(vm: tuple[MachineSpec, VMPaths], probe: KVMProbe) -> None:
     async def test() -> None:
         machine = await launch(QemuDriver(probe), *vm)
-        agent = AgentClient(machine.agent.path)
+        agent = AgentClient(machine.connect_agent)
         hello = await agent.connect(timeout_s=BOOT_TIMEOUT_S)
         assert hello.kernel
         assert b"squib-agent: ready" in machine.console_tail()

@@ -67,7 +67,7 @@ async def _adopt(engine: Engine, record: VMRecord) -> None:
         reason = "the VMM ended while no engine ran"
         transitions.transition(engine.store, record, VMState.ERROR, reason=reason, pid=None, stopped_at=now())
         return
-    vm = engine.running[record.vm_id] = RunningVM(machine, AgentClient(machine.agent.path))
+    vm = engine.running[record.vm_id] = RunningVM(machine, AgentClient(machine.connect_agent))
     watch(engine, record.vm_id, vm)
     if record.state is VMState.PAUSED:
         await machine.pause()

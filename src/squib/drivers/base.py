@@ -1,11 +1,12 @@
 """What a VMM driver is. Values in, a running machine out.
 
 A driver knows nothing of images, agents, databases or limits. `squib.core` composes: it makes the overlay, gives paths,
-puts the process into its cgroup, and talks to the agent at the endpoint that the machine names.
+puts the process into its cgroup, and talks to the agent over `Machine.connect_agent`.
 """
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -55,21 +56,18 @@ class ExitReason:
     detail: str = ""
 
 
-@dataclass(frozen=True)
-class AgentEndpoint:
-    """Where the agent's byte stream is: a unix socket whose connections are that stream."""
-
-    path: Path
-
-
 class Machine(Protocol):
     """A VMM process, and this engine's connections to it."""
 
     @property
     def pid(self) -> int: ...
 
-    @property
-    def agent(self) -> AgentEndpoint: ...
+    async def connect_agent(self) -> socket.socket:
+        """Connect to the guest agent's byte stream.
+
+        Returns a connected, non-blocking stream socket; the caller closes it. A new connection replaces an older one.
+        Raises `OSError` or `AgentLost` if there is none to connect to.
+        """
 
     async def wait(self) -> ExitReason:
         """Return when the VMM has ended, its sockets are removed and its last output is in the logs.

@@ -13,7 +13,7 @@ from typing import Any
 
 from squib import errors
 from squib.errors import AgentUnreachable, AgentVersionMismatch, SquibError
-from squib.guest.channel import PROTOCOL_VERSION, open_channel
+from squib.guest.channel import PROTOCOL_VERSION, Connect, open_channel
 from squib.guest.files import AgentFiles
 from squib.guest.http2 import STREAM_WINDOW_BYTES, Body, Http2Connection, Response
 from squib.guest.sessions import parse_session, parse_sessions
@@ -39,10 +39,10 @@ class Hello:
 
 
 class AgentClient:
-    """Requests to the agent behind ``socket_path``. One session, shared by all requests."""
+    """Requests to the agent that ``connect`` reaches. All requests share one connection."""
 
-    def __init__(self, socket_path: Path) -> None:
-        self._socket_path = socket_path
+    def __init__(self, connect: Connect) -> None:
+        self._connect = connect
         self._connection: Http2Connection | None = None
         self._connecting = asyncio.Lock()
         self.files = AgentFiles(self._send, self._json)
@@ -147,7 +147,7 @@ class AgentClient:
     async def _session(self, timeout_s: float, retry_s: float = 0.25) -> Http2Connection:
         async with self._connecting:
             if self._connection is None or self._connection.closed:
-                channel = await open_channel(self._socket_path, timeout_s=timeout_s, retry_s=retry_s)
+                channel = await open_channel(self._connect, timeout_s=timeout_s, retry_s=retry_s)
                 self._connection = await Http2Connection.open(*channel)
             return self._connection
 

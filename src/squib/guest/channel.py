@@ -6,10 +6,9 @@ import asyncio
 import re
 import secrets
 import socket
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 
-from squib.errors import AgentUnreachable, AgentVersionMismatch
-from squib.host import sockets
+from squib.errors import AgentLost, AgentTimeout, AgentVersionMismatch
 
 PROTOCOL_VERSION = 1
 MAX_FRAME_BYTES = 262_144
@@ -17,21 +16,24 @@ _FLUSH = b"\xff" * (MAX_FRAME_BYTES + 9)
 _MAX_LINE_BYTES = 128
 _READ_BYTES = 1 << 16
 _LAST_RETRY_S = 2.0
+Connect = Callable[[], Awaitable[socket.socket]]
+"""Connects to a guest agent: returns a connected, non-blocking stream socket. Raises `OSError` or `AgentLost`."""
+
 _OK = re.compile(rb"SQUIB-OK (\d{1,9}) ([0-9a-f]{32})\Z")
 
 
-async def open_channel(socket_path: Path, *, timeout_s: float, retry_s: float = 0.25) -> tuple[socket.socket, bytes]:
-    """Connect to the guest's port and shake hands: what follows on the socket is HTTP/2.
+async def open_channel(connect: Connect, *, timeout_s: float, retry_s: float = 0.25) -> tuple[socket.socket, bytes]:
+    """Connect to the guest agent and shake hands; what follows on the socket is HTTP/2.
 
-    Returns the socket (non-blocking) and what of the session was received already. After ``retry_s`` of silence it
-    ends whatever session the guest may still be in and tries again with a new nonce, and then on a new connection,
-    until ``timeout_s`` has passed. (A guest that boots is silent for long, and has no session to end.) Raises
-    `AgentUnreachable`, `AgentVersionMismatch`.
+    Returns the non-blocking socket and the HTTP/2 bytes received so far. If the guest does not answer within
+    ``retry_s``, flushes the HTTP/2 connection that the guest may still be in and sends a new nonce; then tries again on
+    a new connection, until ``timeout_s`` has passed. (A booting guest takes long to answer and has nothing to flush.)
+    Raises `AgentLost`, `AgentTimeout`, `AgentVersionMismatch`.
     """
     try:
         async with asyncio.timeout(timeout_s):
             while True:
-                connection = _connect(socket_path)
+                connection = await _connect(connect)
                 try:
                     received = await _shake_hands(connection, retry_s)
                     if received is not None:
@@ -42,18 +44,16 @@ async def open_channel(socket_path: Path, *, timeout_s: float, retry_s: float = 
                 connection.close()
                 retry_s = min(retry_s * 2, _LAST_RETRY_S)
     except TimeoutError:
-        raise AgentUnreachable(f"the guest did not answer on its port within {timeout_s:g} s") from None
+        raise AgentTimeout(f"the guest did not answer on its port within {timeout_s:g} s") from None
     except ConnectionError as error:
-        raise AgentUnreachable("the guest's port was closed during the handshake") from error
+        raise AgentLost("the guest's port was closed during the handshake") from error
 
 
-def _connect(socket_path: Path) -> socket.socket:
+async def _connect(connect: Connect) -> socket.socket:
     try:
-        connection = sockets.connect(socket_path)
+        return await connect()
     except OSError as error:
-        raise AgentUnreachable(f"the guest's port {socket_path} cannot be opened: {error.strerror}") from error
-    connection.setblocking(False)
-    return connection
+        raise AgentLost(f"cannot connect to the guest agent: {error.strerror or error}") from error
 
 
 async def _shake_hands(connection: socket.socket, retry_s: float) -> bytes | None:

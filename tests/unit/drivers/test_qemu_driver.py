@@ -95,7 +95,7 @@ def test_a_machine_from_launch_to_kill(paths: VMPaths) -> None:
         spawned: list[int] = []
         machine: Machine = await launch(paths, "run", spawned.append)
         assert spawned == [machine.pid] == proc.holders(paths.vmm_lock)
-        assert machine.agent.path == paths.agent_socket
+        (await machine.connect_agent()).close()
         assert paths.agent_socket.is_socket()
         await until(lambda: b"squib-agent: ready" in machine.console_tail())
         waiters = [asyncio.create_task(machine.wait()) for _ in range(2)]

@@ -14,14 +14,14 @@ from squib.guest.http2 import CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, Resp
 from squib.models import ExecRequest
 from squib.protocol.frames import Frame, FrameDecoder, FrameKind
 from tests.fakes.agent import FakeAgent
-from tests.fakes.guest import serve_agent
+from tests.fakes.guest import connector, serve_agent
 
 
 @asynccontextmanager
 async def agent_and_client(folder: Path) -> AsyncIterator[tuple[FakeAgent, AgentClient]]:
     agent = FakeAgent()
     async with serve_agent(folder / "agent.sock", agent):
-        client = AgentClient(folder / "agent.sock")
+        client = AgentClient(connector(folder / "agent.sock"))
         try:
             await client.connect(timeout_s=5)
             yield agent, client

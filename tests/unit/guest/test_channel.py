@@ -9,6 +9,7 @@ import pytest
 from squib.errors import AgentUnreachable, AgentVersionMismatch
 from squib.guest.channel import MAX_FRAME_BYTES, open_channel
 from squib.host import sockets
+from tests.fakes.guest import connector
 
 Guest = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -26,7 +27,7 @@ async def with_guest(path: Path, guest: Guest, *, timeout_s: float = 5.0, retry_
 
     server = await asyncio.start_unix_server(serve, sock=sockets.listen(path))
     try:
-        connection, received = await open_channel(path, timeout_s=timeout_s, retry_s=retry_s)
+        connection, received = await open_channel(connector(path), timeout_s=timeout_s, retry_s=retry_s)
         with connection:
             async with asyncio.timeout(5):
                 while b"\n" not in received:
@@ -148,5 +149,5 @@ def test_a_port_that_closes_is_unreachable(tmp_path: Path) -> None:
 
 
 def test_no_port_is_unreachable(tmp_path: Path) -> None:
-    with pytest.raises(AgentUnreachable, match="cannot be opened"):
-        asyncio.run(open_channel(tmp_path / "none", timeout_s=1))  # type: ignore[arg-type]
+    with pytest.raises(AgentUnreachable, match="cannot connect to the guest agent: No such file"):
+        asyncio.run(open_channel(connector(tmp_path / "none"), timeout_s=1))  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from squib.guest.agent import AgentClient
 from squib.guest.http2 import STREAM_WINDOW_BYTES
 from squib.host import sockets
 from squib.models import ExecRequest
+from tests.fakes.guest import connector
 
 COMMAND = ExecRequest(argv=["true"])
 _HEADERS, _SETTINGS, _PING, _DATA = 1, 4, 6, 0
@@ -51,7 +52,7 @@ def check(folder: Path, guest: Behaviour, test: Callable[[AgentClient], Awaitabl
 
     async def main() -> None:
         server = await asyncio.start_unix_server(serve, sock=sockets.listen(folder / "agent.sock"))
-        client = AgentClient(folder / "agent.sock")
+        client = AgentClient(connector(folder / "agent.sock"))
         async with asyncio.timeout(20):
             await client._session(20, retry_s=20)  # so that a slow machine sees no second attempt
             await test(client)

@@ -18,7 +18,7 @@ from squib.guest.sessions import MAX_SESSIONS, parse_session, parse_sessions, pa
 from squib.models import ExecRequest, OutputRange, ProcessInfo, PtySize
 from squib.protocol.frames import Frame, FrameDecoder, FrameKind, encode_json
 from tests.fakes.agent import FakeAgent
-from tests.fakes.guest import serve_agent
+from tests.fakes.guest import connector, serve_agent
 
 SESSION: dict[str, Any] = {
     "id": "p7", "pid": 312, "argv": ["sh", "\udcff"], "user": "root", "started_unix_ms": 1_763_775_600_500,
@@ -114,7 +114,7 @@ def check(folder: Path, test: Callable[[FakeAgent, AgentClient], Awaitable[None]
     async def main() -> None:
         agent = FakeAgent()
         async with asyncio.timeout(20), serve_agent(folder / "agent.sock", agent):
-            client = AgentClient(folder / "agent.sock")
+            client = AgentClient(connector(folder / "agent.sock"))
             await test(agent, client)
             await client.close()
 

@@ -95,7 +95,7 @@ async def _boot(engine: Engine, record: VMRecord, boot_timeout_s: float) -> None
         spec = await _machine_spec(engine, record)
         async with engine.boot_slots:
             machine = await _launch(engine, record, spec)
-            agent = AgentClient(machine.agent.path)
+            agent = AgentClient(machine.connect_agent)
             vm = engine.running[record.vm_id] = RunningVM(machine, agent)
             await _wait_until_ready(record, machine, agent, boot_timeout_s)
             vm.known_env = record.config.env_vars

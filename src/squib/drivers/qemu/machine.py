@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
-from squib.drivers.base import AgentEndpoint, ExitReason
+from squib.drivers.base import ExitReason
 from squib.drivers.qemu.console import ConsolePump
 from squib.drivers.qemu.exit import Evidence, exit_reason
 from squib.drivers.qemu.qmp import QMP
 from squib.errors import ToolFailed
-from squib.host import logs, proc
+from squib.host import logs, proc, sockets
 from squib.paths import VMPaths
 
 _EVIDENCE_BYTES = 16 * 1024
@@ -23,13 +24,15 @@ class QemuMachine:
 
     def __init__(self, process: proc.Process, paths: VMPaths, qmp: QMP | None, console: ConsolePump | None) -> None:
         self.pid = process.pid
-        self.agent = AgentEndpoint(paths.agent_socket)
         self.qmp = qmp
         self._process = process
         self._paths = paths
         self._console = console
         self._killed = False
         self._ended = asyncio.create_task(self._watch(), name=f"qemu-{self.pid}")
+
+    async def connect_agent(self) -> socket.socket:
+        return sockets.connect(self._paths.agent_socket, blocking=False)
 
     async def wait(self) -> ExitReason:
         return await asyncio.shield(self._ended)
