@@ -17,7 +17,7 @@ from squib.guest.agent import AGENT_BINARY, AgentClient
 from tests.contract.agent.http2 import RawSession
 from tests.fakes.agent import FakeAgent
 from tests.fakes.files import FakeFiles
-from tests.fakes.guest import serve_agent
+from tests.fakes.guest import connector, serve_agent
 
 TIMEOUT_S = 10.0
 _PYTHON = f"#!{sys.executable} -IS\n"
@@ -46,7 +46,7 @@ while line := sys.stdin.buffer.readline():
 
 def make_client(socket_path: Path) -> AgentClient:
     """Return a client of the agent that listens at ``socket_path``."""
-    return AgentClient(socket_path)
+    return AgentClient(connector(socket_path))
 
 
 @dataclass
