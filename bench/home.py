@@ -15,7 +15,8 @@ from pathlib import Path
 from squib import EngineClient, VMConfig
 from squib.cli.launch import ensure_assets
 from squib.cli.render import Output
-from squib.host import proc
+from squib.host import processes
+from squib.host.processes import ProcessIdentity
 from squib.paths import Home
 from squib.sdk.local import engine_answers
 
@@ -43,11 +44,11 @@ def bench_home() -> Iterator[Home]:
 
 def end_engine(home: Home) -> None:
     """End the engine of a state directory, if one runs, and wait until it is gone. Its VMs go on."""
-    for pid in proc.holders(home.engine_lock):
+    for pid in processes.holders(home.engine_lock):
         with contextlib.suppress(ProcessLookupError):
             pidfd = os.pidfd_open(pid)
             try:
-                if pid in proc.holders(home.engine_lock):  # the descriptor was taken of the process that was meant
+                if pid in processes.holders(home.engine_lock):  # the descriptor is of the process that was meant
                     _end(pidfd)
             finally:
                 os.close(pidfd)
@@ -97,7 +98,7 @@ def _clean_up(home: Home) -> None:
     finally:
         end_engine(home)
         for folder in home.vms.iterdir():
-            proc.kill_holders(folder / "vmm.lock")
+            processes.kill(ProcessIdentity(folder / "vmm.lock"))
 
 
 @contextlib.contextmanager

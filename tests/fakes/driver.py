@@ -12,8 +12,10 @@ from pathlib import Path
 
 from squib.drivers.base import ExitKind, ExitReason, MachineSpec
 from squib.errors import WrongState
-from squib.host import proc, sockets
+from squib.host import proc, processes, sockets
 from squib.host.locks import FileLock
+from squib.host.proc import Credentials
+from squib.host.processes import Process, ProcessIdentity
 from squib.models import Check
 from squib.paths import VMPaths
 
@@ -21,7 +23,7 @@ VMM = Path(__file__).with_name("vmm.py")
 
 
 class FakeMachine:
-    def __init__(self, process: proc.Process, paths: VMPaths) -> None:
+    def __init__(self, process: Process, paths: VMPaths) -> None:
         self._process, self._paths = process, paths
         self._killed = False
 
@@ -85,7 +87,7 @@ class FakeDriver:
         self,
         spec: MachineSpec,
         paths: VMPaths,
-        identity: proc.Identity | None,
+        credentials: Credentials | None,
         on_spawned: Callable[[int], None],
     ) -> FakeMachine:
         self.launched.append(spec)
@@ -104,6 +106,6 @@ class FakeDriver:
             on_spawned(process.pid)
         return FakeMachine(process, paths)
 
-    async def adopt(self, paths: VMPaths) -> FakeMachine | None:
-        process = proc.adopt(paths.vmm_lock)
+    async def adopt(self, paths: VMPaths, identity: ProcessIdentity) -> FakeMachine | None:
+        process = processes.adopt(identity)
         return FakeMachine(process, paths) if process else None

@@ -13,7 +13,8 @@ import httpx
 from squib.api.app import create_app
 from squib.core.engine import Engine
 from squib.core.startup import open_engine
-from squib.host import proc
+from squib.host import processes
+from squib.host.processes import ProcessIdentity
 from squib.images.overlay import OverlayStore
 from squib.models import VMConfig
 from squib.paths import Home
@@ -59,12 +60,12 @@ class Rig:
         """The pids of all VMMs of this state directory."""
         if not self.home.vms.exists():
             return []
-        return [pid for vm in self.home.vms.iterdir() for pid in proc.holders(vm / "vmm.lock")]
+        return [pid for vm in self.home.vms.iterdir() for pid in processes.holders(vm / "vmm.lock")]
 
     def clean_up(self) -> None:
         if self.home.vms.exists():
             for vm in self.home.vms.iterdir():
-                proc.kill_holders(vm / "vmm.lock")
+                processes.kill(ProcessIdentity(vm / "vmm.lock"))
 
 
 async def write_overlay(self: OverlayStore, target: Path, size_mib: int) -> None:

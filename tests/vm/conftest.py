@@ -16,7 +16,8 @@ import pytest
 
 from squib import VM, VMInfo, VMState
 from squib.core.engine import cgroup_parent
-from squib.host import proc
+from squib.host import processes
+from squib.host.processes import ProcessIdentity
 from squib.paths import Home
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -34,7 +35,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     yield home
     end_engine(home)
     for vm in home.vms.glob("*"):
-        proc.kill_holders(vm / "vmm.lock")
+        processes.kill(ProcessIdentity(vm / "vmm.lock"))
 
 
 def link_or_copy(source: str, target: str) -> None:
@@ -46,7 +47,7 @@ def link_or_copy(source: str, target: str) -> None:
 
 def engine_pids(home: Home) -> list[int]:
     """The engine of a state directory, if one runs."""
-    return proc.holders(home.engine_lock)
+    return processes.holders(home.engine_lock)
 
 
 def end_engine(home: Home, number: int = signal.SIGTERM) -> None:
@@ -87,7 +88,7 @@ def resources(home: Home) -> Resources:
         vms = [vm_id for (vm_id,) in database.execute("SELECT vm_id FROM vms ORDER BY vm_id")]
         database.close()
     return Resources(
-        processes=sorted(pid for folder in folders for pid in proc.holders(folder / "vmm.lock")),
+        processes=sorted(pid for folder in folders for pid in processes.holders(folder / "vmm.lock")),
         directories=[folder.name for folder in folders],
         leases=leases,
         vms=vms,

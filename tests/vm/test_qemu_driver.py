@@ -15,8 +15,10 @@ from squib.drivers.qemu.driver import QemuDriver
 from squib.drivers.qemu.machine import QemuMachine
 from squib.errors import BootFailed
 from squib.guest.agent import AGENT_BINARY, AgentClient
-from squib.host import proc
+from squib.host import processes
 from squib.host.probe import KVMProbe, probe_kvm
+from squib.host.proc import Credentials
+from squib.host.processes import ProcessIdentity
 from squib.images.overlay import OverlayStore
 from squib.images.store import ImageStore
 from squib.kernels.catalog import KernelStore
@@ -68,8 +70,8 @@ def vm(boot_files: BootFiles) -> Iterator[tuple[MachineSpec, VMPaths]]:
     """A VM to launch. Afterwards nothing may be left of it but its directory."""
     spec, paths = asyncio.run(boot_files.make_vm("driver-test"))
     yield spec, paths
-    left = proc.holders(paths.vmm_lock)
-    proc.kill_holders(paths.vmm_lock)
+    left = processes.holders(paths.vmm_lock)
+    processes.kill(ProcessIdentity(paths.vmm_lock))
     sockets = list(paths.root.glob("*.sock"))
     shutil.rmtree(paths.root)
     assert (left, sockets) == ([], [])
@@ -84,12 +86,12 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(bounded())
 
 
-def identity() -> proc.Identity | None:
-    return proc.Identity(VMM_UID, VMM_UID) if os.geteuid() == 0 else None
+def credentials() -> Credentials | None:
+    return Credentials(VMM_UID, VMM_UID) if os.geteuid() == 0 else None
 
 
 async def launch(driver: QemuDriver, spec: MachineSpec, paths: VMPaths) -> QemuMachine:
-    who = identity()
+    who = credentials()
     groups = replace(who, groups=driver.groups) if who else None
     return await driver.launch(spec, paths, groups, lambda pid: None)
 
@@ -139,7 +141,7 @@ def test_qemu_has_no_privileges_and_no_files_but_its_own(vm: tuple[MachineSpec, 
         fields = status(machine.pid)
         assert fields["NoNewPrivs"] == ["1"]
         assert fields["Seccomp"] == ["2"]
-        if identity():
+        if credentials():
             assert set(fields["Uid"]) == set(fields["Gid"]) == {str(VMM_UID)}
             assert fields["CapEff"] == fields["CapPrm"] == ["0" * 16]
         limits = Path(f"/proc/{machine.pid}/limits").read_text()
@@ -174,12 +176,12 @@ def test_a_machine_outlives_the_engine_and_is_adopted(vm: tuple[MachineSpec, VMP
         driver = QemuDriver(probe)
         first = await launch(driver, *vm)
         await first.detach()
-        second = await driver.adopt(vm[1])
+        second = await driver.adopt(vm[1], ProcessIdentity(vm[1].vmm_lock))
         assert second
         assert second.pid == first.pid
         await poweroff(second)
         assert (await second.wait()).kind is ExitKind.POWERED_OFF
-        assert await driver.adopt(vm[1]) is None
+        assert await driver.adopt(vm[1], ProcessIdentity(vm[1].vmm_lock)) is None
 
     run(test)
 

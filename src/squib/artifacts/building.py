@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from squib.errors import DiskFull, ToolFailed
-from squib.host import files, proc
+from squib.host import files, proc, processes
 from squib.host.locks import FileLock, locked
+from squib.host.processes import ProcessIdentity
 from squib.models import OnProgress, Progress
 from squib.paths import Home
 
@@ -166,7 +167,7 @@ def _what(folder: Path) -> str:
 
 async def _clear(home: Home, what: str) -> None:
     """End the tools of all builds of ``what`` and remove their directories. The caller holds the build lock."""
-    await asyncio.to_thread(proc.kill_holders, home.tools_lock(what))
+    await asyncio.to_thread(processes.kill, ProcessIdentity(home.tools_lock(what)))
     for folder in [entry for entry in home.building.iterdir() if _what(entry) == what]:
         link = folder / _SCRATCH_LINK
         if link.is_symlink():

@@ -21,6 +21,7 @@ from squib.drivers.base import Driver, Machine
 from squib.errors import AgentUnreachable
 from squib.guest.agent import AGENT_BINARY, AgentClient
 from squib.host import cgroup
+from squib.host.processes import ProcessIdentity
 from squib.images.overlay import OverlayStore
 from squib.images.store import ImageStore
 from squib.kernels.catalog import KernelStore
@@ -106,6 +107,10 @@ class Engine:
     def cgroup_name(self, vm_id: str) -> str:
         """The cgroup of a VM."""
         return f"{cgroup_parent(self.home)}/{vm_id}"
+
+    def vmm_identity(self, vm_id: str) -> ProcessIdentity:
+        """How the VMM of a VM is recognised: by its lock, or by the VM's cgroup."""
+        return ProcessIdentity(self.home.vm(vm_id).vmm_lock, cgroup.directories(self.cgroups, self.cgroup_name(vm_id)))
 
     @contextlib.contextmanager
     def activity(self) -> Iterator[None]:

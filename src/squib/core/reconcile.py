@@ -61,7 +61,7 @@ async def _settle(engine: Engine, record: VMRecord) -> None:
 
 async def _adopt(engine: Engine, record: VMRecord) -> None:
     paths = engine.home.vm(record.vm_id)
-    machine = await engine.driver.adopt(paths)
+    machine = await engine.driver.adopt(paths, engine.vmm_identity(record.vm_id))
     if machine is None:
         await release(engine, record.vm_id, RUN)
         reason = "the VMM ended while no engine ran"
@@ -76,7 +76,8 @@ async def _adopt(engine: Engine, record: VMRecord) -> None:
 
 async def _finish_stop(engine: Engine, record: VMRecord) -> None:
     """The guest was asked to power off: it has a moment to finish that."""
-    if machine := await engine.driver.adopt(engine.home.vm(record.vm_id)):
+    identity = engine.vmm_identity(record.vm_id)
+    if machine := await engine.driver.adopt(engine.home.vm(record.vm_id), identity):
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(machine.wait(), _POWER_OFF_WAIT_S)
         await machine.kill()

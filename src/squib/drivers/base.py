@@ -13,7 +13,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from squib.host import proc
+from squib.host.proc import Credentials
+from squib.host.processes import ProcessIdentity
 from squib.models import Check
 from squib.paths import VMPaths
 
@@ -106,7 +107,7 @@ class Driver(Protocol):
 
     @property
     def groups(self) -> tuple[int, ...]:
-        """Supplementary groups that the identity of a VM needs, such as that of ``/dev/kvm``."""
+        """Supplementary groups that the user of a VM needs, such as that of ``/dev/kvm``."""
 
     def memory_overhead_mib(self, spec: MachineSpec) -> int:
         """What the VMM needs on top of the guest's memory, for a memory limit that holds both."""
@@ -118,16 +119,20 @@ class Driver(Protocol):
         self,
         spec: MachineSpec,
         paths: VMPaths,
-        identity: proc.Identity | None,
+        credentials: Credentials | None,
         on_spawned: Callable[[int], None],
     ) -> Machine:
         """Start a VMM; return when it runs the guest.
 
-        ``identity`` is the user it runs as; ``None``: that of the engine. ``on_spawned`` is called with its pid as soon
-        as it exists, before it runs the guest, for the cgroup and the record; what it raises ends the launch. After any
-        error, and after a cancellation, no process and no socket is left. Raises `WrongState` if a VMM of this VM still
-        runs, `DependencyMissing`, `BootFailed` with the end of the VMM's log if it ends at once or does not answer.
+        ``credentials`` are the user it runs as; ``None``: that of the engine. ``on_spawned`` is called with its pid
+        as soon as it exists, before it runs the guest, for the cgroup and the record; what it raises ends the launch.
+        After any error, and after a cancellation, no process and no socket is left. Raises `WrongState` if a VMM of
+        this VM still runs, `DependencyMissing`, `BootFailed` with the end of the VMM's log if it ends at once or does
+        not answer.
         """
 
-    async def adopt(self, paths: VMPaths) -> Machine | None:
-        """The machine that a former engine launched with ``paths``; ``None`` if it has ended."""
+    async def adopt(self, paths: VMPaths, identity: ProcessIdentity) -> Machine | None:
+        """Return the machine that a former engine launched with ``paths``; ``None`` if it has ended.
+
+        ``identity`` is how its VMM is recognised.
+        """

@@ -265,6 +265,11 @@ def add(layout: Layout, name: str, pid: int) -> None:
             raise _failed(name, error) from error
 
 
+def directories(layout: Layout, name: str) -> tuple[Path, ...]:
+    """The directory of the group in each hierarchy. A process joins by writing its pid to their ``cgroup.procs``."""
+    return tuple(hierarchy.root / name for hierarchy in layout.hierarchies)
+
+
 def remove(layout: Layout, name: str, *, timeout_s: float = 5.0) -> None:
     """Kill what is left in the group, remove it, and its parents up to squib's if they are empty. Idempotent.
 
@@ -293,23 +298,23 @@ def _remove(group: Path, deadline: float) -> None:
             if error.errno != errno.EBUSY:
                 raise
             if time.monotonic() > deadline:
-                raise HostError(f"the processes in {group} do not end: {_members(group)}") from error
+                raise HostError(f"the processes in {group} do not end: {members(group)}") from error
             time.sleep(_POLL_S)
 
 
 def _kill_members(group: Path) -> None:
-    for pid in _members(group):
+    for pid in members(group):
         with contextlib.suppress(ProcessLookupError):
             pidfd = os.pidfd_open(pid)
             try:
-                if pid in _members(group):  # the descriptor is of the member, not of a process that got its pid since
+                if pid in members(group):  # the descriptor is of the member, not of a process that got its pid since
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             finally:
                 os.close(pidfd)
 
 
-def _members(group: Path) -> list[int]:
-    """Pids in the group; without those of other pid namespaces, which show as 0."""
+def members(group: Path) -> list[int]:
+    """The pids in the group at this directory; without those of other pid namespaces, which show as 0."""
     return [int(pid) for pid in sorted(_words(group / "cgroup.procs")) if pid != "0"]
 
 

@@ -1,9 +1,9 @@
 """The one place that starts processes.
 
-Two kinds: `run` is for tools that come to an end, `spawn` for processes that outlive the engine. Either way the
-process holds a *lock file* open that it inherited: the lock is held for exactly as long as the process, or any
-child of it that it passed the descriptor to, exists. Whether something still runs, and which process it is, is
-therefore asked of the lock (`holders`), never of a recorded pid, which may belong to somebody else by now.
+Two kinds: `run` is for tools that end, `spawn` for processes that outlive the engine. Either way the process inherits
+a locked file, and holds that lock for as long as it, or a child that it passed the descriptor to, exists. So the lock
+shows whether something still runs, and which process it is (`squib.host.processes`). A recorded pid does not: another
+process may have it by now.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ import asyncio
 import contextlib
 import os
 import resource
-import select
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from squib.errors import DependencyMissing, HostError, ToolFailed
 from squib.host.locks import FileLock
+from squib.host.processes import Process
 
 PACKAGE_OF = {
     "debugfs": "e2fsprogs",
@@ -164,7 +163,7 @@ def _tool_environment() -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Identity:
+class Credentials:
     """Which user a process runs as. ``groups`` are supplementary."""
 
     uid: int
@@ -172,68 +171,18 @@ class Identity:
     groups: tuple[int, ...] = ()
 
 
-class Process:
-    """A process that outlives the engine: a child of it, or one that a former engine started."""
-
-    def __init__(self, pid: int, pidfd: int, child: subprocess.Popen[bytes] | None) -> None:
-        self.pid = pid
-        self._pidfd = pidfd
-        self._child = child
-        self._ended = asyncio.Event()
-        asyncio.get_running_loop().add_reader(pidfd, self._on_exit)
-
-    def _on_exit(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._pidfd)
-        os.close(self._pidfd)
-        self._pidfd = -1
-        if self._child is not None:
-            self._child.wait()
-        self._ended.set()
-
-    @property
-    def returncode(self) -> int | None:
-        """Exit status, or minus the signal's number; ``None`` while it runs, and for a process that this engine did
-        not start.
-        """
-        return self._child.returncode if self._child else None
-
-    @property
-    def running(self) -> bool:
-        return not self._ended.is_set()
-
-    async def wait(self) -> None:
-        """Return when the process has ended (and, if it is a child, is reaped)."""
-        await self._ended.wait()
-
-    async def kill(self) -> None:
-        """SIGKILL, and wait for the end. Does nothing to a process that has ended."""
-        if self._pidfd >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-        await self.wait()
-
-    def forget(self) -> None:
-        """Stop watching; the process goes on."""
-        if self._pidfd >= 0:
-            asyncio.get_running_loop().remove_reader(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = -1
-        if self._child is not None and self._child.returncode is None:
-            self._child.returncode = 0  # it is not this object's to reap: silences Popen's ResourceWarning
-
-
 def spawn(
     argv: Sequence[str],
     *,
     lock: FileLock,
     pass_fds: Sequence[int] = (),
-    identity: Identity | None = None,
+    credentials: Credentials | None = None,
     log_path: Path,
 ) -> Process:
     """Start a process in a session of its own that outlives the engine.
 
     It inherits ``lock`` (which the caller holds) and ``pass_fds`` and nothing else; its output goes to ``log_path``;
-    its environment is empty but for PATH; it leaves no core dump. ``identity`` drops privileges before the program is
+    its environment is empty but for PATH; it leaves no core dump. ``credentials`` drop privileges before the program is
     executed. Raises `DependencyMissing`.
     """
     program = find_tool(argv[0])
@@ -250,15 +199,16 @@ def spawn(
                 pass_fds=(lock.fileno(), *pass_fds),
                 start_new_session=True,
                 umask=0o077,
-                user=identity.uid if identity else None,
-                group=identity.gid if identity else None,
-                extra_groups=identity.groups if identity else None,
+                user=credentials.uid if credentials else None,
+                group=credentials.gid if credentials else None,
+                extra_groups=credentials.groups if credentials else None,
             )
     except OSError as error:
         raise HostError(f"{program} could not be started: {error.strerror}") from error
     finally:
         os.close(log_fd)
-    return Process(child.pid, os.pidfd_open(child.pid), child)
+    child.returncode = 0  # `Process` waits for it: silences Popen's ResourceWarning
+    return Process(child.pid, os.pidfd_open(child.pid))
 
 
 @contextlib.contextmanager
@@ -302,81 +252,3 @@ def call(argv: Sequence[str]) -> int:
     error: our own standard output is for results.
     """
     return subprocess.call(argv, stdout=2)
-
-
-def holders(lock_path: Path) -> list[int]:
-    """The pids of all processes but this one that have the file at ``lock_path`` open.
-
-    Only processes that this user may inspect are seen: those of the same user, or all for root.
-    """
-    try:
-        wanted = lock_path.stat()
-    except FileNotFoundError:
-        return []
-    return [pid for pid in _pids() if pid != os.getpid() and _has_open(pid, wanted)]
-
-
-def _pids() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]  # noqa: PTH208 (names are enough)
-
-
-def _has_open(pid: int, wanted: os.stat_result) -> bool:
-    try:
-        with os.scandir(f"/proc/{pid}/fd") as entries:
-            return any(_is_same(entry, wanted) for entry in entries)
-    except (FileNotFoundError, PermissionError, ProcessLookupError):
-        return False
-
-
-def _is_same(entry: os.DirEntry[str], wanted: os.stat_result) -> bool:
-    try:
-        found = entry.stat()
-    except FileNotFoundError:  # closed since
-        return False
-    return (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino)
-
-
-def adopt(lock_path: Path) -> Process | None:
-    """The process of a former engine that holds ``lock_path``, watched; ``None`` if there is none."""
-    for pid in holders(lock_path):
-        with contextlib.suppress(ProcessLookupError):
-            pidfd = os.pidfd_open(pid)
-            if pid in holders(lock_path):  # the descriptor was taken of the process that was meant
-                return Process(pid, pidfd, None)
-            os.close(pidfd)
-    return None
-
-
-def kill_holders(lock_path: Path, *, timeout_s: float = 10.0) -> None:
-    """SIGKILL every process that holds ``lock_path`` and wait until the lock is free. Idempotent.
-
-    Raises `HostError` if it is still held after ``timeout_s``.
-    """
-    deadline = time.monotonic() + timeout_s
-    while lock_path.exists():
-        with FileLock(lock_path) as lock:
-            if lock.try_acquire():
-                return
-        fds = []
-        for pid in holders(lock_path):
-            with contextlib.suppress(ProcessLookupError):
-                fds.append(pidfd := os.pidfd_open(pid))
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        _wait_all(fds, deadline)
-        if time.monotonic() > deadline:
-            raise HostError(f"the processes that hold {lock_path} do not end: {holders(lock_path)}")
-
-
-def _wait_all(pidfds: list[int], deadline: float) -> None:
-    """Wait until every process has ended; close the descriptors. Without any, give a starting one 5 ms to show
-    itself.
-    """
-    if not pidfds:
-        time.sleep(0.005)
-    for pidfd in pidfds:
-        poller = select.poll()
-        poller.register(pidfd, select.POLLIN)
-        poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
-        with contextlib.suppress(ChildProcessError):
-            os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
-        os.close(pidfd)

@@ -10,7 +10,7 @@ import pytest
 from squib.artifacts import building
 from squib.artifacts.building import Build
 from squib.errors import DiskFull, ToolFailed
-from squib.host import proc
+from squib.host import proc, processes
 from squib.host.locks import FileLock
 from squib.models import Progress
 from squib.paths import Home
@@ -68,13 +68,13 @@ def test_a_cancelled_build_ends_its_tool_and_leaves_nothing(home: Home, tools: T
     async def scenario() -> None:
         task = asyncio.create_task(build_slowly())
         pid = int(await asyncio.to_thread(fifo.read_text))
-        assert proc.holders(home.tools_lock("image-x")) == [pid]
+        assert processes.holders(home.tools_lock("image-x")) == [pid]
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
 
     asyncio.run(scenario())
-    assert proc.holders(home.tools_lock("image-x")) == []
+    assert processes.holders(home.tools_lock("image-x")) == []
     assert left_behind(home, tools) == []
 
 
@@ -194,7 +194,7 @@ def test_sweep_ends_the_tools_of_a_dead_build(home: Home, tools: ToolBox, tmp_pa
     assert fifo.read_text() == f"{process.pid}\n"
     asyncio.run(building.sweep(home))
     assert process.wait() in (-9, 0)  # 0 where it was already reaped
-    assert proc.holders(home.tools_lock("image-dead")) == []
+    assert processes.holders(home.tools_lock("image-dead")) == []
     assert list(home.building.iterdir()) == []
 
 

@@ -14,8 +14,9 @@ from squib.drivers.qemu import driver as qemu_driver
 from squib.drivers.qemu.driver import QemuDriver, parse_version
 from squib.drivers.qemu.machine import QemuMachine
 from squib.errors import BootFailed, DependencyMissing, HostError, WrongState
-from squib.host import proc
+from squib.host import processes
 from squib.host.probe import KVMProbe
+from squib.host.processes import ProcessIdentity
 from squib.models import CheckStatus
 from squib.paths import VMPaths
 from tests.fakes import qemu as fake_qemu
@@ -40,8 +41,8 @@ def paths(tmp_path: Path, tools: ToolBox) -> Iterator[VMPaths]:
         path.write_bytes(b"content")
     before = open_files()
     yield paths
-    left = proc.holders(paths.vmm_lock)
-    proc.kill_holders(paths.vmm_lock)
+    left = processes.holders(paths.vmm_lock)
+    processes.kill(ProcessIdentity(paths.vmm_lock))
     assert left == []
     assert list(paths.root.glob("*.sock")) == []
     assert open_files() == before
@@ -94,7 +95,7 @@ def test_a_machine_from_launch_to_kill(paths: VMPaths) -> None:
     async def test() -> None:
         spawned: list[int] = []
         machine: Machine = await launch(paths, "run", spawned.append)
-        assert spawned == [machine.pid] == proc.holders(paths.vmm_lock)
+        assert spawned == [machine.pid] == processes.holders(paths.vmm_lock)
         (await machine.connect_agent()).close()
         assert paths.agent_socket.is_socket()
         await until(lambda: b"squib-agent: ready" in machine.console_tail())
@@ -138,11 +139,11 @@ def test_a_vmm_that_ends_at_once(paths: VMPaths) -> None:
 def test_a_cancelled_launch_leaves_nothing(paths: VMPaths) -> None:
     async def test() -> None:
         task = asyncio.create_task(launch(paths, "hang"))
-        await until(lambda: proc.holders(paths.vmm_lock) != [])
+        await until(lambda: processes.holders(paths.vmm_lock) != [])
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert proc.holders(paths.vmm_lock) == []
+        assert processes.holders(paths.vmm_lock) == []
 
     run(test)
 
@@ -222,8 +223,8 @@ def test_a_detached_machine_goes_on_and_is_adopted(paths: VMPaths) -> None:
     async def test() -> None:
         first = await launch(paths, "run")
         await first.detach()
-        assert proc.holders(paths.vmm_lock) == [first.pid]
-        second = await QemuDriver(NO_KVM).adopt(paths)
+        assert processes.holders(paths.vmm_lock) == [first.pid]
+        second = await QemuDriver(NO_KVM).adopt(paths, ProcessIdentity(paths.vmm_lock))
         assert second
         assert second.pid == first.pid
         assert second.qmp
@@ -243,7 +244,7 @@ def test_a_machine_that_hangs_is_adopted_all_the_same(paths: VMPaths, monkeypatc
         first = await launch(paths, "run")
         os.kill(first.pid, 19)  # SIGSTOP
         await first.detach()
-        second = await QemuDriver(NO_KVM).adopt(paths)
+        second = await QemuDriver(NO_KVM).adopt(paths, ProcessIdentity(paths.vmm_lock))
         assert second
         assert second.qmp is None
         await second.kill()
@@ -256,7 +257,7 @@ def test_there_is_nothing_to_adopt(paths: VMPaths) -> None:
     paths.qmp_socket.touch()
 
     async def test() -> None:
-        assert await QemuDriver(NO_KVM).adopt(paths) is None
+        assert await QemuDriver(NO_KVM).adopt(paths, ProcessIdentity(paths.vmm_lock)) is None
         assert not paths.qmp_socket.exists()
 
     run(test)

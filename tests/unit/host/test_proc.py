@@ -1,19 +1,19 @@
-"""Processes: tools that end, VMMs that outlive the engine, and the lock that says which process is which."""
+"""Starting processes: tools that end, and VMMs that outlive the engine."""
 
 import asyncio
 import os
 import resource
 import signal
-import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from squib.errors import DependencyMissing, HostError, ToolFailed
-from squib.host import proc
+from squib.host import proc, processes
 from squib.host.locks import FileLock
-from squib.host.proc import Identity, Process
+from squib.host.proc import Credentials
+from squib.host.processes import Process, ProcessIdentity
 
 SLEEPER = ["sh", "-c", "echo ready; exec sleep 60"]
 FAMILY = ["sh", "-c", "sleep 60 & sleep 60 & wait"]
@@ -23,7 +23,7 @@ FAMILY = ["sh", "-c", "sleep 60 & sleep 60 & wait"]
 def lock_path(tmp_path: Path) -> Iterator[Path]:
     """A lock file; whatever still holds it after the test is killed."""
     yield tmp_path / "vmm.lock"
-    proc.kill_holders(tmp_path / "vmm.lock")
+    processes.kill(ProcessIdentity(tmp_path / "vmm.lock"))
 
 
 def start(lock_path: Path, argv: list[str], *, pass_fds: tuple[int, ...] = ()) -> Process:
@@ -55,7 +55,7 @@ def test_a_spawned_process_holds_its_lock_until_it_ends(lock_path: Path) -> None
     async def test() -> None:
         process = start(lock_path, SLEEPER)
         assert is_locked(lock_path)
-        assert proc.holders(lock_path) == [process.pid]
+        assert processes.holders(lock_path) == [process.pid]
         assert (process.running, process.returncode) == (True, None)
         await process.kill()
         await process.kill()
@@ -120,115 +120,17 @@ def test_a_program_that_cannot_be_executed(lock_path: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
-def test_an_identity_drops_privileges(lock_path: Path, tmp_path: Path) -> None:
+def test_credentials_drop_privileges(lock_path: Path, tmp_path: Path) -> None:
     async def test() -> None:
         with FileLock(lock_path) as lock:
             assert lock.try_acquire()
-            identity = Identity(70001, 70002, (70003,))
+            credentials = Credentials(70001, 70002, (70003,))
             log_path = tmp_path / "vmm.log"
-            process = proc.spawn(["sh", "-c", "id -u; id -G"], lock=lock, identity=identity, log_path=log_path)
+            process = proc.spawn(["sh", "-c", "id -u; id -G"], lock=lock, credentials=credentials, log_path=log_path)
         await process.wait()
         assert log_path.read_text() == "70001\n70002 70003\n"
 
     run(test)
-
-
-def test_a_process_that_is_forgotten_goes_on_and_is_adopted(lock_path: Path) -> None:
-    async def test() -> None:
-        process = start(lock_path, SLEEPER)
-        process.forget()
-        adopted = proc.adopt(lock_path)
-        assert adopted
-        assert adopted.pid == process.pid
-        waiter = asyncio.create_task(adopted.wait())
-        await adopted.kill()
-        await waiter
-        assert adopted.returncode is None
-        await asyncio.to_thread(os.waitpid, process.pid, 0)  # what init would do for an orphan
-        assert proc.adopt(lock_path) is None
-
-    run(test)
-
-
-def test_the_process_of_an_engine_that_died_is_adopted(lock_path: Path) -> None:
-    script = """
-import asyncio, os, sys
-from pathlib import Path
-from squib.host import proc
-from squib.host.locks import FileLock
-async def main():
-    path = Path(sys.argv[1])
-    lock = FileLock(path)
-    assert lock.try_acquire()
-    print(proc.spawn(["sleep", "60"], lock=lock, log_path=path.with_name("vmm.log")).pid, flush=True)
-    os._exit(1)
-asyncio.run(main())
-"""
-
-    async def test() -> None:
-        engine = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", script, str(lock_path), stdout=asyncio.subprocess.PIPE
-        )
-        out, _ = await engine.communicate()
-        adopted = proc.adopt(lock_path)
-        assert adopted
-        assert adopted.pid == int(out)
-        await adopted.kill()
-        assert not is_locked(lock_path)
-
-    run(test)
-
-
-def test_killing_holders_kills_all_of_them_and_nobody_else(lock_path: Path) -> None:
-    async def test() -> None:
-        bystander = start(lock_path.with_name("other.lock"), SLEEPER)
-        family = start(lock_path, FAMILY)
-        await until(lambda: len(proc.holders(lock_path)) == 3)
-        await asyncio.to_thread(proc.kill_holders, lock_path)
-        assert proc.holders(lock_path) == []
-        assert not is_locked(lock_path)
-        await family.wait()
-        assert bystander.running
-        await bystander.kill()
-
-    run(test)
-
-
-def test_a_pid_that_belongs_to_somebody_else_by_now_is_never_touched(lock_path: Path) -> None:
-    """A record may hold the pid of a VMM that has ended, and another process may have got that pid since."""
-
-    async def test() -> None:
-        vmm = start(lock_path, ["true"])
-        await vmm.wait()
-        stranger = start(lock_path.with_name("other.lock"), SLEEPER)  # stands for a process with the recorded pid
-        assert proc.adopt(lock_path) is None
-        proc.kill_holders(lock_path)
-        proc.kill_holders(lock_path)
-        assert stranger.running
-        await stranger.kill()
-
-    run(test)
-
-
-def test_a_pid_that_changes_hands_while_it_is_adopted_is_let_go(
-    lock_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def test() -> None:
-        stranger = start(lock_path.with_name("other.lock"), SLEEPER)
-        seen = [[stranger.pid], []]  # a holder at first; when its descriptor is open, that pid holds the lock no more
-        monkeypatch.setattr(proc, "holders", lambda path: seen.pop(0))
-        assert proc.adopt(lock_path) is None
-        monkeypatch.undo()
-        assert stranger.running
-        await stranger.kill()
-
-    run(test)
-
-
-def test_nothing_holds_a_lock_that_does_not_exist(lock_path: Path) -> None:
-    assert proc.holders(lock_path) == []
-    proc.kill_holders(lock_path)
-    assert not lock_path.exists()
 
 
 def test_a_tool_that_takes_too_long_is_killed_with_all_its_children(lock_path: Path) -> None:
@@ -237,7 +139,7 @@ def test_a_tool_that_takes_too_long_is_killed_with_all_its_children(lock_path: P
             assert lock.try_acquire()
             with pytest.raises(ToolFailed, match="did not end within"):
                 await proc.run(FAMILY, timeout_s=0.1, lock=lock)
-        await until(lambda: proc.holders(lock_path) == [])
+        await until(lambda: processes.holders(lock_path) == [])
 
     run(test)
 
@@ -250,7 +152,7 @@ def test_what_a_tool_left_behind_is_killed_too_when_time_is_up(lock_path: Path) 
             assert lock.try_acquire()
             with pytest.raises(ToolFailed, match="did not end within"):
                 await proc.run(["sh", "-c", "sleep 60 &"], timeout_s=0.1, lock=lock)
-        await until(lambda: proc.holders(lock_path) == [])
+        await until(lambda: processes.holders(lock_path) == [])
 
     run(test)
 
@@ -266,7 +168,7 @@ def test_cancelling_at_any_moment_of_the_start_leaves_nothing(lock_path: Path, t
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-        await until(lambda: proc.holders(lock_path) == [])
+        await until(lambda: processes.holders(lock_path) == [])
 
     run(test)
 
@@ -276,10 +178,10 @@ def test_cancelling_kills_the_tool_with_all_its_children(lock_path: Path) -> Non
         with FileLock(lock_path) as lock:
             assert lock.try_acquire()
             task = asyncio.create_task(proc.run(FAMILY, lock=lock))
-            await until(lambda: len(proc.holders(lock_path)) == 3)
+            await until(lambda: len(processes.holders(lock_path)) == 3)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-        await until(lambda: proc.holders(lock_path) == [])
+        await until(lambda: processes.holders(lock_path) == [])
 
     run(test)

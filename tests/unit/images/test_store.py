@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from squib.errors import DependencyMissing, DiskFull, ImageCorrupt, NotFound, ToolFailed
-from squib.host import proc
+from squib.host import proc, processes
 from squib.images import runtimes
 from squib.images import store as cache
 from squib.images.runtimes import RUNTIMES, Runtime
@@ -139,14 +139,14 @@ def test_a_builder_that_was_killed_is_cleaned_up_after(home: Home, tools: ToolBo
     mmdebstrap = int(fifo.read_text())
     builder.send_signal(signal.SIGKILL)
     builder.wait()
-    assert mmdebstrap in proc.holders(home.tools_lock("image-base"))
+    assert mmdebstrap in processes.holders(home.tools_lock("image-base"))
     assert len(left_behind(home, tools)) == 2
     assert ImageStore(home).list() == []
 
     tools.add_image_tools()
     image = asyncio.run(ImageStore(home).ensure("base"))
     assert image.path.read_bytes() == b"hsqsrootfs"
-    assert proc.holders(home.tools_lock("image-base")) == []
+    assert processes.holders(home.tools_lock("image-base")) == []
     assert left_behind(home, tools) == []
 
 

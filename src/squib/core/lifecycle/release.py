@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from squib.core.engine import Engine
-from squib.host import cgroup, proc
+from squib.host import cgroup, processes
 from squib.host.files import remove_tree
 from squib.store.database import Lease, LeaseKind
 
@@ -52,7 +52,7 @@ async def _release_process(engine: Engine, lease: Lease) -> None:
         await vm.agent.close()
         await vm.machine.kill()
     paths = engine.home.vm(lease.key)
-    await asyncio.to_thread(proc.kill_holders, paths.vmm_lock)
+    await asyncio.to_thread(processes.kill, engine.vmm_identity(lease.key))
     for socket in paths.sockets():
         socket.unlink(missing_ok=True)
 

@@ -18,10 +18,12 @@ from squib.drivers.qemu.command import Acceleration, Descriptors, command_line
 from squib.drivers.qemu.machine import QemuMachine, remove_sockets
 from squib.drivers.qemu.qmp import QMP
 from squib.errors import BootFailed, DependencyMissing, HostError, ToolFailed, WrongState
-from squib.host import logs, proc, sockets
+from squib.host import logs, proc, processes, sockets
 from squib.host.locks import FileLock
 from squib.host.logs import BoundedLog
 from squib.host.probe import KVMProbe
+from squib.host.proc import Credentials
+from squib.host.processes import Process, ProcessIdentity
 from squib.models import Check, CheckStatus
 from squib.paths import VMPaths
 
@@ -64,7 +66,7 @@ class QemuDriver:
         self,
         spec: MachineSpec,
         paths: VMPaths,
-        identity: proc.Identity | None,
+        credentials: Credentials | None,
         on_spawned: Callable[[int], None],
     ) -> QemuMachine:
         async with contextlib.AsyncExitStack() as undo:
@@ -73,11 +75,13 @@ class QemuDriver:
                 if not lock.try_acquire():
                     raise WrongState(f"a VMM of VM {spec.vm_id} is still running", hint=f"squib stop {spec.vm_id}")
                 undo.callback(remove_sockets, paths)
-                fds = _open(spec, paths, opened, private=identity is not None)
+                fds = _open(spec, paths, opened, private=credentials is not None)
                 argv = command_line(spec, fds, self._acceleration, program=PROGRAM)
                 # The guest's first words come before QEMU listens: connect while they can still wait in the backlog.
                 connection = undo.enter_context(sockets.connect(paths.console_socket))
-                process = proc.spawn(argv, lock=lock, pass_fds=fds.all(), identity=identity, log_path=paths.vmm_log)
+                process = proc.spawn(
+                    argv, lock=lock, pass_fds=fds.all(), credentials=credentials, log_path=paths.vmm_log
+                )
                 undo.push_async_callback(process.kill)
                 on_spawned(process.pid)
             logs.remove(paths.console_log)
@@ -90,8 +94,8 @@ class QemuDriver:
             undo.pop_all()
             return QemuMachine(process, paths, qmp, pump)
 
-    async def adopt(self, paths: VMPaths) -> QemuMachine | None:
-        process = proc.adopt(paths.vmm_lock)
+    async def adopt(self, paths: VMPaths, identity: ProcessIdentity) -> QemuMachine | None:
+        process = processes.adopt(identity)
         if process is None:
             remove_sockets(paths)
             return None
@@ -173,7 +177,7 @@ def _memory_copy(source: int, name: str, opened: contextlib.ExitStack) -> int:
     return fd
 
 
-async def _launch_failed(process: proc.Process, paths: VMPaths, error: ToolFailed) -> BootFailed:
+async def _launch_failed(process: Process, paths: VMPaths, error: ToolFailed) -> BootFailed:
     """The error for a QEMU that did not get as far as its monitor: with its own words, if it has ended."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_END_TIMEOUT_S):

@@ -10,7 +10,8 @@ from squib.drivers.qemu.console import ConsolePump
 from squib.drivers.qemu.exit import Evidence, exit_reason
 from squib.drivers.qemu.qmp import QMP
 from squib.errors import ToolFailed
-from squib.host import logs, proc, sockets
+from squib.host import logs, sockets
+from squib.host.processes import Process
 from squib.paths import VMPaths
 
 _EVIDENCE_BYTES = 16 * 1024
@@ -22,7 +23,7 @@ class QemuMachine:
     ``qmp`` and ``console`` may be missing for a machine that was adopted in bad shape.
     """
 
-    def __init__(self, process: proc.Process, paths: VMPaths, qmp: QMP | None, console: ConsolePump | None) -> None:
+    def __init__(self, process: Process, paths: VMPaths, qmp: QMP | None, console: ConsolePump | None) -> None:
         self.pid = process.pid
         self.qmp = qmp
         self._process = process

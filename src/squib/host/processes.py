@@ -1,0 +1,195 @@
+"""Which process is which: finding, adopting, watching and ending processes that outlive the engine.
+
+A recorded pid proves nothing, because another process may have that pid by now. A process is identified by what the
+kernel knows about it: the lock that it holds, or the cgroup that it is in (`ProcessIdentity`). `squib.host.proc` and
+`squib.host.jail` start such processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from squib.errors import HostError
+from squib.host import cgroup
+from squib.host.locks import FileLock
+
+_SETTLE_S = 0.005
+
+
+@dataclass(frozen=True)
+class ProcessIdentity:
+    """How to recognise a process, and every process that it started.
+
+    A process matches if it holds the lock of the file at ``lock_path``, which it inherits, or if it is in one of
+    ``cgroups``: the directories of a group of its own, one in each hierarchy. Either is enough. A program that closes
+    inherited descriptors (Firecracker's jailer) is known by its cgroup; a host without cgroups knows it by the lock.
+    """
+
+    lock_path: Path
+    cgroups: tuple[Path, ...] = ()
+
+
+class Process:
+    """A process that outlives the engine: a child of it, or one that a former engine started."""
+
+    def __init__(self, pid: int, pidfd: int) -> None:
+        """Take over ``pidfd``. See `adopt`, `squib.host.proc.spawn`."""
+        self.pid = pid
+        self.returncode: int | None = None
+        """Exit status, or minus the signal's number; ``None`` while it runs, and for a process of a former engine."""
+        self._pidfd = pidfd
+        self._ended = asyncio.Event()
+        asyncio.get_running_loop().add_reader(pidfd, self._on_exit)
+
+    def _on_exit(self) -> None:
+        with contextlib.suppress(ChildProcessError):  # not a child of this engine, or reaped by `kill`
+            self.returncode = _reap(self._pidfd)
+        self._close()
+        self._ended.set()
+
+    @property
+    def running(self) -> bool:
+        return not self._ended.is_set()
+
+    async def wait(self) -> None:
+        """Return when the process has ended (and, if it is a child, is reaped)."""
+        await self._ended.wait()
+
+    async def kill(self) -> None:
+        """Send SIGKILL and wait for the end. A process that has ended stays as it is."""
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        await self.wait()
+
+    def forget(self) -> None:
+        """Stop watching; the process goes on."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+
+def _reap(pidfd: int) -> int | None:
+    """Reap a child that has ended: its exit status, or minus the number of the signal that ended it."""
+    ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+    if ended is None:
+        return None
+    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+
+
+def find(identity: ProcessIdentity) -> list[int]:
+    """The pids of all processes that match, without this one: those that hold the lock first."""
+    found = holders(identity.lock_path)
+    members = {pid for group in identity.cgroups for pid in cgroup.members(group)}
+    return [*found, *sorted(members.difference(found, {os.getpid()}))]
+
+
+def holders(lock_path: Path) -> list[int]:
+    """The pids of all processes but this one that hold the lock of the file at ``lock_path``.
+
+    Only processes that this user may inspect are seen: those of the same user, or all for root.
+    """
+    try:
+        wanted = lock_path.stat()
+    except FileNotFoundError:
+        return []
+    return [pid for pid in _pids() if pid != os.getpid() and _holds_lock(pid, wanted)]
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]  # noqa: PTH208 (names are enough)
+
+
+def _holds_lock(pid: int, wanted: os.stat_result) -> bool:
+    try:
+        with os.scandir(f"/proc/{pid}/fd") as entries:
+            return any(_is_same(entry, wanted) and _is_locked(pid, entry.name) for entry in entries)
+    except (FileNotFoundError, PermissionError, ProcessLookupError):
+        return False
+
+
+def _is_same(entry: os.DirEntry[str], wanted: os.stat_result) -> bool:
+    try:
+        found = entry.stat()
+    except FileNotFoundError:  # closed since
+        return False
+    return (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino)
+
+
+def _is_locked(pid: int, fd: str) -> bool:
+    """Whether the lock belongs to this open file, and not to another one of the same file (``proc_pid_fdinfo(5)``)."""
+    lines = Path(f"/proc/{pid}/fdinfo/{fd}").read_text().splitlines()
+    return any(line.startswith("lock:") and {"FLOCK", "WRITE"} <= {*line.split()} for line in lines)
+
+
+def adopt(identity: ProcessIdentity) -> Process | None:
+    """Watch the process of a former engine that matches ``identity``; ``None`` if there is none."""
+    for pid in find(identity):
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(pid)
+            if pid in find(identity):  # the descriptor is of the process that was meant, not of one with its old pid
+                return Process(pid, pidfd)
+            os.close(pidfd)
+    return None
+
+
+def kill(identity: ProcessIdentity, *, timeout_s: float = 10.0) -> None:
+    """Send SIGKILL to every process that matches, and wait until the lock is free and the cgroups are empty.
+
+    Idempotent. Children of this process are reaped. Raises `HostError` if it is not over after ``timeout_s``.
+    """
+    deadline = time.monotonic() + timeout_s
+    while _is_there(identity):
+        _wait_all(_kill_found(identity), deadline)
+        if time.monotonic() > deadline:
+            raise HostError(f"processes do not end: {find(identity)} (they hold {identity.lock_path})")
+
+
+def _kill_found(identity: ProcessIdentity) -> list[int]:
+    """Kill what matches now and return pidfds of it."""
+    pidfds = []
+    for pid in find(identity):
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(pid)
+            if pid in find(identity):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                pidfds.append(pidfd)
+            else:
+                os.close(pidfd)
+    return pidfds
+
+
+def _is_there(identity: ProcessIdentity) -> bool:
+    """Whether any process matches, also one that this user may not inspect. Cheaper than `find`."""
+    if any(cgroup.members(group) for group in identity.cgroups):
+        return True
+    if not identity.lock_path.exists():
+        return False
+    with FileLock(identity.lock_path) as lock:
+        return not lock.try_acquire()
+
+
+def _wait_all(pidfds: list[int], deadline: float) -> None:
+    """Wait until every process has ended; close the descriptors. Without any, give a starting process 5 ms to
+    appear.
+    """
+    if not pidfds:
+        time.sleep(_SETTLE_S)
+    for pidfd in pidfds:
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
+        with contextlib.suppress(ChildProcessError):
+            _reap(pidfd)
+        os.close(pidfd)
