@@ -55,10 +55,10 @@ func fail(path string, err error) error {
 	if !known {
 		code = process.Internal
 	}
-	return refuse(code, path, errno.Error())
+	return newError(code, path, errno.Error())
 }
 
-func refuse(code process.Code, path, problem string) error {
+func newError(code process.Code, path, problem string) error {
 	return &process.Error{Code: code, Message: quote(path) + ": " + problem}
 }
 

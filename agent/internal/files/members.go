@@ -35,10 +35,10 @@ func (u *unpacker) makeFile(dir int, header *tar.Header, owner *Owner, content i
 
 func (u *unpacker) makeSymlink(dir int, header *tar.Header, owner *Owner) error {
 	if header.Linkname == "" {
-		return refuse(process.BadRequest, header.Name, "symbolic link with an empty target")
+		return newError(process.BadRequest, header.Name, "symbolic link with an empty target")
 	}
 	if len(u.links) >= maxRemembered {
-		return refuse(process.BadRequest, header.Name, "too many symbolic links; an archive may hold "+strconv.Itoa(maxRemembered))
+		return newError(process.BadRequest, header.Name, "too many symbolic links; an archive may hold "+strconv.Itoa(maxRemembered))
 	}
 	if err := symlinkat(header.Linkname, dir, u.temporary); err != nil {
 		return err
@@ -63,7 +63,7 @@ func (u *unpacker) makeLink(dir int, header *tar.Header) error {
 		return err
 	}
 	bad := func(err error) error {
-		return refuse(process.BadRequest, header.Name, "cannot link to "+quote(header.Linkname)+": "+err.Error())
+		return newError(process.BadRequest, header.Name, "cannot link to "+quote(header.Linkname)+": "+err.Error())
 	}
 	if len(parts) == 0 {
 		return bad(syscall.EISDIR)
@@ -93,7 +93,7 @@ func (u *unpacker) makeNode(dir int, header *tar.Header, owner *Owner, kind uint
 	device := 0
 	if kind != syscall.S_IFIFO {
 		if header.Devmajor < 0 || header.Devmajor > 0xfff || header.Devminor < 0 || header.Devminor > 0xfffff {
-			return refuse(process.BadRequest, header.Name, "device number out of range")
+			return newError(process.BadRequest, header.Name, "device number out of range")
 		}
 		device = deviceNumber(header.Devmajor, header.Devminor)
 	}
@@ -118,7 +118,7 @@ func (u *unpacker) ownerOf(header *tar.Header) (*Owner, error) {
 	}
 	// The highest ID means "unchanged" to the kernel.
 	if header.Uid < 0 || header.Uid >= math.MaxUint32 || header.Gid < 0 || header.Gid >= math.MaxUint32 {
-		return nil, refuse(process.BadRequest, header.Name, "user or group ID out of range")
+		return nil, newError(process.BadRequest, header.Name, "user or group ID out of range")
 	}
 	return &Owner{uint32(header.Uid), uint32(header.Gid)}, nil
 }

@@ -33,7 +33,7 @@ type Names struct{ Users, Groups map[uint32]string }
 type Packer struct {
 	names Names
 	items []item
-	links map[inode]*linked
+	links map[inode]*hardLink
 	out   *bufio.Writer
 	// onKernelFilesystem is set while the requested directory itself is in /proc or /sys.
 	onKernelFilesystem bool
@@ -43,8 +43,8 @@ type Packer struct {
 // item is a requested file and its name in the archive.
 type item struct{ path, member string }
 
-// linked is a file with several links, of which one is in the archive.
-type linked struct {
+// hardLink is a file with several links, of which one is in the archive.
+type hardLink struct {
 	member string
 	left   uint64 // links not yet found
 }
@@ -52,7 +52,7 @@ type linked struct {
 // NewPacker checks that the paths exist. Each is archived under its last component; a path that
 // ends in "/" or "/." stands for its contents.
 func NewPacker(paths []string, names Names) (*Packer, error) {
-	p := &Packer{names: names, links: map[inode]*linked{}}
+	p := &Packer{names: names, links: map[inode]*hardLink{}}
 	for _, path := range paths {
 		var st syscall.Stat_t
 		if err := fstatat(atFdCwd, path, &st, 0); err != nil {
@@ -66,7 +66,7 @@ func NewPacker(paths []string, names Names) (*Packer, error) {
 				return nil, fail(path, syscall.ENOTDIR)
 			}
 		case "..":
-			return nil, refuse(process.BadRequest, path, "a path that ends in .. has no name in the archive")
+			return nil, newError(process.BadRequest, path, "a path that ends in .. has no name in the archive")
 		}
 		p.items = append(p.items, item{path, member})
 	}
@@ -162,7 +162,7 @@ func (p *Packer) add(dir int, name, shown, member string, depth int) error {
 		}
 	}
 	if manyNames && len(p.links) < maxHardLinks {
-		p.links[inodeOf(&st)] = &linked{member, uint64(st.Nlink) - 1}
+		p.links[inodeOf(&st)] = &hardLink{member, uint64(st.Nlink) - 1}
 	}
 	return nil
 }
@@ -264,7 +264,7 @@ func (p *Packer) content(fd int, shown string, size int64, buffer []byte) error 
 			if piece, err = next(size - done); err != nil {
 				failed = fail(shown, err)
 			} else if len(piece) == 0 {
-				failed = shrunk(shown)
+				failed = errTruncated(shown)
 			}
 		}
 		if failed != nil {

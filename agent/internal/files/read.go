@@ -7,9 +7,9 @@ import (
 	"squib/agent/internal/process"
 )
 
-// shrunk returns the error for a file that was truncated while it was read.
-func shrunk(path string) error {
-	return refuse(process.Internal, path, "truncated while being read")
+// errTruncated returns the error for a file that was truncated while it was read.
+func errTruncated(path string) error {
+	return newError(process.Internal, path, "truncated while being read")
 }
 
 // Reader reads a range of a regular file.
@@ -77,7 +77,7 @@ func regular(path string, st *syscall.Stat_t) error {
 	if isType(st, syscall.S_IFREG) {
 		return nil
 	}
-	return refuse(NotAFile, path, "is a "+types[st.Mode&syscall.S_IFMT]+", not a regular file")
+	return newError(NotAFile, path, "is a "+types[st.Mode&syscall.S_IFMT]+", not a regular file")
 }
 
 // WriteTo writes the range to w in large pieces. It fails if the file holds less than Length bytes.
@@ -100,7 +100,7 @@ func (r *Reader) WriteTo(w io.Writer) (sent int64, err error) {
 			if r.Length < 0 {
 				return sent, nil
 			}
-			return sent, shrunk(r.path)
+			return sent, errTruncated(r.path)
 		}
 		if _, err := w.Write(buffer[:n]); err != nil {
 			return sent, err
@@ -119,7 +119,7 @@ func (r *Reader) bulkTo(w io.Writer, buffer []byte) (sent int64, err error) {
 			return sent, fail(r.path, err)
 		}
 		if len(p) == 0 {
-			return sent, shrunk(r.path)
+			return sent, errTruncated(r.path)
 		}
 		if _, err := w.Write(p); err != nil {
 			return sent, err

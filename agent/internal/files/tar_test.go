@@ -67,7 +67,7 @@ func pack(t *testing.T, paths ...string) []byte {
 	return b.Bytes()
 }
 
-func unpack(t *testing.T, dir string, archive []byte) Unpacked {
+func unpack(t *testing.T, dir string, archive []byte) UnpackResult {
 	t.Helper()
 	count, err := Unpack(dir, bytes.NewReader(archive), nil, os.Getuid() == 0)
 	must(t, err)

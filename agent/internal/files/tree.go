@@ -39,9 +39,9 @@ func Rename(from, to string) error {
 	}
 	switch err := syscall.Renameat(atFdCwd, from, atFdCwd, to); err {
 	case syscall.EEXIST: // some filesystems report a non-empty directory so
-		return refuse(DirectoryNotEmpty, to, syscall.ENOTEMPTY.Error())
+		return newError(DirectoryNotEmpty, to, syscall.ENOTEMPTY.Error())
 	case syscall.EXDEV:
-		return refuse(process.Internal, from, "cannot be moved to "+quote(to)+
+		return newError(process.Internal, from, "cannot be moved to "+quote(to)+
 			": it is on another filesystem (a directory that came with the image counts as one)")
 	default:
 		return fail(to, err)
@@ -53,7 +53,7 @@ func Rename(from, to string) error {
 func Remove(path string, recursive bool) error {
 	// The kernel would refuse to remove this directory, but its contents would already be gone.
 	if baseOf(path) == ".." {
-		return refuse(process.BadRequest, path, "cannot remove a path that ends in ..")
+		return newError(process.BadRequest, path, "cannot remove a path that ends in ..")
 	}
 	err := syscall.Unlinkat(atFdCwd, path)
 	if err != syscall.EISDIR && err != syscall.EPERM {
@@ -89,7 +89,7 @@ func removeDir(dir int, name string, recursive bool, shown string, depth int) er
 }
 
 func tooDeep(path string) error {
-	return refuse(process.Internal, path, "directories are nested deeper than "+strconv.Itoa(maxDepth))
+	return newError(process.Internal, path, "directories are nested deeper than "+strconv.Itoa(maxDepth))
 }
 
 func emptyDir(dir int, name, shown string, depth int) error {

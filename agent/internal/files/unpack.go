@@ -12,8 +12,8 @@ import (
 	"squib/agent/internal/process"
 )
 
-// Unpacked counts what was unpacked.
-type Unpacked struct {
+// UnpackResult counts what was unpacked.
+type UnpackResult struct {
 	Entries int64 `json:"entries"`
 	Bytes   int64 `json:"bytes"`
 }
@@ -21,7 +21,7 @@ type Unpacked struct {
 // Unpack unpacks a tar archive into the directory at path. New files belong to owner, with keep to
 // the archive's owners, and otherwise to root. Each file takes its name atomically. What was
 // unpacked before an error stays.
-func Unpack(path string, archive io.Reader, owner *Owner, keep bool) (count Unpacked, err error) {
+func Unpack(path string, archive io.Reader, owner *Owner, keep bool) (count UnpackResult, err error) {
 	root, err := openat(atFdCwd, path, syscall.O_RDONLY|syscall.O_DIRECTORY, 0)
 	if err != nil {
 		return count, fail(path, err)
@@ -31,7 +31,7 @@ func Unpack(path string, archive io.Reader, owner *Owner, keep bool) (count Unpa
 
 // UnpackNew unpacks a tar archive as the new directory at path. It unpacks into a temporary
 // directory, which takes the name at the end; on failure nothing stays.
-func UnpackNew(path string, archive io.Reader, owner *Owner, keep bool) (count Unpacked, err error) {
+func UnpackNew(path string, archive io.Reader, owner *Owner, keep bool) (count UnpackResult, err error) {
 	parent, name := split(strings.TrimRight(path, "/"))
 	if name == "" || name == "." || name == ".." {
 		return count, fail(path, syscall.EEXIST)
@@ -72,7 +72,7 @@ func UnpackNew(path string, archive io.Reader, owner *Owner, keep bool) (count U
 
 // unpackInto unpacks an archive into the open directory root, and closes it. If isNew is set, root
 // gets the mode, time and owner that the archive gives it.
-func unpackInto(root int, isNew bool, path string, archive io.Reader, owner *Owner, keep bool) (count Unpacked, err error) {
+func unpackInto(root int, isNew bool, path string, archive io.Reader, owner *Owner, keep bool) (count UnpackResult, err error) {
 	u := &unpacker{path: path, isNew: isNew, seed: maphash.MakeSeed(), owner: owner, keep: keep, temporary: temporaryName(), links: map[inode]bool{}, timed: map[uint64]bool{}}
 	u.stack = []level{{fd: root}}
 	defer u.pop(0)
@@ -153,7 +153,7 @@ func (u *unpacker) add(header *tar.Header, content io.Reader) (size int64, err e
 		return 0, u.addDir(header, parts, owner)
 	}
 	if len(parts) == 0 {
-		return 0, refuse(process.BadRequest, header.Name, "not a file name")
+		return 0, newError(process.BadRequest, header.Name, "not a file name")
 	}
 	if err := u.enter(parts[:len(parts)-1]); err != nil {
 		return 0, err
@@ -173,7 +173,7 @@ func (u *unpacker) add(header *tar.Header, content io.Reader) (size int64, err e
 	case tar.TypeFifo:
 		err = u.makeNode(dir, header, owner, syscall.S_IFIFO)
 	default:
-		return 0, refuse(process.BadRequest, header.Name, "unknown member type "+quote(string(rune(header.Typeflag))))
+		return 0, newError(process.BadRequest, header.Name, "unknown member type "+quote(string(rune(header.Typeflag))))
 	}
 	if err == nil {
 		err = syscall.Renameat(dir, u.temporary, dir, name)
@@ -189,19 +189,19 @@ func (u *unpacker) shown(member string) string { return join(u.path, strings.Tri
 // components splits a member's name. It rejects absolute names and "..".
 func components(name string) (parts []string, err error) {
 	if strings.HasPrefix(name, "/") {
-		return nil, refuse(process.BadRequest, name, "absolute name in the archive")
+		return nil, newError(process.BadRequest, name, "absolute name in the archive")
 	}
 	for part := range strings.SplitSeq(name, "/") {
 		switch part {
 		case "", ".":
 		case "..":
-			return nil, refuse(process.BadRequest, name, "name with .. in the archive")
+			return nil, newError(process.BadRequest, name, "name with .. in the archive")
 		default:
 			parts = append(parts, part)
 		}
 	}
 	if len(parts) > maxDepth {
-		return nil, refuse(process.BadRequest, name, "name in the archive is nested too deep")
+		return nil, newError(process.BadRequest, name, "name in the archive is nested too deep")
 	}
 	return parts, nil
 }
@@ -227,7 +227,7 @@ func (u *unpacker) enter(parts []string) error {
 			}
 		}
 		if err == errOwnLink {
-			return refuse(process.BadRequest, strings.Join(parts, "/"), err.Error())
+			return newError(process.BadRequest, strings.Join(parts, "/"), err.Error())
 		}
 		if err != nil {
 			return fail(u.shown(strings.Join(parts[:i+1], "/")), err)

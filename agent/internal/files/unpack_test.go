@@ -35,7 +35,7 @@ func TestUnpackPython(t *testing.T) {
 	for _, format := range []string{"pax", "gnu"} {
 		archive := unzip(t, writtenByPython[format])
 		dir := t.TempDir()
-		if count := unpack(t, dir, archive); count != (Unpacked{7, 15}) {
+		if count := unpack(t, dir, archive); count != (UnpackResult{7, 15}) {
 			t.Errorf("%s: %+v", format, count)
 		}
 		for name, want := range map[string]string{"caf\xff\n": "bytes", "ä": "umlaut", strings.Repeat("n", 200): "long", "hard": "bytes", "soft": "bytes"} {

@@ -122,7 +122,7 @@ func (w *Watcher) handle(c change) error {
 		if err := w.emit(Event{Type: "overflow", Path: w.tree.root}); err != nil {
 			return err
 		}
-		return w.lost(w.tree.addBelow(w.tree.root, 0, false))
+		return w.reportLost(w.tree.addBelow(w.tree.root, 0, false))
 	}
 	dir, known := w.tree.paths[c.watch]
 	if !known {
@@ -144,9 +144,9 @@ func (w *Watcher) handle(c change) error {
 	isDir := c.mask&syscall.IN_ISDIR != 0
 	switch {
 	case c.mask&(syscall.IN_CREATE|syscall.IN_MOVED_TO) != 0:
-		return w.appeared(path, isDir)
+		return w.handleCreated(path, isDir)
 	case c.mask&syscall.IN_MOVED_FROM != 0:
-		return w.left(path, c, isDir)
+		return w.handleMovedFrom(path, c, isDir)
 	case c.mask&syscall.IN_DELETE != 0:
 		delete(w.tree.listed, path)
 		return w.emit(Event{Type: "deleted", Path: path})
@@ -158,7 +158,7 @@ func (w *Watcher) handle(c change) error {
 	return nil
 }
 
-func (w *Watcher) appeared(path string, isDir bool) error {
+func (w *Watcher) handleCreated(path string, isDir bool) error {
 	if w.tree.listed[path] {
 		delete(w.tree.listed, path)
 		return nil
@@ -166,11 +166,11 @@ func (w *Watcher) appeared(path string, isDir bool) error {
 	if err := w.created(path); err != nil || !isDir {
 		return err
 	}
-	return w.lost(w.tree.add(path, 1, true))
+	return w.reportLost(w.tree.add(path, 1, true))
 }
 
-// left reports an entry that was renamed, or moved out of the tree.
-func (w *Watcher) left(path string, c change, isDir bool) error {
+// handleMovedFrom reports an entry that was renamed, or moved out of the tree.
+func (w *Watcher) handleMovedFrom(path string, c change, isDir bool) error {
 	delete(w.tree.listed, path)
 	isOther := func(other change) bool { return other.mask&syscall.IN_MOVED_TO != 0 && other.cookie == c.cookie }
 	if len(w.queue) == 0 {
@@ -184,20 +184,20 @@ func (w *Watcher) left(path string, c change, isDir bool) error {
 			if err := w.emit(Event{Type: "moved", Path: to, From: path}); err != nil || !isDir {
 				return err
 			}
-			if w.tree.moved(path, to) {
+			if w.tree.renamed(path, to) {
 				return nil
 			}
-			return w.lost(w.tree.add(to, 1, true))
+			return w.reportLost(w.tree.add(to, 1, true))
 		}
 	}
 	if isDir {
-		w.tree.drop(path)
+		w.tree.unwatch(path)
 	}
 	return w.emit(Event{Type: "deleted", Path: path})
 }
 
-// lost reports a part of the tree that cannot be watched, and lets the watcher continue.
-func (w *Watcher) lost(err error) error {
+// reportLost reports a part of the tree that cannot be watched, and lets the watcher continue.
+func (w *Watcher) reportLost(err error) error {
 	var limit *limitError
 	if errors.As(err, &limit) {
 		return w.emit(Event{Type: "overflow", Path: limit.path})

@@ -45,7 +45,7 @@ type limitError struct {
 func (e *limitError) Error() string { return e.path + ": " + e.problem }
 
 func cannotWatch(path, problem string) error {
-	return refuse(process.Internal, path, "cannot be watched: "+problem)
+	return newError(process.Internal, path, "cannot be watched: "+problem)
 }
 
 func (t *watchTree) start() error {
@@ -124,8 +124,8 @@ func (t *watchTree) addBelow(path string, depth int, fresh bool) error {
 	return err
 }
 
-// moved updates the paths below a renamed directory. It reports whether the directory was watched.
-func (t *watchTree) moved(from, to string) (watched bool) {
+// renamed updates the paths below a renamed directory. It reports whether the directory was watched.
+func (t *watchTree) renamed(from, to string) (watched bool) {
 	for watch, path := range t.paths {
 		if path == from || strings.HasPrefix(path, from+"/") {
 			t.paths[watch] = to + path[len(from):]
@@ -135,8 +135,8 @@ func (t *watchTree) moved(from, to string) (watched bool) {
 	return watched || !t.recursive
 }
 
-// drop stops watching a directory that has left the tree.
-func (t *watchTree) drop(dir string) {
+// unwatch stops watching a directory that has left the tree.
+func (t *watchTree) unwatch(dir string) {
 	for watch, path := range t.paths {
 		if path == dir || strings.HasPrefix(path, dir+"/") {
 			syscall.InotifyRmWatch(t.inotify, uint32(watch))

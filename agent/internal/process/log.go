@@ -38,9 +38,9 @@ const (
 // allocated: untouched pages cost nothing, the garbage collector keeps no reserve for it, and its
 // memory is freed at once. It is used only under the lock and only while it has users.
 type Log struct {
-	memory *memory
-	most   int // bytes kept for future readers, if memory allows
-	grace  time.Duration
+	memory   *memory
+	capacity int // bytes kept for future readers, if memory allows
+	grace    time.Duration
 
 	mu         sync.Mutex
 	space      *sync.Cond // signals that room may have become available
@@ -63,29 +63,29 @@ type stretch struct {
 	stream Stream
 }
 
-// newLog returns a log that keeps up to most bytes, as memory allows. Its session is its first
+// newLog returns a log that keeps up to capacity bytes, as memory allows. Its session is its first
 // user. Without a reader, writing waits for the time grace from now, and again from when the last
 // reader leaves.
-func newLog(memory *memory, most int, grace time.Duration) (*Log, error) {
-	size := min(firstRing, most+ringSlack)
+func newLog(memory *memory, capacity int, grace time.Duration) (*Log, error) {
+	size := min(firstRing, capacity+ringSlack)
 	ring, err := mapRing(size)
 	if err != nil {
 		return nil, fmt.Errorf("allocate output buffer: %w", err)
 	}
 	memory.add(size)
-	l := &Log{memory: memory, most: most, grace: grace, ring: ring, deadline: time.Now().Add(grace), users: 1}
+	l := &Log{memory: memory, capacity: capacity, grace: grace, ring: ring, deadline: time.Now().Add(grace), users: 1}
 	l.space = sync.NewCond(&l.mu)
 	return l, nil
 }
 
 // keeps returns how many bytes are kept for future readers.
-func (l *Log) keeps() int { return min(l.most, len(l.ring)-min(ringSlack, len(l.ring)/2)) }
+func (l *Log) keeps() int { return min(l.capacity, len(l.ring)-min(ringSlack, len(l.ring)/2)) }
 
 // grow enlarges the ring until it holds all output, as far as limits allow.
 func (l *Log) grow() {
 	held := l.end - l.start
-	for len(l.ring) > 0 && len(l.ring) < l.most+ringSlack && (held > int64(l.keeps()) || len(l.stretches) >= l.maxStretches()) {
-		size := min(2*len(l.ring), l.most+ringSlack)
+	for len(l.ring) > 0 && len(l.ring) < l.capacity+ringSlack && (held > int64(l.keeps()) || len(l.stretches) >= l.maxStretches()) {
+		size := min(2*len(l.ring), l.capacity+ringSlack)
 		if !l.memory.grant(size - len(l.ring)) {
 			return
 		}

@@ -84,7 +84,7 @@ func (l *logged) blocked(s Stream, done <-chan struct{}) {
 
 // fill writes as much to stdout as fits without dropping output.
 func (l *logged) fill() int {
-	whole := l.most + ringSlack
+	whole := l.capacity + ringSlack
 	for size := whole; size > 0; size -= 32 << 10 {
 		l.writes(Stdout, strings.Repeat("f", min(size, 32<<10)))
 	}

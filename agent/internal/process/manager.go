@@ -90,9 +90,9 @@ func (m *Manager) forget(p *Process) {
 	p.Log.forget()
 }
 
-// keep adds a session that has ended to those that are kept, and forgets the oldest beyond the
+// keepEnded adds a session that has ended to those that are kept, and forgets the oldest beyond the
 // limits.
-func (m *Manager) keep(p *Process) {
+func (m *Manager) keepEnded(p *Process) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if !p.Background || m.sessions[p.ID] != p {
@@ -148,7 +148,7 @@ func (m *Manager) Start(spec Spec) (*Process, *Reader, error) {
 		if p.timer != nil {
 			p.timer.Stop()
 		}
-		m.keep(p)
+		m.keepEnded(p)
 		p.releaseGroup()
 	}()
 	return p, reader, nil

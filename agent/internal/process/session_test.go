@@ -141,7 +141,7 @@ func TestReadersOfOneSession(t *testing.T) {
 	if out, _ := finish(t, other); out != "fine\n" { // other commands are not blocked
 		t.Errorf("got %q", out)
 	}
-	for p.offsets[Stdout] < int64(p.Log.most+ringSlack) {
+	for p.offsets[Stdout] < int64(p.Log.capacity+ringSlack) {
 		p.read(t, 64<<10)
 	}
 	if n := p.Readers(); n != 2 {

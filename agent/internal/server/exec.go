@@ -12,8 +12,8 @@ import (
 // idleAfter is the longest silence in a streamed response.
 const idleAfter = 15 * time.Second
 
-// errGone reports that the host has cancelled a request.
-var errGone = errors.New("the host has cancelled the request")
+// errCancelled reports that the host has cancelled a request.
+var errCancelled = errors.New("the host has cancelled the request")
 
 type execRequest struct {
 	Argv       []text        `json:"argv"`

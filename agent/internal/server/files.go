@@ -32,7 +32,7 @@ func queryOf(r *http.Request) *query {
 	return &query{values, err}
 }
 
-func (q *query) refuse(err error) {
+func (q *query) fail(err error) {
 	if q.err == nil {
 		q.err = err
 	}
@@ -41,7 +41,7 @@ func (q *query) refuse(err error) {
 // path returns the path of the request.
 func (q *query) path() string {
 	path := q.Get("path")
-	q.refuse(checkPath("path", path))
+	q.fail(checkPath("path", path))
 	return path
 }
 
@@ -62,7 +62,7 @@ func (q *query) flag(name string, fallback bool) bool {
 	case "0", "1":
 		return q.Get(name) == "1"
 	}
-	q.refuse(badRequest(name + " must be 0 or 1"))
+	q.fail(badRequest(name + " must be 0 or 1"))
 	return false
 }
 
@@ -73,7 +73,7 @@ func (q *query) number(name string, fallback int64) int64 {
 	}
 	n, err := strconv.ParseInt(q.Get(name), 10, 64)
 	if err != nil || n < 0 {
-		q.refuse(badRequest(name + " must be a number of bytes"))
+		q.fail(badRequest(name + " must be a number of bytes"))
 	}
 	return n
 }
@@ -85,7 +85,7 @@ func (q *query) time(name string) *int64 {
 	}
 	n, err := strconv.ParseInt(q.Get(name), 10, 64)
 	if err != nil {
-		q.refuse(badRequest(name + " must be a time in nanoseconds"))
+		q.fail(badRequest(name + " must be a time in nanoseconds"))
 	}
 	return &n
 }
@@ -151,7 +151,7 @@ func (s *Server) writeFile(w http.ResponseWriter, r *http.Request) error {
 	}
 	want.Mtime = mtime
 	var info files.Info
-	err = s.incoming.take(w, func() (err error) {
+	err = s.uploads.run(w, func() (err error) {
 		info, err = files.Write(path, r.Body, want, parents)
 		return err
 	})

@@ -11,10 +11,10 @@ func (s *Server) readTar(w http.ResponseWriter, r *http.Request) error {
 	q := queryOf(r)
 	paths := q.Values["path"]
 	if len(paths) == 0 {
-		q.refuse(badRequest("path is missing"))
+		q.fail(badRequest("path is missing"))
 	}
 	for _, path := range paths {
-		q.refuse(checkPath("path", path))
+		q.fail(checkPath("path", path))
 	}
 	if q.err != nil {
 		return q.err
@@ -38,15 +38,15 @@ func (s *Server) writeTar(w http.ResponseWriter, r *http.Request) error {
 		unpack = files.UnpackNew
 	}
 	owner, err := s.owner(q.Get("user"))
-	q.refuse(err)
+	q.fail(err)
 	if owner != nil && keep {
-		q.refuse(badRequest("user and keep_owner cannot be combined"))
+		q.fail(badRequest("user and keep_owner cannot be combined"))
 	}
 	if q.err != nil {
 		return q.err
 	}
-	var count files.Unpacked
-	err = s.incoming.take(w, func() (err error) {
+	var count files.UnpackResult
+	err = s.uploads.run(w, func() (err error) {
 		count, err = unpack(path, r.Body, owner, keep)
 		return err
 	})

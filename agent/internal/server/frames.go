@@ -121,7 +121,7 @@ func (f *frames) copy(from *process.Reader) error {
 }
 
 // follow streams a session until it ends. If reader is nil, it sends no output.
-func (f *frames) follow(p *process.Process, reader *process.Reader, gone <-chan struct{}) error {
+func (f *frames) follow(p *process.Process, reader *process.Reader, cancelled <-chan struct{}) error {
 	if err := f.send(kindStarted, startedPayload(p)); err != nil {
 		return err
 	}
@@ -149,8 +149,8 @@ func (f *frames) follow(p *process.Process, reader *process.Reader, gone <-chan 
 				return err
 			}
 			idle.Reset(next)
-		case <-gone:
-			return errGone
+		case <-cancelled:
+			return errCancelled
 		}
 	}
 }

@@ -45,7 +45,7 @@ type Server struct {
 	config    Config
 	processes *process.Manager
 	http      *http.Server
-	incoming  incoming
+	uploads   uploads
 
 	powerOffOnce sync.Once
 }

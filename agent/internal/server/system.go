@@ -95,7 +95,7 @@ func (s *Server) powerOff(w http.ResponseWriter, r *http.Request) error {
 	w.WriteHeader(http.StatusAccepted)
 	http.NewResponseController(w).Flush()
 	go s.powerOffOnce.Do(func() {
-		s.incoming.end()
+		s.uploads.abort()
 		s.config.PowerOff(grace)
 	})
 	return nil
