@@ -1,8 +1,8 @@
 """Every error squib raises, as one tree.
 
-Each class is one ``code``. The code decides the HTTP status and the exit code of the command line, and
-the client of a remote engine raises the same class again from it (`from_wire`). A message says what
-failed, with the value; a hint says what to type next.
+Each class has its own ``code``. An engine sends the code, and its client raises the same class again
+(`to_wire`, `from_wire`). A message says what failed, with the value. A hint says what to type next.
+HTTP statuses are in `squib.api.errors`, exit statuses in `squib.cli.exit_codes`.
 
     SquibError
     ├── InvalidArgument             invalid_argument
@@ -59,19 +59,18 @@ failed, with the value; a hint says what to type next.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 
 class SquibError(Exception):
     """Base of all errors.
 
-    ``code`` is stable and machine-readable; ``message`` is one sentence with the value that failed; ``hint``
+    ``code`` is stable and meant for programs. ``message`` is one sentence with the value that failed. ``hint``
     says what to do next and may be empty. ``detail`` holds longer evidence, such as the last lines of a console.
     """
 
     code: ClassVar[str] = ""
-    http_status: ClassVar[int] = 500
-    exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, *, hint: str = "", detail: str = "") -> None:
         super().__init__(message)
@@ -83,43 +82,35 @@ class SquibError(Exception):
         return "\n".join(part for part in (self.message, self.detail, self.hint) if part)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (type(self)._rebuild, (self.message, self.hint, self.detail))
-
-    @classmethod
-    def _rebuild(cls, message: str, hint: str, detail: str) -> SquibError:
-        return cls(message, hint=hint, detail=detail)
+        return (partial(type(self), hint=self.hint, detail=self.detail), (self.message,))
 
 
 class InvalidArgument(SquibError):
-    """A value that squib refuses. Nothing was changed."""
+    """An argument is not valid. Nothing was changed."""
 
     code = "invalid_argument"
-    http_status = 400
-    exit_code = 2
 
 
 class NotFound(SquibError):
-    """No VM, image, kernel or route has this name."""
+    """No VM, image, kernel or API route has this name."""
 
     code = "not_found"
-    http_status = 404
 
 
 class Conflict(SquibError):
-    """The request cannot be carried out as things are now."""
+    """The request conflicts with the present state of things."""
 
     code = "conflict"
-    http_status = 409
 
 
 class NameTaken(Conflict):
-    """Another VM has this name or ID."""
+    """Another VM already has this name or ID."""
 
     code = "name_taken"
 
 
 class WrongState(Conflict):
-    """The VM is in a state in which this operation is not possible."""
+    """The VM's state does not allow this operation."""
 
     code = "wrong_state"
 
@@ -134,118 +125,106 @@ class Unauthorized(SquibError):
     """The token is missing or wrong."""
 
     code = "unauthorized"
-    http_status = 401
 
 
 class HostNotAllowed(SquibError):
-    """The Host header names a host that the engine does not serve (DNS rebinding)."""
+    """The Host header names a host that the engine does not serve. This check stops DNS rebinding."""
 
     code = "host_not_allowed"
-    http_status = 403
 
 
 class BodyTooLarge(SquibError):
-    """The request's body is over the engine's limit."""
+    """The request body is larger than the engine allows."""
 
     code = "body_too_large"
-    http_status = 413
 
 
 class EngineError(SquibError):
-    """Something about the engine itself."""
+    """The engine itself failed. Base of the errors below."""
 
 
 class EngineUnavailable(EngineError):
     """No engine answers at this address."""
 
     code = "engine_unavailable"
-    http_status = 503
 
 
 class EngineStartFailed(EngineError):
     """The engine could not be started."""
 
     code = "engine_start_failed"
-    http_status = 503
 
 
 class InternalError(EngineError):
-    """A fault in squib. The engine's log has the traceback."""
+    """A bug in squib. The engine's log has the traceback."""
 
     code = "internal"
 
 
 class HostError(SquibError):
-    """The host lacks something."""
+    """The host lacks something. Base of the errors below."""
 
 
 class DependencyMissing(HostError):
     """A program or package that squib needs is not installed."""
 
     code = "dependency_missing"
-    http_status = 503
 
 
 class ToolFailed(HostError):
-    """A host tool that squib started ended with an error."""
+    """A host tool that squib ran has failed."""
 
     code = "tool_failed"
 
 
 class DiskFull(HostError):
-    """A disk of the host is full: that of the state directory, or of files that are copied there."""
+    """A disk of the host is full: the state directory's, or the destination of a copy."""
 
     code = "disk_full"
-    http_status = 507
 
 
 class Unsupported(SquibError):
-    """The VM's driver, or this host, cannot do this."""
+    """The VM's driver or this host does not support the operation."""
 
     code = "unsupported"
-    http_status = 422
-    exit_code = 2
 
 
 class RecordCorrupt(SquibError):
-    """The database's record of a VM cannot be read. The VM can only be removed."""
+    """The database record of a VM cannot be read. The VM can only be removed."""
 
     code = "record_corrupt"
 
 
 class ImageCorrupt(SquibError):
-    """A cached image or kernel is not what was stored."""
+    """A cached image or kernel differs from what was stored."""
 
     code = "image_corrupt"
 
 
 class BootError(SquibError):
-    """The VM did not come up. ``detail`` holds the last lines of its console."""
+    """The VM did not boot. ``detail`` holds the last lines of its console."""
 
 
 class BootFailed(BootError):
-    """The VMM ended before the guest answered."""
+    """The VMM exited before the guest agent answered."""
 
     code = "boot_failed"
-    http_status = 502
 
 
 class BootTimeout(BootError):
-    """The guest did not answer in time."""
+    """The guest agent did not answer before the boot timeout."""
 
     code = "boot_timeout"
-    http_status = 504
 
 
 class AgentError(SquibError):
-    """The agent in the guest."""
+    """The guest agent failed. Base of the errors below."""
 
 
 class AgentUnreachable(AgentError):
     """The agent did not complete a request. Its subclasses say why."""
 
     code = "agent_unreachable"
-    http_status = 502
 
 
 class AgentLost(AgentUnreachable):
@@ -258,11 +237,10 @@ class AgentTimeout(AgentUnreachable):
     """The agent did not answer in time."""
 
     code = "agent_timeout"
-    http_status = 504
 
 
 class AgentProtocolError(AgentUnreachable):
-    """The guest sent something that the protocol does not allow."""
+    """The guest sent data that the protocol does not allow."""
 
     code = "agent_protocol_error"
 
@@ -271,99 +249,84 @@ class AgentVersionMismatch(AgentError):
     """The agent speaks another version of the protocol."""
 
     code = "agent_version_mismatch"
-    http_status = 502
 
 
 class ExecError(SquibError):
-    """A command in the guest."""
-
-    http_status = 422
+    """A command in the guest could not run or has failed. Base of the errors below."""
 
 
 class CommandNotFound(ExecError):
     """The program does not exist in the guest."""
 
     code = "command_not_found"
-    exit_code = 127
 
 
 class NotExecutable(ExecError):
-    """The program exists in the guest and cannot be executed."""
+    """The program exists in the guest but cannot be executed."""
 
     code = "not_executable"
-    exit_code = 126
 
 
 class NoShell(ExecError):
     """The image has no ``/bin/sh``."""
 
     code = "no_shell"
-    exit_code = 127
 
 
 class BadWorkingDirectory(ExecError):
     """The working directory does not exist in the guest."""
 
     code = "bad_cwd"
-    exit_code = 126
 
 
 class NoSuchUser(ExecError):
     """The image has no such user or group."""
 
     code = "no_such_user"
-    exit_code = 126
 
 
 class NoSuchProcess(ExecError):
-    """No process in the guest has this id."""
+    """No command in the guest has this process ID."""
 
     code = "no_such_process"
-    http_status = 404
 
 
 class StdinClosed(ExecError):
-    """The process does not read its standard input any more."""
+    """The process has closed its standard input, or it never had one."""
 
     code = "stdin_closed"
-    http_status = 409
 
 
 class NoTerminal(ExecError):
-    """The process has no terminal whose size could be set."""
+    """The process has no terminal, so its size cannot be set."""
 
     code = "no_terminal"
-    http_status = 409
 
 
 class CommandFailed(ExecError):
-    """A command that was run with ``check=True`` ended with another status than 0."""
+    """A command run with ``check=True`` ended with a status other than 0."""
 
     code = "command_failed"
 
 
 class CommandTimeout(ExecError):
-    """A command that was run with ``check=True`` reached its timeout."""
+    """A command run with ``check=True`` timed out."""
 
     code = "command_timeout"
-    exit_code = 124
 
 
 class FileError(SquibError):
-    """A file of a guest, or one that goes there or comes from there."""
-
-    http_status = 409
+    """A file operation in the guest, or a copy to or from it, has failed. Base of the errors below."""
 
 
 class NoSuchFile(FileError):
-    """The path, or a directory on the way to it, does not exist."""
+    """The path or one of its parent directories does not exist."""
 
     code = "no_such_file"
-    http_status = 404
 
 
 class FileExists(FileError):
-    """The path exists, and was to be made."""
+    """The path to create already exists."""
 
     code = "file_exists"
 
@@ -381,33 +344,31 @@ class NotADirectory(FileError):
 
 
 class DirectoryNotEmpty(FileError):
-    """The directory has entries."""
+    """The directory is not empty."""
 
     code = "directory_not_empty"
 
 
 class PermissionDenied(FileError):
-    """The operating system does not allow it."""
+    """The operating system denies access to the path."""
 
     code = "permission_denied"
-    http_status = 403
 
 
 class GuestDiskFull(FileError):
-    """The guest's disk has no room."""
+    """The guest's disk is full."""
 
     code = "guest_disk_full"
-    http_status = 507
 
 
 class ArchiveRefused(FileError):
-    """What a guest sent as a directory is not what may be unpacked on this host."""
+    """A guest sent an archive that is not safe to unpack on this host."""
 
     code = "archive_refused"
 
 
 class TransferFailed(FileError):
-    """A copy broke off: a file could not be read or written to its end, or changed meanwhile."""
+    """A copy is incomplete: a file could not be read or written to its end, or it changed meanwhile."""
 
     code = "transfer_failed"
 
@@ -420,12 +381,12 @@ BY_CODE: dict[str, type[SquibError]] = {cls.code: cls for cls in _with_subclasse
 
 
 def to_wire(error: SquibError) -> dict[str, str]:
-    """The body of an error answer: ``code``, ``message``, ``hint`` and, if there is one, ``detail``."""
+    """Return the JSON form of an error: ``code``, ``message``, ``hint`` and, if not empty, ``detail``."""
     wire = {"code": error.code or InternalError.code, "message": error.message, "hint": error.hint}
     return wire | {"detail": error.detail} if error.detail else wire
 
 
 def from_wire(wire: dict[str, str]) -> SquibError:
-    """The error that an engine reported, as the class that its code names; `InternalError` for unknown codes."""
+    """Return the error that an engine reported. An unknown code gives an `InternalError`."""
     cls = BY_CODE.get(wire.get("code", ""), InternalError)
     return cls(wire.get("message", "unknown error"), hint=wire.get("hint", ""), detail=wire.get("detail", ""))

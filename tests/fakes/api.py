@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from squib.api.errors import http_status
 from squib.errors import NoSuchProcess, NotFound, SquibError, to_wire
 from squib.models import Check, EngineInfo, OutputRange, ProcessInfo, PtySize, VMInfo, VMState
 from squib.protocol.frames import FrameKind, encode, encode_json
@@ -141,7 +142,7 @@ class FakeAPI:
                 raise error
             return self._answer(request.method, path, self.calls[-1].body)
         except SquibError as error:
-            return httpx.Response(error.http_status, json={"error": to_wire(error)})
+            return httpx.Response(http_status(error), json={"error": to_wire(error)})
 
     def _answer(self, method: str, path: str, body: Any) -> httpx.Response:
         route = path.partition("?")[0].strip("/").split("/")

@@ -1,4 +1,4 @@
-"""The error tree: every error has a code, a status and an exit code, and crosses the wire as itself."""
+"""The error tree: every error has its own code, and a client raises the same class again."""
 
 import pickle
 import re
@@ -28,12 +28,6 @@ def all_errors(cls: type[SquibError] = SquibError) -> set[type[SquibError]]:
 def test_every_error_but_the_groups_has_a_code_of_its_own() -> None:
     assert {cls for cls in all_errors() if "code" not in vars(cls) or not cls.code} == GROUPS
     assert len(BY_CODE) == len(all_errors() - GROUPS)
-
-
-@pytest.mark.parametrize("cls", sorted(all_errors(), key=lambda cls: cls.__name__))
-def test_statuses_and_exit_codes_are_errors(cls: type[SquibError]) -> None:
-    assert 400 <= cls.http_status < 600
-    assert 1 <= cls.exit_code < 128
 
 
 @pytest.mark.parametrize("cls", BY_CODE.values())

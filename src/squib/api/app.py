@@ -11,7 +11,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from squib.api.guards import Guards, error_response, refuse
+from squib.api.errors import error_response
+from squib.api.guards import Guards, refuse
 from squib.api.routes import assets, engine_info, env, exec, files, logs, processes, pty, vms
 from squib.api.schema import ErrorBody
 from squib.api.validation import describe_validation

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hmac
-import json
 import re
 import shlex
 from collections.abc import Collection
 
 from starlette.datastructures import Headers
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from squib.api.errors import error_response
 from squib.core.engine import Engine
-from squib.errors import BodyTooLarge, HostNotAllowed, SquibError, Unauthorized, to_wire
+from squib.errors import BodyTooLarge, HostNotAllowed, SquibError, Unauthorized
 
 MAX_BODY_BYTES = 1 << 20
 """For every request but streams of bytes into a guest, which are passed on as they come."""
@@ -21,12 +20,6 @@ _STREAMED = re.compile(r"POST .*/stdin|PUT .*/files(/tar)?")
 _MAX_LENGTH_DIGITS = 18
 _POLICY_VIOLATION = 1008
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:]+)(:[0-9]+)?")
-
-
-def error_response(error: SquibError) -> Response:
-    """The answer that reports an error. In ASCII: a message may quote what is no UTF-8."""
-    body = json.dumps({"error": to_wire(error)}).encode("ascii")
-    return Response(body, status_code=error.http_status, media_type="application/json")
 
 
 class Guards:

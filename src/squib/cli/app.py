@@ -13,6 +13,7 @@ from typing import Annotated, Any, Concatenate, ParamSpec
 
 import typer
 
+from squib.cli.exit_codes import exit_code
 from squib.cli.render import Output
 from squib.errors import SquibError
 
@@ -119,7 +120,7 @@ def _entry(function: Callable[..., Result]) -> Callable[..., None]:
                 result = run(result)
         except SquibError as error:
             output.error(error)
-            raise typer.Exit(error.exit_code) from None
+            raise typer.Exit(exit_code(error)) from None
         except BrokenPipeError:
             raise typer.Exit(SIGPIPE_STATUS) from None  # typer would make it 1
         raise typer.Exit(result or 0)  # type: ignore[arg-type]

@@ -25,6 +25,7 @@ import typer
 
 from squib.cli import commands
 from squib.cli.app import SIGPIPE_STATUS, app
+from squib.cli.exit_codes import FAILED, USAGE
 from squib.cli.render import Output
 from squib.errors import HostError, InvalidArgument, SquibError
 
@@ -40,7 +41,7 @@ def main() -> NoReturn:
             stream.flush()
         except OSError as error:  # such as a full disk, or a terminal that was closed
             if stream is sys.stdout:
-                status = SIGPIPE_STATUS if isinstance(error, BrokenPipeError) else status or SquibError.exit_code
+                status = SIGPIPE_STATUS if isinstance(error, BrokenPipeError) else status or FAILED
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # the interpreter flushes again
     sys.exit(status)
 
@@ -59,13 +60,13 @@ def run(arguments: Sequence[str]) -> int:
         return app(list(arguments) or ["--help"], prog_name="squib", standalone_mode=False) or 0
     except typer.TyperException as error:
         Output(json="--json" in arguments).error(_usage_error(error))
-        return InvalidArgument.exit_code
+        return USAGE
     except (KeyboardInterrupt, typer.Abort):
         return _SIGINT_STATUS
     except OSError as error:  # of this process, such as a full disk under its output
         place = f": {error.filename}" if error.filename else ""
         Output(json="--json" in arguments).error(HostError(f"{error.strerror or error}{place}"))
-        return HostError.exit_code
+        return FAILED
 
 
 def _usage_error(error: typer.TyperException) -> SquibError:

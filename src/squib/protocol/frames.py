@@ -15,7 +15,7 @@ from typing import Any
 
 HEADER = struct.Struct(">BIQ")
 MAX_PAYLOAD_BYTES = 65_536
-CONTENT_TYPE = "application/vnd.squib.protocol.frames"
+CONTENT_TYPE = "application/vnd.squib.frames"
 TIMEOUT_EXIT_CODE = 124
 _SIGNAL_BASE = 128
 _MAX_DURATION_MS = 1 << 53

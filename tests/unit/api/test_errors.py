@@ -6,6 +6,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 
+from squib.api.errors import HTTP_STATUS, http_status
 from squib.api.routes import vms
 from squib.core.engine import Engine
 from squib.errors import BY_CODE, SquibError
@@ -14,6 +15,15 @@ from tests.fakes.engine import Rig
 
 OverHttp = Callable[..., None]
 Send = Callable[..., Request]
+
+
+def test_every_code_has_a_status_of_an_error() -> None:
+    assert HTTP_STATUS.keys() == BY_CODE.keys()
+    assert all(400 <= status < 600 for status in HTTP_STATUS.values())
+
+
+def test_an_error_without_a_code_is_a_fault() -> None:
+    assert http_status(SquibError("what failed")) == HTTP_STATUS["internal"] == 500
 
 
 @pytest.mark.parametrize("cls", BY_CODE.values())
@@ -25,7 +35,7 @@ def test_an_error_of_the_engine_is_told_with_its_status(
 
     monkeypatch.setattr(vms, "get_vm", fail)
     request = answer("GET", "/v1/vms/web")
-    assert request.status == cls.http_status
+    assert request.status == HTTP_STATUS[cls.code]
     assert request.error == {
         "code": cls.code,
         "message": "what failed",

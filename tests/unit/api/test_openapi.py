@@ -92,8 +92,8 @@ def test_streams_say_what_they_are(document: Any) -> None:
     kinds = {
         name: set(operation["responses"].get("200", {}).get("content", {})) for name, operation in operations(document)
     }
-    assert kinds["post /v1/vms/{ref}/exec"] == {"application/vnd.squib.protocol.frames"}
-    assert kinds["get /v1/vms/{ref}/processes/{process_id}/output"] == {"application/vnd.squib.protocol.frames"}
+    assert kinds["post /v1/vms/{ref}/exec"] == {"application/vnd.squib.frames"}
+    assert kinds["get /v1/vms/{ref}/processes/{process_id}/output"] == {"application/vnd.squib.frames"}
     assert kinds["post /v1/images"] == kinds["post /v1/kernels"] == {"application/x-ndjson"}
     assert kinds["get /v1/vms/{ref}/files"] == {"application/octet-stream"}
     assert kinds["get /v1/vms/{ref}/files/list"] == kinds["get /v1/vms/{ref}/files/watch"] == {"application/x-ndjson"}

@@ -163,9 +163,8 @@ def test_what_is_no_output_is_told(vm: VM) -> None:
 
 
 def test_a_command_that_is_not_there(vm: VM) -> None:
-    with pytest.raises(CommandNotFound, match="nosuch") as caught:
+    with pytest.raises(CommandNotFound, match="nosuch"):
         vm.run(["nosuch"])
-    assert caught.value.exit_code == 127
 
 
 @pytest.mark.parametrize(

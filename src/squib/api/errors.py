@@ -1,0 +1,71 @@
+"""How the API reports errors: the HTTP status of each code, and the body of an error response."""
+
+from __future__ import annotations
+
+import json
+
+from starlette.responses import Response
+
+from squib.errors import InternalError, SquibError, to_wire
+
+HTTP_STATUS = {
+    "invalid_argument": 400,
+    "unauthorized": 401,
+    "host_not_allowed": 403,
+    "permission_denied": 403,
+    "not_found": 404,
+    "no_such_process": 404,
+    "no_such_file": 404,
+    "conflict": 409,
+    "name_taken": 409,
+    "wrong_state": 409,
+    "superseded": 409,
+    "stdin_closed": 409,
+    "no_terminal": 409,
+    "file_exists": 409,
+    "not_a_file": 409,
+    "not_a_directory": 409,
+    "directory_not_empty": 409,
+    "archive_refused": 409,
+    "transfer_failed": 409,
+    "body_too_large": 413,
+    "unsupported": 422,
+    "command_not_found": 422,
+    "not_executable": 422,
+    "no_shell": 422,
+    "bad_cwd": 422,
+    "no_such_user": 422,
+    "command_failed": 422,
+    "command_timeout": 422,
+    "internal": 500,
+    "tool_failed": 500,
+    "image_corrupt": 500,
+    "record_corrupt": 500,
+    "boot_failed": 502,
+    "agent_unreachable": 502,
+    "agent_lost": 502,
+    "agent_protocol_error": 502,
+    "agent_version_mismatch": 502,
+    "engine_unavailable": 503,
+    "engine_start_failed": 503,
+    "dependency_missing": 503,
+    "boot_timeout": 504,
+    "agent_timeout": 504,
+    "disk_full": 507,
+    "guest_disk_full": 507,
+}
+"""The status of every error code of `squib.errors`."""
+
+
+def http_status(error: SquibError) -> int:
+    """Return the HTTP status that reports an error."""
+    return HTTP_STATUS[error.code or InternalError.code]
+
+
+def error_response(error: SquibError) -> Response:
+    """Return the response that reports an error.
+
+    The body is ASCII: a message may quote bytes that are not UTF-8.
+    """
+    body = json.dumps({"error": to_wire(error)}).encode("ascii")
+    return Response(body, status_code=http_status(error), media_type="application/json")
