@@ -16,7 +16,7 @@ from squib.core.startup import open_engine
 from squib.host import processes
 from squib.host.processes import ProcessIdentity
 from squib.images.overlay import OverlayStore
-from squib.models import VMConfig
+from squib.models import OnProgress, VMConfig
 from squib.paths import Home
 from tests.fakes.assets import make_files
 from tests.fakes.driver import FakeDriver
@@ -68,7 +68,9 @@ class Rig:
                 processes.kill(ProcessIdentity(vm / "vmm.lock"))
 
 
-async def write_overlay(self: OverlayStore, target: Path, size_mib: int) -> None:
+async def write_overlay(
+    self: OverlayStore, target: Path, size_mib: int, on_progress: OnProgress = lambda _: None
+) -> None:
     """In the place of `OverlayStore.create`: an empty sparse file."""
     target.touch(mode=0o600)
     os.truncate(target, size_mib << 20)

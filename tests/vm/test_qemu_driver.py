@@ -54,7 +54,7 @@ def boot_files(home: Home) -> BootFiles:
     async def build() -> BootFiles:
         kernel = await KernelStore(home).ensure()
         image = await ImageStore(home).ensure("base")
-        initramfs = await asyncio.to_thread(InitramfsStore(home).ensure, kernel, AGENT_BINARY)
+        initramfs = await InitramfsStore(home).ensure(kernel, AGENT_BINARY)
         return BootFiles(home, kernel.path, initramfs, image.path)
 
     return asyncio.run(build())

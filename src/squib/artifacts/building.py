@@ -14,7 +14,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,22 +85,6 @@ async def building(home: Home, what: str, on_progress: OnProgress = no_progress)
             finally:
                 tools.close()
                 await asyncio.shield(_clear(home, what))
-
-
-async def build_file(home: Home, what: str, target: Path, make: Callable[[Build, Path], Awaitable[None]]) -> Path:
-    """``target``, made once by ``make`` (given the build and the path to write) if it is not there; then 0444.
-
-    For files that can be made again, so they are not flushed to the disk one by one.
-    """
-    if not target.exists():
-        async with building(home, what) as build:
-            if not target.exists():
-                partial = build.folder / target.name
-                await make(build, partial)
-                partial.chmod(0o444)
-                target.parent.mkdir(exist_ok=True)
-                partial.replace(target)
-    return target
 
 
 async def sweep(home: Home) -> None:

@@ -17,6 +17,7 @@ from typing import BinaryIO
 from squib.errors import DiskFull
 
 _FICLONE = 0x40049409  # linux/fs.h
+_BLOCK_BYTES = 64 << 10
 
 
 @contextmanager
@@ -84,19 +85,32 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """Write ``path`` so that readers see the old content or the new, never a part. Raises `DiskFull`."""
+    """Replace the content of ``path`` in one step that survives a power cut. Raises `DiskFull`.
+
+    Readers see the old content or the new, never a part.
+    """
     with disk_errors(path.parent):
         fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(fd, "wb") as file:
                 file.write(data)
+                os.fchmod(file.fileno(), mode)
                 file.flush()
                 os.fsync(file.fileno())
-                os.fchmod(file.fileno(), mode)
             Path(name).replace(path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or the names in a directory, to the disk (fsync)."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def remove_tree(path: Path) -> None:
@@ -111,3 +125,29 @@ def sha256(path: Path) -> str:
     """``sha256:`` and the hex digest of the file's content."""
     with path.open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def sparse_sha256(path: Path) -> str:
+    """Hash a file's size and its blocks that are not zero; return ``sparse-sha256:`` and the hex digest.
+
+    Holes are not read, so an empty file system of 100 GiB takes a moment. A hole and a block of zeros are equal.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        digest.update(size.to_bytes(8, "little"))
+        offset = 0
+        while offset < size:
+            try:
+                data = os.lseek(file.fileno(), offset, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # only a hole is left
+                    break
+                raise
+            offset = max(offset, data - data % _BLOCK_BYTES)
+            block = os.pread(file.fileno(), _BLOCK_BYTES, offset)
+            if block != bytes(len(block)):
+                digest.update(offset.to_bytes(8, "little"))
+                digest.update(block)
+            offset += _BLOCK_BYTES
+    return f"sparse-sha256:{digest.hexdigest()}"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from squib.artifacts.building import Build, build_file
+from squib.artifacts.building import Build, no_progress
+from squib.artifacts.checked import build_file
 from squib.host import files, proc
+from squib.models import OnProgress, Progress
 from squib.paths import Home
 
 _FORMAT_VERSION = 1
@@ -14,35 +16,37 @@ _SMALL_MIB = 64
 
 
 class OverlayStore:
-    """Makes overlays. An empty file system of each size that was asked for is kept, and costs little."""
+    """Creates overlays. The cache keeps an empty file system of each size; it takes little space."""
 
     def __init__(self, home: Home) -> None:
         self._home = home
 
-    async def create(self, target: Path, size_mib: int) -> None:
-        """Make the empty overlay ``target``, which must not exist, of ``size_mib``. A few milliseconds after the first.
+    async def create(self, target: Path, size_mib: int, on_progress: OnProgress = no_progress) -> None:
+        """Create the empty overlay ``target``, which must not exist. Takes milliseconds after the first of a size.
 
-        Raises `DiskFull`, `DependencyMissing`, `ToolFailed`.
+        Step: ``format disk``, if the cache has no empty file system of this size. Raises `DiskFull`,
+        `DependencyMissing`, `ToolFailed`.
         """
-        empty = await self._empty(size_mib)
+        empty = await self._empty(size_mib, on_progress)
         await asyncio.to_thread(files.sparse_copy, empty, target)
 
-    async def _empty(self, size_mib: int) -> Path:
+    async def _empty(self, size_mib: int, on_progress: OnProgress) -> Path:
         name = f"empty-v{_FORMAT_VERSION}-{size_mib}m.ext4"
 
         async def make(build: Build, path: Path) -> None:
+            build.report(Progress(step="format disk"))
             await proc.run(["mkfs.ext4", *_options(size_mib), path, f"{size_mib}M"], lock=build.lock)
 
-        return await build_file(self._home, f"overlay-{size_mib}m", self._home.overlays / name, make)
+        target = self._home.overlays / name
+        return await build_file(self._home, f"overlay-{size_mib}m", target, make, on_progress)
 
 
 def _options(size_mib: int) -> list[str]:
-    """An empty file system that takes little on the host: 0.1 MiB at 16 MiB, 0.25 MiB at 10 GiB, 1.1 MiB at 100 GiB.
+    """Return options for a file system that takes little space: 0.1 MiB at 16 MiB, 0.25 at 10 GiB, 1.1 at 100 GiB.
 
-    A sparse file is zeroed as it is, and the file system says so (``assume_storage_prezeroed``): a guest would
-    otherwise spend its first minutes writing zeros into the inode tables, 160 MiB of them at 10 GiB. No block is
-    reserved for root, nor for group descriptors (a file system grows without). The journal is small, since it ends up
-    on the host's disk.
+    A sparse file reads as zeros, and ``assume_storage_prezeroed`` tells mkfs so. Otherwise a guest writes zeros into
+    the inode tables in its first minutes: 160 MiB at 10 GiB. No blocks are reserved for root or for group descriptors;
+    the file system can grow without the latter. The journal is small because it takes space on the host's disk.
     """
     small = size_mib < _SMALL_MIB
     return [

@@ -1,63 +1,105 @@
-"""The initramfs: the agent as ``/init``, and the modules that it loads (``protocol/agent.md`` §4)."""
+"""Initramfs archives: the agent as ``/init``, and the modules that it loads (``protocol/agent.md``)."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-import secrets
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+from squib.artifacts.building import Build, no_progress
+from squib.artifacts.checked import build_file, record_path, remove_file
+from squib.artifacts.stamp import Stamp
 from squib.errors import InvalidArgument
-from squib.host import files
 from squib.kernels import cpio, modules
 from squib.kernels.catalog import Kernel
 from squib.kernels.modules import Module
+from squib.models import OnProgress, Progress
 from squib.paths import Home
 
-_FORMAT = b"squib initramfs 1"
+_FORMAT_VERSION = 1
+_KEY_DIGITS = 16
+_SUFFIX = ".cpio"
 
 
 class InitramfsStore:
-    """The initramfs archives in the cache: one for each agent and set of modules.
+    """The initramfs archives in the cache: one for each kernel, agent and set of modules.
 
-    They are not compressed: a guest takes as long to unpack one as it does to read the plain one.
+    Archives are not compressed: a guest needs as long to decompress one as to read the plain one. An archive's name is
+    ``<kernel>-<agent>-<modules>.cpio``, three truncated digests.
     """
 
     def __init__(self, home: Home) -> None:
         self._home = home
+        self._agents: dict[tuple[Path, Stamp], str] = {}
 
-    def ensure(self, kernel: Kernel, agent: Path) -> Path:
-        """The archive for a kernel and an agent binary; written if it is not there. A few milliseconds.
+    async def ensure(self, kernel: Kernel, agent: Path, on_progress: OnProgress = no_progress) -> Path:
+        """Return the archive for a kernel and an agent binary, built if the cache has none. Takes milliseconds.
 
-        Raises `InvalidArgument` if there is no such agent or a module is damaged, `DiskFull`.
+        Step: ``initramfs``, if the archive is built. Raises `InvalidArgument` if the agent is missing or a module is
+        damaged, `DiskFull`.
+        """
+        loaded = await asyncio.to_thread(_load_modules, kernel)
+        agent_key = await asyncio.to_thread(self._agent_key, agent)
+        name = f"{_kernel_key(kernel.path)}-{agent_key}-{_modules_key(loaded)}{_SUFFIX}"
+
+        async def make(build: Build, path: Path) -> None:
+            build.report(Progress(step="initramfs"))
+            await asyncio.to_thread(_write, path, _read_agent(agent), loaded)
+
+        return await build_file(self._home, "initramfs", self._home.initramfs / name, make, on_progress)
+
+    def prune(self, *, kernels: Collection[Path], agent: Path) -> None:
+        """Remove the archives of other kernels than those at the paths ``kernels``, and of other agents than ``agent``.
+
+        Without an agent binary nothing is removed.
         """
         try:
-            init = agent.read_bytes()
-        except OSError as error:
-            raise InvalidArgument(f"the guest agent {agent} cannot be read: {error.strerror}") from error
-        loaded = modules.load_order(kernel.modules_dir, kernel.modules) if kernel.modules_dir else ()
-        path = self._home.initramfs / f"{_key(init, loaded)}.cpio"
-        if not path.exists():
-            self._write(path, init, loaded)
-        return path
+            agent_key = self._agent_key(agent)
+        except InvalidArgument:
+            return
+        needed = tuple(f"{_kernel_key(path)}-{agent_key}-" for path in kernels)
+        archives = {path for path in self._home.initramfs.glob(f"*{_SUFFIX}") if path.name.startswith(needed)}
+        kept = archives | {record_path(path) for path in archives}
+        for path in set(self._home.initramfs.iterdir()) - kept:
+            remove_file(path)
 
-    def _write(self, path: Path, init: bytes, loaded: Sequence[Module]) -> None:
-        # Two that write the same at once do no harm: equal bytes, each in a place of its own until it is whole.
-        partial = self._home.building / f"initramfs.{secrets.token_hex(8)}"
-        with files.disk_errors(self._home.root):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.parent.mkdir(exist_ok=True)
-            try:
-                with partial.open("xb") as file:
-                    file.writelines(cpio.archive(entries(init, loaded)))
-                partial.chmod(0o444)
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+    def _agent_key(self, agent: Path) -> str:
+        try:
+            known_as = (agent, Stamp.of(agent))
+        except OSError as error:
+            raise _unreadable(agent, error) from error
+        if known_as not in self._agents:
+            self._agents[known_as] = hashlib.sha256(_read_agent(agent)).hexdigest()[:_KEY_DIGITS]
+        return self._agents[known_as]
+
+
+def _load_modules(kernel: Kernel) -> tuple[Module, ...]:
+    return modules.load_order(kernel.modules_dir, kernel.modules) if kernel.modules_dir else ()
+
+
+def _read_agent(agent: Path) -> bytes:
+    try:
+        return agent.read_bytes()
+    except OSError as error:
+        raise _unreadable(agent, error) from error
+
+
+def _unreadable(agent: Path, error: OSError) -> InvalidArgument:
+    return InvalidArgument(f"the guest agent {agent} cannot be read: {error.strerror}")
+
+
+def _write(path: Path, init: bytes, loaded: Sequence[Module]) -> None:
+    with path.open("xb") as file:
+        file.writelines(cpio.archive(entries(init, loaded)))
 
 
 def entries(init: bytes, loaded: Sequence[Module]) -> Iterator[cpio.Entry]:
-    """What the archive holds. The console's node is for what the kernel opens before the agent has mounted ``/dev``."""
+    """Yield the archive's entries.
+
+    The kernel opens ``/dev/console`` before the agent mounts ``/dev``.
+    """
     for folder in ("dev", "newroot", "proc", "squib", "squib/modules", "sys"):
         yield cpio.directory(folder)
     yield cpio.character_device("dev/console", 5, 1)
@@ -67,9 +109,12 @@ def entries(init: bytes, loaded: Sequence[Module]) -> Iterator[cpio.Entry]:
         yield cpio.regular(f"squib/modules/{module.file_name}", module.data)
 
 
-def _key(init: bytes, loaded: Sequence[Module]) -> str:
-    """A digest of all that the archive is made of."""
-    key = hashlib.sha256(_FORMAT)
-    for name, data in (("init", init), *((module.file_name, module.data) for module in loaded)):
-        key.update(f"\n{name} {hashlib.sha256(data).hexdigest()}".encode())
-    return key.hexdigest()
+def _kernel_key(path: Path) -> str:
+    return hashlib.sha256(os.fsencode(path)).hexdigest()[:_KEY_DIGITS]
+
+
+def _modules_key(loaded: Sequence[Module]) -> str:
+    key = hashlib.sha256(b"format %d" % _FORMAT_VERSION)
+    for module in loaded:
+        key.update(f"\n{module.file_name} {hashlib.sha256(module.data).hexdigest()}".encode())
+    return key.hexdigest()[:_KEY_DIGITS]

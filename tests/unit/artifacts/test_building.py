@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from squib.artifacts import building
-from squib.artifacts.building import Build
 from squib.errors import DiskFull, ToolFailed
 from squib.host import proc, processes
 from squib.host.locks import FileLock
@@ -31,31 +30,28 @@ def left_behind(home: Home, tools: ToolBox) -> list[Path]:
     return [*home.building.iterdir(), *tools.scratch.iterdir()]
 
 
-def test_a_build_has_a_folder_and_a_scratch_place_and_both_go_away(home: Home, tools: ToolBox) -> None:
-    async def scenario() -> None:
-        async with building.building(home, "image-x") as build:
-            (build.folder / "half").write_text("made")
-            scratch = build.scratch()
-            (scratch / "chroot").mkdir()
-            assert build.scratch() == scratch
-            assert scratch.parent == tools.scratch
-            assert scratch.stat().st_mode & 0o777 == 0o711
-            assert len(left_behind(home, tools)) == 2
-
-    asyncio.run(scenario())
+@pytest.mark.anyio
+async def test_a_build_has_a_folder_and_a_scratch_place_and_both_go_away(home: Home, tools: ToolBox) -> None:
+    async with building.building(home, "image-x") as build:
+        (build.folder / "half").write_text("made")
+        scratch = build.scratch()
+        (scratch / "chroot").mkdir()
+        assert build.scratch() == scratch
+        assert scratch.parent == tools.scratch
+        assert scratch.stat().st_mode & 0o777 == 0o711
+        assert len(left_behind(home, tools)) == 2
     assert left_behind(home, tools) == []
 
 
-def test_the_state_directory_is_made_private(home: Home) -> None:
-    async def scenario() -> None:
-        async with building.building(home, "image-x"):
-            pass
-
-    asyncio.run(scenario())
+@pytest.mark.anyio
+async def test_the_state_directory_is_made_private(home: Home) -> None:
+    async with building.building(home, "image-x"):
+        pass
     assert home.root.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_cancelled_build_ends_its_tool_and_leaves_nothing(home: Home, tools: ToolBox, tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_a_cancelled_build_ends_its_tool_and_leaves_nothing(home: Home, tools: ToolBox, tmp_path: Path) -> None:
     fifo = tmp_path / "started"
     os.mkfifo(fifo)
     tools.add("slow", f'echo $$ >"{fifo}"; exec tail -f /dev/null')
@@ -65,43 +61,39 @@ def test_a_cancelled_build_ends_its_tool_and_leaves_nothing(home: Home, tools: T
             build.scratch()
             await proc.run(["slow"], lock=build.lock)
 
-    async def scenario() -> None:
-        task = asyncio.create_task(build_slowly())
-        pid = int(await asyncio.to_thread(fifo.read_text))
-        assert processes.holders(home.tools_lock("image-x")) == [pid]
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(scenario())
+    task = asyncio.create_task(build_slowly())
+    pid = int(await asyncio.to_thread(fifo.read_text))
+    assert processes.holders(home.tools_lock("image-x")) == [pid]
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
     assert processes.holders(home.tools_lock("image-x")) == []
     assert left_behind(home, tools) == []
 
 
-def test_who_waits_for_another_build_is_told_so(home: Home) -> None:
+@pytest.mark.anyio
+async def test_who_waits_for_another_build_is_told_so(home: Home) -> None:
     steps: list[str] = []
 
     def note(progress: Progress) -> None:
         steps.append(progress.step)
 
-    async def scenario() -> None:
-        done = asyncio.Event()
+    done = asyncio.Event()
 
-        async def second() -> None:
-            async with building.building(home, "image-x", note):
-                assert done.is_set()
-
+    async def second() -> None:
         async with building.building(home, "image-x", note):
-            waiting = asyncio.create_task(second())
-            while not steps:
-                await asyncio.sleep(0)
-            done.set()
-        await waiting
+            assert done.is_set()
 
-    asyncio.run(scenario())
+    async with building.building(home, "image-x", note):
+        waiting = asyncio.create_task(second())
+        while not steps:
+            await asyncio.sleep(0)
+        done.set()
+    await waiting
     assert steps == ["waiting for another build"]
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize(
     "text",
     [
@@ -110,21 +102,18 @@ def test_who_waits_for_another_build_is_told_so(home: Home) -> None:
         "tar: write error: Disk quota exceeded",
     ],
 )
-def test_a_tool_that_found_the_disk_full_is_reported_as_such(home: Home, tools: ToolBox, text: str) -> None:
+async def test_a_tool_that_found_the_disk_full_is_reported_as_such(home: Home, tools: ToolBox, text: str) -> None:
     tools.add("packer", f'echo "{text}" >&2; exit 1')
-
-    async def scenario() -> None:
+    with pytest.raises(DiskFull) as caught:
         async with building.building(home, "image-x") as build:
             await proc.run(["packer"], lock=build.lock)
-
-    with pytest.raises(DiskFull) as caught:
-        asyncio.run(scenario())
     assert text in caught.value.detail
     assert caught.value.hint
     assert left_behind(home, tools) == []
 
 
-def test_a_tool_that_fails_without_a_word_on_a_full_disk_found_it_full(
+@pytest.mark.anyio
+async def test_a_tool_that_fails_without_a_word_on_a_full_disk_found_it_full(
     home: Home, tools: ToolBox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tools.add("packer", "exit 1")
@@ -134,85 +123,63 @@ def test_a_tool_that_fails_without_a_word_on_a_full_disk_found_it_full(
         return usage._replace(free=0 if tools.scratch in Path(place).parents else 10 << 30)
 
     monkeypatch.setattr("shutil.disk_usage", full_scratch)
-
-    async def scenario() -> None:
+    with pytest.raises(DiskFull, match=str(tools.scratch)):
         async with building.building(home, "image-x") as build:
             build.scratch()
             await proc.run(["packer"], lock=build.lock)
 
-    with pytest.raises(DiskFull, match=str(tools.scratch)):
-        asyncio.run(scenario())
 
-
-def test_a_tool_that_fails_for_another_reason_is_not_a_full_disk(home: Home, tools: ToolBox) -> None:
+@pytest.mark.anyio
+async def test_a_tool_that_fails_for_another_reason_is_not_a_full_disk(home: Home, tools: ToolBox) -> None:
     tools.add("packer", "echo 'bad signature' >&2; exit 3")
-
-    async def scenario() -> None:
+    with pytest.raises(ToolFailed, match="status 3") as caught:
         async with building.building(home, "image-x") as build:
             await proc.run(["packer"], lock=build.lock)
-
-    with pytest.raises(ToolFailed, match="status 3") as caught:
-        asyncio.run(scenario())
     assert caught.value.detail == "bad signature"
 
 
-def test_python_that_finds_the_disk_full_is_reported_as_such(home: Home) -> None:
-    async def scenario() -> None:
+@pytest.mark.anyio
+async def test_python_that_finds_the_disk_full_is_reported_as_such(home: Home) -> None:
+    with pytest.raises(DiskFull):
         async with building.building(home, "image-x"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(DiskFull):
-        asyncio.run(scenario())
+
+@pytest.mark.anyio
+async def test_sweep_removes_what_is_dead_and_spares_what_is_under_way(home: Home, tools: ToolBox) -> None:
+    async with building.building(home, "image-alive") as build:
+        dead = home.building / "image-dead.0123"
+        dead.mkdir()
+        scratch = tools.scratch / "squib-build-dead"
+        scratch.mkdir()
+        (dead / "scratch").symlink_to(scratch)
+        loose = home.building / "initramfs.4567"
+        loose.write_bytes(b"half")
+        await building.sweep(home)
+        assert left_behind(home, tools) == [build.folder]
 
 
-def test_sweep_removes_what_is_dead_and_spares_what_is_under_way(home: Home, tools: ToolBox) -> None:
-    async def scenario() -> None:
-        async with building.building(home, "image-alive") as build:
-            dead = home.building / "image-dead.0123"
-            dead.mkdir()
-            scratch = tools.scratch / "squib-build-dead"
-            scratch.mkdir()
-            (dead / "scratch").symlink_to(scratch)
-            loose = home.building / "initramfs.4567"
-            loose.write_bytes(b"half")
-            await building.sweep(home)
-            assert left_behind(home, tools) == [build.folder]
-
-    asyncio.run(scenario())
+def start_with_lock(program: Path, lock_path: Path) -> subprocess.Popen[bytes]:
+    """Start a process that alone holds a lock."""
+    with FileLock(lock_path) as lock:
+        lock.acquire()
+        return subprocess.Popen([program], pass_fds=[lock.fileno()])
 
 
-def test_sweep_ends_the_tools_of_a_dead_build(home: Home, tools: ToolBox, tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_sweep_ends_the_tools_of_a_dead_build(home: Home, tools: ToolBox, tmp_path: Path) -> None:
     fifo = tmp_path / "started"
     os.mkfifo(fifo)
     tools.add("orphan", f'echo $$ >"{fifo}"; exec tail -f /dev/null')
     home.building.mkdir(parents=True)
     home.locks.mkdir()
     (home.building / "image-dead.0123").mkdir()
-    with FileLock(home.tools_lock("image-dead")) as lock:
-        lock.acquire()
-        process = subprocess.Popen([tools.folder / "orphan"], pass_fds=[lock.fileno()])
+    process = start_with_lock(tools.folder / "orphan", home.tools_lock("image-dead"))
     assert fifo.read_text() == f"{process.pid}\n"
-    asyncio.run(building.sweep(home))
+    await building.sweep(home)
     assert process.wait() in (-9, 0)  # 0 where it was already reaped
     assert processes.holders(home.tools_lock("image-dead")) == []
     assert list(home.building.iterdir()) == []
-
-
-def test_build_file_makes_a_file_once_and_read_only(home: Home) -> None:
-    made = []
-
-    async def make(build: Build, path: Path) -> None:
-        made.append(path)
-        path.write_text("content")
-
-    async def scenario() -> list[Path]:
-        target = home.overlays / "empty"
-        return await asyncio.gather(*(building.build_file(home, "overlay", target, make) for _ in range(3)))
-
-    paths = asyncio.run(scenario())
-    assert len(made) == 1
-    assert {path.read_text() for path in paths} == {"content"}
-    assert paths[0].stat().st_mode & 0o777 == 0o444
 
 
 def test_memory_is_used_as_scratch_only_where_there_is_plenty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

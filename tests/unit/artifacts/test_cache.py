@@ -39,8 +39,8 @@ def cache(home: Home) -> ArtifactCache:
     return ArtifactCache(home, "image", home.images, build_hint="make {name}", repair_hint="mend {name}")
 
 
-def ensure(cache: ArtifactCache, name: str = "base", recipe: str = "r1", make: Maker | None = None) -> Artifact:
-    return asyncio.run(cache.ensure(name, recipe, make or maker(rootfs=b"one")))
+async def ensure(cache: ArtifactCache, name: str = "base", recipe: str = "r1", make: Maker | None = None) -> Artifact:
+    return await cache.ensure(name, recipe, make or maker(rootfs=b"one"))
 
 
 def rewrite(path: Path, data: bytes, *, like: os.stat_result | None = None) -> None:
@@ -50,8 +50,9 @@ def rewrite(path: Path, data: bytes, *, like: os.stat_result | None = None) -> N
         os.utime(path, ns=(like.st_atime_ns, like.st_mtime_ns))
 
 
-def test_one_file_is_stored_under_its_own_digest_and_read_only(cache: ArtifactCache, home: Home) -> None:
-    artifact = ensure(cache)
+@pytest.mark.anyio
+async def test_one_file_is_stored_under_its_own_digest_and_read_only(cache: ArtifactCache, home: Home) -> None:
+    artifact = await ensure(cache)
     rootfs = home.images / sha256(b"one").replace(":", "-") / "rootfs"
     assert artifact.digest == sha256(b"one")
     assert artifact.folder == rootfs.parent
@@ -61,22 +62,25 @@ def test_one_file_is_stored_under_its_own_digest_and_read_only(cache: ArtifactCa
     assert list(home.building.iterdir()) == []
 
 
-def test_several_files_have_the_digest_of_their_list(cache: ArtifactCache) -> None:
-    artifact = ensure(cache, make=maker(b=b"two", a=b"one"))
+@pytest.mark.anyio
+async def test_several_files_have_the_digest_of_their_list(cache: ArtifactCache) -> None:
+    artifact = await ensure(cache, make=maker(b=b"two", a=b"one"))
     listing = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in (("a", b"one"), ("b", b"two")))
     assert artifact.digest == sha256(listing.encode())
 
 
-def test_it_is_built_once(cache: ArtifactCache) -> None:
-    first = ensure(cache)
-    assert ensure(cache, make=never) == first
+@pytest.mark.anyio
+async def test_it_is_built_once(cache: ArtifactCache) -> None:
+    first = await ensure(cache)
+    assert await ensure(cache, make=never) == first
     assert cache.get("base") == first
     assert [artifact.name for artifact in cache.list()] == ["base"]
 
 
-def test_another_recipe_builds_again_and_the_old_content_stays_until_pruned(cache: ArtifactCache) -> None:
-    old = ensure(cache)
-    new = ensure(cache, recipe="r2", make=maker(rootfs=b"two"))
+@pytest.mark.anyio
+async def test_another_recipe_builds_again_and_the_old_content_stays_until_pruned(cache: ArtifactCache) -> None:
+    old = await ensure(cache)
+    new = await ensure(cache, recipe="r2", make=maker(rootfs=b"two"))
     assert cache.get("base").digest == new.digest != old.digest
     assert cache.get(old.digest).folder == old.folder
     cache.prune(keep=[old.digest])
@@ -87,14 +91,16 @@ def test_another_recipe_builds_again_and_the_old_content_stays_until_pruned(cach
     assert cache.get("base").digest == new.digest
 
 
-def test_rebuild_builds_again_from_the_same_recipe(cache: ArtifactCache) -> None:
-    ensure(cache)
-    again = asyncio.run(cache.ensure("base", "r1", maker(rootfs=b"newer"), rebuild=True))
+@pytest.mark.anyio
+async def test_rebuild_builds_again_from_the_same_recipe(cache: ArtifactCache) -> None:
+    await ensure(cache)
+    again = await cache.ensure("base", "r1", maker(rootfs=b"newer"), rebuild=True)
     assert cache.get("base").digest == again.digest == sha256(b"newer")
 
 
-def test_two_names_share_one_content(cache: ArtifactCache) -> None:
-    first, second = ensure(cache, "a"), ensure(cache, "b")
+@pytest.mark.anyio
+async def test_two_names_share_one_content(cache: ArtifactCache) -> None:
+    first, second = await ensure(cache, "a"), await ensure(cache, "b")
     assert first.folder == second.folder
     cache.remove("a")
     assert cache.get("b").digest == second.digest
@@ -118,10 +124,11 @@ def test_a_reference_that_is_neither_name_nor_digest_is_refused(cache: ArtifactC
         cache.get(ref)
 
 
-def test_a_touched_file_is_hashed_once_and_then_trusted_again(
+@pytest.mark.anyio
+async def test_a_touched_file_is_hashed_once_and_then_trusted_again(
     cache: ArtifactCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    artifact = ensure(cache)
+    artifact = await ensure(cache)
     os.utime(artifact.folder / "rootfs", ns=(1, 1))
     hashed = []
     real = files.sha256
@@ -136,92 +143,102 @@ def test_a_touched_file_is_hashed_once_and_then_trusted_again(
     assert hashed == [artifact.folder / "rootfs"]
 
 
-def test_a_changed_file_is_corrupt_and_the_hint_replaces_it(cache: ArtifactCache) -> None:
-    rewrite(ensure(cache).folder / "rootfs", b"ONE")
+@pytest.mark.anyio
+async def test_a_changed_file_is_corrupt_and_the_hint_replaces_it(cache: ArtifactCache) -> None:
+    rewrite((await ensure(cache)).folder / "rootfs", b"ONE")
     with pytest.raises(ImageCorrupt) as caught:
         cache.get("base")
     assert caught.value.hint == "mend base"
     with pytest.raises(ImageCorrupt):
-        ensure(cache, make=never)
+        await ensure(cache, make=never)
     cache.remove("base")
-    assert ensure(cache).folder.joinpath("rootfs").read_bytes() == b"one"
+    assert (await ensure(cache)).folder.joinpath("rootfs").read_bytes() == b"one"
     assert cache.verify("base").digest == sha256(b"one")
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize("lost", ["image.json", "rootfs", ""])
-def test_whatever_is_damaged_can_be_removed_and_built_again(cache: ArtifactCache, lost: str) -> None:
-    files.remove_tree(ensure(cache).folder / lost)
+async def test_whatever_is_damaged_can_be_removed_and_built_again(cache: ArtifactCache, lost: str) -> None:
+    files.remove_tree((await ensure(cache)).folder / lost)
     with pytest.raises(ImageCorrupt):
         cache.get("base")
     cache.remove("base")
-    assert ensure(cache) == cache.verify("base")
+    assert await ensure(cache) == cache.verify("base")
 
 
-def test_a_missing_file_is_corrupt(cache: ArtifactCache) -> None:
-    (ensure(cache).folder / "rootfs").unlink()
+@pytest.mark.anyio
+async def test_a_missing_file_is_corrupt(cache: ArtifactCache) -> None:
+    ((await ensure(cache)).folder / "rootfs").unlink()
     with pytest.raises(ImageCorrupt, match="is missing"):
         cache.get("base")
 
 
-def test_a_damaged_file_that_is_asked_for_by_digest_names_what_builds_another(cache: ArtifactCache) -> None:
-    artifact = ensure(cache)
+@pytest.mark.anyio
+async def test_a_damaged_file_that_is_asked_for_by_digest_names_what_builds_another(cache: ArtifactCache) -> None:
+    artifact = await ensure(cache)
     rewrite(artifact.folder / "rootfs", b"ONE")
     with pytest.raises(ImageCorrupt) as caught:
         cache.get(artifact.digest)
     assert caught.value.hint == "VMs that were made from it cannot start any more; mend base"
 
 
-def test_verify_finds_a_change_that_keeps_the_stamp(cache: ArtifactCache) -> None:
-    path = ensure(cache).folder / "rootfs"
+@pytest.mark.anyio
+async def test_verify_finds_a_change_that_keeps_the_stamp(cache: ArtifactCache) -> None:
+    path = (await ensure(cache)).folder / "rootfs"
     rewrite(path, b"ONE", like=path.stat())
     assert cache.get("base").digest == sha256(b"one")
     with pytest.raises(ImageCorrupt):
         cache.verify("base")
 
 
-def test_a_rebuild_replaces_damaged_content_of_the_same_digest(cache: ArtifactCache) -> None:
-    path = ensure(cache).folder / "rootfs"
+@pytest.mark.anyio
+async def test_a_rebuild_replaces_damaged_content_of_the_same_digest(cache: ArtifactCache) -> None:
+    path = (await ensure(cache)).folder / "rootfs"
     rewrite(path, b"ONE")
-    asyncio.run(cache.ensure("base", "r1", maker(rootfs=b"one"), rebuild=True))
+    await cache.ensure("base", "r1", maker(rootfs=b"one"), rebuild=True)
     assert cache.verify("base").folder.joinpath("rootfs").read_bytes() == b"one"
 
 
-def test_equal_files_that_mean_something_else_replace_the_former(cache: ArtifactCache) -> None:
+@pytest.mark.anyio
+async def test_equal_files_that_mean_something_else_replace_the_former(cache: ArtifactCache) -> None:
     async def make(build: Build, target: Path) -> dict[str, str]:
         (target / "rootfs").write_bytes(b"one")
         return {"made": "otherwise"}
 
-    ensure(cache)
-    ensure(cache, recipe="r2", make=make)
+    await ensure(cache)
+    await ensure(cache, recipe="r2", make=make)
     assert cache.get("base").info == {"made": "otherwise"}
 
 
-def test_a_damaged_record_is_corrupt_and_a_damaged_name_is_built_again(cache: ArtifactCache, home: Home) -> None:
-    artifact = ensure(cache)
+@pytest.mark.anyio
+async def test_a_damaged_record_is_corrupt_and_a_damaged_name_is_built_again(cache: ArtifactCache, home: Home) -> None:
+    artifact = await ensure(cache)
     (artifact.folder / "image.json").write_text("{")
     with pytest.raises(ImageCorrupt):
         cache.get("base")
     assert cache.list() == []
-    asyncio.run(cache.ensure("base", "r1", maker(rootfs=b"one"), rebuild=True))
+    await cache.ensure("base", "r1", maker(rootfs=b"one"), rebuild=True)
     assert cache.get("base").digest == artifact.digest
     (home.images / "names" / "base.json").write_text("{")
     assert cache.list() == []
-    assert ensure(cache).digest == artifact.digest
+    assert (await ensure(cache)).digest == artifact.digest
 
 
-def test_a_failed_build_leaves_nothing_and_the_next_one_works(cache: ArtifactCache, home: Home) -> None:
+@pytest.mark.anyio
+async def test_a_failed_build_leaves_nothing_and_the_next_one_works(cache: ArtifactCache, home: Home) -> None:
     async def fail(build: Build, target: Path) -> dict[str, str]:
         (target / "rootfs").write_bytes(b"half")
         raise InvalidArgument("no")
 
     with pytest.raises(InvalidArgument):
-        ensure(cache, make=fail)
+        await ensure(cache, make=fail)
     assert list(home.building.iterdir()) == []
     assert cache.list() == []
-    assert ensure(cache).digest == sha256(b"one")
+    assert (await ensure(cache)).digest == sha256(b"one")
 
 
-def test_who_comes_second_takes_the_result_of_the_first(cache: ArtifactCache) -> None:
+@pytest.mark.anyio
+async def test_who_comes_second_takes_the_result_of_the_first(cache: ArtifactCache) -> None:
     built = []
 
     async def make(build: Build, target: Path) -> dict[str, str]:
@@ -229,9 +246,6 @@ def test_who_comes_second_takes_the_result_of_the_first(cache: ArtifactCache) ->
         await asyncio.sleep(0)
         return await maker(rootfs=b"one")(build, target)
 
-    async def scenario() -> list[Artifact]:
-        return await asyncio.gather(*(cache.ensure("base", "r1", make, rebuild=True) for _ in range(3)))
-
-    artifacts = asyncio.run(scenario())
+    artifacts = await asyncio.gather(*(cache.ensure("base", "r1", make, rebuild=True) for _ in range(3)))
     assert len(built) == 1
     assert {artifact.digest for artifact in artifacts} == {sha256(b"one")}

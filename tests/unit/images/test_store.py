@@ -34,13 +34,14 @@ def left_behind(home: Home, tools: ToolBox) -> list[Path]:
     return [*home.building.iterdir(), *tools.scratch.iterdir()]
 
 
-def test_the_packages_go_through_a_pipe_into_a_squashfs(home: Home, tools: ToolBox) -> None:
+@pytest.mark.anyio
+async def test_the_packages_go_through_a_pipe_into_a_squashfs(home: Home, tools: ToolBox) -> None:
     steps: list[str] = []
 
     def note(progress: Progress) -> None:
         steps.append(progress.step)
 
-    image = asyncio.run(ImageStore(home).ensure("base", note))
+    image = await ImageStore(home).ensure("base", note)
     assert image.path.read_bytes() == b"hsqsrootfs"
     assert (image.name, image.size_bytes) == ("base", 10)
     assert image == ImageStore(home).get("base")
@@ -49,15 +50,17 @@ def test_the_packages_go_through_a_pipe_into_a_squashfs(home: Home, tools: ToolB
     assert left_behind(home, tools) == []
 
 
-def test_no_descriptor_is_left_open(home: Home, tools: ToolBox) -> None:
-    asyncio.run(ImageStore(home).ensure("base"))  # what Python opens once and keeps is open now
+@pytest.mark.anyio
+async def test_no_descriptor_is_left_open(home: Home, tools: ToolBox) -> None:
+    await ImageStore(home).ensure("base")  # what Python opens once and keeps is open now
     before = len(list(Path("/proc/self/fd").iterdir()))
-    asyncio.run(ImageStore(home).build("base", rebuild=True))
+    await ImageStore(home).build("base", rebuild=True)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_mmdebstrap_is_told_the_suite_and_the_packages_and_no_mirror(home: Home, tools: ToolBox) -> None:
-    asyncio.run(ImageStore(home).ensure("python3.13"))
+@pytest.mark.anyio
+async def test_mmdebstrap_is_told_the_suite_and_the_packages_and_no_mirror(home: Home, tools: ToolBox) -> None:
+    await ImageStore(home).ensure("python3.13")
     (call,) = tools.calls("mmdebstrap")
     assert call.endswith(" trixie -")
     assert "--variant=minbase" in call
@@ -65,17 +68,19 @@ def test_mmdebstrap_is_told_the_suite_and_the_packages_and_no_mirror(home: Home,
     assert "://" not in call
 
 
-def test_the_root_directory_of_an_image_is_not_writable_for_all(home: Home, tools: ToolBox) -> None:
-    asyncio.run(ImageStore(home).ensure("base"))
+@pytest.mark.anyio
+async def test_the_root_directory_of_an_image_is_not_writable_for_all(home: Home, tools: ToolBox) -> None:
+    await ImageStore(home).ensure("base")
     (call,) = tools.calls("sqfstar")
     assert "-root-mode 755 -root-uid 0 -root-gid 0" in call
 
 
-def test_without_root_the_tool_that_maps_users_is_needed(
+@pytest.mark.anyio
+async def test_without_root_the_tool_that_maps_users_is_needed(
     home: Home, tools: ToolBox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1000)
-    asyncio.run(ImageStore(home).ensure("base"))
+    await ImageStore(home).ensure("base")
     assert "--mode=unshare" in tools.calls("mmdebstrap")[0]
     (tools.folder / "newuidmap").unlink()
     for tool in ("sh", "cat"):
@@ -83,59 +88,64 @@ def test_without_root_the_tool_that_maps_users_is_needed(
     monkeypatch.setenv("PATH", str(tools.folder))
     monkeypatch.setattr(proc, "_SYSTEM_PATH", "")
     with pytest.raises(DependencyMissing, match="newuidmap") as caught:
-        asyncio.run(ImageStore(home).ensure("python3.13"))
+        await ImageStore(home).ensure("python3.13")
     assert "uidmap" in caught.value.hint
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize(("status", "mode"), [(0, "unshare"), (1, "root")])
-def test_root_works_in_namespaces_where_it_may(
+async def test_root_works_in_namespaces_where_it_may(
     home: Home, tools: ToolBox, monkeypatch: pytest.MonkeyPatch, status: int, mode: str
 ) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 0)
     tools.add("unshare", f"exit {status}")
-    asyncio.run(ImageStore(home).ensure("base"))
+    await ImageStore(home).ensure("base")
     assert f"--mode={mode}" in tools.calls("mmdebstrap")[0]
 
 
-def test_an_image_is_built_once_and_again_when_its_recipe_changes(
+@pytest.mark.anyio
+async def test_an_image_is_built_once_and_again_when_its_recipe_changes(
     home: Home, tools: ToolBox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = ImageStore(home)
-    asyncio.run(store.ensure("base"))
-    asyncio.run(store.ensure("base"))
+    await store.ensure("base")
+    await store.ensure("base")
     assert len(tools.calls("mmdebstrap")) == 1
     changed = Runtime("base", ("python3", "git"), min_memory_mib=128)
     monkeypatch.setattr(cache, "find_runtime", lambda name: changed)
-    asyncio.run(store.ensure("base"))
+    await store.ensure("base")
     assert len(tools.calls("mmdebstrap")) == 2
 
 
-def test_two_that_build_at_once_build_once(home: Home, tools: ToolBox) -> None:
+@pytest.mark.anyio
+async def test_two_that_build_at_once_build_once(home: Home, tools: ToolBox) -> None:
     steps: list[str] = []
-
-    async def scenario() -> None:
-        one, two = ImageStore(home), ImageStore(home)
-        images = await asyncio.gather(
-            one.ensure("base", lambda p: steps.append(p.step)), two.ensure("base", lambda p: steps.append(p.step))
-        )
-        assert images[0] == images[1]
-
-    asyncio.run(scenario())
+    one, two = ImageStore(home), ImageStore(home)
+    images = await asyncio.gather(
+        one.ensure("base", lambda p: steps.append(p.step)), two.ensure("base", lambda p: steps.append(p.step))
+    )
+    assert images[0] == images[1]
     assert len(tools.calls("mmdebstrap")) == 1
     assert steps.count("waiting for another build") == 1
 
 
-def test_a_builder_that_was_killed_is_cleaned_up_after(home: Home, tools: ToolBox, tmp_path: Path) -> None:
-    fifo = tmp_path / "started"
-    os.mkfifo(fifo)
-    tools.add("mmdebstrap", f'mkdir "$TMPDIR/chroot"; echo $$ >"{fifo}"; exec tail -f /dev/null')
+def start_builder(home: Home) -> subprocess.Popen[bytes]:
+    """Start another process that builds the image ``base``."""
     script = (
         "import asyncio, sys; from pathlib import Path; from squib.paths import Home;"
         "from squib.images.store import ImageStore;"
         "asyncio.run(ImageStore(Home(Path(sys.argv[1]))).ensure('base'))"
     )
     paths = os.pathsep.join(path for path in sys.path if path)
-    builder = subprocess.Popen([sys.executable, "-c", script, home.root], env=os.environ | {"PYTHONPATH": paths})
+    return subprocess.Popen([sys.executable, "-c", script, home.root], env=os.environ | {"PYTHONPATH": paths})
+
+
+@pytest.mark.anyio
+async def test_a_builder_that_was_killed_is_cleaned_up_after(home: Home, tools: ToolBox, tmp_path: Path) -> None:
+    fifo = tmp_path / "started"
+    os.mkfifo(fifo)
+    tools.add("mmdebstrap", f'mkdir "$TMPDIR/chroot"; echo $$ >"{fifo}"; exec tail -f /dev/null')
+    builder = start_builder(home)
     mmdebstrap = int(fifo.read_text())
     builder.send_signal(signal.SIGKILL)
     builder.wait()
@@ -144,55 +154,60 @@ def test_a_builder_that_was_killed_is_cleaned_up_after(home: Home, tools: ToolBo
     assert ImageStore(home).list() == []
 
     tools.add_image_tools()
-    image = asyncio.run(ImageStore(home).ensure("base"))
+    image = await ImageStore(home).ensure("base")
     assert image.path.read_bytes() == b"hsqsrootfs"
     assert processes.holders(home.tools_lock("image-base")) == []
     assert left_behind(home, tools) == []
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize("tool", ["mmdebstrap", "sqfstar"])
-def test_a_tool_that_fails_is_named_and_nothing_is_left(home: Home, tools: ToolBox, tool: str) -> None:
+async def test_a_tool_that_fails_is_named_and_nothing_is_left(home: Home, tools: ToolBox, tool: str) -> None:
     tools.add(tool, "echo 'it broke' >&2; exit 7")
     with pytest.raises(ToolFailed, match=f"{tool} ended with status 7") as caught:
-        asyncio.run(ImageStore(home).ensure("base"))
+        await ImageStore(home).ensure("base")
     assert "it broke" in caught.value.detail
     assert ImageStore(home).list() == []
     assert left_behind(home, tools) == []
 
 
-def test_a_squashfs_that_does_not_fit_the_disk_ends_the_build_at_once(home: Home, tools: ToolBox) -> None:
+@pytest.mark.anyio
+async def test_a_squashfs_that_does_not_fit_the_disk_ends_the_build_at_once(home: Home, tools: ToolBox) -> None:
     tools.add("mmdebstrap", "exec yes")
     tools.add("sqfstar", "head -c 100000 >/dev/null; echo 'write: No space left on device' >&2; exit 1")
     with pytest.raises(DiskFull):
-        asyncio.run(ImageStore(home).ensure("base"))
+        await ImageStore(home).ensure("base")
     assert left_behind(home, tools) == []
 
 
-def test_a_missing_tool_is_noticed_before_the_long_part(
+@pytest.mark.anyio
+async def test_a_missing_tool_is_noticed_before_the_long_part(
     home: Home, tools: ToolBox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tools.folder / "sqfstar").unlink()
     monkeypatch.setenv("PATH", str(tools.folder))
     monkeypatch.setattr(proc, "_SYSTEM_PATH", "")
     with pytest.raises(DependencyMissing, match="sqfstar"):
-        asyncio.run(ImageStore(home).ensure("base"))
+        await ImageStore(home).ensure("base")
     assert tools.calls("mmdebstrap") == []
 
 
-def test_the_hints_are_commands_that_mend_it(home: Home, tools: ToolBox) -> None:
+@pytest.mark.anyio
+async def test_the_hints_are_commands_that_mend_it(home: Home, tools: ToolBox) -> None:
     store = ImageStore(home)
     with pytest.raises(NotFound) as absent:
         store.get("base")
     assert absent.value.hint == "squib image build base"
-    asyncio.run(store.ensure("base")).path.unlink()
+    (await store.ensure("base")).path.unlink()
     with pytest.raises(ImageCorrupt) as damaged:
         store.get("base")
     assert damaged.value.hint == "squib image rm base && squib image build base"
 
 
-def test_an_unknown_runtime_is_not_found(home: Home) -> None:
+@pytest.mark.anyio
+async def test_an_unknown_runtime_is_not_found(home: Home) -> None:
     with pytest.raises(NotFound, match="no runtime is named perl") as caught:
-        asyncio.run(ImageStore(home).ensure("perl"))
+        await ImageStore(home).ensure("perl")
     assert "base" in caught.value.hint
 
 

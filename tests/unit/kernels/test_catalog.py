@@ -1,4 +1,3 @@
-import asyncio
 import io
 import lzma
 import shlex
@@ -53,9 +52,10 @@ def serve(tools: ToolBox, package: dict[str, bytes]) -> None:
     tools.add("mmdebstrap", f"exec cat {shlex.quote(str(path))}")
 
 
-def test_of_the_package_only_what_boots_a_guest_is_kept(home: Home, tools: ToolBox) -> None:
+@pytest.mark.anyio
+async def test_of_the_package_only_what_boots_a_guest_is_kept(home: Home, tools: ToolBox) -> None:
     serve(tools, PACKAGE)
-    kernel = asyncio.run(KernelStore(home).ensure())
+    kernel = await KernelStore(home).ensure()
     assert kernel.version == VERSION
     assert kernel.path.read_bytes() == vmlinux()
     assert kernel.bzimage is not None and kernel.bzimage.read_bytes() == bzimage()
@@ -69,34 +69,39 @@ def test_of_the_package_only_what_boots_a_guest_is_kept(home: Home, tools: ToolB
     assert "--variant=extract" in call and "linux-image-cloud-amd64" in call and "://" not in call
 
 
-def test_the_stored_modules_load_in_the_stored_order(home: Home, tools: ToolBox) -> None:
+@pytest.mark.anyio
+async def test_the_stored_modules_load_in_the_stored_order(home: Home, tools: ToolBox) -> None:
     serve(tools, PACKAGE)
-    kernel = asyncio.run(KernelStore(home).ensure())
+    kernel = await KernelStore(home).ensure()
     assert kernel.modules_dir is not None
     loaded = modules.load_order(kernel.modules_dir, kernel.modules)
     assert tuple(module.name for module in loaded) == kernel.modules
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize(
     ("config", "signature"), [(b"CONFIG_MODULE_SIG=y\n", b""), (b"CONFIG_MODULE_SIG_FORCE=y\n", b"S" * 40)]
 )
-def test_signatures_are_kept_only_for_a_kernel_that_insists(
+async def test_signatures_are_kept_only_for_a_kernel_that_insists(
     home: Home, tools: ToolBox, config: bytes, signature: bytes
 ) -> None:
     serve(tools, PACKAGE | {f"./boot/config-{VERSION}": config})
-    kernel = asyncio.run(KernelStore(home).ensure())
+    kernel = await KernelStore(home).ensure()
     assert kernel.modules_dir is not None
     assert (kernel.modules_dir / "overlay.ko").read_bytes() == module("overlay", signature=signature)
 
 
-def test_another_set_of_modules_is_another_kernel(home: Home, tools: ToolBox, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_another_set_of_modules_is_another_kernel(
+    home: Home, tools: ToolBox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     serve(tools, PACKAGE)
     store = KernelStore(home)
-    first = asyncio.run(store.ensure())
-    assert asyncio.run(store.ensure()) == first
+    first = await store.ensure()
+    assert await store.ensure() == first
     assert len(tools.calls("mmdebstrap")) == 1
     monkeypatch.setattr(modules, "GUEST_MODULES", ("overlay",))
-    second = asyncio.run(store.ensure())
+    second = await store.ensure()
     assert len(tools.calls("mmdebstrap")) == 2
     assert second.digest != first.digest
     assert store.get().digest == second.digest
@@ -106,10 +111,11 @@ def test_another_set_of_modules_is_another_kernel(home: Home, tools: ToolBox, mo
         store.get(first.digest)
 
 
-def test_a_damaged_kernel_is_found(home: Home, tools: ToolBox) -> None:
+@pytest.mark.anyio
+async def test_a_damaged_kernel_is_found(home: Home, tools: ToolBox) -> None:
     serve(tools, PACKAGE)
     store = KernelStore(home)
-    kernel = asyncio.run(store.ensure())
+    kernel = await store.ensure()
     kernel.path.unlink()
     kernel.path.write_bytes(b"\x7fELF evil")
     with pytest.raises(ImageCorrupt, match="vmlinux"):
@@ -118,30 +124,35 @@ def test_a_damaged_kernel_is_found(home: Home, tools: ToolBox) -> None:
     assert store.list() == []
 
 
-def test_the_hints_are_commands_that_mend_it(home: Home, tools: ToolBox) -> None:
+@pytest.mark.anyio
+async def test_the_hints_are_commands_that_mend_it(home: Home, tools: ToolBox) -> None:
     serve(tools, PACKAGE)
     store = KernelStore(home)
     with pytest.raises(NotFound) as absent:
         store.get()
     assert absent.value.hint == "squib kernel build"
-    asyncio.run(store.ensure()).path.unlink()
+    (await store.ensure()).path.unlink()
     with pytest.raises(ImageCorrupt) as damaged:
         store.get()
     assert damaged.value.hint == "squib kernel build --rebuild"
-    assert asyncio.run(store.ensure(rebuild=True)).path.read_bytes() == vmlinux()
+    assert (await store.ensure(rebuild=True)).path.read_bytes() == vmlinux()
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize("lost", [f"./boot/vmlinuz-{VERSION}", f"./boot/config-{VERSION}"])
-def test_a_package_that_lacks_a_part_is_a_failure_that_leaves_nothing(home: Home, tools: ToolBox, lost: str) -> None:
+async def test_a_package_that_lacks_a_part_is_a_failure_that_leaves_nothing(
+    home: Home, tools: ToolBox, lost: str
+) -> None:
     serve(tools, {name: data for name, data in PACKAGE.items() if name != lost})
     with pytest.raises(ToolFailed, match="one was expected"):
-        asyncio.run(KernelStore(home).ensure())
+        await KernelStore(home).ensure()
     assert KernelStore(home).list() == []
     assert list(home.building.iterdir()) == []
 
 
-def test_a_path_that_leads_out_of_the_package_is_not_followed(home: Home, tools: ToolBox) -> None:
+@pytest.mark.anyio
+async def test_a_path_that_leads_out_of_the_package_is_not_followed(home: Home, tools: ToolBox) -> None:
     serve(tools, PACKAGE | {"./boot/../../../../escaped/vmlinuz-x": b"evil", f"{TREE}/../../../../../x.ko": b"evil"})
-    asyncio.run(KernelStore(home).ensure())
+    await KernelStore(home).ensure()
     assert not list(home.root.parent.rglob("escaped"))
     assert not list(home.root.parent.rglob("x.ko"))

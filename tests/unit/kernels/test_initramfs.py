@@ -1,9 +1,11 @@
-import threading
+import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from squib.artifacts.checked import record_path
 from squib.errors import InvalidArgument
 from squib.kernels.catalog import Kernel
 from squib.kernels.initramfs import InitramfsStore
@@ -34,8 +36,9 @@ def kernel(tmp_path: Path) -> Kernel:
     return Kernel(VERSION, "sha256:0", tmp_path / "vmlinux", None, tree, ("ring", "virtio_blk"), 1, now)
 
 
-def test_it_holds_what_the_contract_asks_for(home: Home, kernel: Kernel, agent: Path) -> None:
-    path = InitramfsStore(home).ensure(kernel, agent)
+@pytest.mark.anyio
+async def test_it_holds_what_the_contract_asks_for(home: Home, kernel: Kernel, agent: Path) -> None:
+    path = await InitramfsStore(home).ensure(kernel, agent)
     found = read_archive(path.read_bytes())
     assert found["init"].data == agent.read_bytes()
     assert found["init"].mode & 0o7777 == 0o755
@@ -47,47 +50,76 @@ def test_it_holds_what_the_contract_asks_for(home: Home, kernel: Kernel, agent: 
     assert all(parent == "." or list(found).index(parent) < index for index, parent in enumerate(parents))
 
 
-def test_it_is_written_once_and_every_user_can_read_it(home: Home, kernel: Kernel, agent: Path) -> None:
+@pytest.mark.anyio
+async def test_it_is_written_once_and_every_user_can_read_it(home: Home, kernel: Kernel, agent: Path) -> None:
     store = InitramfsStore(home)
-    path = store.ensure(kernel, agent)
+    path = await store.ensure(kernel, agent)
     stamp = path.stat()
-    assert store.ensure(kernel, agent) == path
+    assert await store.ensure(kernel, agent) == path
     assert path.stat() == stamp or path.stat().st_mtime_ns == stamp.st_mtime_ns
     assert stamp.st_mode & 0o777 == 0o444
     assert list(home.building.iterdir()) == []
 
 
-def test_another_agent_or_module_makes_another(home: Home, kernel: Kernel, agent: Path) -> None:
+@pytest.mark.anyio
+async def test_another_agent_or_module_makes_another(home: Home, kernel: Kernel, agent: Path) -> None:
     store = InitramfsStore(home)
-    paths = {store.ensure(kernel, agent)}
+    paths = {await store.ensure(kernel, agent)}
     agent.write_bytes(b"\x7fELF newer agent")
-    paths.add(store.ensure(kernel, agent))
+    paths.add(await store.ensure(kernel, agent))
     assert kernel.modules_dir is not None
     (kernel.modules_dir / "ring.ko").write_bytes(module("ring") + b"newer")
-    paths.add(store.ensure(kernel, agent))
+    paths.add(await store.ensure(kernel, agent))
     assert len(paths) == 3
 
 
-def test_the_same_content_has_the_same_bytes(tmp_path: Path, kernel: Kernel, agent: Path) -> None:
-    one, two = (InitramfsStore(Home(tmp_path / name)).ensure(kernel, agent) for name in ("one", "two"))
+@pytest.mark.anyio
+async def test_the_same_content_has_the_same_bytes(tmp_path: Path, kernel: Kernel, agent: Path) -> None:
+    one, two = [await InitramfsStore(Home(tmp_path / name)).ensure(kernel, agent) for name in ("one", "two")]
     assert one.name == two.name
     assert one.read_bytes() == two.read_bytes()
 
 
-def test_threads_that_write_it_at_once_do_no_harm(home: Home, kernel: Kernel, agent: Path) -> None:
-    paths = []
-    threads = [
-        threading.Thread(target=lambda: paths.append(InitramfsStore(home).ensure(kernel, agent))) for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(paths) == 4
+@pytest.mark.anyio
+async def test_stores_that_build_it_at_once_build_it_once(home: Home, kernel: Kernel, agent: Path) -> None:
+    steps: list[str] = []
+    ensure = (InitramfsStore(home).ensure(kernel, agent, lambda p: steps.append(p.step)) for _ in range(4))
+    paths = await asyncio.gather(*ensure)
     assert len(set(paths)) == 1
+    assert steps.count("initramfs") == 1
     assert "init" in read_archive(paths[0].read_bytes())
 
 
-def test_a_missing_agent_is_refused(home: Home, kernel: Kernel, tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_a_truncated_archive_is_built_again(home: Home, kernel: Kernel, agent: Path) -> None:
+    store = InitramfsStore(home)
+    path = await store.ensure(kernel, agent)
+    whole = path.read_bytes()
+    path.chmod(0o644)
+    path.write_bytes(b"")
+    assert (await store.ensure(kernel, agent)).read_bytes() == whole
+
+
+@pytest.mark.anyio
+async def test_prune_keeps_the_archives_of_the_kernels_and_the_agent_in_use(
+    home: Home, kernel: Kernel, agent: Path, tmp_path: Path
+) -> None:
+    store = InitramfsStore(home)
+    former_agent = await store.ensure(kernel, agent)
+    agent.write_bytes(b"\x7fELF newer agent")
+    kept = await store.ensure(kernel, agent)
+    other_kernel = await store.ensure(replace(kernel, path=tmp_path / "other"), agent)
+    former_name = home.initramfs / f"{'0' * 64}.cpio"
+    former_name.write_bytes(b"of a former squib")
+    record_path(former_agent).with_name("lone.cpio.record").write_text("{")
+    store.prune(kernels=[kernel.path], agent=tmp_path / "nowhere")
+    assert other_kernel.exists()
+    store.prune(kernels=[kernel.path], agent=agent)
+    assert {*home.initramfs.iterdir()} == {kept, record_path(kept)}
+    assert await store.ensure(kernel, agent) == kept
+
+
+@pytest.mark.anyio
+async def test_a_missing_agent_is_refused(home: Home, kernel: Kernel, tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="nowhere"):
-        InitramfsStore(home).ensure(kernel, tmp_path / "nowhere")
+        await InitramfsStore(home).ensure(kernel, tmp_path / "nowhere")

@@ -59,7 +59,7 @@ async def create_vm(
     engine.store.add_vm(record)
     try:
         async with engine.lock(vm_id):
-            await _make_directory(engine, record)
+            await _make_directory(engine, record, on_progress)
             if start:
                 on_progress(Progress(step="boot"))
                 await boot(engine, record, boot_timeout_s=boot_timeout_s)
@@ -77,9 +77,13 @@ def new_id() -> str:
 
 
 async def _find_kernel(engine: Engine, config: VMConfig, on_progress: OnProgress) -> str:
+    """Find the kernel and build its initramfs, so that the progress of both is seen."""
     if config.kernel_path:
-        return str((await asyncio.to_thread(user.inspect, Path(config.kernel_path))).path)
-    return (await engine.kernels.ensure(on_progress)).digest
+        kernel = await asyncio.to_thread(user.inspect, Path(config.kernel_path))
+    else:
+        kernel = await engine.kernels.ensure(on_progress)
+    await engine.initramfs.ensure(kernel, engine.agent_binary, on_progress)
+    return str(kernel.path) if config.kernel_path else kernel.digest
 
 
 async def _find_rootfs(engine: Engine, config: VMConfig, on_progress: OnProgress) -> str:
@@ -95,9 +99,9 @@ def _with_defaults(config: VMConfig) -> VMConfig:
     return config.model_copy(update={"mem_size_mib": needed})
 
 
-async def _make_directory(engine: Engine, record: VMRecord) -> None:
+async def _make_directory(engine: Engine, record: VMRecord, on_progress: OnProgress) -> None:
     paths = engine.home.vm(record.vm_id)
     engine.store.add_lease(record.vm_id, LeaseKind.DIRECTORY, record.vm_id)
     with disk_errors(paths.root):
         paths.root.mkdir(mode=0o700)
-    await engine.overlays.create(paths.overlay, record.config.disk_size_mib)
+    await engine.overlays.create(paths.overlay, record.config.disk_size_mib, on_progress)

@@ -116,7 +116,7 @@ async def _machine_spec(engine: Engine, record: VMRecord) -> MachineSpec:
         vcpu_count=record.config.vcpu_count,
         mem_size_mib=record.config.mem_size_mib,
         kernel=kernel.path,
-        initramfs=await asyncio.to_thread(engine.initramfs.ensure, kernel, engine.agent_binary),
+        initramfs=await engine.initramfs.ensure(kernel, engine.agent_binary),
         base=await asyncio.to_thread(_resolve_rootfs, engine, record.rootfs),
         overlay=engine.home.vm(record.vm_id).overlay,
         boot_args=record.config.boot_args,
