@@ -13,8 +13,8 @@ from pathlib import Path
 from squib.drivers.base import ExitKind, ExitReason, MachineSpec
 from squib.errors import WrongState
 from squib.host import proc, processes, sockets
+from squib.host.jail import Credentials
 from squib.host.locks import FileLock
-from squib.host.proc import Credentials
 from squib.host.processes import Process, ProcessIdentity
 from squib.models import Check
 from squib.paths import VMPaths
@@ -87,6 +87,7 @@ class FakeDriver:
         self,
         spec: MachineSpec,
         paths: VMPaths,
+        identity: ProcessIdentity,
         credentials: Credentials | None,
         on_spawned: Callable[[int], None],
     ) -> FakeMachine:
@@ -103,6 +104,8 @@ class FakeDriver:
                 log_path=paths.vmm_log,
             )
             listener.close()
+            for group in identity.cgroups:
+                (group / "cgroup.procs").write_text(str(process.pid))
             on_spawned(process.pid)
         return FakeMachine(process, paths)
 

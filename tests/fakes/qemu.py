@@ -8,6 +8,7 @@ What it does is the word after ``fake=`` in the kernel's command line:
     die        print an error, end with status 1
     hang       accept nothing, say nothing
     crash      serve QMP once, then end by SIGSEGV
+    stuck      serve QMP, and stay in the state in which QEMU has not run its guest yet
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import time
 from typing import Any
 
 GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": ""}, "capabilities": []}}
+
+status = "prelaunch"
 
 
 def option_fd(argv: list[str], chardev: str) -> int:
@@ -53,15 +56,18 @@ def send(peer: socket.socket, message: dict[str, Any]) -> None:
 
 
 def serve(peer: socket.socket, behaviour: str) -> None:
-    """Greet, answer commands, and do what ``behaviour`` says once the session is open."""
+    """Greet, answer commands, and do what ``behaviour`` says when the guest may run."""
+    global status
     send(peer, GREETING)
     decoder = CommandDecoder()
     while data := peer.recv(65536):
         for command in decoder.feed(data):
-            send(peer, {"return": {"status": "running"}, "id": command.get("id")})
+            if command["execute"] == "cont" and behaviour != "stuck":
+                status = "running"
+            send(peer, {"return": {"status": status}, "id": command.get("id")})
             if command["execute"] == "quit":
                 shut_down(peer, "host-qmp-quit")
-            if command["execute"] == "qmp_capabilities":
+            if command["execute"] == "cont":
                 act(peer, behaviour)
 
 

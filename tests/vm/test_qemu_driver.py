@@ -13,11 +13,11 @@ import pytest
 from squib.drivers.base import ExitKind, MachineSpec
 from squib.drivers.qemu.driver import QemuDriver
 from squib.drivers.qemu.machine import QemuMachine
+from squib.drivers.select import select_driver
 from squib.errors import BootFailed
 from squib.guest.agent import AGENT_BINARY, AgentClient
 from squib.host import processes
-from squib.host.probe import KVMProbe, probe_kvm
-from squib.host.proc import Credentials
+from squib.host.jail import Credentials
 from squib.host.processes import ProcessIdentity
 from squib.images.overlay import OverlayStore
 from squib.images.store import ImageStore
@@ -61,8 +61,8 @@ def boot_files(home: Home) -> BootFiles:
 
 
 @pytest.fixture(scope="module")
-def probe() -> KVMProbe:
-    return asyncio.run(probe_kvm())
+def driver() -> QemuDriver:
+    return asyncio.run(select_driver())
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def credentials() -> Credentials | None:
 async def launch(driver: QemuDriver, spec: MachineSpec, paths: VMPaths) -> QemuMachine:
     who = credentials()
     groups = replace(who, groups=driver.groups) if who else None
-    return await driver.launch(spec, paths, groups, lambda pid: None)
+    return await driver.launch(spec, paths, ProcessIdentity(paths.vmm_lock), groups, lambda pid: None)
 
 
 async def poweroff(machine: QemuMachine) -> None:
@@ -120,9 +120,9 @@ def status(pid: int) -> dict[str, list[str]]:
     return {name: values.split() for name, _, values in (line.partition(":") for line in lines)}
 
 
-def test_a_guest_boots_answers_and_powers_off(vm: tuple[MachineSpec, VMPaths], probe: KVMProbe) -> None:
+def test_a_guest_boots_answers_and_powers_off(vm: tuple[MachineSpec, VMPaths], driver: QemuDriver) -> None:
     async def test() -> None:
-        machine = await launch(QemuDriver(probe), *vm)
+        machine = await launch(driver, *vm)
         agent = AgentClient(machine.connect_agent)
         hello = await agent.connect(timeout_s=BOOT_TIMEOUT_S)
         assert hello.kernel
@@ -135,9 +135,9 @@ def test_a_guest_boots_answers_and_powers_off(vm: tuple[MachineSpec, VMPaths], p
     run(test)
 
 
-def test_qemu_has_no_privileges_and_no_files_but_its_own(vm: tuple[MachineSpec, VMPaths], probe: KVMProbe) -> None:
+def test_qemu_has_no_privileges_and_no_files_but_its_own(vm: tuple[MachineSpec, VMPaths], driver: QemuDriver) -> None:
     async def test() -> None:
-        machine = await launch(QemuDriver(probe), *vm)
+        machine = await launch(driver, *vm)
         fields = status(machine.pid)
         assert fields["NoNewPrivs"] == ["1"]
         assert fields["Seccomp"] == ["2"]
@@ -158,22 +158,21 @@ def test_qemu_has_no_privileges_and_no_files_but_its_own(vm: tuple[MachineSpec, 
     run(test)
 
 
-def test_what_a_guest_wrote_is_there_after_the_next_boot(vm: tuple[MachineSpec, VMPaths], probe: KVMProbe) -> None:
+def test_what_a_guest_wrote_is_there_after_the_next_boot(vm: tuple[MachineSpec, VMPaths], driver: QemuDriver) -> None:
     async def test() -> None:
         for command, said in (
             ("echo kept >/root/note; cat /proc/mounts", b"overlay / "),
             ("cat /root/note", b"kept\n"),
         ):
-            machine = await launch(QemuDriver(probe), *vm)
+            machine = await launch(driver, *vm)
             assert said in await output(machine, command)
             await poweroff(machine)
 
     run(test)
 
 
-def test_a_machine_outlives_the_engine_and_is_adopted(vm: tuple[MachineSpec, VMPaths], probe: KVMProbe) -> None:
+def test_a_machine_outlives_the_engine_and_is_adopted(vm: tuple[MachineSpec, VMPaths], driver: QemuDriver) -> None:
     async def test() -> None:
-        driver = QemuDriver(probe)
         first = await launch(driver, *vm)
         await first.detach()
         second = await driver.adopt(vm[1], ProcessIdentity(vm[1].vmm_lock))
@@ -186,12 +185,12 @@ def test_a_machine_outlives_the_engine_and_is_adopted(vm: tuple[MachineSpec, VMP
     run(test)
 
 
-def test_a_kernel_panic_is_told_from_a_poweroff(vm: tuple[MachineSpec, VMPaths], probe: KVMProbe) -> None:
+def test_a_kernel_panic_is_told_from_a_poweroff(vm: tuple[MachineSpec, VMPaths], driver: QemuDriver) -> None:
     """The last word on the kernel's command line is the user's: an init that does not exist."""
     spec = replace(vm[0], boot_args="rdinit=/nowhere init=/nowhere")
 
     async def test() -> None:
-        machine = await launch(QemuDriver(probe), spec, vm[1])
+        machine = await launch(driver, spec, vm[1])
         reason = await machine.wait()
         assert reason.kind is ExitKind.GUEST_PANICKED
         assert "Kernel panic - not syncing" in reason.text
@@ -199,9 +198,9 @@ def test_a_kernel_panic_is_told_from_a_poweroff(vm: tuple[MachineSpec, VMPaths],
     run(test)
 
 
-def test_the_end_of_a_killed_qemu_is_noticed_at_once(vm: tuple[MachineSpec, VMPaths], probe: KVMProbe) -> None:
+def test_the_end_of_a_killed_qemu_is_noticed_at_once(vm: tuple[MachineSpec, VMPaths], driver: QemuDriver) -> None:
     async def test() -> None:
-        machine = await launch(QemuDriver(probe), *vm)
+        machine = await launch(driver, *vm)
         os.kill(machine.pid, 9)
         start = time.monotonic()
         reason = await machine.wait()
@@ -212,20 +211,20 @@ def test_the_end_of_a_killed_qemu_is_noticed_at_once(vm: tuple[MachineSpec, VMPa
 
 
 def test_a_kernel_that_is_none_fails_with_qemus_own_words(
-    vm: tuple[MachineSpec, VMPaths], probe: KVMProbe, tmp_path: Path
+    vm: tuple[MachineSpec, VMPaths], driver: QemuDriver, tmp_path: Path
 ) -> None:
     (tmp_path / "kernel").write_bytes(b"no kernel" * 1000)
 
     async def test() -> None:
         with pytest.raises(BootFailed) as caught:
-            await launch(QemuDriver(probe), replace(vm[0], kernel=tmp_path / "kernel"), vm[1])
+            await launch(driver, replace(vm[0], kernel=tmp_path / "kernel"), vm[1])
         assert "kernel" in caught.value.detail
 
     run(test)
 
 
 def test_files_that_only_the_engine_may_read_boot_too(
-    vm: tuple[MachineSpec, VMPaths], probe: KVMProbe, tmp_path: Path
+    vm: tuple[MachineSpec, VMPaths], driver: QemuDriver, tmp_path: Path
 ) -> None:
     spec = vm[0]
     private = replace(spec, kernel=tmp_path / "kernel", initramfs=tmp_path / "initramfs", base=tmp_path / "base")
@@ -238,7 +237,7 @@ def test_files_that_only_the_engine_may_read_boot_too(
         target.chmod(0o400)
 
     async def test() -> None:
-        machine = await launch(QemuDriver(probe), private, vm[1])
+        machine = await launch(driver, private, vm[1])
         await poweroff(machine)
 
     run(test)

@@ -1,7 +1,7 @@
 """What a VMM driver is. Values in, a running machine out.
 
-A driver knows nothing of images, agents, databases or limits. `squib.core` composes: it makes the overlay, gives paths,
-puts the process into its cgroup, and talks to the agent over `Machine.connect_agent`.
+A driver knows nothing of images, agents, databases or limits. `squib.core` composes: it makes the overlay and the
+cgroup, gives paths, and talks to the agent over `Machine.connect_agent`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from squib.host.proc import Credentials
+from squib.host.jail import Credentials
 from squib.host.processes import ProcessIdentity
 from squib.models import Check
 from squib.paths import VMPaths
@@ -119,14 +119,16 @@ class Driver(Protocol):
         self,
         spec: MachineSpec,
         paths: VMPaths,
+        identity: ProcessIdentity,
         credentials: Credentials | None,
         on_spawned: Callable[[int], None],
     ) -> Machine:
         """Start a VMM; return when it runs the guest.
 
+        The VMM holds the lock of ``identity`` or is in its cgroups, both if it can, from its first moment on.
         ``credentials`` are the user it runs as; ``None``: that of the engine. ``on_spawned`` is called with its pid
-        as soon as it exists, before it runs the guest, for the cgroup and the record; what it raises ends the launch.
-        After any error, and after a cancellation, no process and no socket is left. Raises `WrongState` if a VMM of
+        as soon as it exists, before it runs the guest, for the record; what it raises ends the launch. After any
+        error, and after a cancellation, no process and no socket is left. Raises `WrongState` if a VMM of
         this VM still runs, `DependencyMissing`, `BootFailed` with the end of the VMM's log if it ends at once or does
         not answer.
         """

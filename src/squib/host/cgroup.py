@@ -254,17 +254,6 @@ def _carry_out(wanted: Plan) -> None:
             write.path.write_text(write.text)
 
 
-def add(layout: Layout, name: str, pid: int) -> None:
-    """Move a process, with all its threads, into the group. One that has ended is no error. Raises `HostError`."""
-    for hierarchy in layout.hierarchies:
-        try:
-            (hierarchy.root / name / "cgroup.procs").write_text(str(pid))
-        except ProcessLookupError:
-            return
-        except OSError as error:
-            raise _failed(name, error) from error
-
-
 def directories(layout: Layout, name: str) -> tuple[Path, ...]:
     """The directory of the group in each hierarchy. A process joins by writing its pid to their ``cgroup.procs``."""
     return tuple(hierarchy.root / name for hierarchy in layout.hierarchies)

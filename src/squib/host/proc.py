@@ -162,28 +162,17 @@ def _tool_environment() -> dict[str, str]:
     return env | {"PATH": f"{env.get('PATH', '')}:{_SYSTEM_PATH}".lstrip(":"), "LC_ALL": "C.UTF-8"}
 
 
-@dataclass(frozen=True)
-class Credentials:
-    """Which user a process runs as. ``groups`` are supplementary."""
-
-    uid: int
-    gid: int
-    groups: tuple[int, ...] = ()
-
-
 def spawn(
     argv: Sequence[str],
     *,
     lock: FileLock,
     pass_fds: Sequence[int] = (),
-    credentials: Credentials | None = None,
     log_path: Path,
 ) -> Process:
     """Start a process in a session of its own that outlives the engine.
 
     It inherits ``lock`` (which the caller holds) and ``pass_fds`` and nothing else; its output goes to ``log_path``;
-    its environment is empty but for PATH; it leaves no core dump. ``credentials`` drop privileges before the program is
-    executed. Raises `DependencyMissing`.
+    its environment is empty but for PATH; it leaves no core dump. Raises `DependencyMissing`.
     """
     program = find_tool(argv[0])
     log_fd = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -199,9 +188,6 @@ def spawn(
                 pass_fds=(lock.fileno(), *pass_fds),
                 start_new_session=True,
                 umask=0o077,
-                user=credentials.uid if credentials else None,
-                group=credentials.gid if credentials else None,
-                extra_groups=credentials.groups if credentials else None,
             )
     except OSError as error:
         raise HostError(f"{program} could not be started: {error.strerror}") from error

@@ -15,6 +15,7 @@ from squib.drivers.qemu.driver import QemuDriver, parse_version
 from squib.drivers.qemu.machine import QemuMachine
 from squib.errors import BootFailed, DependencyMissing, HostError, WrongState
 from squib.host import processes
+from squib.host.jail import Jail, JailMode
 from squib.host.probe import KVMProbe
 from squib.host.processes import ProcessIdentity
 from squib.models import CheckStatus
@@ -23,6 +24,7 @@ from tests.fakes import qemu as fake_qemu
 from tests.fakes.tools import ToolBox
 
 NO_KVM = KVMProbe(usable=False, reason="a guest stopped at an SSE2 instruction", present=True)
+NO_JAIL = Jail(JailMode.NONE, "the stand-in for QEMU needs files of this test")
 
 
 @pytest.fixture
@@ -66,7 +68,9 @@ def spec(paths: VMPaths, behaviour: str) -> MachineSpec:
 
 
 async def launch(paths: VMPaths, behaviour: str, on_spawned: Callable[[int], None] = lambda pid: None) -> QemuMachine:
-    return await QemuDriver(NO_KVM).launch(spec(paths, behaviour), paths, None, on_spawned)
+    return await QemuDriver(NO_KVM, NO_JAIL).launch(
+        spec(paths, behaviour), paths, ProcessIdentity(paths.vmm_lock), None, on_spawned
+    )
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
@@ -85,7 +89,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def test_it_is_a_driver() -> None:
-    driver: Driver = QemuDriver(NO_KVM)
+    driver: Driver = QemuDriver(NO_KVM, NO_JAIL)
     assert driver.name == "qemu"
     assert driver.accelerator == "tcg"
     assert driver.groups == ()
@@ -187,7 +191,7 @@ def test_without_qemu(paths: VMPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         with pytest.raises(DependencyMissing, match="qemu-system-none"):
             await launch(paths, "run")
-        check, _ = await QemuDriver(NO_KVM).checks()
+        check, *_ = await QemuDriver(NO_KVM, NO_JAIL).checks()
         assert check.status is CheckStatus.FAIL
         assert "apt-get install" in check.fix
 
@@ -224,7 +228,7 @@ def test_a_detached_machine_goes_on_and_is_adopted(paths: VMPaths) -> None:
         first = await launch(paths, "run")
         await first.detach()
         assert processes.holders(paths.vmm_lock) == [first.pid]
-        second = await QemuDriver(NO_KVM).adopt(paths, ProcessIdentity(paths.vmm_lock))
+        second = await QemuDriver(NO_KVM, NO_JAIL).adopt(paths, ProcessIdentity(paths.vmm_lock))
         assert second
         assert second.pid == first.pid
         assert second.qmp
@@ -237,6 +241,19 @@ def test_a_detached_machine_goes_on_and_is_adopted(paths: VMPaths) -> None:
     run(test)
 
 
+def test_a_machine_whose_engine_ended_before_its_guest_ran_is_ended(paths: VMPaths) -> None:
+    """It may not be sealed, so its guest must never run."""
+
+    async def test() -> None:
+        first = await launch(paths, "stuck")
+        await first.detach()
+        assert await QemuDriver(NO_KVM, NO_JAIL).adopt(paths, ProcessIdentity(paths.vmm_lock)) is None
+        assert processes.holders(paths.vmm_lock) == []
+        assert list(paths.root.glob("*.sock")) == []
+
+    run(test)
+
+
 def test_a_machine_that_hangs_is_adopted_all_the_same(paths: VMPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qemu_driver, "_ADOPT_TIMEOUT_S", 0.05)
 
@@ -244,7 +261,7 @@ def test_a_machine_that_hangs_is_adopted_all_the_same(paths: VMPaths, monkeypatc
         first = await launch(paths, "run")
         os.kill(first.pid, 19)  # SIGSTOP
         await first.detach()
-        second = await QemuDriver(NO_KVM).adopt(paths, ProcessIdentity(paths.vmm_lock))
+        second = await QemuDriver(NO_KVM, NO_JAIL).adopt(paths, ProcessIdentity(paths.vmm_lock))
         assert second
         assert second.qmp is None
         await second.kill()
@@ -257,18 +274,20 @@ def test_there_is_nothing_to_adopt(paths: VMPaths) -> None:
     paths.qmp_socket.touch()
 
     async def test() -> None:
-        assert await QemuDriver(NO_KVM).adopt(paths, ProcessIdentity(paths.vmm_lock)) is None
+        assert await QemuDriver(NO_KVM, NO_JAIL).adopt(paths, ProcessIdentity(paths.vmm_lock)) is None
         assert not paths.qmp_socket.exists()
 
     run(test)
 
 
 def test_checks(tools: ToolBox) -> None:
-    program, acceleration = asyncio.run(QemuDriver(NO_KVM).checks())
+    program, acceleration, confinement = asyncio.run(QemuDriver(NO_KVM, NO_JAIL).checks())
     assert program.status is CheckStatus.OK
     assert program.detail.endswith("7.2.22")
     assert acceleration.status is CheckStatus.WARN
     assert NO_KVM.reason in acceleration.detail
+    assert confinement.status is CheckStatus.WARN
+    assert NO_JAIL.reason in confinement.detail
 
 
 @pytest.mark.parametrize(
@@ -281,7 +300,7 @@ def test_checks(tools: ToolBox) -> None:
 )
 def test_a_qemu_that_will_not_do(tools: ToolBox, script: str, says: str) -> None:
     tools.add("qemu-system-x86_64", script)
-    check, _ = asyncio.run(QemuDriver(NO_KVM).checks())
+    check, *_ = asyncio.run(QemuDriver(NO_KVM, NO_JAIL).checks())
     assert check.status is CheckStatus.FAIL
     assert says in check.detail
 
@@ -304,10 +323,10 @@ def test_kvm_that_vms_may_not_open_is_not_used(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(qemu_driver, "_KVM", device)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     usable = KVMProbe(usable=True, reason="hardware virtualization works", present=True)
-    driver = QemuDriver(usable)
+    driver = QemuDriver(usable, NO_JAIL)
     assert driver.accelerator == "tcg"
     device.chmod(0o660)
-    driver = QemuDriver(usable)
+    driver = QemuDriver(usable, NO_JAIL)
     assert driver.accelerator == "kvm"
     assert driver.groups == (device.stat().st_gid,)
     assert driver.memory_overhead_mib(spec(VMPaths(tmp_path), "run")) < 256

@@ -191,8 +191,7 @@ def test_a_group_is_made_used_and_removed(host: FakeHost) -> None:
     assert (group / "memory.limit_in_bytes").read_text() == SIZE
     assert (group / "pids.max").read_text() == "256"
     assert not (group / "memory.memsw.limit_in_bytes").exists()
-    cgroup.add(layout, "squib/home/vm", 4711)
-    assert (group / "cgroup.procs").read_text() == "4711"
+    assert cgroup.directories(layout, "squib/home/vm") == (group,)
     for file in group.iterdir():  # a control group's files go with it; plain ones do not
         file.unlink()
     (host.root / "squib/home/other").mkdir()
@@ -205,7 +204,7 @@ def test_a_group_is_made_used_and_removed(host: FakeHost) -> None:
 
 def test_without_controllers_nothing_is_done() -> None:
     cgroup.create(Layout(), "squib/vm", LIMITS)
-    cgroup.add(Layout(), "squib/vm", 1)
+    assert cgroup.directories(Layout(), "squib/vm") == ()
     cgroup.remove(Layout(), "squib/vm")
 
 

@@ -12,7 +12,6 @@ import pytest
 from squib.errors import DependencyMissing, HostError, ToolFailed
 from squib.host import proc, processes
 from squib.host.locks import FileLock
-from squib.host.proc import Credentials
 from squib.host.processes import Process, ProcessIdentity
 
 SLEEPER = ["sh", "-c", "echo ready; exec sleep 60"]
@@ -115,20 +114,6 @@ def test_a_program_that_cannot_be_executed(lock_path: Path, tmp_path: Path) -> N
         with pytest.raises(DependencyMissing, match="no-such-program"):
             start(lock_path, ["no-such-program"])
         assert not is_locked(lock_path)
-
-    run(test)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
-def test_credentials_drop_privileges(lock_path: Path, tmp_path: Path) -> None:
-    async def test() -> None:
-        with FileLock(lock_path) as lock:
-            assert lock.try_acquire()
-            credentials = Credentials(70001, 70002, (70003,))
-            log_path = tmp_path / "vmm.log"
-            process = proc.spawn(["sh", "-c", "id -u; id -G"], lock=lock, credentials=credentials, log_path=log_path)
-        await process.wait()
-        assert log_path.read_text() == "70001\n70002 70003\n"
 
     run(test)
 

@@ -28,11 +28,6 @@ needs_cgroups = pytest.mark.skipif(not LAYOUT.hierarchies, reason="this user may
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def identity(tmp_path: Path) -> Iterator[ProcessIdentity]:
     """A process known by its lock alone; whatever still matches after the test is killed."""
     identity = ProcessIdentity(tmp_path / "vmm.lock")

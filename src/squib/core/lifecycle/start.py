@@ -15,7 +15,7 @@ from squib.drivers.base import ExitKind, Machine, MachineSpec
 from squib.errors import AgentUnreachable, BootFailed, BootTimeout, InvalidArgument, SquibError, WrongState
 from squib.guest.agent import AgentClient
 from squib.host import cgroup
-from squib.host.proc import Credentials
+from squib.host.jail import Credentials
 from squib.images import rootfs
 from squib.kernels import user
 from squib.kernels.catalog import Kernel
@@ -147,11 +147,11 @@ async def _launch(engine: Engine, record: VMRecord, spec: MachineSpec) -> Machin
     engine.store.add_lease(record.vm_id, LeaseKind.PROCESS, record.vm_id)
 
     def on_spawned(pid: int) -> None:
-        cgroup.add(engine.cgroups, name, pid)
         engine.store.set_pid(record.vm_id, pid)
 
     credentials = Credentials(record.uid, record.uid, engine.driver.groups) if record.uid is not None else None
-    return await engine.driver.launch(spec, engine.home.vm(record.vm_id), credentials, on_spawned)
+    paths, identity = engine.home.vm(record.vm_id), engine.vmm_identity(record.vm_id)
+    return await engine.driver.launch(spec, paths, identity, credentials, on_spawned)
 
 
 async def _wait_until_ready(record: VMRecord, machine: Machine, agent: AgentClient, boot_timeout_s: float) -> None:

@@ -94,6 +94,7 @@ def command_line(spec: MachineSpec, fds: Descriptors, accel: Acceleration, *, pr
 
 _ISOLATION_OPTIONS = (
     "-nodefaults", "-no-user-config", "-display", "none", "-nic", "none", "-no-reboot",
+    "-S",  # the guest runs when the monitor says so, after the jail is sealed
     "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 )  # fmt: skip
 

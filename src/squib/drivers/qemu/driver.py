@@ -18,11 +18,11 @@ from squib.drivers.qemu.command import Acceleration, Descriptors, command_line
 from squib.drivers.qemu.machine import QemuMachine, remove_sockets
 from squib.drivers.qemu.qmp import QMP
 from squib.errors import BootFailed, DependencyMissing, HostError, ToolFailed, WrongState
-from squib.host import logs, proc, processes, sockets
+from squib.host import jail, logs, proc, processes, sockets
+from squib.host.jail import Credentials, Jail
 from squib.host.locks import FileLock
 from squib.host.logs import BoundedLog
 from squib.host.probe import KVMProbe
-from squib.host.proc import Credentials
 from squib.host.processes import Process, ProcessIdentity
 from squib.models import Check, CheckStatus
 from squib.paths import VMPaths
@@ -40,15 +40,19 @@ _INSTALL = "apt-get install --no-install-recommends qemu-system-x86"
 
 
 class QemuDriver:
-    """`squib.drivers.base.Driver` for QEMU. One per engine; ``probe`` decides between KVM and TCG."""
+    """`squib.drivers.base.Driver` for QEMU. One per engine.
+
+    ``probe`` decides between KVM and TCG; ``confinement`` is how its VMMs are confined.
+    """
 
     name = "qemu"
 
-    def __init__(self, probe: KVMProbe) -> None:
+    def __init__(self, probe: KVMProbe, confinement: Jail) -> None:
         if probe.usable and not _open_to_vms(_KVM):
             reason = f"{_KVM} is root's alone, and VMs do not run as root (chgrp kvm {_KVM} && chmod 660 {_KVM})"
             probe = KVMProbe(usable=False, reason=reason, present=True)
         self._probe = probe
+        self._jail = confinement
         self._acceleration = Acceleration(kvm=probe.usable)
 
     @property
@@ -66,33 +70,42 @@ class QemuDriver:
         self,
         spec: MachineSpec,
         paths: VMPaths,
+        identity: ProcessIdentity,
         credentials: Credentials | None,
         on_spawned: Callable[[int], None],
     ) -> QemuMachine:
         async with contextlib.AsyncExitStack() as undo:
             with contextlib.ExitStack() as opened:  # everything in it is QEMU's from here on
-                lock = opened.enter_context(FileLock(paths.vmm_lock))
+                lock = opened.enter_context(FileLock(identity.lock_path))
                 if not lock.try_acquire():
                     raise WrongState(f"a VMM of VM {spec.vm_id} is still running", hint=f"squib stop {spec.vm_id}")
                 undo.callback(remove_sockets, paths)
+                undo.callback(processes.kill, identity)
                 fds = _open(spec, paths, opened, private=credentials is not None)
                 argv = command_line(spec, fds, self._acceleration, program=PROGRAM)
                 # The guest's first words come before QEMU listens: connect while they can still wait in the backlog.
                 connection = undo.enter_context(sockets.connect(paths.console_socket))
-                process = proc.spawn(
-                    argv, lock=lock, pass_fds=fds.all(), credentials=credentials, log_path=paths.vmm_log
+                plan = jail.plan(
+                    self._jail, argv, cgroups=identity.cgroups, credentials=credentials, devices=self._devices()
                 )
-                undo.push_async_callback(process.kill)
-                on_spawned(process.pid)
+                confined = await jail.start(plan, lock=lock, pass_fds=fds.all(), log_path=paths.vmm_log)
+                undo.push_async_callback(confined.kill)
+                on_spawned(confined.process.pid)
             logs.remove(paths.console_log)
             pump = await console.pump(connection, BoundedLog(paths.console_log))
             undo.callback(pump.close)
             try:
                 qmp = await QMP.connect(paths.qmp_socket, timeout_s=_MONITOR_TIMEOUT_S)
-            except ToolFailed as error:
-                raise await _launch_failed(process, paths, error) from error
+                undo.callback(qmp.close)
+                await confined.seal()
+                await qmp.execute("cont")
+            except (HostError, ToolFailed) as error:
+                raise await _launch_failed(confined.process, paths, error) from error
             undo.pop_all()
-            return QemuMachine(process, paths, qmp, pump)
+            return QemuMachine(confined.process, paths, qmp, pump)
+
+    def _devices(self) -> tuple[str, ...]:
+        return (str(_KVM),) if self._acceleration.kvm else ()
 
     async def adopt(self, paths: VMPaths, identity: ProcessIdentity) -> QemuMachine | None:
         process = processes.adopt(identity)
@@ -105,13 +118,17 @@ class QemuDriver:
             with contextlib.suppress(ToolFailed):  # a QEMU that hangs is still a process to wait for and to kill
                 qmp = await QMP.connect(paths.qmp_socket, timeout_s=_ADOPT_TIMEOUT_S)
                 undo.callback(qmp.close)
+                if await _never_ran(qmp):
+                    await process.kill()
+                    remove_sockets(paths)
+                    return None
             with contextlib.suppress(OSError):
                 pump = await console.pump(sockets.connect(paths.console_socket), BoundedLog(paths.console_log))
             undo.pop_all()
             return QemuMachine(process, paths, qmp, pump)
 
     async def checks(self) -> list[Check]:
-        return [await _program_check(), self._acceleration_check()]
+        return [await _program_check(), self._acceleration_check(), jail.check(self._jail)]
 
     def _acceleration_check(self) -> Check:
         if self._acceleration.kvm:
@@ -177,7 +194,13 @@ def _memory_copy(source: int, name: str, opened: contextlib.ExitStack) -> int:
     return fd
 
 
-async def _launch_failed(process: Process, paths: VMPaths, error: ToolFailed) -> BootFailed:
+async def _never_ran(qmp: QMP) -> bool:
+    """Whether this QEMU was started, and its engine ended before it was sealed and its guest ran."""
+    status = await qmp.execute("query-status", timeout_s=_ADOPT_TIMEOUT_S)
+    return isinstance(status, dict) and status.get("status") == "prelaunch"
+
+
+async def _launch_failed(process: Process, paths: VMPaths, error: HostError | ToolFailed) -> BootFailed:
     """The error for a QEMU that did not get as far as its monitor: with its own words, if it has ended."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_END_TIMEOUT_S):

@@ -1,0 +1,361 @@
+"""Confine a VMM: join its cgroup, enter namespaces of its own, start it, and take its file system away.
+
+A program, not a library: see `squib.host.jail`. A bare interpreter runs it as a script, so it imports nothing of
+squib, and nothing that takes milliseconds to import either (json, socket, signal, contextlib, typing, pathlib): every
+launch of a VM waits for this. Its argument is the number of a socket (SOCK_SEQPACKET), on which it receives the plan,
+a marshalled dictionary with the fields of `squib.host.jail.Plan`. It answers with reports, a message each:
+
+- ``pid N``: the VMM's process exists;
+- ``started``: it has executed the program, which may still be loading its libraries;
+- ``sealed``: the engine has asked for the seal (one byte), and the VMM's root is an empty read-only directory now;
+- ``error TEXT`` instead of any of these.
+
+The VMM is a child of the engine and not of this process (CLONE_PARENT), so the engine can wait for it. This process
+keeps the capabilities in the VMM's namespaces until the seal. If the engine goes away before that, it kills the VMM: a
+VMM that was never sealed never runs a guest.
+
+Sources: ``clone(2)``, ``pivot_root(2)``, ``mount_setattr(2)``, ``user_namespaces(7)``, ``capabilities(7)``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import marshal
+import os
+import resource
+import select
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+MOUNT_POINT = "/proc"
+"""Where the new root is mounted for a moment. Any directory that exists everywhere will do."""
+OLD_ROOT, VIEW = "/old", "/view"
+"""In the new root: what was the root before, and what the VMM sees as its root."""
+
+# Numbers of system calls that the C library has no function for everywhere (asm/unistd.h).
+NR_CLONE, NR_PIVOT_ROOT = {"x86_64": (56, 155), "aarch64": (220, 41)}[os.uname().machine]
+NR_PIDFD_SEND_SIGNAL, NR_MOUNT_SETATTR = 424, 442
+
+# linux/seccomp.h, linux/audit.h, linux/bpf_common.h
+PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
+SECCOMP_ALLOW, SECCOMP_KILL, SECCOMP_EPERM = 0x7FFF_0000, 0x8000_0000, 0x0005_0001
+BPF_LOAD, BPF_JUMP_IF_EQUAL, BPF_JUMP_IF_AT_LEAST, BPF_RETURN = 0x20, 0x15, 0x35, 0x06
+AUDIT_ARCH = {"x86_64": 0xC000_003E, "aarch64": 0xC000_00B7}[os.uname().machine]
+X32 = 0x4000_0000
+FORBIDDEN = {
+    "x86_64": (41, 248, 249, 250, 425),  # socket, add_key, request_key, keyctl, io_uring_setup
+    "aarch64": (198, 217, 218, 219, 425),
+}[os.uname().machine]
+"""Ways out that no namespace closes: sockets of families such as vsock, which reaches the hypervisor that this host
+runs under; keyrings; io_uring, which makes sockets too. A VMM inherits the sockets that it needs.
+"""
+
+# linux/sched.h
+CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x0002_0000, 0x0400_0000, 0x0800_0000
+CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x1000_0000, 0x2000_0000, 0x4000_0000
+CLONE_PIDFD, CLONE_PARENT = 0x1000, 0x8000
+NAMESPACES = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET
+
+# linux/mount.h, linux/fcntl.h
+MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
+MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x4_0000
+MNT_DETACH = 2
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 1, 2, 4
+AT_FDCWD, AT_RECURSIVE = -100, 0x8000
+
+# linux/prctl.h, linux/capability.h
+PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 24, 38, 47, 4
+CAPABILITY_VERSION_3 = 0x2008_0522
+CAPABILITY_COUNT = 64
+
+# asm/signal.h
+SIGKILL, SIGPIPE, SIGCHLD, SIGXFSZ = 9, 13, 17, 25
+SIG_DFL = None
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Instruction(ctypes.Structure):
+    """``struct sock_filter``."""
+
+    _fields_ = [
+        ("code", ctypes.c_uint16),
+        ("if_true", ctypes.c_uint8),
+        ("if_false", ctypes.c_uint8),
+        ("operand", ctypes.c_uint32),
+    ]
+
+
+class Program(ctypes.Structure):
+    """``struct sock_fprog``."""
+
+    _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.POINTER(Instruction))]
+
+
+class Failed(Exception):
+    """A step that did not work, and why."""
+
+
+class step:
+    """Name what the block does in the error of anything that fails in it."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise Failed(f"{self._what}: {error.strerror}") from error
+
+
+def call(result: int) -> int:
+    """Check the result of a function of the C library. Raises `OSError`."""
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+class MountAttributes(ctypes.Structure):
+    """``struct mount_attr``."""
+
+    _fields_ = [(name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")]
+
+
+def mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
+    names = [None if text is None else os.fsencode(text) for text in (source, target, kind)]
+    call(libc.mount(*names, ctypes.c_ulong(flags), None if data is None else data.encode()))
+
+
+def restrict(target: str, attributes: int) -> None:
+    """Add attributes to a mount and to all mounts below it."""
+    wanted = MountAttributes(attr_set=attributes)
+    size = ctypes.c_size_t(ctypes.sizeof(wanted))
+    path = ctypes.c_char_p(os.fsencode(target))
+    call(libc.syscall(NR_MOUNT_SETATTR, AT_FDCWD, path, AT_RECURSIVE, ctypes.byref(wanted), size))
+
+
+def main() -> int:
+    engine = int(sys.argv[1])
+    os.set_inheritable(engine, False)
+    plan = os.read(engine, 1 << 20)
+    try:
+        if plan:  # if not, the engine has ended
+            launch(marshal.loads(plan), engine)
+    except Failed as error:
+        report(engine, f"error {error}")
+    except (BrokenPipeError, ConnectionResetError):
+        return 1  # the engine has ended
+    return 0
+
+
+def launch(plan: dict[str, Any], engine: int) -> None:
+    join_cgroups(plan["cgroups"])
+    view: View | None = None
+    if plan["mode"] != "none":
+        view = View()
+        isolate(plan, view)
+    status_read, status_write = os.pipe()
+    pid, pidfd = clone()
+    if pid == 0:
+        become_vmm(plan, status_write)
+    try:
+        report(engine, f"pid {pid}")
+        os.close(status_write)
+        if failure := os.read(status_read, 65536):  # closed without a word when the program is executed
+            raise Failed(failure.decode())
+        report(engine, "started")
+        if not wait_for_engine(engine, pidfd):
+            return
+        if view:
+            view.seal()
+        report(engine, "sealed")
+    except BaseException:
+        libc.syscall(NR_PIDFD_SEND_SIGNAL, pidfd, SIGKILL, None, 0)
+        raise
+
+
+def report(engine: int, text: str) -> None:
+    os.write(engine, text.encode())
+
+
+def wait_for_engine(engine: int, pidfd: int) -> bool:
+    """Whether the engine asks for the seal; not if the VMM has ended. Raises `BrokenPipeError` if the engine has."""
+    poller = select.poll()
+    poller.register(engine, select.POLLIN)
+    poller.register(pidfd, select.POLLIN)
+    ready = dict(poller.poll())
+    if pidfd in ready:
+        return False
+    if not os.read(engine, 1):
+        raise BrokenPipeError
+    return True
+
+
+def join_cgroups(groups: list[str]) -> None:
+    for group in groups:
+        with step(f"the cgroup {group} could not be joined"), open(f"{group}/cgroup.procs", "w") as file:  # noqa: PTH123
+            file.write("0")  # the writer itself
+
+
+def isolate(plan: dict[str, Any], view: View) -> None:
+    """Enter namespaces that are this process's own, with a root that holds what the plan binds."""
+    os.umask(0o022)  # the VMM's user may look into the directories that are made here
+    if plan["mode"] == "user namespace":
+        with step("a user namespace could not be entered"):
+            enter_user_namespace()
+    with step("namespaces could not be entered"):
+        call(libc.unshare(NAMESPACES))
+    with step("the mounts could not be made private"):
+        mount(None, "/", None, MS_REC | MS_PRIVATE)
+    with step("a new root could not be mounted"):
+        mount("squib", MOUNT_POINT, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=0755,size=1M")
+        os.mkdir(MOUNT_POINT + OLD_ROOT)  # noqa: PTH102 (no pathlib here: it takes 5 ms to import)
+        os.mkdir(MOUNT_POINT + VIEW)  # noqa: PTH102
+        os.chdir(MOUNT_POINT)
+        call(libc.syscall(NR_PIVOT_ROOT, b".", OLD_ROOT[1:].encode()))
+        os.chdir("/")
+    for path, target in plan["view"]["links"]:
+        with step(f"{path} could not be linked in the new root"):
+            view.link(path, target)
+    for bind in plan["view"]["binds"]:
+        with step(f"{bind['path']} could not be mounted in the new root"):
+            view.bind(bind["path"], directory=bind["directory"])
+    with step("the old root could not be detached"):
+        call(libc.umount2(OLD_ROOT.encode(), MNT_DETACH))
+        os.rmdir(OLD_ROOT)  # noqa: PTH106
+
+
+def enter_user_namespace() -> None:
+    """Enter a user namespace in which only this user exists, with the same number."""
+    uid, gid = os.geteuid(), os.getegid()
+    call(libc.unshare(CLONE_NEWUSER))
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        with open(f"/proc/self/{name}", "w") as file:  # noqa: PTH123
+            file.write(text)
+
+
+class View:
+    """What the VMM sees as its root until it is sealed."""
+
+    def __init__(self) -> None:
+        self._mounted: list[str] = []
+        self._directories: list[str] = []
+        self._files: list[str] = []
+
+    def link(self, path: str, target: str) -> None:
+        self._make_parents(path)
+        os.symlink(target, VIEW + path)  # noqa: PTH211
+        self._files.append(VIEW + path)
+
+    def bind(self, path: str, *, directory: bool) -> None:
+        """Show what the host has at ``path``, read-only. A device can be written to on a read-only mount."""
+        self._make_parents(path)
+        target = VIEW + path
+        if directory:
+            os.mkdir(target)  # noqa: PTH102
+            self._directories.append(target)
+        else:
+            os.mknod(target, 0o600)
+            self._files.append(target)
+        mount(OLD_ROOT + path, target, None, MS_BIND | MS_REC)
+        self._mounted.append(target)
+        restrict(target, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | (MOUNT_ATTR_NODEV if directory else 0))
+
+    def _make_parents(self, path: str) -> None:
+        above = VIEW
+        for name in path.split("/")[1:-1]:
+            above = f"{above}/{name}"
+            if above not in self._directories:
+                os.mkdir(above)  # noqa: PTH102
+                self._directories.append(above)
+
+    def seal(self) -> None:
+        """Take everything away: an empty read-only directory stays. Only what this object made is removed."""
+        with step("the VMM's root could not be emptied"):
+            for target in reversed(self._mounted):
+                call(libc.umount2(os.fsencode(target), MNT_DETACH))
+            for path in self._files:
+                os.unlink(path)  # noqa: PTH108
+            for path in reversed(self._directories):
+                os.rmdir(path)  # noqa: PTH106
+            restrict("/", MOUNT_ATTR_RDONLY)
+
+
+def clone() -> tuple[int, int]:
+    """Fork a child of this process's parent. Return its pid, as this process sees it, and a pidfd; 0 in the child.
+
+    The C library has no function that does this without a new stack.
+    """
+    pidfd = ctypes.c_int(-1)
+    none = ctypes.c_void_p(None)
+    flags = ctypes.c_ulong(CLONE_PARENT | CLONE_PIDFD | SIGCHLD)
+    with step("the VMM's process could not be made"):
+        pid = call(libc.syscall(NR_CLONE, flags, none, ctypes.byref(pidfd), none, none))
+    return pid, pidfd.value
+
+
+def become_vmm(plan: dict[str, Any], status: int) -> None:
+    """In the VMM's process: give up every privilege and execute the program. A failure is written to ``status``.
+
+    It does not return.
+    """
+    try:
+        with step("its privileges could not be dropped"):
+            os.setsid()
+            if plan["mode"] != "none":
+                # Not the root of the mount namespace: a process in a chroot may not make user namespaces.
+                os.chroot(VIEW)
+            os.chdir("/")
+            os.umask(0o077)
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            for number in (SIGPIPE, SIGXFSZ):  # ignored by the interpreter, and that is inherited
+                libc.signal(number, SIG_DFL)
+            drop_privileges(plan["credentials"])
+        with step(f"{plan['program']} could not be executed"):
+            os.execve(plan["program"], plan["argv"], {"PATH": os.environ["PATH"]})
+    except Failed as error:
+        os.write(status, str(error).encode())
+    finally:
+        os._exit(127)
+
+
+def drop_privileges(credentials: dict[str, Any] | None) -> None:
+    """Become the user of ``credentials``, without any capability and without a way to get one."""
+    for capability in range(CAPABILITY_COUNT):
+        # Refused for a capability that the kernel does not know, and without CAP_SETPCAP (an ordinary user).
+        libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+    libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    if credentials:
+        os.setgroups(credentials["groups"])
+        os.setresgid(*[credentials["gid"]] * 3)
+        os.setresuid(*[credentials["uid"]] * 3)
+    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
+    call(libc.capset(header, (ctypes.c_uint32 * 6)()))
+    call(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    forbid_system_calls()
+
+
+def forbid_system_calls() -> None:
+    """Answer the calls in `FORBIDDEN` with EPERM, from now on and in every program that is executed."""
+    code = [
+        Instruction(BPF_LOAD, 0, 0, 4),  # struct seccomp_data: the architecture at 4, the number at 0
+        Instruction(BPF_JUMP_IF_EQUAL, 1, 0, AUDIT_ARCH),
+        Instruction(BPF_RETURN, 0, 0, SECCOMP_KILL),
+        Instruction(BPF_LOAD, 0, 0, 0),
+        Instruction(BPF_JUMP_IF_AT_LEAST, len(FORBIDDEN) + 1, 0, X32),
+        *(Instruction(BPF_JUMP_IF_EQUAL, len(FORBIDDEN) - at, 0, number) for at, number in enumerate(FORBIDDEN)),
+        Instruction(BPF_RETURN, 0, 0, SECCOMP_ALLOW),
+        Instruction(BPF_RETURN, 0, 0, SECCOMP_EPERM),
+    ]
+    program = Program(len(code), (Instruction * len(code))(*code))
+    call(libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0))
+
+
+if __name__ == "__main__":
+    os._exit(main())  # nothing to flush; the interpreter's own end takes 2 ms
