@@ -174,10 +174,11 @@ class BuildRequest(RequestModel):
     rebuild: bool = False
 
 
-class BuildEvent(ResponseModel):
-    """One line of the answer to a build: progress, or, as the last line, the result or the error."""
+class ProgressEvent(ResponseModel):
+    """One line of a progress stream: a step or, as the last line, the result or the error."""
 
     progress: Progress | None = None
+    vm: VMInfo | None = None
     image: ImageInfo | None = None
     kernel: KernelInfo | None = None
     error: WireError | None = None

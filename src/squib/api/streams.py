@@ -1,21 +1,33 @@
-"""Streams of a guest's bytes as answers."""
+"""Streamed responses: bytes that a guest sends, and the progress of a long operation."""
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
 
+from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from squib.api.schema import ProgressEvent, WireError
 from squib.core.guestio.files import GuestStream
-from squib.errors import SquibError
+from squib.errors import SquibError, to_wire
+from squib.models import OnProgress, Progress
 
 log = logging.getLogger("squib.streams")
 
+NDJSON = "application/x-ndjson"
 
-class PassedOn(StreamingResponse):
-    """What a guest sends, as it comes. If it breaks off so does the answer: the connection is closed before its end,
-    and no client takes it for whole.
+Work = Callable[[OnProgress], Awaitable[ProgressEvent]]
+"""A long operation. It reports its steps and returns the event that ends the stream."""
+
+
+class ProxyResponse(StreamingResponse):
+    """Pass a guest's bytes on to the client as they come.
+
+    If the guest fails, the connection closes before the response ends, so that no client takes it for complete.
     """
 
     def __init__(self, stream: GuestStream, media_type: str) -> None:
@@ -27,6 +39,54 @@ class PassedOn(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         except SquibError as error:
-            log.warning("an answer to %s breaks off: %s", scope["path"], error.message)
+            log.warning("the response to %s is truncated: %s", scope["path"], error.message)
         finally:
             self._stream.close()
+
+
+class ProgressResponse(StreamingResponse):
+    """Run a long operation and stream its progress: a JSON `ProgressEvent` a line.
+
+    The last line holds the result or the error. If the client disconnects earlier, the operation is cancelled, and
+    the request ends when the operation has cleaned up.
+    """
+
+    def __init__(self, work: Work) -> None:
+        super().__init__(self._lines(), media_type=NDJSON)
+        self._work = work
+        self._steps: asyncio.Queue[Progress | None] = asyncio.Queue()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._task = asyncio.create_task(self._run())
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    async def _run(self) -> ProgressEvent:
+        try:
+            return await self._work(self._steps.put_nowait)
+        except SquibError as error:
+            return ProgressEvent(error=WireError(**to_wire(error)))
+        finally:
+            self._steps.put_nowait(None)
+
+    async def _lines(self) -> AsyncIterator[bytes]:
+        while step := await self._steps.get():
+            yield _line(ProgressEvent(progress=step))
+        yield _line(await self._task)
+
+
+def _line(event: ProgressEvent) -> bytes:
+    """Encode an event as one line of ASCII: a message may quote bytes that are not UTF-8."""
+    fields = event.model_dump(mode="json", exclude_none=True)
+    if event.vm is not None:
+        fields["vm"] = event.vm.model_dump(mode="json")  # with its nulls, as in every other response
+    return json.dumps(fields).encode("ascii") + b"\n"
+
+
+def accepts_ndjson(request: Request) -> bool:
+    """Return whether the client asks for a stream of JSON lines in its ``Accept`` header."""
+    accepted = request.headers.get("accept", "").split(",")
+    return NDJSON in (kind.partition(";")[0].strip().lower() for kind in accepted)

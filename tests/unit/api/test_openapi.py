@@ -95,6 +95,9 @@ def test_streams_say_what_they_are(document: Any) -> None:
     assert kinds["post /v1/vms/{ref}/exec"] == {"application/vnd.squib.frames"}
     assert kinds["get /v1/vms/{ref}/processes/{process_id}/output"] == {"application/vnd.squib.frames"}
     assert kinds["post /v1/images"] == kinds["post /v1/kernels"] == {"application/x-ndjson"}
+    assert kinds["post /v1/vms"] == {"application/x-ndjson"}
+    created = document["paths"]["/v1/vms"]["post"]["responses"]["201"]["content"]
+    assert created == {"application/json": {"schema": {"$ref": "#/components/schemas/VMInfo"}}}
     assert kinds["get /v1/vms/{ref}/files"] == {"application/octet-stream"}
     assert kinds["get /v1/vms/{ref}/files/list"] == kinds["get /v1/vms/{ref}/files/watch"] == {"application/x-ndjson"}
     assert kinds["get /v1/vms/{ref}/files/tar"] == {"application/x-tar"}

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from squib.api.context import EngineDep, Ref
 from squib.api.schema import MkdirRequest, RenameRequest, TarResult
-from squib.api.streams import PassedOn
+from squib.api.streams import NDJSON, ProxyResponse
 from squib.core.guestio import files
 from squib.errors import InvalidArgument
 from squib.models import FileInfo
@@ -20,7 +20,7 @@ from squib.protocol.guestfiles import decode_query
 
 router = APIRouter(prefix="/vms/{ref}/files", tags=["files"])
 
-BYTES, NDJSON, TAR = "application/octet-stream", "application/x-ndjson", "application/x-tar"
+BYTES, TAR = "application/octet-stream", "application/x-tar"
 _PATH = "an absolute path in the guest: its bytes, percent-encoded"
 _BODY = {"requestBody": {"required": True, "content": {BYTES: {"schema": {"type": "string", "format": "binary"}}}}}
 _TAR_BODY = {"requestBody": {"required": True, "content": {TAR: {"schema": {"type": "string", "format": "binary"}}}}}
@@ -66,7 +66,7 @@ async def read(
     length: Annotated[int | None, Query(ge=0, lt=1 << 63)] = None,
 ) -> Response:
     """The bytes of a regular file. An answer that breaks off ends before its content-length."""
-    return PassedOn(await files.read(engine, ref, path, offset=offset, length=length), BYTES)
+    return ProxyResponse(await files.read(engine, ref, path, offset=offset, length=length), BYTES)
 
 
 @router.put("", response_model=FileInfo, openapi_extra=_BODY)
@@ -101,7 +101,7 @@ async def stat(engine: EngineDep, ref: Ref, path: Path, follow: bool = True) -> 
 @router.get("/list", response_class=Response, responses={200: {"content": {NDJSON: {}}}})
 async def list_directory(engine: EngineDep, ref: Ref, path: Path) -> Response:
     """The entries of a directory, a `FileInfo` a line, in no order, then ``{"end": true}``."""
-    return PassedOn(await files.list_directory(engine, ref, path), NDJSON)
+    return ProxyResponse(await files.list_directory(engine, ref, path), NDJSON)
 
 
 @router.post("/mkdir", status_code=204)
@@ -119,13 +119,13 @@ async def rename(engine: EngineDep, ref: Ref, body: RenameRequest) -> None:
 @router.get("/watch", response_class=Response, responses={200: {"content": {NDJSON: {}}}})
 async def watch(engine: EngineDep, ref: Ref, path: Path, recursive: bool = False) -> Response:
     """What happens in a directory, an event a line, until the client goes away."""
-    return PassedOn(await files.watch(engine, ref, path, recursive=recursive), NDJSON)
+    return ProxyResponse(await files.watch(engine, ref, path, recursive=recursive), NDJSON)
 
 
 @router.get("/tar", response_class=Response, responses={200: {"content": {TAR: {}}}})
 async def read_tar(engine: EngineDep, ref: Ref, path: Paths) -> Response:
     """Files and directories with all below them, as a tar. The guest may have put anything in it."""
-    return PassedOn(await files.read_tar(engine, ref, path), TAR)
+    return ProxyResponse(await files.read_tar(engine, ref, path), TAR)
 
 
 @router.put("/tar", openapi_extra=_TAR_BODY)

@@ -6,9 +6,11 @@ from contextlib import suppress
 
 from fastapi import APIRouter, Request
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 
 from squib.api.context import EngineDep, Ref, while_connected
-from squib.api.schema import CreateRequest, StartRequest, StopRequest, VMList
+from squib.api.schema import CreateRequest, ProgressEvent, StartRequest, StopRequest, VMList
+from squib.api.streams import NDJSON, ProgressResponse, accepts_ndjson
 from squib.core.inspect import describe, get_vm, list_vms
 from squib.core.lifecycle.create import create_vm
 from squib.core.lifecycle.delete import delete_vm, until_deleted
@@ -16,9 +18,11 @@ from squib.core.lifecycle.pause import pause_vm, resume_vm
 from squib.core.lifecycle.start import start_vm
 from squib.core.lifecycle.stop import stop_vm
 from squib.errors import NotFound
-from squib.models import Name, VMInfo
+from squib.models import Name, OnProgress, VMInfo
 
 router = APIRouter(prefix="/vms", tags=["vms"])
+
+_PROGRESS = "with Accept: application/x-ndjson, a ProgressEvent a line; the last one holds the VM or the error"
 
 
 @router.get("")
@@ -27,13 +31,28 @@ async def list_all(engine: EngineDep, project: Name | None = None) -> VMList:
     return VMList(vms=list_vms(engine, project=project))
 
 
-@router.post("", status_code=201)
-async def create(engine: EngineDep, request: Request, body: CreateRequest) -> VMInfo:
-    """Make a VM. If the client goes away before the answer, the VM is removed again."""
-    work = create_vm(
-        engine, body.config, start=body.start, on_progress=lambda _: None, boot_timeout_s=body.boot_timeout_s
-    )
-    return describe(engine, await while_connected(request, work))
+@router.post(
+    "", status_code=201, response_model=VMInfo, responses={200: {"content": {NDJSON: {}}, "description": _PROGRESS}}
+)
+async def create(engine: EngineDep, request: Request, body: CreateRequest) -> VMInfo | Response:
+    """Create a VM and, with ``start``, boot it.
+
+    With ``Accept: application/x-ndjson`` the response streams the progress. If the client disconnects before the
+    response is complete, the VM is removed.
+    """
+
+    async def work(on_progress: OnProgress) -> VMInfo:
+        record = await create_vm(
+            engine, body.config, start=body.start, on_progress=on_progress, boot_timeout_s=body.boot_timeout_s
+        )
+        return describe(engine, record)
+
+    async def streamed(on_progress: OnProgress) -> ProgressEvent:
+        return ProgressEvent(vm=await work(on_progress))
+
+    if accepts_ndjson(request):
+        return ProgressResponse(streamed)
+    return await while_connected(request, work(lambda _: None))
 
 
 @router.get("/{ref}")
