@@ -9,8 +9,8 @@ HTTP statuses are in `squib.api.errors`, exit statuses in `squib.cli.exit_codes`
     ├── NotFound                    not_found
     ├── Conflict                    conflict
     │   ├── NameTaken               name_taken
-    │   ├── WrongState              wrong_state
-    │   └── Superseded              superseded
+    │   └── WrongState              wrong_state
+    │       └── Superseded          superseded
     ├── Unauthorized                unauthorized
     ├── HostNotAllowed              host_not_allowed
     ├── BodyTooLarge                body_too_large
@@ -115,7 +115,7 @@ class WrongState(Conflict):
     code = "wrong_state"
 
 
-class Superseded(Conflict):
+class Superseded(WrongState):
     """A later call on the same VM, such as a delete, ended this operation."""
 
     code = "superseded"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -49,9 +50,15 @@ class FakeMachine:
 
     async def pause(self) -> None:
         os.kill(self._process.pid, signal.SIGSTOP)
+        while not await self.is_paused():
+            await asyncio.sleep(0)
 
     async def resume(self) -> None:
         os.kill(self._process.pid, signal.SIGCONT)
+
+    async def is_paused(self) -> bool:
+        stat = Path(f"/proc/{self._process.pid}/stat").read_text()
+        return stat.rpartition(")")[2].split()[0] == "T"
 
     async def kill(self) -> None:
         await self._process.kill()

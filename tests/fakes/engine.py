@@ -13,6 +13,7 @@ import httpx
 from squib.api.app import create_app
 from squib.core.engine import Engine
 from squib.core.startup import open_engine
+from squib.drivers.registry import Drivers
 from squib.host import processes
 from squib.host.processes import ProcessIdentity
 from squib.images.overlay import OverlayStore
@@ -33,7 +34,7 @@ class Rig:
 
     @contextlib.asynccontextmanager
     async def engine(self) -> AsyncIterator[Engine]:
-        async with open_engine(self.home, self.driver, self.agent_binary) as engine:
+        async with open_engine(self.home, Drivers.of(self.driver), self.agent_binary) as engine:
             yield engine
 
     @contextlib.asynccontextmanager

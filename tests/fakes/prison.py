@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from squib.drivers.base import MachineSpec
-from squib.drivers.select import select_driver
+from squib.drivers.registry import find_drivers
 from squib.guest.agent import AgentClient
 from squib.host import jail, processes
 from squib.host.jail import Credentials, JailMode
@@ -66,7 +66,7 @@ def inspect(pid: int) -> dict[str, object]:
 
 async def boot(folder: Path) -> dict[str, object]:
     """Boot a VM and run a command in it."""
-    driver = await select_driver()
+    driver = (await find_drivers()).default
     found = await jail.probe_jail()
     paths = VMPaths(folder / "vm")
     paths.root.mkdir()

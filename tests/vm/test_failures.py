@@ -27,7 +27,7 @@ from squib import (
 )
 from squib.core.lifecycle.create import create_vm
 from squib.core.startup import open_engine
-from squib.drivers.select import select_driver
+from squib.drivers.registry import find_drivers
 from squib.host import proc
 from squib.kernels import bzimage
 from squib.paths import Home
@@ -150,7 +150,7 @@ def test_no_qemu(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(proc, "_SYSTEM_PATH", str(tools))
 
     async def main() -> None:
-        async with asyncio.timeout(5), open_engine(own, await select_driver()) as engine:
+        async with asyncio.timeout(5), open_engine(own, await find_drivers()) as engine:
             with pytest.raises(DependencyMissing, match="qemu-system-x86_64 is not installed") as refused:
                 await create_vm(engine, VMConfig(), start=True, on_progress=lambda _: None)
             assert "squib doctor --fix" in refused.value.hint

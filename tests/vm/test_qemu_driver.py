@@ -13,7 +13,7 @@ import pytest
 from squib.drivers.base import ExitKind, MachineSpec
 from squib.drivers.qemu.driver import QemuDriver
 from squib.drivers.qemu.machine import QemuMachine
-from squib.drivers.select import select_driver
+from squib.drivers.registry import find_drivers
 from squib.errors import BootFailed
 from squib.guest.agent import AGENT_BINARY, AgentClient
 from squib.host import processes
@@ -62,7 +62,7 @@ def boot_files(home: Home) -> BootFiles:
 
 @pytest.fixture(scope="module")
 def driver() -> QemuDriver:
-    return asyncio.run(select_driver())
+    return (asyncio.run(find_drivers())).default
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from starlette.types import ASGIApp
 
 from squib.api.app import create_app
 from squib.api.guards import host_of
-from squib.core.lifecycle.release import abandon
+from squib.core.lifecycle.release import kill_all
 from squib.core.startup import open_engine
-from squib.drivers.select import select_driver
+from squib.drivers.registry import find_drivers
 from squib.errors import InvalidArgument
 from squib.host import sockets
 from squib.host.files import write_atomic
@@ -59,8 +59,8 @@ async def serve(
     """
     async with contextlib.AsyncExitStack() as stack:
         tcp_socket = stack.enter_context(_bind(tcp)) if tcp else None
-        engine = await stack.enter_async_context(open_engine(home, await select_driver()))
-        log.info("engine of %s: %s, %s", home.root, engine.driver.name, engine.driver.accelerator)
+        engine = await stack.enter_async_context(open_engine(home, await find_drivers()))
+        log.info("engine of %s: %s, %s", home.root, engine.drivers.default.name, engine.drivers.default.accelerator)
         unix_socket = sockets.listen(home.engine_socket)
         socket_inode = home.engine_socket.stat().st_ino
         stack.callback(_unlink, home.engine_socket, socket_inode)
@@ -80,11 +80,13 @@ async def serve(
             for server in servers:
                 await server.answering.wait()
             on_ready(url, token)
-            while not stop.is_set() and not engine.evicted and (idle_exit_s is None or engine.idle_s < idle_exit_s):
+            while (
+                not stop.is_set() and not engine.home_replaced and (idle_exit_s is None or engine.idle_s < idle_exit_s)
+            ):
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), _IDLE_POLL_S)
-            if engine.evicted:
-                await abandon(engine)
+            if engine.home_replaced:
+                await kill_all(engine)
             log.info("engine ends: %s", "asked to" if stop.is_set() else "not needed any more")
             _unlink(home.engine_socket, socket_inode)  # from here on, clients start another engine
             for server in servers:

@@ -25,7 +25,7 @@ async def build_image(engine: Engine, name: str, *, rebuild: bool, on_progress: 
     Raises `NotFound` for a name that is no runtime, `ToolFailed`, `DependencyMissing`, `DiskFull`.
     """
     image = await engine.images.build(name, on_progress, rebuild=rebuild)
-    engine.images.prune(keep={record.rootfs for record in engine.store.list_vms()})
+    engine.images.prune(keep={str(record.spec.rootfs) for record in engine.store.list_vms()})
     return _describe_image(engine, image)
 
 
@@ -40,7 +40,7 @@ def remove_image(engine: Engine, name: str) -> None:
     if image and (users := _users(engine, image.digest)):
         raise Conflict(f"image {name} is used by {', '.join(users)}", hint=f"squib rm {' '.join(users)}")
     engine.images.remove(name)
-    engine.images.prune(keep={record.rootfs for record in engine.store.list_vms()})
+    engine.images.prune(keep={str(record.spec.rootfs) for record in engine.store.list_vms()})
 
 
 def _describe_image(engine: Engine, image: Image) -> ImageInfo:
@@ -54,7 +54,7 @@ def _describe_image(engine: Engine, image: Image) -> ImageInfo:
 
 
 def _users(engine: Engine, digest: str) -> list[str]:
-    return [record.name for record in engine.store.list_vms() if record.rootfs == digest]
+    return [record.name for record in engine.store.list_vms() if str(record.spec.rootfs) == digest]
 
 
 def _describe_kernel(kernel: Kernel) -> KernelInfo:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from squib.core.engine import Engine
 from squib.core.lifecycle.start import FIRST_UID, UID_COUNT
-from squib.drivers.select import select_driver
+from squib.drivers.registry import find_drivers
 from squib.errors import DependencyMissing, ImageCorrupt, NotFound
 from squib.guest.agent import AGENT_BINARY
 from squib.host import cgroup, proc
@@ -51,7 +51,7 @@ _SYSCTLS = {
 
 async def check_host(home: Home) -> list[Check]:
     """Look at the host and the state directory, in this process. Takes a second: files are hashed, a guest is tried."""
-    driver = await select_driver()
+    drivers = await find_drivers()
     place = _check_home(home)
     usable = place.status is not CheckStatus.FAIL
     stored = await asyncio.to_thread(_check_stored, home) if usable else []
@@ -59,7 +59,7 @@ async def check_host(home: Home) -> list[Check]:
         _check_python(),
         place,
         _check_space(home),
-        *await driver.checks(),
+        *[check for driver in drivers.by_name.values() for check in await driver.checks()],
         *(_check_tool(program, purpose) for program, purpose in (_TOOLS | _rootless_tools()).items()),
         cgroup.check(cgroup.find_layout()),
         _check_users(),
@@ -70,9 +70,9 @@ async def check_host(home: Home) -> list[Check]:
 
 def check_engine(engine: Engine) -> list[Check]:
     """Look at what only the engine of a state directory knows: what was left behind."""
-    known = {record.vm_id for record in engine.store.list_vms()}
+    known = {record.vm_id for record in engine.store.all_vms()}
     folders = {path.name for path in engine.home.vms.iterdir()} - known
-    leases = {lease.vm_id for lease in engine.store.leases()} - known
+    leases = {lease.owner.id for lease in engine.store.leases()} - known
     if not folders and not leases:
         return [Check(name="leftovers", status=CheckStatus.OK, detail="nothing is left of former VMs")]
     checks = []

@@ -11,14 +11,17 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from squib.core.lifecycle.transitions import WITH_VMM
-from squib.drivers.base import Driver, Machine
-from squib.errors import AgentUnreachable
+from squib.core.lifecycle.verbs import VerbQueues
+from squib.drivers.base import Machine
+from squib.drivers.registry import Drivers
+from squib.errors import AgentLost
 from squib.guest.agent import AGENT_BINARY, AgentClient
 from squib.host import cgroup
 from squib.host.processes import ProcessIdentity
@@ -28,26 +31,31 @@ from squib.kernels.catalog import KernelStore
 from squib.kernels.initramfs import InitramfsStore
 from squib.models import EngineInfo
 from squib.paths import Home
-from squib.store.database import Store, VMRecord, now
+from squib.store.database import Store, now
+from squib.store.records import Owner, OwnerKind, VMRecord
 from squib.version import VERSION
 
 log = logging.getLogger("squib.engine")
 
+_FLUSH_S = 1.0
+VMM = "vmm"
+"""The role of a VM's VMM among the processes that the VM may hold."""
+_DIRECTORIES: dict[OwnerKind, Callable[[Home], Path]] = {OwnerKind.VM: lambda home: home.vms}
+"""Where the owners of each kind have their directories."""
+
 
 @dataclass
 class RunningVM:
-    """What the engine holds of a VM that runs: its VMM, the session with its agent, and the task that waits for its
-    end.
-    """
+    """What the engine holds of a running VM: its VMM, the connection to its agent, the task that waits for its end."""
 
     machine: Machine
     agent: AgentClient
     watcher: asyncio.Task[None] | None = None
     known_env: dict[str, str] | None = field(default=None, repr=False)
-    """The VM-wide environment that the guest was told; ``None`` if that is not known."""
+    """The VM-wide environment that the guest has; ``None`` if that is not known."""
 
     async def close(self) -> None:
-        """Let go of it; the VMM goes on."""
+        """Release the engine's side; the VMM goes on."""
         if self.watcher and self.watcher is not asyncio.current_task():
             self.watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -59,9 +67,9 @@ class RunningVM:
 class Engine:
     """Everything of one state directory."""
 
-    def __init__(self, home: Home, driver: Driver, agent_binary: Path = AGENT_BINARY) -> None:
+    def __init__(self, home: Home, drivers: Drivers, agent_binary: Path = AGENT_BINARY) -> None:
         self.home = home
-        self.driver = driver
+        self.drivers = drivers
         self.agent_binary = agent_binary
         self.store = Store(home.database)
         self._database_inode = home.database.stat().st_ino
@@ -71,50 +79,64 @@ class Engine:
         self.initramfs = InitramfsStore(home)
         self.cgroups = cgroup.find_layout()
         self.running: dict[str, RunningVM] = {}
-        self.starts: dict[str, asyncio.Task[None]] = {}
+        self.verbs = VerbQueues()
         self.boot_slots = asyncio.Semaphore(max(2, os.cpu_count() or 1))
-        """A boot keeps a processor busy: more at once than there are would only make each of them slower."""
+        """A boot keeps a CPU busy: more at once than there are CPUs would only make each of them slower."""
         self.started_at: datetime = now()
-        self._locks: dict[str, asyncio.Lock] = {}
-        self._gone: dict[str, asyncio.Event] = {}
+        self._deleted: dict[str, asyncio.Event] = {}
+        self._background: set[asyncio.Task[None]] = set()
         self._last_activity = time.monotonic()
         self._requests = 0
-
-    @contextlib.asynccontextmanager
-    async def lock(self, vm_id: str) -> AsyncIterator[None]:
-        """Only one verb at a time changes a VM."""
-        lock = self._locks.setdefault(vm_id, asyncio.Lock())
-        async with lock:
-            yield
+        self.background(self._write_facts(), name="write facts")
 
     def vm_of(self, record: VMRecord) -> RunningVM:
-        """What is held of a VM that is up. Raises `AgentUnreachable` if it has just ended."""
+        """Return what is held of a VM that is up. Raises `AgentLost` if it has just ended."""
         vm = self.running.get(record.vm_id)
         if vm is None:
-            raise AgentUnreachable(f"VM {record.name} has just ended", hint=f"squib inspect {record.name} shows why")
+            raise AgentLost(f"VM {record.name} has just ended", hint=f"squib inspect {record.name} shows why")
         return vm
 
-    def gone(self, vm_id: str) -> asyncio.Event:
-        """Set when a VM that is there now is no more."""
-        return self._gone.setdefault(vm_id, asyncio.Event())
+    def deleted_event(self, vm_id: str) -> asyncio.Event:
+        """Return an event that is set when this VM is deleted."""
+        return self._deleted.setdefault(vm_id, asyncio.Event())
 
     def forget(self, vm_id: str) -> None:
-        """Drop what is kept for a VM that is no more."""
-        self._locks.pop(vm_id, None)
-        if gone := self._gone.pop(vm_id, None):
-            gone.set()
+        """Drop what is kept for a deleted VM."""
+        if event := self._deleted.pop(vm_id, None):
+            event.set()
 
     def cgroup_name(self, vm_id: str) -> str:
-        """The cgroup of a VM."""
+        """Return the name of a VM's cgroup."""
         return f"{cgroup_parent(self.home)}/{vm_id}"
 
+    def directory(self, owner: Owner) -> Path:
+        """Return the directory of an owner."""
+        return _DIRECTORIES[owner.kind](self.home) / owner.id
+
+    def identity(self, owner: Owner, role: str) -> ProcessIdentity:
+        """Return how the process of an owner with this role is recognised: by its lock or by the owner's cgroup."""
+        groups = cgroup.directories(self.cgroups, self.cgroup_name(owner.id)) if owner.kind is OwnerKind.VM else ()
+        return ProcessIdentity(self.directory(owner) / f"{role}.lock", groups)
+
     def vmm_identity(self, vm_id: str) -> ProcessIdentity:
-        """How the VMM of a VM is recognised: by its lock, or by the VM's cgroup."""
-        return ProcessIdentity(self.home.vm(vm_id).vmm_lock, cgroup.directories(self.cgroups, self.cgroup_name(vm_id)))
+        """Return how the VMM of a VM is recognised."""
+        return self.identity(Owner.vm(vm_id), VMM)
+
+    def background(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
+        """Run ``work`` beside all requests. It is cancelled when the engine ends."""
+        task = asyncio.create_task(work, name=name)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _write_facts(self) -> None:
+        """After a full disk: write what happened meanwhile as soon as there is room."""
+        while True:
+            await asyncio.sleep(_FLUSH_S)
+            self.store.flush()
 
     @contextlib.contextmanager
     def activity(self) -> Iterator[None]:
-        """Somebody uses the engine: it is not idle until the block has ended."""
+        """Count as a user of the engine: it is not idle until the block has ended."""
         self._requests += 1
         try:
             yield
@@ -124,43 +146,43 @@ class Engine:
 
     @property
     def idle_s(self) -> float:
-        """For how long nobody has needed the engine: no request under way, no VM that runs."""
+        """For how long the engine was not needed: no request under way, no VM that runs."""
         if self._requests or any(record.state in WITH_VMM for record in self.store.list_vms()):
             return 0.0
         return time.monotonic() - self._last_activity
 
     @property
-    def evicted(self) -> bool:
-        """Whether somebody has removed the state directory, or put another in its place."""
+    def home_replaced(self) -> bool:
+        """Whether the state directory was removed, or another one is in its place."""
         try:
             return self.home.database.stat().st_ino != self._database_inode
         except (FileNotFoundError, NotADirectoryError):
             return True
 
     async def close(self) -> None:
-        """End what is under way and let go of the VMs, which go on."""
-        for task in list(self.starts.values()):
+        """End what is under way and release the VMs, which go on."""
+        await self.verbs.close()
+        for task in list(self._background):
             task.cancel()
-        await asyncio.gather(*self.starts.values(), return_exceptions=True)
+        await asyncio.gather(*self._background, return_exceptions=True)
         for vm in list(self.running.values()):
             await vm.close()
         self.store.close()
 
     def info(self) -> EngineInfo:
-        """What this engine is."""
-        records = self.store.list_vms()
+        """Describe this engine."""
         return EngineInfo(
             version=VERSION,
             pid=os.getpid(),
             home=os.fsencode(self.home.root).decode(errors="backslashreplace"),
-            driver=self.driver.name,
-            accelerator=self.driver.accelerator,
+            driver=self.drivers.default.name,
+            accelerator=self.drivers.default.accelerator,
             started_at=self.started_at,
-            vm_count=len(records),
+            vm_count=len(self.store.all_vms()),
             running_count=len(self.running),
         )
 
 
 def cgroup_parent(home: Home) -> str:
-    """The cgroup of all VMs of a state directory: apart from those of others on this host."""
+    """Return the cgroup of all VMs of a state directory, apart from those of other directories on this host."""
     return f"squib/{hashlib.sha256(os.fsencode(home.root)).hexdigest()[:8]}"

@@ -1,31 +1,34 @@
-"""``list`` and ``inspect``: what the engine tells of its VMs. Values of environment variables are not among it."""
+"""``list`` and ``inspect``: descriptions of VMs. They never contain values of environment variables."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from squib.core.engine import Engine
-from squib.models import VMInfo
-from squib.store.database import VMRecord
+from squib.models import VMInfo, VMState
+from squib.store.records import BrokenRecord, VMRecord
 
 
-def describe(engine: Engine, record: VMRecord) -> VMInfo:
-    """A VM as its users see it."""
-    config = record.config
-    assert config.mem_size_mib is not None, "the memory size is settled when a VM is created"
+def describe(record: VMRecord | BrokenRecord) -> VMInfo:
+    """Return a VM as its users see it. One whose record cannot be read is in ``error``."""
+    if isinstance(record, BrokenRecord):
+        return _describe_broken(record)
+    spec = record.spec
     return VMInfo(
         vm_id=record.vm_id,
         name=record.name,
         state=record.state,
         reason=record.reason,
-        project=config.project,
-        runtime=None if config.rootfs_path else config.runtime,
-        kernel=record.kernel,
-        rootfs=record.rootfs,
-        vcpu_count=config.vcpu_count,
-        mem_size_mib=config.mem_size_mib,
-        disk_size_mib=config.disk_size_mib,
-        boot_args=config.boot_args,
-        env_names=sorted(config.env_vars),
-        driver=engine.driver.name,
+        project=spec.project,
+        runtime=spec.runtime,
+        kernel=str(spec.kernel),
+        rootfs=str(spec.rootfs),
+        vcpu_count=spec.vcpu_count,
+        mem_size_mib=spec.mem_size_mib,
+        disk_size_mib=spec.disk_size_mib,
+        boot_args=spec.boot_args,
+        env_names=sorted(spec.env_vars),
+        driver=record.driver,
         accelerator=record.accelerator,
         pid=record.pid,
         created_at=record.created_at,
@@ -34,12 +37,36 @@ def describe(engine: Engine, record: VMRecord) -> VMInfo:
     )
 
 
+def _describe_broken(record: BrokenRecord) -> VMInfo:
+    return VMInfo(
+        vm_id=record.vm_id,
+        name=record.name,
+        state=VMState.ERROR,
+        reason=f"its record is damaged ({record.reason}); squib rm {record.name} removes it",
+        project=None,
+        runtime=None,
+        kernel="",
+        rootfs="",
+        vcpu_count=0,
+        mem_size_mib=0,
+        disk_size_mib=0,
+        boot_args="",
+        env_names=[],
+        driver="",
+        accelerator="",
+        pid=None,
+        created_at=datetime.fromtimestamp(0, UTC),
+        started_at=None,
+        stopped_at=None,
+    )
+
+
 def list_vms(engine: Engine, *, project: str | None = None) -> list[VMInfo]:
-    """All VMs, or those of one project; oldest first."""
-    records = engine.store.list_vms()
-    return [describe(engine, record) for record in records if project is None or record.config.project == project]
+    """Return all VMs, or those of one project; oldest first."""
+    infos = [describe(record) for record in engine.store.all_vms()]
+    return [info for info in infos if project is None or info.project == project]
 
 
 def get_vm(engine: Engine, ref: str) -> VMInfo:
-    """The VM with this ID or name. Raises `NotFound`."""
-    return describe(engine, engine.store.get_vm(ref))
+    """Return the VM with this ID or name. Raises `NotFound`."""
+    return describe(engine.store.find(ref))

@@ -1,7 +1,7 @@
-"""What an engine does first: settle what a former one, which may have been killed at any moment, has left.
+"""The first work of an engine: settle what a former one, which may have been killed at any moment, has left.
 
-Every VM ends up usable or cleanly stopped, and no lease stays without an owner. The same release path as
-everywhere else does the work.
+Every VM ends up usable or cleanly stopped, and no lease stays without an owner. It uses the same release path as
+everything else.
 """
 
 from __future__ import annotations
@@ -9,17 +9,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Collection
 
 from squib.artifacts import building
-from squib.core.engine import Engine, RunningVM
+from squib.core.engine import Engine, RunningVM, cgroup_parent
 from squib.core.lifecycle import transitions
 from squib.core.lifecycle.delete import remove
-from squib.core.lifecycle.release import ALL, RUN, release
+from squib.core.lifecycle.release import RUN, release, release_owner
 from squib.core.lifecycle.start import watch
 from squib.errors import SquibError
 from squib.guest.agent import AgentClient
+from squib.host import cgroup, processes
 from squib.models import VMState
-from squib.store.database import VMRecord, now
+from squib.store.database import now
+from squib.store.records import BrokenRecord, Owner, VMRecord
 
 log = logging.getLogger("squib.reconcile")
 
@@ -27,22 +30,46 @@ _POWER_OFF_WAIT_S = 3.0
 
 
 async def reconcile(engine: Engine) -> None:
-    """Settle all VMs and leases. A VM that cannot be settled is logged and left for the next engine; it stops no
-    other.
+    """Settle all VMs and leases.
+
+    A VM that cannot be settled is logged and left to the next engine. It does not affect the others.
     """
-    records = engine.store.list_vms()
-    for result in await asyncio.gather(*(_settle(engine, record) for record in records), return_exceptions=True):
+    records = engine.store.all_vms()
+    settling = [_settle(engine, record) for record in records]
+    for result in await asyncio.gather(*settling, return_exceptions=True):
         if isinstance(result, SquibError | OSError):
             log.error("a VM could not be settled", exc_info=result)
         elif isinstance(result, BaseException):
             raise result
     known = {record.vm_id for record in records}
-    for vm_id in {lease.vm_id for lease in engine.store.leases()} - known:
-        await release(engine, vm_id, ALL)
+    await _release_leases_without_owner(engine, known)
+    await _end_unknown_vmms(engine, known)
     await building.sweep(engine.home)
 
 
-async def _settle(engine: Engine, record: VMRecord) -> None:
+async def _release_leases_without_owner(engine: Engine, known: Collection[str]) -> None:
+    owners = {lease.owner for lease in engine.store.leases()}
+    for owner in owners - {Owner.vm(vm_id) for vm_id in known}:
+        await release_owner(engine, owner)
+
+
+async def _end_unknown_vmms(engine: Engine, known: Collection[str]) -> None:
+    """End VMMs that no row names, as after the loss of the database. Their directories stay: `doctor` shows them."""
+    parent = cgroup_parent(engine.home)
+    folders = {path.name for path in engine.home.vms.iterdir() if path.is_dir()}
+    for vm_id in (folders | cgroup.children(engine.cgroups, parent)) - set(known):
+        identity = engine.vmm_identity(vm_id)
+        if processes.find(identity):
+            log.warning("ending the VMM of %s, a VM that is not in the database", vm_id)
+        await asyncio.to_thread(processes.kill, identity)
+        await asyncio.to_thread(cgroup.remove, engine.cgroups, engine.cgroup_name(vm_id))
+
+
+async def _settle(engine: Engine, record: VMRecord | BrokenRecord) -> None:
+    if isinstance(record, BrokenRecord):  # it does not run; its disk stays until somebody removes the VM
+        log.error("the record of VM %s is damaged: %s", record.vm_id, record.reason)
+        await release(engine, record.vm_id, RUN)
+        return
     match record.state:
         case VMState.CREATING | VMState.DELETING:
             log.info("VM %s was %s when the engine ended: deleted", record.vm_id, record.state)
@@ -61,7 +88,7 @@ async def _settle(engine: Engine, record: VMRecord) -> None:
 
 async def _adopt(engine: Engine, record: VMRecord) -> None:
     paths = engine.home.vm(record.vm_id)
-    machine = await engine.driver.adopt(paths, engine.vmm_identity(record.vm_id))
+    machine = await engine.drivers.get(record.driver).adopt(paths, engine.vmm_identity(record.vm_id))
     if machine is None:
         await release(engine, record.vm_id, RUN)
         reason = "the VMM ended while no engine ran"
@@ -77,7 +104,7 @@ async def _adopt(engine: Engine, record: VMRecord) -> None:
 async def _finish_stop(engine: Engine, record: VMRecord) -> None:
     """The guest was asked to power off: it has a moment to finish that."""
     identity = engine.vmm_identity(record.vm_id)
-    if machine := await engine.driver.adopt(engine.home.vm(record.vm_id), identity):
+    if machine := await engine.drivers.get(record.driver).adopt(engine.home.vm(record.vm_id), identity):
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(machine.wait(), _POWER_OFF_WAIT_S)
         await machine.kill()

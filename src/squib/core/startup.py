@@ -11,7 +11,7 @@ from pathlib import Path
 
 from squib.core.engine import Engine
 from squib.core.reconcile import reconcile
-from squib.drivers.base import Driver
+from squib.drivers.registry import Drivers
 from squib.errors import EngineStartFailed
 from squib.guest.agent import AGENT_BINARY
 from squib.host.files import disk_errors
@@ -22,7 +22,7 @@ _LOCK_TIMEOUT_S = 10.0
 
 
 @contextlib.asynccontextmanager
-async def open_engine(home: Home, driver: Driver, agent_binary: Path = AGENT_BINARY) -> AsyncIterator[Engine]:
+async def open_engine(home: Home, drivers: Drivers, agent_binary: Path = AGENT_BINARY) -> AsyncIterator[Engine]:
     """Take the state directory, settle what a former engine left, and serve until the block ends.
 
     Raises `EngineStartFailed` if another engine has the directory, or it cannot be used; `DiskFull`.
@@ -31,7 +31,7 @@ async def open_engine(home: Home, driver: Driver, agent_binary: Path = AGENT_BIN
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a VMM's core dump would hold the guest's memory
     with FileLock(home.engine_lock) as lock:
         await _acquire(lock)
-        engine = Engine(home, driver, agent_binary)
+        engine = Engine(home, drivers, agent_binary)
         try:
             await reconcile(engine)
             yield engine

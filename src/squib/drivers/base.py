@@ -82,6 +82,9 @@ class Machine(Protocol):
     async def resume(self) -> None:
         """Let the guest's processors run. Idempotent. Raises `ToolFailed` if the VMM does not answer."""
 
+    async def is_paused(self) -> bool:
+        """Ask the VMM whether the guest stands still. Raises `ToolFailed` if the VMM does not answer."""
+
     async def kill(self) -> None:
         """End the VMM at once and return when `wait` would.
 

@@ -307,6 +307,12 @@ def members(group: Path) -> list[int]:
     return [int(pid) for pid in sorted(_words(group / "cgroup.procs")) if pid != "0"]
 
 
+def children(layout: Layout, name: str) -> set[str]:
+    """Return the names of the groups directly beneath the group ``name``, in any hierarchy."""
+    folders = [folder for folder in directories(layout, name) if folder.is_dir()]
+    return {entry.name for folder in folders for entry in folder.iterdir() if entry.is_dir()}
+
+
 def _failed(name: str, error: OSError) -> HostError:
     place = f" ({error.filename})" if error.filename else ""
     return HostError(f"the cgroup {name} could not be set up: {error.strerror}{place}", hint="squib doctor")

@@ -113,6 +113,15 @@ def sync(path: Path) -> None:
         os.close(fd)
 
 
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable, such as that of a file that was just renamed."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def remove_tree(path: Path) -> None:
     """Remove a file or directory with all that is in it; nothing there is fine. Symbolic links are not followed."""
     if path.is_dir() and not path.is_symlink():

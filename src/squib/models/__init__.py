@@ -4,7 +4,7 @@ All are frozen. Sizes are in MiB and times in seconds unless the name says other
 only here, so a value that exists is valid.
 """
 
-from squib.models.assets import ImageInfo, KernelInfo, OnProgress, Progress
+from squib.models.assets import AssetRef, CachedRef, HostFileRef, ImageInfo, KernelInfo, OnProgress, Progress
 from squib.models.base import (
     NAME_PATTERN,
     Env,
@@ -37,6 +37,8 @@ __all__ = [
     "MAX_PATH_BYTES",
     "MAX_TIMEOUT_S",
     "NAME_PATTERN",
+    "AssetRef",
+    "CachedRef",
     "Check",
     "CheckStatus",
     "EngineInfo",
@@ -48,6 +50,7 @@ __all__ = [
     "FileInfo",
     "FileType",
     "GuestString",
+    "HostFileRef",
     "ImageInfo",
     "KernelInfo",
     "Name",

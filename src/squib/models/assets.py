@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from squib.models.base import ResponseModel
+from squib.models.base import ResponseModel, StoredModel
 
 
 class ImageInfo(ResponseModel):
@@ -40,3 +41,27 @@ class Progress(ResponseModel):
 
 OnProgress = Callable[[Progress], None]
 """Called with each step of a long operation."""
+
+
+class CachedRef(StoredModel):
+    """A kernel or root filesystem in squib's cache, by digest."""
+
+    kind: Literal["cached"] = "cached"
+    digest: str
+
+    def __str__(self) -> str:
+        return self.digest
+
+
+class HostFileRef(StoredModel):
+    """A kernel or root filesystem that the user brings: an absolute path on the host."""
+
+    kind: Literal["file"] = "file"
+    path: str
+
+    def __str__(self) -> str:
+        return self.path
+
+
+AssetRef = Annotated[CachedRef | HostFileRef, Field(discriminator="kind")]
+"""What a VM boots. ``str(ref)`` is how descriptions show it."""

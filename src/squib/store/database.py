@@ -1,113 +1,70 @@
 """The engine's memory: VMs and leases in SQLite, in one file that only the engine opens.
 
-State changes are compare-and-swap, so of two callers one wins. A lease is written before the host resource that it
-stands for is taken, and deleted after that resource is released: what a crash leaves is always in here.
+Two kinds of writes. A *promise* is written before its act: a new VM, a lease, a changed spec. If it cannot be written,
+the act does not happen. A *fact* is written after its act: a changed state, a released lease, a removed VM. If the disk
+is full, facts are kept in memory, are part of every answer, and are written as soon as there is room (`flush`). An
+engine that is killed before that leaves a row that is behind, and the next engine settles it from what it finds.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import sqlite3
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 
-from squib.errors import EngineStartFailed, NameTaken, NotFound
+from pydantic import ValidationError
+
+from squib.errors import DiskFull, EngineStartFailed, NameTaken, NotFound, RecordCorrupt
 from squib.host.files import disk_full
-from squib.models import VMConfig, VMState
+from squib.models import VMState
+from squib.store.migrations import migrate
+from squib.store.records import BrokenRecord, Lease, LeaseKind, Owner, OwnerKind, VMRecord, VMSpec
 
-SCHEMA_VERSION = 1
-_SCHEMA = """
-CREATE TABLE vms (
-    vm_id        TEXT PRIMARY KEY,
-    name         TEXT NOT NULL UNIQUE,
-    state        TEXT NOT NULL,
-    reason       TEXT NOT NULL,
-    config       TEXT NOT NULL,
-    kernel       TEXT NOT NULL,
-    rootfs       TEXT NOT NULL,
-    machine_id   TEXT NOT NULL,
-    uid          INTEGER,
-    accelerator  TEXT NOT NULL,
-    pid          INTEGER,
-    created_at   TEXT NOT NULL,
-    started_at   TEXT,
-    stopped_at   TEXT
-) STRICT;
-CREATE TABLE leases (
-    lease_id     INTEGER PRIMARY KEY AUTOINCREMENT,
-    vm_id        TEXT NOT NULL,
-    kind         TEXT NOT NULL,
-    key          TEXT NOT NULL,
-    UNIQUE (kind, key)
-) STRICT;
-"""
+log = logging.getLogger("squib.store")
 
-
-class LeaseKind(StrEnum):
-    """What a lease stands for; ``key`` names it."""
-
-    DIRECTORY = "directory"
-    """The VM's directory. Key: the VM's ID. Held from create to delete."""
-    CGROUP = "cgroup"
-    """Key: the cgroup's name. Held while the VM runs."""
-    PROCESS = "process"
-    """The VMM. Key: the VM's ID, whose ``vmm.lock`` the process holds. Held while the VM runs."""
-
-
-@dataclass(frozen=True)
-class Lease:
-    """A note that a VM holds, or is about to take, a resource of the host."""
-
-    lease_id: int
-    vm_id: str
-    kind: LeaseKind
-    key: str
-
-
-@dataclass(frozen=True)
-class VMRecord:
-    """A VM as stored. ``kernel`` and ``rootfs`` are digests of cached files or absolute paths of the user's."""
-
-    vm_id: str
-    name: str
-    state: VMState
-    reason: str
-    config: VMConfig
-    kernel: str
-    rootfs: str
-    machine_id: str
-    uid: int | None
-    accelerator: str
-    pid: int | None
-    created_at: datetime
-    started_at: datetime | None
-    stopped_at: datetime | None
-
-
-_COLUMNS = [field.name for field in fields(VMRecord)]
+_COLUMNS = [column.name for column in fields(VMRecord)]
+_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM vms"
+_MAX_REASON = 200
 
 
 def now() -> datetime:
-    """The present, in UTC."""
+    """Return the present time in UTC."""
     return datetime.now(UTC)
 
 
-class Store:
-    """The database at ``path``, created if it is not there.
+@dataclass
+class _Facts:
+    """What has happened and could not be written yet."""
 
-    Raises `EngineStartFailed` if it is of another schema or no database, `DiskFull` from any write.
+    columns: dict[str, dict[str, object]] = field(default_factory=dict)
+    """Changed columns, by VM."""
+    removed_vms: set[str] = field(default_factory=set)
+    removed_leases: set[int] = field(default_factory=set)
+
+    def __bool__(self) -> bool:
+        return bool(self.columns or self.removed_vms or self.removed_leases)
+
+
+class Store:
+    """The database at ``path``. It is created, or brought to the present schema, when it is opened.
+
+    Raises `EngineStartFailed` if a newer squib wrote it or it is damaged, and `DiskFull` from promises.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._facts = _Facts()
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
             try:
-                self._prepare()
+                path.chmod(0o600)
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute("PRAGMA synchronous = NORMAL")
+                migrate(self._db, path)
             except BaseException:
                 self._db.close()
                 raise
@@ -115,28 +72,16 @@ class Store:
             if _is_disk_full(error):
                 raise disk_full(path) from error
             raise EngineStartFailed(
-                f"the database {path} cannot be opened: {error}",
+                f"cannot open the database {path}: {error}",
                 hint=f"if nothing in it is needed: mv {path} {path}.broken",
             ) from error
 
-    def _prepare(self) -> None:
-        self._path.chmod(0o600)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = NORMAL")
-        found = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if found == 0:
-            with self._transaction():
-                for statement in filter(str.strip, _SCHEMA.split(";")):
-                    self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        elif found != SCHEMA_VERSION:
-            raise EngineStartFailed(
-                f"the database {self._path} has schema {found}, this squib knows {SCHEMA_VERSION}",
-                hint="use the squib version that wrote it, or another SQUIB_HOME",
-            )
-
     def close(self) -> None:
-        """Close the file. Idempotent."""
+        """Write what can be written and close the file. Idempotent."""
+        try:
+            self.flush()
+        except sqlite3.ProgrammingError:  # closed already
+            return
         self._db.close()
 
     @contextmanager
@@ -158,86 +103,147 @@ class Store:
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
 
+    def flush(self) -> bool:
+        """Write the facts that are only in memory. Return whether nothing is left to write."""
+        facts = self._facts
+        if not facts:
+            return True
+        try:
+            with self._transaction():
+                for vm_id, columns in facts.columns.items():
+                    assignments = ", ".join(f"{name} = ?" for name in columns)
+                    values = [*map(_to_column, columns.values()), vm_id]
+                    self._db.execute(f"UPDATE vms SET {assignments} WHERE vm_id = ?", values)
+                for vm_id in facts.removed_vms:
+                    self._db.execute("DELETE FROM vms WHERE vm_id = ?", (vm_id,))
+                for lease_id in facts.removed_leases:
+                    self._db.execute("DELETE FROM leases WHERE lease_id = ?", (lease_id,))
+        except DiskFull as error:
+            log.warning("kept in memory until there is room: %s", error.message)
+            return False
+        self._facts = _Facts()
+        return True
+
+    # VMs: promises
+
     def add_vm(self, record: VMRecord) -> None:
-        """Register a VM. Raises `NameTaken` if its ID or name is another's ID or name."""
+        """Register a VM. Raises `NameTaken` if its ID or name is the ID or name of another VM, `DiskFull`."""
+        self.check_free(record.vm_id, record.name)
+        self.flush()  # a removed VM may have had this name
         with self._transaction():
-            for ref in (record.vm_id, record.name):
-                taken = self._db.execute("SELECT vm_id FROM vms WHERE vm_id = ? OR name = ?", (ref, ref)).fetchone()
-                if taken:
-                    raise NameTaken(
-                        f"{ref!r} is already the ID or name of {taken[0]}", hint=f"squib rm {ref}, or choose another"
-                    )
             row = [_to_column(getattr(record, name)) for name in _COLUMNS]
             marks = ", ".join("?" * len(row))
             self._db.execute(f"INSERT INTO vms ({', '.join(_COLUMNS)}) VALUES ({marks})", row)
 
-    def get_vm(self, ref: str) -> VMRecord:
-        """The VM whose ID or name is ``ref``. Raises `NotFound`."""
-        row = self._db.execute(
-            f"SELECT {', '.join(_COLUMNS)} FROM vms WHERE vm_id = ? OR name = ? ORDER BY vm_id = ? DESC",
-            (ref, ref, ref),
-        ).fetchone()
-        if row is None:
-            raise NotFound(f"no VM has the ID or name {ref!r}", hint="squib ls shows all VMs")
-        return _from_row(row)
+    def check_free(self, *refs: str) -> None:
+        """Raise `NameTaken` if one of ``refs`` is the ID or name of a VM."""
+        for ref in refs:
+            for (vm_id,) in self._db.execute("SELECT vm_id FROM vms WHERE ?1 IN (vm_id, name)", (ref,)):
+                if vm_id not in self._facts.removed_vms:
+                    raise NameTaken(
+                        f"{ref!r} is already the ID or name of {vm_id}", hint=f"squib rm {ref}, or choose another name"
+                    )
 
-    def list_vms(self) -> list[VMRecord]:
-        """All VMs, oldest first."""
-        rows = self._db.execute(f"SELECT {', '.join(_COLUMNS)} FROM vms ORDER BY created_at, vm_id")
-        return [_from_row(row) for row in rows]
+    def set_spec(self, vm_id: str, spec: VMSpec) -> None:
+        """Replace what a VM is made of. Raises `DiskFull`."""
+        with self._transaction():
+            self._db.execute("UPDATE vms SET spec = ? WHERE vm_id = ?", (_to_column(spec), vm_id))
+
+    # VMs: facts
 
     def change_state(
         self, vm_id: str, *, expected: Collection[VMState], to: VMState, reason: str = "", **columns: object
     ) -> bool:
-        """Move a VM to the state ``to`` if it is in one of ``expected``, with other columns in the same step.
+        """Change the state of a VM from one of ``expected`` to ``to``, with other columns in the same step.
 
         Returns whether this call did it.
         """
         values: dict[str, object] = {"state": to, "reason": reason, **columns}
-        unknown = values.keys() - set(_COLUMNS)
-        if unknown:
+        if unknown := values.keys() - set(_COLUMNS):
             raise ValueError(f"no such columns: {unknown}")
-        assignments = ", ".join(f"{name} = ?" for name in values)
-        marks = ", ".join("?" * len(expected))
-        with self._transaction():
-            cursor = self._db.execute(
-                f"UPDATE vms SET {assignments} WHERE vm_id = ? AND state IN ({marks})",
-                [*map(_to_column, values.values()), vm_id, *expected],
-            )
-            return cursor.rowcount == 1
-
-    def set_config(self, vm_id: str, config: VMConfig) -> None:
-        """Replace what a VM is made of."""
-        with self._transaction():
-            self._db.execute("UPDATE vms SET config = ? WHERE vm_id = ?", (_to_column(config), vm_id))
+        try:
+            present = self.get_vm(vm_id)
+        except (NotFound, RecordCorrupt):
+            return False
+        if present.vm_id != vm_id or present.state not in expected:
+            return False
+        self._note(vm_id, values)
+        return True
 
     def set_pid(self, vm_id: str, pid: int) -> None:
-        """Note the VMM's pid, for people to read: nothing is ever killed by it."""
-        with self._transaction():
-            self._db.execute("UPDATE vms SET pid = ? WHERE vm_id = ?", (pid, vm_id))
+        """Record the VMM's pid for people to read: no process is ever killed by it."""
+        self._note(vm_id, {"pid": pid})
 
     def remove_vm(self, vm_id: str) -> None:
-        """Forget a VM. Its leases must be gone."""
-        with self._transaction():
-            self._db.execute("DELETE FROM vms WHERE vm_id = ?", (vm_id,))
+        """Remove a VM's row. Its leases must be gone."""
+        self._facts.columns.pop(vm_id, None)
+        self._facts.removed_vms.add(vm_id)
+        self.flush()
 
-    def add_lease(self, vm_id: str, kind: LeaseKind, key: str) -> None:
-        """Note that a resource is about to be taken. Noting the same one again changes nothing."""
-        with self._transaction():
-            self._db.execute("INSERT OR IGNORE INTO leases (vm_id, kind, key) VALUES (?, ?, ?)", (vm_id, kind, key))
+    def _note(self, vm_id: str, values: dict[str, object]) -> None:
+        self._facts.columns.setdefault(vm_id, {}).update(values)
+        self.flush()
 
-    def leases(self, vm_id: str | None = None) -> list[Lease]:
-        """The leases of one VM, or all; newest first, the order in which they are released."""
+    # VMs: queries
+
+    def get_vm(self, ref: str) -> VMRecord:
+        """Return the VM whose ID or name is ``ref``. Raises `NotFound`, `RecordCorrupt` if its row is unreadable."""
+        found = self.find(ref)
+        if isinstance(found, BrokenRecord):
+            raise RecordCorrupt(f"the record of VM {found.name} is damaged: {found.reason}", hint=f"squib rm {ref}")
+        return found
+
+    def find(self, ref: str) -> VMRecord | BrokenRecord:
+        """Return the VM whose ID or name is ``ref``, readable or not. Raises `NotFound`."""
+        rows = self._db.execute(f"{_SELECT} WHERE ?1 IN (vm_id, name) ORDER BY vm_id = ?1 DESC", (ref,))
+        for record in self._read(rows):
+            return record
+        raise NotFound(f"no VM has the ID or name {ref!r}", hint="squib ls shows all VMs")
+
+    def list_vms(self) -> list[VMRecord]:
+        """Return all VMs that can be read, oldest first."""
+        return [record for record in self.all_vms() if isinstance(record, VMRecord)]
+
+    def all_vms(self) -> list[VMRecord | BrokenRecord]:
+        """Return all VMs, oldest first, with those that cannot be read."""
+        return list(self._read(self._db.execute(f"{_SELECT} ORDER BY created_at, vm_id")))
+
+    def _read(self, rows: Iterable[tuple[object, ...]]) -> Iterator[VMRecord | BrokenRecord]:
+        for row in rows:
+            values = dict(zip(_COLUMNS, row, strict=True))
+            vm_id = str(values["vm_id"])
+            if vm_id in self._facts.removed_vms:
+                continue
+            changed = self._facts.columns.get(vm_id, {})
+            yield _from_row(values | {name: _to_column(value) for name, value in changed.items()})
+
+    # Leases
+
+    def add_lease(self, owner: Owner, kind: LeaseKind, key: str) -> None:
+        """Note that a resource is about to be taken. Noting the same one again changes nothing. Raises `DiskFull`."""
+        self.flush()  # an earlier lease with this key may be among the facts
+        with self._transaction():
+            self._db.execute(
+                "INSERT OR IGNORE INTO leases (owner_kind, owner_id, kind, key) VALUES (?, ?, ?, ?)",
+                (owner.kind, owner.id, kind, key),
+            )
+
+    def leases(self, owner: Owner | None = None) -> list[Lease]:
+        """Return the leases of one owner, or all; newest first, the order in which they are released."""
+        where, values = ("", ()) if owner is None else ("WHERE owner_kind = ? AND owner_id = ?", (owner.kind, owner.id))
         rows = self._db.execute(
-            "SELECT lease_id, vm_id, kind, key FROM leases WHERE ?1 IS NULL OR vm_id = ?1 ORDER BY lease_id DESC",
-            (vm_id,),
+            f"SELECT lease_id, owner_kind, owner_id, kind, key FROM leases {where} ORDER BY lease_id DESC", values
         )
-        return [Lease(lease_id, owner, LeaseKind(kind), key) for lease_id, owner, kind, key in rows]
+        return [
+            Lease(lease_id, Owner(OwnerKind(owner_kind), owner_id), LeaseKind(kind), key)
+            for lease_id, owner_kind, owner_id, kind, key in rows
+            if lease_id not in self._facts.removed_leases
+        ]
 
     def remove_lease(self, lease: Lease) -> None:
-        """Note that the resource is released."""
-        with self._transaction():
-            self._db.execute("DELETE FROM leases WHERE lease_id = ?", (lease.lease_id,))
+        """Note that the resource is released. Releasing it once more after a crash does no harm."""
+        self._facts.removed_leases.add(lease.lease_id)
+        self.flush()
 
 
 def _is_disk_full(error: sqlite3.Error) -> bool:
@@ -245,19 +251,32 @@ def _is_disk_full(error: sqlite3.Error) -> bool:
 
 
 def _to_column(value: object) -> object:
-    if isinstance(value, VMConfig):
-        # Not pydantic's own JSON, which refuses what is no UTF-8: lone surrogates here, as in os.environ.
-        return json.dumps(value.model_dump())
+    if isinstance(value, VMSpec):
+        return value.to_json()
     if isinstance(value, datetime):
         return value.isoformat()
     return value
 
 
-def _from_row(row: tuple[object, ...]) -> VMRecord:
-    values = dict(zip(_COLUMNS, row, strict=True))
-    values["state"] = VMState(str(values["state"]))
-    values["config"] = VMConfig.model_validate(json.loads(str(values["config"])))
-    for name in ("created_at", "started_at", "stopped_at"):
-        if values[name] is not None:
-            values[name] = datetime.fromisoformat(str(values[name]))
-    return VMRecord(**values)  # type: ignore[arg-type]
+def _from_row(values: dict[str, object]) -> VMRecord | BrokenRecord:
+    read = dict(values)
+    try:
+        state = VMState(str(values["state"]))
+        if state is VMState.UNKNOWN:
+            raise ValueError("the state is unknown")
+        read["state"] = state
+        read["spec"] = VMSpec.from_json(str(values["spec"]))
+        for name in ("created_at", "started_at", "stopped_at"):
+            if values[name] is not None:
+                read[name] = datetime.fromisoformat(str(values[name]))
+    except ValueError as error:
+        return BrokenRecord(str(values["vm_id"]), str(values["name"]), _describe(error))
+    return VMRecord(**read)  # type: ignore[arg-type]
+
+
+def _describe(error: ValueError) -> str:
+    """Say what is wrong with a row, without the values of its environment."""
+    if isinstance(error, ValidationError):
+        problem = error.errors(include_input=False, include_url=False)[0]
+        return f"{'.'.join(map(str, problem['loc'])) or 'spec'}: {problem['msg']}"
+    return " ".join(str(error).split())[:_MAX_REASON]

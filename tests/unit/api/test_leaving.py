@@ -167,7 +167,7 @@ def test_a_vm_whose_holder_leaves_is_deleted(rig: Rig) -> None:
         assert (await Request("POST", "/v1/vms", json.dumps(body).encode()).send_to(app)).status == 201
         request = Request("POST", "/v1/vms/web/hold")
         task = asyncio.create_task(request.send_to(app))
-        await until(lambda: engine._gone)
+        await until(lambda: engine._deleted)
         assert rig.vmms()
         request.leave.set()
         await task
@@ -183,7 +183,7 @@ def test_holding_a_vm_ends_when_somebody_deletes_it(rig: Rig) -> None:
         assert (await Request("POST", "/v1/vms", json.dumps(body).encode()).send_to(app)).status == 201
         request = Request("POST", "/v1/vms/web/hold")
         task = asyncio.create_task(request.send_to(app))
-        await until(lambda: engine._gone)
+        await until(lambda: engine._deleted)
         await Request("DELETE", "/v1/vms/web").send_to(app)
         await task
         assert request.status == 204

@@ -132,7 +132,9 @@ def test_images_and_kernels_are_listed_with_their_users(
         monkeypatch.setattr(engine.images, "list", lambda: [image])
         monkeypatch.setattr(engine.kernels, "list", lambda: [kernel])
         await http.post("/v1/vms", json=body(rig, name="web"))
-        engine.store._db.execute("UPDATE vms SET rootfs = 'sha256:1'")
+        engine.store._db.execute(
+            'UPDATE vms SET spec = json_set(spec, \'$.rootfs\', json(\'{"kind": "cached", "digest": "sha256:1"}\'))'
+        )
         [found] = (await http.get("/v1/images")).json()["images"]
         assert (found["name"], found["digest"], found["size_bytes"], found["in_use_by"]) == (
             "base",

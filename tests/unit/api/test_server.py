@@ -21,10 +21,10 @@ from squib.api.server import TcpOptions, serve
 from squib.core import startup as opening
 from squib.core.lifecycle.create import create_vm
 from squib.core.startup import open_engine
+from squib.drivers.registry import Drivers
 from squib.errors import BootFailed, EngineStartFailed, InvalidArgument
 from squib.models import EngineInfo
 from squib.paths import Home
-from tests.fakes.driver import FakeDriver
 from tests.fakes.engine import Rig
 
 pytestmark = pytest.mark.slow  # each is an engine
@@ -34,10 +34,10 @@ Ready = tuple[str | None, str | None]
 
 @pytest.fixture(autouse=True)
 def faked(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def select_driver() -> FakeDriver:
-        return rig.driver
+    async def find_drivers() -> Drivers:
+        return Drivers.of(rig.driver)
 
-    monkeypatch.setattr(server, "select_driver", select_driver)
+    monkeypatch.setattr(server, "find_drivers", find_drivers)
     monkeypatch.setattr(server, "open_engine", partial(open_engine, agent_binary=rig.agent_binary))
     monkeypatch.setattr(server, "_IDLE_POLL_S", 0.01)
     monkeypatch.setattr(asyncio, "sleep", partial(_sleep_at_most, asyncio.sleep))
@@ -294,10 +294,10 @@ def test_the_daemon_reports_that_it_answers_and_ends_when_idle(rig: Rig, monkeyp
 
 
 def test_the_daemon_reports_why_it_did_not_start(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def fail() -> FakeDriver:
+    async def fail() -> Drivers:
         raise BootFailed("no VMM", hint="h", detail="d")
 
-    monkeypatch.setattr(server, "select_driver", fail)
+    monkeypatch.setattr(server, "find_drivers", fail)
     told: list[object] = []
     monkeypatch.setattr(json, "dump", lambda value, file: told.append(value) or file.write("0"))
     with pytest.raises(SystemExit) as ended:
@@ -309,11 +309,11 @@ def test_the_daemon_reports_why_it_did_not_start(rig: Rig, monkeypatch: pytest.M
 def test_the_daemon_lets_no_vmm_inherit_its_pipe(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     inheritable: list[bool] = []
 
-    async def look() -> FakeDriver:
+    async def look() -> Drivers:
         inheritable.append(os.get_inheritable(int(sys.argv[2])))
-        return rig.driver
+        return Drivers.of(rig.driver)
 
-    monkeypatch.setattr(server, "select_driver", look)
+    monkeypatch.setattr(server, "find_drivers", look)
     monkeypatch.setenv("SQUIB_IDLE_EXIT_S", "0")
     monkeypatch.setattr(os, "pipe", partial(_inheritable_pipe, os.pipe))
     run_daemon(rig.home, monkeypatch)

@@ -7,12 +7,13 @@ import pytest
 
 from squib.core import doctor
 from squib.core.engine import Engine
+from squib.drivers.registry import Drivers
 from squib.errors import DependencyMissing, ImageCorrupt
 from squib.host import proc
 from squib.images.store import ImageStore
 from squib.models import Check, CheckStatus
 from squib.paths import Home
-from squib.store.database import LeaseKind
+from squib.store.records import LeaseKind, Owner
 from tests.fakes.driver import FakeDriver
 from tests.fakes.engine import Rig
 
@@ -21,10 +22,10 @@ from tests.fakes.engine import Rig
 def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
     driver = FakeDriver()
 
-    async def select_driver() -> FakeDriver:
-        return driver
+    async def find_drivers() -> Drivers:
+        return Drivers.of(driver)
 
-    monkeypatch.setattr(doctor, "select_driver", select_driver)
+    monkeypatch.setattr(doctor, "find_drivers", find_drivers)
     return driver
 
 
@@ -120,7 +121,7 @@ def test_nothing_left_behind_is_fine(rig: Rig) -> None:
 def test_what_was_left_behind_is_named(rig: Rig) -> None:
     async def test(engine: Engine) -> None:
         (engine.home.vms / "vm-gone").mkdir()
-        engine.store.add_lease("vm-old", LeaseKind.CGROUP, "squib/x/vm-old")
+        engine.store.add_lease(Owner.vm("vm-old"), LeaseKind.CGROUP, "squib/x/vm-old")
         folders, leases = doctor.check_engine(engine)
         assert folders.fix == f"rm -r -- {engine.home.vms}/vm-gone"
         assert "vm-old" in leases.detail

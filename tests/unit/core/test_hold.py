@@ -49,7 +49,7 @@ def test_an_engine_that_ends_does_not_delete_what_is_held(rig: Rig) -> None:
             vm = await client.create_vm(rig.config)
             holder = asyncio.create_task(client.request("POST", f"/vms/{vm.vm_id}/hold"))
             async with asyncio.timeout(5):
-                while vm.vm_id not in engine._gone:
+                while vm.vm_id not in engine._deleted:
                     await asyncio.sleep(0.01)
             server.config.timeout_graceful_shutdown = 0
             server.should_exit = True
@@ -68,7 +68,7 @@ def test_a_with_block_holds_its_vm_and_deletes_it(rig: Rig) -> None:
         async with EngineClient(home=rig.home) as client:
             async with AsyncVM(rig.config, engine=client) as vm:
                 async with asyncio.timeout(5):
-                    while vm.vm_id not in engine._gone:
+                    while vm.vm_id not in engine._deleted:
                         await asyncio.sleep(0.01)
             with pytest.raises(NotFound):
                 await client.vm(vm.vm_id)

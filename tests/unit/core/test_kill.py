@@ -15,7 +15,8 @@ from squib.core.lifecycle.delete import delete_vm
 from squib.core.lifecycle.start import start_vm
 from squib.core.lifecycle.stop import stop_vm
 from squib.models import VMState
-from squib.store.database import LeaseKind, Store
+from squib.store.database import Store
+from squib.store.records import LeaseKind
 from tests.fakes.engine import Rig
 
 

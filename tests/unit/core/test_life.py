@@ -3,9 +3,12 @@
 import asyncio
 import contextlib
 import os
+import random
 import signal
+import sqlite3
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -21,17 +24,20 @@ from squib.errors import (
     AgentUnreachable,
     BootFailed,
     BootTimeout,
+    Conflict,
     DiskFull,
     HostError,
     InvalidArgument,
     NameTaken,
     NotFound,
+    RecordCorrupt,
+    Superseded,
     ToolFailed,
     WrongState,
 )
 from squib.guest.agent import AgentClient
 from squib.models import ExecRequest, VMConfig, VMState
-from squib.store.database import VMRecord
+from squib.store.records import VMRecord
 from tests.fakes.driver import FakeMachine
 from tests.fakes.engine import Rig
 
@@ -54,7 +60,7 @@ def nothing_left(engine: Engine, rig: Rig) -> None:
     assert engine.store.leases() == []
     assert list(rig.home.vms.iterdir()) == []
     assert rig.vmms() == []
-    assert engine.running == {} and engine.starts == {}
+    assert engine.running == {}
 
 
 def test_a_vm_is_created_started_stopped_started_and_deleted(rig: Rig) -> None:
@@ -197,7 +203,7 @@ def test_stop_and_delete_end_a_start_that_is_under_way(rig: Rig, verb: object) -
         starting = asyncio.create_task(start_vm(engine, vm.vm_id, boot_timeout_s=30))
         await until(engine, vm.vm_id, VMState.STARTING)
         await verb(engine, vm.vm_id)  # type: ignore[operator]
-        with pytest.raises(WrongState, match="cancelled"):
+        with pytest.raises(WrongState, match="ended by a"):
             await starting
         if verb is delete_vm:
             nothing_left(engine, rig)
@@ -332,7 +338,7 @@ def test_a_stop_that_failed_half_way_is_carried_through_by_the_next(rig: Rig, mo
             await stop_vm(engine, vm.vm_id, timeout_s=2)
         assert engine.store.get_vm(vm.vm_id).state is VMState.STOPPING
         stopped = await stop_vm(engine, vm.vm_id)
-        assert (stopped.state, stopped.reason) == (VMState.STOPPED, "killed: an earlier stop had failed")
+        assert (stopped.state, stopped.reason) == (VMState.STOPPED, "its VMM had ended")
         assert rig.vmms() == [] and [lease.kind for lease in engine.store.leases()] == ["directory"]
 
     rig.run(test)
@@ -350,18 +356,150 @@ def test_a_guest_that_refuses_to_power_off_is_killed(rig: Rig, monkeypatch: pyte
     rig.run(test)
 
 
-def test_a_vm_that_fills_the_disk_can_be_deleted(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def on_a_full_disk(engine: Engine) -> AbstractContextManager[object]:
+    """In the block the database cannot be written."""
+    return patch.object(engine.store, "_transaction", side_effect=DiskFull("no space left"))
+
+
+def test_on_a_full_disk_a_vm_can_be_paused_resumed_stopped_and_deleted(rig: Rig) -> None:
     async def test(engine: Engine) -> None:
         vm = await make(engine, rig.config, start=True)
-        change_state = engine.store.change_state
-
-        def on_a_full_disk(vm_id: str, **change: Any) -> bool:
-            if rig.home.vm(vm_id).overlay.exists():
-                raise DiskFull("no space left")
-            return change_state(vm_id, **change)
-
-        monkeypatch.setattr(engine.store, "change_state", on_a_full_disk)
-        await delete_vm(engine, vm.vm_id)
+        with on_a_full_disk(engine):
+            assert (await pause_vm(engine, vm.vm_id)).state is VMState.PAUSED
+            assert (await resume_vm(engine, vm.vm_id)).state is VMState.RUNNING
+            assert (await stop_vm(engine, vm.vm_id)).state is VMState.STOPPED
+            assert rig.vmms() == []
+            with pytest.raises(DiskFull):
+                await start_vm(engine, vm.vm_id)
+            assert engine.store.get_vm(vm.vm_id).state is VMState.ERROR
+            await delete_vm(engine, vm.vm_id)
+            with pytest.raises(DiskFull):
+                await make(engine, rig.config)
+            assert list_vms(engine) == []
+        engine.store.flush()
         nothing_left(engine, rig)
+        await make(engine, rig.config, start=True)
+
+    rig.run(test)
+
+
+def test_a_vmm_that_ends_on_a_full_disk_is_settled_without_anybodys_help(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("squib.core.engine._FLUSH_S", 0.01)
+
+    async def test(engine: Engine) -> None:
+        vm = await make(engine, rig.config, start=True)
+        with on_a_full_disk(engine):
+            os.kill(rig.vmms()[0], signal.SIGKILL)
+            await until(engine, vm.vm_id, VMState.ERROR)
+        with contextlib.closing(sqlite3.connect(rig.home.database)) as db:
+            async with asyncio.timeout(5):
+                while db.execute("SELECT state FROM vms").fetchall() != [("error",)]:
+                    await asyncio.sleep(0.01)
+
+    rig.run(test)
+
+
+def test_a_delete_does_not_wait_for_a_stop_of_a_vmm_that_hangs(rig: Rig) -> None:
+    async def test(engine: Engine) -> None:
+        vm = await make(engine, rig.config, start=True)
+        os.kill(rig.vmms()[0], signal.SIGSTOP)
+        stopping = asyncio.create_task(stop_vm(engine, vm.vm_id, timeout_s=600))
+        await until(engine, vm.vm_id, VMState.STOPPING)
+        async with asyncio.timeout(5):
+            await delete_vm(engine, vm.vm_id)
+            with pytest.raises(NotFound):
+                await stopping
+        nothing_left(engine, rig)
+
+    rig.run(test)
+
+
+def test_a_stop_with_a_shorter_timeout_does_not_wait_for_a_longer_one(rig: Rig) -> None:
+    async def test(engine: Engine) -> None:
+        rig.driver.behaviour = "--deaf"
+        vm = await make(engine, rig.config, start=True)
+        longer = asyncio.create_task(stop_vm(engine, vm.vm_id, timeout_s=600))
+        await until(engine, vm.vm_id, VMState.STOPPING)
+        async with asyncio.timeout(5):
+            stopped = await stop_vm(engine, vm.vm_id, timeout_s=0.1)
+            assert (await longer) == stopped
+        assert stopped.reason == "killed: the guest did not power off within 0.1 s"
+
+    rig.run(test)
+
+
+def test_a_delete_at_the_moment_at_which_a_create_is_listed_ends_it(rig: Rig) -> None:
+    async def test(engine: Engine) -> None:
+        rig.driver.behaviour = "--hang"
+        for _ in range(5):
+            creating = asyncio.create_task(make(engine, rig.config, start=True, vm_id="one"))
+            async with asyncio.timeout(5):
+                while not list_vms(engine):
+                    await asyncio.sleep(0)
+                await delete_vm(engine, "one")
+                with pytest.raises(Superseded, match="the create of VM one was ended by a delete"):
+                    await creating
+            nothing_left(engine, rig)
+
+    rig.run(test)
+
+
+def test_a_pause_whose_outcome_is_unknown_is_settled_by_asking_the_vmm(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pause = FakeMachine.pause
+
+    async def pause_late(self: FakeMachine) -> None:
+        await pause(self)
+        raise ToolFailed("QEMU did not answer stop within 10 s")
+
+    async def test(engine: Engine) -> None:
+        vm = await make(engine, rig.config, start=True)
+        with monkeypatch.context() as patched, pytest.raises(ToolFailed):
+            patched.setattr(FakeMachine, "pause", pause_late)
+            await pause_vm(engine, vm.vm_id)
+        await until(engine, vm.vm_id, VMState.PAUSED)
+        await resume_vm(engine, vm.vm_id)
+
+    rig.run(test)
+
+
+def test_ten_clients_of_one_id_meet_no_fault_and_leave_nothing(rig: Rig) -> None:
+    """Bounded: 150 random verbs on one VM from ten tasks at once."""
+    random_verbs = random.Random(7)
+
+    async def client(engine: Engine) -> None:
+        for _ in range(15):
+            verb = random_verbs.choice((make, start_vm, stop_vm, pause_vm, resume_vm, delete_vm))
+            with contextlib.suppress(Conflict, NotFound):
+                if verb is make:
+                    await make(engine, rig.config, vm_id="one")
+                else:
+                    await verb(engine, "one")  # type: ignore[operator]
+
+    async def test(engine: Engine) -> None:
+        await asyncio.gather(*(client(engine) for _ in range(10)))
+        with contextlib.suppress(NotFound):
+            await delete_vm(engine, "one")
+        nothing_left(engine, rig)
+
+    rig.run(test)
+
+
+def test_a_vm_whose_record_is_damaged_is_listed_and_can_only_be_removed(rig: Rig) -> None:
+    async def test(engine: Engine) -> None:
+        await make(engine, rig.config, name="good", start=True)
+        await make(engine, rig.config, name="bad")
+        engine.store._db.execute("UPDATE vms SET spec = 'x' WHERE name = 'bad'")
+        assert {vm.name: vm.state for vm in list_vms(engine)} == {"good": VMState.RUNNING, "bad": VMState.ERROR}
+        assert "squib rm bad" in get_vm(engine, "bad").reason
+        for verb in (start_vm, stop_vm, pause_vm, resume_vm):
+            with pytest.raises(RecordCorrupt):
+                await verb(engine, "bad")
+        await delete_vm(engine, "bad")
+        assert [vm.name for vm in list_vms(engine)] == ["good"]
+        assert len(list(rig.home.vms.iterdir())) == 1
 
     rig.run(test)

@@ -16,7 +16,7 @@ from squib.core.lifecycle.transitions import TRANSITIONS, UP, sources
 from squib.errors import EngineStartFailed
 from squib.models import ExecRequest, VMState
 from squib.protocol.frames import FrameDecoder, FrameKind
-from squib.store.database import LeaseKind, VMRecord
+from squib.store.records import LeaseKind, Owner, VMRecord
 from tests.fakes.engine import Rig
 
 
@@ -110,7 +110,7 @@ def test_every_state_is_settled(rig: Rig, state: VMState, start: bool, monkeypat
 def test_a_lease_without_a_vm_is_released(rig: Rig) -> None:
     async def main() -> None:
         async with rig.engine() as engine:
-            engine.store.add_lease("vm-gone", LeaseKind.DIRECTORY, "vm-gone")
+            engine.store.add_lease(Owner.vm("vm-gone"), LeaseKind.DIRECTORY, "vm/vm-gone")
             (rig.home.vms / "vm-gone").mkdir()
         async with rig.engine() as engine:
             assert engine.store.leases() == []
@@ -151,7 +151,7 @@ def test_a_broken_database_is_refused_and_kept(rig: Rig) -> None:
         async with rig.engine():
             pass
 
-    with pytest.raises(EngineStartFailed, match="cannot be opened"):
+    with pytest.raises(EngineStartFailed, match="cannot open"):
         asyncio.run(main())
     assert rig.home.database.read_bytes().startswith(b"not a database")
 
@@ -161,3 +161,20 @@ def test_every_state_has_a_way_out() -> None:
     assert all(VMState.DELETING in targets for targets in TRANSITIONS.values())
     assert VMState.CREATING not in set().union(*TRANSITIONS.values())
     assert sources(VMState.RUNNING) == {VMState.CREATING, VMState.STARTING, VMState.PAUSED}
+
+
+@pytest.mark.parametrize("damage", ["UPDATE vms SET spec = 'x'", "DELETE FROM vms"])
+def test_a_vmm_whose_record_is_damaged_or_lost_is_ended_and_its_disk_kept(rig: Rig, damage: str) -> None:
+    async def main() -> None:
+        async with rig.engine() as engine:
+            vm = await make(engine, rig, start=True)
+            engine.store._db.execute(damage)
+            if "DELETE" in damage:
+                engine.store._db.execute("DELETE FROM leases")
+        assert len(rig.vmms()) == 1
+        async with rig.engine() as engine:
+            assert rig.vmms() == []
+            assert rig.home.vm(vm.vm_id).overlay.exists()
+            assert engine.store.list_vms() == []
+
+    asyncio.run(main())

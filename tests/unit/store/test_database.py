@@ -4,17 +4,32 @@ import os
 import sqlite3
 import stat
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing
 from dataclasses import fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
-from squib.errors import DiskFull, EngineStartFailed, NameTaken, NotFound
-from squib.models import VMConfig, VMState
-from squib.store.database import SCHEMA_VERSION, LeaseKind, Store, VMRecord
+from squib.errors import DiskFull, EngineStartFailed, NameTaken, NotFound, RecordCorrupt
+from squib.models import CachedRef, HostFileRef, VMState
+from squib.store.database import Store
+from squib.store.migrations import SCHEMA_VERSION
+from squib.store.records import BrokenRecord, Lease, LeaseKind, Owner, OwnerKind, VMRecord, VMSpec
 
 CREATED_AT = datetime(2026, 11, 22, 12, 0, 0, 123456, tzinfo=UTC)
+
+
+def make_spec(**fields: object) -> VMSpec:
+    spec = VMSpec(
+        vcpu_count=1,
+        mem_size_mib=128,
+        disk_size_mib=1024,
+        kernel=CachedRef(digest="sha256:" + "5c" * 32),
+        rootfs=HostFileRef(path="/images/root.squashfs"),
+    )
+    return spec.model_copy(update=fields)
 
 
 def make_record(vm_id: str = "vm-1", **columns: object) -> VMRecord:
@@ -23,12 +38,11 @@ def make_record(vm_id: str = "vm-1", **columns: object) -> VMRecord:
         name=vm_id,
         state=VMState.CREATED,
         reason="",
-        config=VMConfig(),
-        kernel="sha256:" + "5c" * 32,
-        rootfs="/images/root.squashfs",
+        spec=make_spec(),
+        driver="qemu",
+        accelerator="tcg",
         machine_id="0" * 32,
         uid=None,
-        accelerator="tcg",
         pid=None,
         created_at=CREATED_AT,
         started_at=None,
@@ -50,8 +64,7 @@ def store(path: Path) -> Iterator[Store]:
 
 
 def test_a_record_comes_back_as_it_was_from_a_new_store(path: Path) -> None:
-    config = VMConfig(
-        vm_id="vm-1",
+    spec = make_spec(
         project="lab",
         vcpu_count=3,
         mem_size_mib=512,
@@ -60,7 +73,7 @@ def test_a_record_comes_back_as_it_was_from_a_new_store(path: Path) -> None:
     )
     record = make_record(
         name="web",
-        config=config,
+        spec=spec,
         uid=0x7000_0001,
         pid=4711,
         reason="it's fine",
@@ -72,24 +85,19 @@ def test_a_record_comes_back_as_it_was_from_a_new_store(path: Path) -> None:
     store.close()
     store = Store(path)
     assert store.get_vm("web") == record
-    assert store.get_vm("vm-1").config.env_vars == {"A": "é\n'\"", "B": ""}
+    assert store.get_vm("vm-1").spec.env_vars == {"A": "é\n'\"", "B": ""}
     store.close()
 
 
 def test_an_environment_that_is_not_utf8_comes_back(store: Store) -> None:
     """Bytes that are not UTF-8 are lone surrogates in a `str`, as in `os.environ`."""
-    store.add_vm(make_record(config=VMConfig(env_vars={"RAW": "caf\udce9"})))
-    assert store.get_vm("vm-1").config.env_vars == {"RAW": "caf\udce9"}
+    store.add_vm(make_record(spec=make_spec(env_vars={"RAW": "caf\udce9"})))
+    assert store.get_vm("vm-1").spec.env_vars == {"RAW": "caf\udce9"}
 
 
 def test_the_table_has_a_column_for_each_field(store: Store) -> None:
-    columns = [row[1] for row in store._db.execute("PRAGMA table_info(vms)")]
-    assert columns == [field.name for field in fields(VMRecord)]
-
-
-def test_what_was_set_explicitly_is_still_known_to_be(store: Store) -> None:
-    store.add_vm(make_record(config=VMConfig(vcpu_count=1)))
-    assert store.get_vm("vm-1").config == VMConfig(vcpu_count=1)
+    columns = {row[1] for row in store._db.execute("PRAGMA table_info(vms)")}
+    assert columns == {field.name for field in fields(VMRecord)}
 
 
 @pytest.mark.parametrize("ref", ["one", "two"])
@@ -175,28 +183,28 @@ def test_a_pid_is_noted_and_a_vm_forgotten(store: Store) -> None:
 
 def test_leases_are_listed_newest_first(store: Store) -> None:
     for kind in (LeaseKind.DIRECTORY, LeaseKind.CGROUP, LeaseKind.PROCESS):
-        store.add_lease("vm-1", kind, f"{kind}-key")
-    store.add_lease("vm-2", LeaseKind.DIRECTORY, "vm-2")
+        store.add_lease(Owner.vm("vm-1"), kind, f"{kind}-key")
+    store.add_lease(Owner.vm("vm-2"), LeaseKind.DIRECTORY, "vm-2")
     newest_first = [LeaseKind.PROCESS, LeaseKind.CGROUP, LeaseKind.DIRECTORY]
-    assert [lease.kind for lease in store.leases("vm-1")] == newest_first
-    assert [lease.vm_id for lease in store.leases()] == ["vm-2", "vm-1", "vm-1", "vm-1"]
-    assert store.leases("nosuch") == []
+    assert [lease.kind for lease in store.leases(Owner.vm("vm-1"))] == newest_first
+    assert [lease.owner.id for lease in store.leases()] == ["vm-2", "vm-1", "vm-1", "vm-1"]
+    assert store.leases(Owner.vm("nosuch")) == []
 
 
 def test_a_lease_that_is_taken_again_is_the_newest_only_if_it_was_released(store: Store) -> None:
-    store.add_lease("vm-1", LeaseKind.DIRECTORY, "vm-1")
-    store.add_lease("vm-1", LeaseKind.PROCESS, "vm-1")
-    store.add_lease("vm-1", LeaseKind.DIRECTORY, "vm-1")
-    process, directory = store.leases("vm-1")
+    store.add_lease(Owner.vm("vm-1"), LeaseKind.DIRECTORY, "vm-1")
+    store.add_lease(Owner.vm("vm-1"), LeaseKind.PROCESS, "vm-1")
+    store.add_lease(Owner.vm("vm-1"), LeaseKind.DIRECTORY, "vm-1")
+    process, directory = store.leases(Owner.vm("vm-1"))
     assert (process.kind, directory.kind) == (LeaseKind.PROCESS, LeaseKind.DIRECTORY)
     store.remove_lease(directory)
-    store.add_lease("vm-1", LeaseKind.DIRECTORY, "vm-1")
-    assert [lease.kind for lease in store.leases("vm-1")] == [LeaseKind.DIRECTORY, LeaseKind.PROCESS]
+    store.add_lease(Owner.vm("vm-1"), LeaseKind.DIRECTORY, "vm-1")
+    assert [lease.kind for lease in store.leases(Owner.vm("vm-1"))] == [LeaseKind.DIRECTORY, LeaseKind.PROCESS]
 
 
 def test_a_lease_is_removed_alone_and_twice(store: Store) -> None:
-    store.add_lease("vm-1", LeaseKind.DIRECTORY, "vm-1")
-    store.add_lease("vm-1", LeaseKind.PROCESS, "vm-1")
+    store.add_lease(Owner.vm("vm-1"), LeaseKind.DIRECTORY, "vm-1")
+    store.add_lease(Owner.vm("vm-1"), LeaseKind.PROCESS, "vm-1")
     process, directory = store.leases()
     store.remove_lease(process)
     store.remove_lease(process)
@@ -247,7 +255,7 @@ def test_a_full_disk_is_said_and_changes_nothing(store: Store, path: Path) -> No
     store.add_vm(make_record("vm-1"))
     pages = store._db.execute("PRAGMA page_count").fetchone()[0]
     store._db.execute(f"PRAGMA max_page_count = {pages}")
-    big = make_record("big", config=VMConfig(env_vars={"A": "x" * 100_000}))
+    big = make_record("big", spec=make_spec(env_vars={"A": "x" * 100_000}))
     with pytest.raises(DiskFull, match=str(path)) as caught:
         store.add_vm(big)
     assert "squib rm" in caught.value.hint
@@ -286,9 +294,97 @@ def test_only_its_owner_may_read_the_database(path: Path) -> None:
     umask = os.umask(0)
     try:
         store = Store(path)
-        store.add_vm(make_record(config=VMConfig(env_vars={"TOKEN": "hunter2"})))
+        store.add_vm(make_record(spec=make_spec(env_vars={"TOKEN": "hunter2"})))
         modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
         store.close()
     finally:
         os.umask(umask)
     assert modes == {"squib.db": 0o600, "squib.db-wal": 0o600, "squib.db-shm": 0o600}
+
+
+VM_1 = Owner.vm("vm-1")
+
+
+def full_disk(store: Store) -> AbstractContextManager[object]:
+    """In the block every write finds the disk full."""
+    return patch.object(store, "_transaction", side_effect=DiskFull("no space left"))
+
+
+def test_on_a_full_disk_what_happened_is_kept_and_written_when_there_is_room(store: Store, path: Path) -> None:
+    for vm_id in ("vm-1", "vm-2"):
+        store.add_vm(make_record(vm_id))
+    store.add_lease(VM_1, LeaseKind.CGROUP, "c")
+    store.add_lease(VM_1, LeaseKind.DIRECTORY, "d")
+    with full_disk(store):
+        assert store.change_state("vm-1", expected={VMState.CREATED}, to=VMState.STARTING, pid=7)
+        assert not store.change_state("vm-1", expected={VMState.CREATED}, to=VMState.DELETING)
+        assert store.change_state("vm-1", expected={VMState.STARTING}, to=VMState.ERROR, reason="full", pid=None)
+        store.remove_lease(store.leases(VM_1)[0])
+        store.remove_vm("vm-2")
+        assert not store.flush()
+        assert [(vm.vm_id, vm.state, vm.reason) for vm in store.list_vms()] == [("vm-1", VMState.ERROR, "full")]
+        assert [lease.kind for lease in store.leases()] == [LeaseKind.CGROUP]
+        with pytest.raises(DiskFull):
+            store.add_vm(make_record("vm-2"))
+        with pytest.raises(DiskFull):
+            store.add_lease(VM_1, LeaseKind.PROCESS, "p")
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT state FROM vms ORDER BY vm_id").fetchall() == [("created",), ("created",)]
+        assert store.flush()
+        assert db.execute("SELECT vm_id, state, reason FROM vms").fetchall() == [("vm-1", "error", "full")]
+        assert db.execute("SELECT kind FROM leases").fetchall() == [("cgroup",)]
+
+
+def test_closing_writes_what_happened(path: Path) -> None:
+    store = Store(path)
+    store.add_vm(make_record("vm-1"))
+    with full_disk(store):
+        store.set_pid("vm-1", 7)
+    store.close()
+    store = Store(path)
+    assert store.get_vm("vm-1").pid == 7
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("spec = 'garbage'", "Expecting value"),
+        ("spec = '{}'", "vcpu_count: Field required"),
+        ("spec = json_set(spec, '$.version', 2)", "version"),
+        ("spec = json_set(spec, '$.kernel.kind', 'oci')", "kernel"),
+        ("spec = json_set(spec, '$.env_vars.TOKEN', json('[1]'))", "env_vars.TOKEN"),
+        ("state = 'dreaming'", "dreaming"),
+        ("state = 'unknown'", "state"),
+        ("created_at = 'yesterday'", "yesterday"),
+        ("stopped_at = ''", "isoformat"),
+    ],
+)
+def test_a_row_that_cannot_be_read_hides_no_other(store: Store, change: str, reason: str) -> None:
+    store.add_vm(make_record("vm-1", name="web", spec=make_spec(env_vars={"TOKEN": "hunter2"})))
+    store.add_vm(make_record("vm-2"))
+    store._db.execute(f"UPDATE vms SET {change} WHERE vm_id = 'vm-1'")
+    assert [vm.vm_id for vm in store.list_vms()] == ["vm-2"]
+    broken = store.find("web")
+    assert isinstance(broken, BrokenRecord)
+    assert (broken.vm_id, broken.name) == ("vm-1", "web")
+    assert reason in broken.reason and "hunter2" not in broken.reason
+    with pytest.raises(RecordCorrupt, match="web") as caught:
+        store.get_vm("vm-1")
+    assert caught.value.hint == "squib rm vm-1"
+    assert not store.change_state("vm-1", expected=set(VMState), to=VMState.RUNNING)
+    with pytest.raises(NameTaken):
+        store.add_vm(make_record("web"))
+    store.remove_vm("vm-1")
+    assert store.all_vms() == store.list_vms() == [make_record("vm-2")]
+
+
+def test_owners_of_all_kinds_hold_leases_and_several_processes(store: Store) -> None:
+    owners = [Owner(kind, "x") for kind in OwnerKind]
+    for owner in owners:
+        for role in ("vmm", "net"):
+            store.add_lease(owner, LeaseKind.PROCESS, owner.key(role))
+    for owner in owners:
+        assert [lease.key for lease in store.leases(owner)] == [f"{owner.kind}/x/net", f"{owner.kind}/x/vmm"]
+    lease = store.leases()[0]
+    assert isinstance(lease, Lease) and lease.owner == owners[-1]

@@ -13,7 +13,7 @@ from squib.api.schema import CreateRequest, ProgressEvent, StartRequest, StopReq
 from squib.api.streams import NDJSON, ProgressResponse, accepts_ndjson
 from squib.core.inspect import describe, get_vm, list_vms
 from squib.core.lifecycle.create import create_vm
-from squib.core.lifecycle.delete import delete_vm, until_deleted
+from squib.core.lifecycle.delete import delete_vm, wait_deleted
 from squib.core.lifecycle.pause import pause_vm, resume_vm
 from squib.core.lifecycle.start import start_vm
 from squib.core.lifecycle.stop import stop_vm
@@ -45,7 +45,7 @@ async def create(engine: EngineDep, request: Request, body: CreateRequest) -> VM
         record = await create_vm(
             engine, body.config, start=body.start, on_progress=on_progress, boot_timeout_s=body.boot_timeout_s
         )
-        return describe(engine, record)
+        return describe(record)
 
     async def streamed(on_progress: OnProgress) -> ProgressEvent:
         return ProgressEvent(vm=await work(on_progress))
@@ -64,25 +64,25 @@ async def get(engine: EngineDep, ref: Ref) -> VMInfo:
 @router.post("/{ref}/start")
 async def start(engine: EngineDep, ref: Ref, body: StartRequest) -> VMInfo:
     """Start a VM and answer when it is ready. On a VM that runs: nothing."""
-    return describe(engine, await start_vm(engine, ref, boot_timeout_s=body.boot_timeout_s))
+    return describe(await start_vm(engine, ref, boot_timeout_s=body.boot_timeout_s))
 
 
 @router.post("/{ref}/stop")
 async def stop(engine: EngineDep, ref: Ref, body: StopRequest) -> VMInfo:
     """Stop a VM, by force after the timeout. On a VM that does not run: nothing."""
-    return describe(engine, await stop_vm(engine, ref, timeout_s=body.timeout_s))
+    return describe(await stop_vm(engine, ref, timeout_s=body.timeout_s))
 
 
 @router.post("/{ref}/pause")
 async def pause(engine: EngineDep, ref: Ref) -> VMInfo:
     """Halt a VM's processors; it keeps its memory. On a VM that is paused: nothing."""
-    return describe(engine, await pause_vm(engine, ref))
+    return describe(await pause_vm(engine, ref))
 
 
 @router.post("/{ref}/resume")
 async def resume(engine: EngineDep, ref: Ref) -> VMInfo:
     """Let a paused VM go on. On a VM that runs: nothing."""
-    return describe(engine, await resume_vm(engine, ref))
+    return describe(await resume_vm(engine, ref))
 
 
 @router.delete("/{ref}", status_code=204)
@@ -98,7 +98,7 @@ async def hold(engine: EngineDep, ref: Ref, request: Request) -> None:
     Answers when the VM was deleted otherwise. An engine that ends deletes nothing: the client asks the next one again.
     """
     try:
-        await while_connected(request, until_deleted(engine, ref))
+        await while_connected(request, wait_deleted(engine, ref))
     except ClientDisconnect:
         with suppress(NotFound):
             await delete_vm(engine, ref)

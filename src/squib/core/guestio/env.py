@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from pydantic import ValidationError
-
 from squib.core.engine import Engine
+from squib.core.lifecycle.verbs import Turn
 from squib.errors import InvalidArgument
-from squib.models import VMConfig
+from squib.models import check_env
 
 
 def get_env(engine: Engine, ref: str) -> dict[str, str]:
     """The VM-wide environment, with its values. Raises `NotFound`."""
-    return engine.store.get_vm(ref).config.env_vars
+    return engine.store.get_vm(ref).spec.env_vars
 
 
 async def change_env(engine: Engine, ref: str, *, set: Mapping[str, str], unset: Collection[str]) -> dict[str, str]:
@@ -26,15 +25,18 @@ async def change_env(engine: Engine, ref: str, *, set: Mapping[str, str], unset:
     if both := sorted(set.keys() & unset):
         raise InvalidArgument(f"{both[0]!r} is both in set and in unset", hint="give it in one of them")
     vm_id = engine.store.get_vm(ref).vm_id
-    async with engine.lock(vm_id):
-        config = engine.store.get_vm(vm_id).config
-        env = {name: value for name, value in (config.env_vars | dict(set)).items() if name not in unset}
+
+    async def change(turn: Turn) -> dict[str, str]:
+        spec = engine.store.get_vm(vm_id).spec
+        env = {name: value for name, value in (spec.env_vars | dict(set)).items() if name not in unset}
         try:
-            changed = VMConfig.model_validate(config.model_dump() | {"env_vars": env})
-        except ValidationError as error:
-            raise InvalidArgument(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
-        engine.store.set_config(vm_id, changed)
+            check_env(env)
+        except ValueError as error:
+            raise InvalidArgument(str(error)) from None
+        engine.store.set_spec(vm_id, spec.model_copy(update={"env_vars": env}))
         return env
+
+    return await engine.verbs.run(vm_id, "change of the environment", change)
 
 
 async def hand_over_env(engine: Engine, ref: str) -> None:
@@ -45,7 +47,7 @@ async def hand_over_env(engine: Engine, ref: str) -> None:
     """
     record = engine.store.get_vm(ref)
     vm = engine.vm_of(record)
-    env = record.config.env_vars
+    env = record.spec.env_vars
     if vm.known_env != env:
         await vm.agent.set_env(env)
         vm.known_env = env

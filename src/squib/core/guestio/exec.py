@@ -26,7 +26,7 @@ _TIMEOUT_GRACE_S = 10.0
 """Beyond a command's timeout, for a busy guest to end it and to send the rest of its output."""
 
 
-def agent_of(engine: Engine, ref: str, doing: str = "running a command") -> AgentClient:
+def agent_of(engine: Engine, ref: str, doing: str = "run a command") -> AgentClient:
     """The agent of the VM ``ref``. Raises `WrongState` if it does not run, `NotFound`."""
     record = engine.store.get_vm(ref)
     if record.state is not VMState.RUNNING:

@@ -132,7 +132,7 @@ async def remove(engine: Engine, ref: str, path: str, *, recursive: bool) -> Non
 
 
 def _files(engine: Engine, ref: str) -> AgentFiles:
-    return agent_of(engine, ref, "using its files").files
+    return agent_of(engine, ref, "use its files").files
 
 
 def _vm_id(engine: Engine, ref: str) -> str:

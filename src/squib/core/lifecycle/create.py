@@ -11,12 +11,14 @@ from squib.core.engine import Engine
 from squib.core.lifecycle import transitions
 from squib.core.lifecycle.delete import remove
 from squib.core.lifecycle.start import DEFAULT_BOOT_TIMEOUT_S, boot, choose_uid
+from squib.core.lifecycle.verbs import Turn
 from squib.host.files import disk_errors
 from squib.images import rootfs
 from squib.images.runtimes import RUNTIMES
 from squib.kernels import user
-from squib.models import OnProgress, Progress, VMConfig, VMState
-from squib.store.database import LeaseKind, VMRecord, now
+from squib.models import AssetRef, CachedRef, HostFileRef, OnProgress, Progress, VMConfig, VMState
+from squib.store.database import now
+from squib.store.records import LeaseKind, Owner, VMRecord, VMSpec
 
 ID_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _ID_LENGTH = 8
@@ -31,77 +33,93 @@ async def create_vm(
     on_progress: OnProgress,
     boot_timeout_s: float = DEFAULT_BOOT_TIMEOUT_S,
 ) -> VMRecord:
-    """Make a VM from ``config``; build its kernel and image first if they are not in the cache.
+    """Create a VM from ``config``; build its kernel and image first if they are not in the cache.
 
-    Either the VM is there, and runs if ``start``, or nothing of it is: any failure, and the cancellation of this
-    call, undoes all of it. Raises `NameTaken`, `InvalidArgument`, `DiskFull`, `BootError` and what building an image
-    raises.
+    Either the VM is there, and runs if ``start``, or nothing of it is: any failure, and the cancellation of this call,
+    undoes all of it. Raises `NameTaken`, `InvalidArgument`, `Unsupported`, `DiskFull`, `BootError`, `Superseded` and
+    what building an image raises.
     """
-    kernel = await _find_kernel(engine, config, on_progress)
-    base = await _find_rootfs(engine, config, on_progress)
     vm_id = config.vm_id or new_id()
+    engine.store.check_free(vm_id, config.name or vm_id)
+    driver = engine.drivers.default
     record = VMRecord(
         vm_id=vm_id,
         name=config.name or vm_id,
         state=VMState.CREATING,
         reason="",
-        config=_with_defaults(config),
-        kernel=kernel,
-        rootfs=base,
+        spec=_spec(
+            config,
+            kernel=await _find_kernel(engine, config, on_progress),
+            rootfs=await _find_rootfs(engine, config, on_progress),
+        ),
+        driver=driver.name,
+        accelerator=driver.accelerator,
         machine_id=secrets.token_hex(16),
         uid=choose_uid() if os.geteuid() == 0 else None,
-        accelerator=engine.driver.accelerator,
         pid=None,
         created_at=now(),
         started_at=None,
         stopped_at=None,
     )
-    engine.store.add_vm(record)
-    try:
-        async with engine.lock(vm_id):
+
+    async def create(turn: Turn) -> VMRecord:
+        engine.store.add_vm(record)
+        try:
             await _make_directory(engine, record, on_progress)
             if start:
                 on_progress(Progress(step="boot"))
                 await boot(engine, record, boot_timeout_s=boot_timeout_s)
             else:
                 transitions.transition(engine.store, record, VMState.CREATED)
-    except BaseException:
-        await asyncio.shield(remove(engine, record))
-        raise
-    return engine.store.get_vm(vm_id)
+        except BaseException:
+            await asyncio.shield(remove(engine, record))
+            raise
+        return engine.store.get_vm(vm_id)
+
+    # Its turn begins before the VM can be seen, so a delete that finds it supersedes the create.
+    return await engine.verbs.run(vm_id, "create", create)
 
 
 def new_id() -> str:
-    """A new VM ID, such as ``vm-7k2mq9xd``: 40 random bits, without letters that look alike."""
+    """Return a new VM ID, such as ``vm-7k2mq9xd``: 40 random bits, without letters that look alike."""
     return "vm-" + "".join(secrets.choice(ID_ALPHABET) for _ in range(_ID_LENGTH))
 
 
-async def _find_kernel(engine: Engine, config: VMConfig, on_progress: OnProgress) -> str:
+async def _find_kernel(engine: Engine, config: VMConfig, on_progress: OnProgress) -> AssetRef:
     """Find the kernel and build its initramfs, so that the progress of both is seen."""
     if config.kernel_path:
         kernel = await asyncio.to_thread(user.inspect, Path(config.kernel_path))
     else:
         kernel = await engine.kernels.ensure(on_progress)
     await engine.initramfs.ensure(kernel, engine.agent_binary, on_progress)
-    return str(kernel.path) if config.kernel_path else kernel.digest
+    return HostFileRef(path=str(kernel.path)) if config.kernel_path else CachedRef(digest=kernel.digest)
 
 
-async def _find_rootfs(engine: Engine, config: VMConfig, on_progress: OnProgress) -> str:
+async def _find_rootfs(engine: Engine, config: VMConfig, on_progress: OnProgress) -> AssetRef:
     if config.rootfs_path:
-        return str(rootfs.inspect(Path(config.rootfs_path)).path)
-    return (await engine.images.ensure(config.runtime, on_progress)).digest
+        return HostFileRef(path=str(rootfs.inspect(Path(config.rootfs_path)).path))
+    return CachedRef(digest=(await engine.images.ensure(config.runtime, on_progress)).digest)
 
 
-def _with_defaults(config: VMConfig) -> VMConfig:
-    if config.mem_size_mib is not None:
-        return config
-    needed = _USER_ROOTFS_MEM_SIZE_MIB if config.rootfs_path else RUNTIMES[config.runtime].min_memory_mib
-    return config.model_copy(update={"mem_size_mib": needed})
+def _spec(config: VMConfig, *, kernel: AssetRef, rootfs: AssetRef) -> VMSpec:
+    needed_mib = _USER_ROOTFS_MEM_SIZE_MIB if config.rootfs_path else RUNTIMES[config.runtime].min_memory_mib
+    return VMSpec(
+        project=config.project,
+        runtime=None if config.rootfs_path else config.runtime,
+        vcpu_count=config.vcpu_count,
+        mem_size_mib=config.mem_size_mib or needed_mib,
+        disk_size_mib=config.disk_size_mib,
+        kernel=kernel,
+        rootfs=rootfs,
+        boot_args=config.boot_args,
+        env_vars=config.env_vars,
+    )
 
 
 async def _make_directory(engine: Engine, record: VMRecord, on_progress: OnProgress) -> None:
     paths = engine.home.vm(record.vm_id)
-    engine.store.add_lease(record.vm_id, LeaseKind.DIRECTORY, record.vm_id)
+    owner = Owner.vm(record.vm_id)
+    engine.store.add_lease(owner, LeaseKind.DIRECTORY, owner.key())
     with disk_errors(paths.root):
         paths.root.mkdir(mode=0o700)
-    await engine.overlays.create(paths.overlay, record.config.disk_size_mib, on_progress)
+    await engine.overlays.create(paths.overlay, record.spec.disk_size_mib, on_progress)

@@ -1,55 +1,97 @@
-"""``pause`` and ``resume``: a VM that stands still keeps its memory and uses no processor."""
+"""``pause`` and ``resume``: a paused VM keeps its memory and uses no CPU."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
-from squib.core.engine import Engine
+from squib.core.engine import Engine, RunningVM
 from squib.core.lifecycle import transitions
-from squib.errors import AgentError, SquibError
+from squib.core.lifecycle.verbs import Turn
+from squib.errors import AgentError, NotFound, SquibError
 from squib.models import VMState
-from squib.store.database import VMRecord
+from squib.store.records import VMRecord
 
 log = logging.getLogger("squib.pause")
 
+_ASK_AGAIN_S = 0.5
+
 
 async def pause_vm(engine: Engine, ref: str) -> VMRecord:
-    """Halt the processors of the VM ``ref``. A VM that is paused is left as it is.
+    """Halt the vCPUs of the VM ``ref``. A paused VM is left as it is.
 
-    Commands that run are halted with it, their timeouts too. Raises `WrongState` if it does not run, `NotFound`.
+    Running commands stand still with it, and so do their timeouts. Raises `WrongState` if the VM does not run,
+    `NotFound`, `ToolFailed` if the VMM does not answer; the state is then settled as soon as it does.
     """
-    vm_id = engine.store.get_vm(ref).vm_id
-    async with engine.lock(vm_id):
+    vm_id = engine.store.find(ref).vm_id
+
+    async def pause(turn: Turn) -> VMRecord:
         record = engine.store.get_vm(vm_id)
         if record.state is VMState.PAUSED:
             return record
-        # The state first: if the engine dies in between, the next one pauses it again.
+        # The state first: if the engine dies in between, the next one pauses the VM again.
         transitions.transition(engine.store, record, VMState.PAUSED)
+        vm = engine.vm_of(record)
         try:
-            await engine.vm_of(record).machine.pause()
-        except SquibError:
+            await vm.machine.pause()
+        except BaseException:
             transitions.transition(engine.store, record, VMState.RUNNING)
+            _settle_later(engine, vm_id, vm)
             raise
         return engine.store.get_vm(vm_id)
 
+    return await engine.verbs.run(vm_id, "pause", pause)
+
 
 async def resume_vm(engine: Engine, ref: str) -> VMRecord:
-    """Let the VM ``ref`` go on, with the time of now. A VM that runs is left as it is.
+    """Resume the vCPUs of the VM ``ref`` and set its clock. A running VM is left as it is.
 
-    Raises `WrongState` if it is not paused, `NotFound`.
+    Raises `WrongState` if the VM is not paused, `NotFound`, `ToolFailed` as `pause_vm`.
     """
-    vm_id = engine.store.get_vm(ref).vm_id
-    async with engine.lock(vm_id):
+    vm_id = engine.store.find(ref).vm_id
+
+    async def resume(turn: Turn) -> VMRecord:
         record = engine.store.get_vm(vm_id)
         if record.state is VMState.RUNNING:
             return record
         if record.state is not VMState.PAUSED:
-            raise transitions.wrong_state(record, "resuming")
+            raise transitions.wrong_state(record, "resume it")
         vm = engine.vm_of(record)
-        await vm.machine.resume()
+        try:
+            await vm.machine.resume()
+        except BaseException:
+            _settle_later(engine, vm_id, vm)
+            raise
         transitions.transition(engine.store, record, VMState.RUNNING)
         try:
             await vm.agent.set_clock()
         except AgentError as error:
-            log.warning("VM %s goes on with the time at which it was paused: %s", vm_id, error.message)
+            log.warning("VM %s resumes with the time at which it was paused: %s", vm_id, error.message)
         return engine.store.get_vm(vm_id)
+
+    return await engine.verbs.run(vm_id, "resume", resume)
+
+
+def _settle_later(engine: Engine, vm_id: str, vm: RunningVM) -> None:
+    """The outcome of a command to the VMM is unknown: ask the VMM until it answers, and record what is true."""
+    engine.background(_settle(engine, vm_id, vm), name=f"settle {vm_id}")
+
+
+async def _settle(engine: Engine, vm_id: str, vm: RunningVM) -> None:
+    while engine.running.get(vm_id) is vm:
+        try:
+            paused = await vm.machine.is_paused()
+        except SquibError:
+            await asyncio.sleep(_ASK_AGAIN_S)
+            continue
+
+        async def record(turn: Turn, paused: bool = paused) -> None:
+            if engine.running.get(vm_id) is vm:
+                to = VMState.PAUSED if paused else VMState.RUNNING
+                engine.store.change_state(vm_id, expected=transitions.UP - {to}, to=to)
+
+        try:
+            await engine.verbs.run(vm_id, "settle", record)
+        except (SquibError, NotFound):
+            continue  # superseded: the VM may have ended
+        return

@@ -1,4 +1,4 @@
-"""The one way out of every host resource: the leases of a VM, released newest first. Each step is idempotent."""
+"""The only way out of every host resource: the leases of an owner, released newest first. Each step is idempotent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from squib.core.engine import Engine
 from squib.host import cgroup, processes
 from squib.host.files import remove_tree
-from squib.store.database import Lease, LeaseKind
+from squib.store.records import Lease, LeaseKind, Owner, OwnerKind
 
 log = logging.getLogger("squib.release")
 
@@ -20,26 +20,22 @@ ALL = frozenset(LeaseKind)
 
 
 async def release(engine: Engine, vm_id: str, kinds: frozenset[LeaseKind]) -> None:
-    """Release what a VM holds, of these kinds. A lease goes only after its resource is really gone."""
-    for lease in _held(engine, vm_id, kinds):
-        await _RELEASE[lease.kind](engine, lease)
-        engine.store.remove_lease(lease)
+    """Release what a VM holds, of these kinds."""
+    await release_owner(engine, Owner.vm(vm_id), kinds)
 
 
-async def end(engine: Engine, vm_id: str, kinds: frozenset[LeaseKind]) -> None:
-    """Do as `release` and note nothing: the leases stay, for a release that follows."""
-    for lease in _held(engine, vm_id, kinds):
-        await _RELEASE[lease.kind](engine, lease)
+async def release_owner(engine: Engine, owner: Owner, kinds: frozenset[LeaseKind] = ALL) -> None:
+    """Release what an owner holds, of these kinds. A lease ends only after its resource is really gone."""
+    for lease in engine.store.leases(owner):
+        if lease.kind in kinds:
+            await _RELEASE[lease.kind](engine, lease)
+            engine.store.remove_lease(lease)
 
 
-def _held(engine: Engine, vm_id: str, kinds: frozenset[LeaseKind]) -> list[Lease]:
-    return [lease for lease in engine.store.leases(vm_id) if lease.kind in kinds]
-
-
-async def abandon(engine: Engine) -> None:
+async def kill_all(engine: Engine) -> None:
     """End all VMs of an engine whose state directory was removed: no other engine will ever know of them."""
     for vm_id, vm in list(engine.running.items()):
-        log.warning("the state directory %s is gone: VM %s is ended", engine.home.root, vm_id)
+        log.warning("the state directory %s is gone: ending VM %s", engine.home.root, vm_id)
         del engine.running[vm_id]
         await vm.agent.close()
         await vm.machine.kill()
@@ -47,14 +43,11 @@ async def abandon(engine: Engine) -> None:
 
 
 async def _release_process(engine: Engine, lease: Lease) -> None:
-    vm = engine.running.pop(lease.key, None)
-    if vm:
+    if lease.owner.kind is OwnerKind.VM and (vm := engine.running.pop(lease.owner.id, None)):
         await vm.agent.close()
         await vm.machine.kill()
-    paths = engine.home.vm(lease.key)
-    await asyncio.to_thread(processes.kill, engine.vmm_identity(lease.key))
-    for socket in paths.sockets():
-        socket.unlink(missing_ok=True)
+    role = lease.key.rpartition("/")[2]
+    await asyncio.to_thread(processes.kill, engine.identity(lease.owner, role))
 
 
 async def _release_cgroup(engine: Engine, lease: Lease) -> None:
@@ -62,7 +55,7 @@ async def _release_cgroup(engine: Engine, lease: Lease) -> None:
 
 
 async def _release_directory(engine: Engine, lease: Lease) -> None:
-    await asyncio.to_thread(remove_tree, engine.home.vm(lease.key).root)
+    await asyncio.to_thread(remove_tree, engine.directory(lease.owner))
 
 
 _RELEASE: dict[LeaseKind, Callable[[Engine, Lease], Awaitable[None]]] = {

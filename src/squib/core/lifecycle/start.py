@@ -8,19 +8,21 @@ import logging
 import random
 from pathlib import Path
 
-from squib.core.engine import Engine, RunningVM
+from squib.core.engine import VMM, Engine, RunningVM
 from squib.core.lifecycle import transitions
 from squib.core.lifecycle.release import RUN, release
+from squib.core.lifecycle.verbs import Turn
 from squib.drivers.base import ExitKind, Machine, MachineSpec
-from squib.errors import AgentUnreachable, BootFailed, BootTimeout, InvalidArgument, SquibError, WrongState
+from squib.errors import AgentUnreachable, BootFailed, BootTimeout, SquibError, Superseded, WrongState
 from squib.guest.agent import AgentClient
 from squib.host import cgroup
 from squib.host.jail import Credentials
 from squib.images import rootfs
 from squib.kernels import user
 from squib.kernels.catalog import Kernel
-from squib.models import VMState
-from squib.store.database import LeaseKind, VMRecord, now
+from squib.models import AssetRef, HostFileRef, VMState
+from squib.store.database import now
+from squib.store.records import LeaseKind, Owner, VMRecord
 
 log = logging.getLogger("squib.start")
 
@@ -41,8 +43,9 @@ async def start_vm(engine: Engine, ref: str, *, boot_timeout_s: float = DEFAULT_
     Many starts at once take turns; ``boot_timeout_s`` counts from the moment at which this one's VMM is started.
     Raises `BootFailed`, `BootTimeout` (the VM is then in ``error``), `WrongState`, `NotFound`.
     """
-    vm_id = engine.store.get_vm(ref).vm_id
-    async with engine.lock(vm_id):
+    vm_id = engine.store.find(ref).vm_id
+
+    async def start(turn: Turn) -> VMRecord:
         record = engine.store.get_vm(vm_id)
         if record.state is VMState.RUNNING:
             return record
@@ -52,13 +55,15 @@ async def start_vm(engine: Engine, ref: str, *, boot_timeout_s: float = DEFAULT_
         except WrongState as error:
             _end(engine, record, VMState.STOPPED, error.message)
             raise
-        except SquibError as error:
-            _end(engine, record, VMState.ERROR, error.message)
+        except (SquibError, OSError) as error:
+            _end(engine, record, VMState.ERROR, str(error).partition("\n")[0])
             raise
         except BaseException:
-            transitions.transition(engine.store, record, VMState.STOPPED, reason="start was cancelled", pid=None)
+            _end(engine, record, VMState.STOPPED, "the start was cancelled")
             raise
         return engine.store.get_vm(vm_id)
+
+    return await engine.verbs.run(vm_id, "start", start)
 
 
 def _end(engine: Engine, record: VMRecord, state: VMState, reason: str) -> None:
@@ -66,31 +71,10 @@ def _end(engine: Engine, record: VMRecord, state: VMState, reason: str) -> None:
 
 
 async def boot(engine: Engine, record: VMRecord, *, boot_timeout_s: float) -> None:
-    """Start the VMM of a VM whose lock is held, wait for its agent, and move the VM to ``running``.
+    """Start the VMM of a VM in a turn of the caller's, wait for its agent, and set the VM to ``running``.
 
-    On any failure everything that was taken is released; the state is the caller's to settle. `cancel_start` ends it.
+    On any failure, and when it is cancelled, everything that was taken is released; the caller settles the state.
     """
-    task = asyncio.create_task(_boot(engine, record, boot_timeout_s), name=f"boot {record.vm_id}")
-    engine.starts[record.vm_id] = task
-    try:
-        await asyncio.wait([task])
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, SquibError):
-            await task
-        del engine.starts[record.vm_id]
-    if task.cancelled():
-        raise WrongState(f"the start of VM {record.name} was cancelled by a stop or delete")
-    task.result()
-
-
-def cancel_start(engine: Engine, vm_id: str) -> None:
-    """End a start that is under way; whoever waits for it gets `WrongState`."""
-    if task := engine.starts.get(vm_id):
-        task.cancel()
-
-
-async def _boot(engine: Engine, record: VMRecord, boot_timeout_s: float) -> None:
     try:
         spec = await _machine_spec(engine, record)
         async with engine.boot_slots:
@@ -98,7 +82,7 @@ async def _boot(engine: Engine, record: VMRecord, boot_timeout_s: float) -> None
             agent = AgentClient(machine.connect_agent)
             vm = engine.running[record.vm_id] = RunningVM(machine, agent)
             await _wait_until_ready(record, machine, agent, boot_timeout_s)
-            vm.known_env = record.config.env_vars
+            vm.known_env = record.spec.env_vars
         transitions.transition(engine.store, record, VMState.RUNNING, started_at=now(), stopped_at=None)
         watch(engine, record.vm_id, vm)
     except BaseException:
@@ -108,50 +92,48 @@ async def _boot(engine: Engine, record: VMRecord, boot_timeout_s: float) -> None
 
 
 async def _machine_spec(engine: Engine, record: VMRecord) -> MachineSpec:
-    kernel = await asyncio.to_thread(_resolve_kernel, engine, record.kernel)
-    if record.config.mem_size_mib is None:
-        raise InvalidArgument(f"VM {record.name} has no memory size")
+    spec = record.spec
+    kernel = await asyncio.to_thread(_find_kernel, engine, spec.kernel)
     return MachineSpec(
         vm_id=record.vm_id,
-        vcpu_count=record.config.vcpu_count,
-        mem_size_mib=record.config.mem_size_mib,
+        vcpu_count=spec.vcpu_count,
+        mem_size_mib=spec.mem_size_mib,
         kernel=kernel.path,
         initramfs=await engine.initramfs.ensure(kernel, engine.agent_binary),
-        base=await asyncio.to_thread(_resolve_rootfs, engine, record.rootfs),
+        base=await asyncio.to_thread(_find_rootfs, engine, spec.rootfs),
         overlay=engine.home.vm(record.vm_id).overlay,
-        boot_args=record.config.boot_args,
+        boot_args=spec.boot_args,
     )
 
 
-def _resolve_kernel(engine: Engine, kernel: str) -> Kernel:
-    """The kernel that a VM record names: a digest in the cache, or a path. Raises `NotFound`, `ImageCorrupt`,
-    `InvalidArgument`.
-    """
-    return user.inspect(Path(kernel)) if kernel.startswith("/") else engine.kernels.get(kernel)
+def _find_kernel(engine: Engine, ref: AssetRef) -> Kernel:
+    """Return the kernel of a VM. Raises `NotFound`, `ImageCorrupt`, `InvalidArgument`."""
+    return user.inspect(Path(ref.path)) if isinstance(ref, HostFileRef) else engine.kernels.get(ref.digest)
 
 
-def _resolve_rootfs(engine: Engine, reference: str) -> Path:
-    """The root filesystem that a VM record names. Raises as `_resolve_kernel`."""
-    return rootfs.inspect(Path(reference)).path if reference.startswith("/") else engine.images.get(reference).path
+def _find_rootfs(engine: Engine, ref: AssetRef) -> Path:
+    """Return the root filesystem of a VM. Raises as `_find_kernel`."""
+    return rootfs.inspect(Path(ref.path)).path if isinstance(ref, HostFileRef) else engine.images.get(ref.digest).path
 
 
 async def _launch(engine: Engine, record: VMRecord, spec: MachineSpec) -> Machine:
+    driver = engine.drivers.get(record.driver)
     limits = cgroup.Limits(
-        memory_mib=spec.mem_size_mib + engine.driver.memory_overhead_mib(spec),
+        memory_mib=spec.mem_size_mib + driver.memory_overhead_mib(spec),
         cpus=spec.vcpu_count + _VMM_EXTRA_CPUS,
         pids=_VMM_PIDS,
     )
-    name = engine.cgroup_name(record.vm_id)
-    engine.store.add_lease(record.vm_id, LeaseKind.CGROUP, name)
+    owner, name = Owner.vm(record.vm_id), engine.cgroup_name(record.vm_id)
+    engine.store.add_lease(owner, LeaseKind.CGROUP, name)
     cgroup.create(engine.cgroups, name, limits)
-    engine.store.add_lease(record.vm_id, LeaseKind.PROCESS, record.vm_id)
+    engine.store.add_lease(owner, LeaseKind.PROCESS, owner.key(VMM))
 
     def on_spawned(pid: int) -> None:
         engine.store.set_pid(record.vm_id, pid)
 
-    credentials = Credentials(record.uid, record.uid, engine.driver.groups) if record.uid is not None else None
+    credentials = Credentials(record.uid, record.uid, driver.groups) if record.uid is not None else None
     paths, identity = engine.home.vm(record.vm_id), engine.vmm_identity(record.vm_id)
-    return await engine.driver.launch(spec, paths, identity, credentials, on_spawned)
+    return await driver.launch(spec, paths, identity, credentials, on_spawned)
 
 
 async def _wait_until_ready(record: VMRecord, machine: Machine, agent: AgentClient, boot_timeout_s: float) -> None:
@@ -186,7 +168,7 @@ async def _wait_until_ready(record: VMRecord, machine: Machine, agent: AgentClie
 
 async def _introduce(record: VMRecord, agent: AgentClient, boot_timeout_s: float) -> None:
     await agent.connect(timeout_s=boot_timeout_s, retry_s=boot_timeout_s)
-    await agent.setup(hostname=record.name, machine_id=record.machine_id, env=record.config.env_vars)
+    await agent.setup(hostname=record.name, machine_id=record.machine_id, env=record.spec.env_vars)
 
 
 def _tail(machine: Machine) -> str:
@@ -206,7 +188,8 @@ def watch(engine: Engine, vm_id: str, vm: RunningVM) -> None:
 
 async def _settle_when_it_ends(engine: Engine, vm_id: str, vm: RunningVM) -> None:
     reason = await vm.machine.wait()
-    async with engine.lock(vm_id):
+
+    async def settle(turn: Turn) -> None:
         if engine.running.get(vm_id) is not vm:
             return  # a stop or delete has settled it
         state = VMState.STOPPED if reason.kind is ExitKind.POWERED_OFF else VMState.ERROR
@@ -215,6 +198,9 @@ async def _settle_when_it_ends(engine: Engine, vm_id: str, vm: RunningVM) -> Non
         )
         log.info("VM %s is %s: %s", vm_id, state, reason.text)
         await release(engine, vm_id, RUN)
+
+    with contextlib.suppress(Superseded):  # by a stop or delete, which settles it
+        await engine.verbs.run(vm_id, "settle", settle)
 
 
 def choose_uid() -> int:

@@ -1,4 +1,4 @@
-"""The states of a VM and the ways between them: one table, which every state change goes through.
+"""The states of a VM and the transitions between them: one table for every state change.
 
     creating ──> created ──> starting ──> running ──> stopping ──> stopped
         │                       │  ^       ^   │  │                   │
@@ -6,14 +6,15 @@
         └──────> running      error        v   └─> (the VMM ended by itself)
                                          paused
 
-``deleting`` can follow every state and ends in nothing.
+``deleting`` can follow every state; after it the VM is gone.
 """
 
 from __future__ import annotations
 
 from squib.errors import WrongState
 from squib.models import VMState
-from squib.store.database import Store, VMRecord
+from squib.store.database import Store
+from squib.store.records import VMRecord
 
 TRANSITIONS: dict[VMState, frozenset[VMState]] = {
     VMState.CREATING: frozenset({VMState.CREATED, VMState.RUNNING, VMState.DELETING}),
@@ -27,26 +28,35 @@ TRANSITIONS: dict[VMState, frozenset[VMState]] = {
     VMState.DELETING: frozenset({VMState.DELETING}),
 }
 
+_VERBS = {
+    VMState.STARTING: "start it",
+    VMState.RUNNING: "resume it",
+    VMState.PAUSED: "pause it",
+    VMState.STOPPING: "stop it",
+    VMState.DELETING: "delete it",
+}
+"""What an error calls the attempt to reach a state."""
+
 UP = frozenset({VMState.RUNNING, VMState.PAUSED})
-"""The states in which a VM has a VMM that is to go on."""
+"""The states in which a VM has a VMM that goes on."""
 
 WITH_VMM = UP | {VMState.CREATING, VMState.STARTING, VMState.STOPPING, VMState.DELETING}
 """The states in which a VMM may exist: the engine stays while a VM is in one of them."""
 
 
 def sources(to: VMState) -> frozenset[VMState]:
-    """The states from which ``to`` can be reached."""
+    """Return the states from which ``to`` can be reached."""
     return frozenset(state for state, targets in TRANSITIONS.items() if to in targets)
 
 
 def transition(store: Store, record: VMRecord, to: VMState, *, reason: str = "", **columns: object) -> None:
-    """Change the state of a VM, if it can be reached from where it is now. Raises `WrongState`."""
+    """Change the state of a VM if its present state allows it. Raises `WrongState`."""
     if not store.change_state(record.vm_id, expected=sources(to), to=to, reason=reason, **columns):
-        raise wrong_state(store.get_vm(record.vm_id), to.value)
+        raise wrong_state(store.get_vm(record.vm_id), _VERBS.get(to, to.value))
 
 
 def wrong_state(record: VMRecord, wanted: str) -> WrongState:
-    """The error for an operation that the VM's present state does not allow."""
+    """Return the error for an operation that the VM's present state does not allow, such as ``pause it``."""
     why = f" ({record.reason})" if record.reason else ""
     hint = {
         VMState.CREATED: f"squib start {record.name}",
@@ -54,4 +64,4 @@ def wrong_state(record: VMRecord, wanted: str) -> WrongState:
         VMState.STOPPED: f"squib start {record.name}",
         VMState.ERROR: f"squib logs {record.name} shows why; squib start {record.name} tries again",
     }.get(record.state, f"squib inspect {record.name} shows what it is doing")
-    return WrongState(f"VM {record.name} is {record.state}{why}: {wanted} is not possible", hint=hint)
+    return WrongState(f"VM {record.name} is {record.state}{why}; cannot {wanted}", hint=hint)

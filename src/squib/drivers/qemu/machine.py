@@ -44,6 +44,10 @@ class QemuMachine:
     async def resume(self) -> None:
         await self._monitor().execute("cont")
 
+    async def is_paused(self) -> bool:
+        status = await self._monitor().execute("query-status")
+        return not (isinstance(status, dict) and status.get("running") is True)
+
     def _monitor(self) -> QMP:
         if self.qmp is None:
             raise ToolFailed("QEMU's monitor did not answer when the engine came back to it")

@@ -1,0 +1,127 @@
+"""The schema, and the numbered steps to it.
+
+Each step runs in one transaction and raises ``PRAGMA user_version`` by one. Before the first step a copy of the file is
+kept beside it. A new database is created by the same steps, so that there is one path to the present schema.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+from squib.errors import EngineStartFailed
+from squib.host.files import sync_directory
+
+Step = Callable[[sqlite3.Connection], None]
+
+
+def _create(db: sqlite3.Connection) -> None:
+    """Schema 1: VMs with their configuration, leases of VMs."""
+    db.execute("""
+        CREATE TABLE vms (
+            vm_id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, state TEXT NOT NULL, reason TEXT NOT NULL,
+            config TEXT NOT NULL, kernel TEXT NOT NULL, rootfs TEXT NOT NULL, machine_id TEXT NOT NULL, uid INTEGER,
+            accelerator TEXT NOT NULL, pid INTEGER, created_at TEXT NOT NULL, started_at TEXT, stopped_at TEXT
+        ) STRICT""")
+    db.execute("""
+        CREATE TABLE leases (
+            lease_id INTEGER PRIMARY KEY AUTOINCREMENT, vm_id TEXT NOT NULL, kind TEXT NOT NULL, key TEXT NOT NULL,
+            UNIQUE (kind, key)
+        ) STRICT""")
+
+
+def _specs_and_owners(db: sqlite3.Connection) -> None:
+    """Schema 2: a versioned spec and a driver for each VM; leases of any owner."""
+    db.execute("ALTER TABLE vms ADD COLUMN spec TEXT NOT NULL DEFAULT ''")
+    db.execute("ALTER TABLE vms ADD COLUMN driver TEXT NOT NULL DEFAULT 'qemu'")
+    for vm_id, config, kernel, rootfs in db.execute("SELECT vm_id, config, kernel, rootfs FROM vms").fetchall():
+        db.execute("UPDATE vms SET spec = ? WHERE vm_id = ?", (_spec_of_config(config, kernel, rootfs), vm_id))
+    for column in ("config", "kernel", "rootfs"):
+        db.execute(f"ALTER TABLE vms DROP COLUMN {column}")
+    db.execute("ALTER TABLE leases RENAME TO old_leases")
+    db.execute("""
+        CREATE TABLE leases (
+            lease_id INTEGER PRIMARY KEY AUTOINCREMENT, owner_kind TEXT NOT NULL, owner_id TEXT NOT NULL,
+            kind TEXT NOT NULL, key TEXT NOT NULL, UNIQUE (kind, key)
+        ) STRICT""")
+    db.execute("""
+        INSERT INTO leases (lease_id, owner_kind, owner_id, kind, key)
+        SELECT lease_id, 'vm', vm_id, kind,
+               CASE kind WHEN 'process' THEN 'vm/' || vm_id || '/vmm'
+                         WHEN 'directory' THEN 'vm/' || vm_id
+                         ELSE key END
+        FROM old_leases""")
+    db.execute("DROP TABLE old_leases")
+
+
+def _spec_of_config(config: str, kernel: str, rootfs: str) -> str:
+    """The spec for a configuration of schema 1. One that cannot be read is kept as it is, and reported when read."""
+    try:
+        old = json.loads(config)
+        runtime = None if old["rootfs_path"] else old["runtime"]
+        kept = ("project", "vcpu_count", "mem_size_mib", "disk_size_mib", "boot_args", "env_vars")
+        spec = {"version": 1, "runtime": runtime} | {name: old[name] for name in kept}
+    except (ValueError, KeyError, TypeError):
+        return config
+    return json.dumps(spec | {"kernel": _asset_ref(kernel), "rootfs": _asset_ref(rootfs)})
+
+
+def _asset_ref(text: str) -> dict[str, str]:
+    return {"kind": "cached", "digest": text} if text.startswith("sha256:") else {"kind": "file", "path": text}
+
+
+MIGRATIONS: tuple[Step, ...] = (_create, _specs_and_owners)
+SCHEMA_VERSION = len(MIGRATIONS)
+
+
+def migrate(db: sqlite3.Connection, path: Path) -> None:
+    """Bring the database at ``path`` to `SCHEMA_VERSION`. ``db`` is in autocommit mode.
+
+    Raises `EngineStartFailed` if it was written by a newer squib, and what SQLite raises.
+    """
+    found = db.execute("PRAGMA user_version").fetchone()[0]
+    if found > SCHEMA_VERSION:
+        raise EngineStartFailed(
+            f"the database {path} has schema {found}; this squib knows schemas up to {SCHEMA_VERSION}",
+            hint="upgrade squib, or set SQUIB_HOME to another directory",
+        )
+    if 0 < found < SCHEMA_VERSION:
+        _keep_copy(db, backup_path(path, found))
+    for number, step in enumerate(MIGRATIONS[found:], found + 1):
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            step(db)
+            db.execute(f"PRAGMA user_version = {number}")
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+
+
+def backup_path(path: Path, version: int) -> Path:
+    """Where the copy of a database of an older schema is kept."""
+    return path.with_name(f"{path.name}.v{version}")
+
+
+def _keep_copy(db: sqlite3.Connection, target: Path) -> None:
+    """Copy the database, whole and durable, before the file appears under its name."""
+    partial = target.with_name(f"{target.name}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        copy = sqlite3.connect(partial)
+        try:
+            partial.chmod(0o600)
+            db.backup(copy)
+        finally:
+            copy.close()
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_directory(target.parent)

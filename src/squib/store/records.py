@@ -1,0 +1,118 @@
+"""What the database holds: VMs and leases, as plain values."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field
+
+from squib.models import AssetRef, StoredModel, VMState
+from squib.models.base import Env
+
+
+class VMSpec(StoredModel):
+    """What a VM is made of, as stored: every default is resolved.
+
+    ``VMConfig`` is what a caller may ask for. The two may diverge. A change that older rows do not fit needs a new
+    ``version`` and a migration.
+    """
+
+    version: Literal[1] = 1
+    project: str | None = None
+    runtime: str | None = None
+    vcpu_count: int = Field(ge=1)
+    mem_size_mib: int = Field(ge=1)
+    disk_size_mib: int = Field(ge=1)
+    kernel: AssetRef
+    rootfs: AssetRef
+    boot_args: str = ""
+    env_vars: Env = Field(default_factory=dict, repr=False)
+
+    def to_json(self) -> str:
+        """Encode it. Unlike pydantic's own JSON this accepts lone surrogates, as in `os.environ`."""
+        return json.dumps(self.model_dump())
+
+    @classmethod
+    def from_json(cls, text: str) -> VMSpec:
+        """Decode a stored spec. Raises `ValueError`."""
+        return cls.model_validate(json.loads(text))
+
+
+@dataclass(frozen=True)
+class VMRecord:
+    """A VM as stored. ``driver`` is the name of the driver that runs it."""
+
+    vm_id: str
+    name: str
+    state: VMState
+    reason: str
+    spec: VMSpec
+    driver: str
+    accelerator: str
+    machine_id: str
+    uid: int | None
+    pid: int | None
+    created_at: datetime
+    started_at: datetime | None
+    stopped_at: datetime | None
+
+
+@dataclass(frozen=True)
+class BrokenRecord:
+    """A VM whose row cannot be read: it can be listed and removed, nothing else."""
+
+    vm_id: str
+    name: str
+    reason: str
+
+
+class OwnerKind(StrEnum):
+    """What can hold leases."""
+
+    VM = "vm"
+    TEMPLATE = "template"
+    SNAPSHOT = "snapshot"
+    NETWORK = "network"
+    BUILD = "build"
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The holder of leases."""
+
+    kind: OwnerKind
+    id: str
+
+    @classmethod
+    def vm(cls, vm_id: str) -> Owner:
+        """The VM ``vm_id`` as an owner."""
+        return cls(OwnerKind.VM, vm_id)
+
+    def key(self, role: str = "") -> str:
+        """A key that is unique among all owners, such as ``vm/vm-7k2m/vmm`` for the process with that role."""
+        return "/".join(part for part in (self.kind, self.id, role) if part)
+
+
+class LeaseKind(StrEnum):
+    """What a lease stands for; ``key`` names it."""
+
+    DIRECTORY = "directory"
+    """The owner's directory. A VM holds it from create to delete."""
+    CGROUP = "cgroup"
+    """The owner's cgroup. A VM holds it while it runs."""
+    PROCESS = "process"
+    """One process; the key ends with its role. An owner may hold several. A VM holds them while it runs."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A note that an owner holds, or is about to take, a resource of the host."""
+
+    lease_id: int
+    owner: Owner
+    kind: LeaseKind
+    key: str
