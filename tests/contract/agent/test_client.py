@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from squib import errors
-from squib.guest.http2 import Response
+from squib.guest.response import Response
 from squib.models import ExecRequest, PtySize
 from tests.contract.agent.frames import EXIT, STARTED, STDOUT, parse
 from tests.contract.agent.implementations import Implementation

@@ -172,13 +172,13 @@ def test_a_terminal_is_resized_and_what_has_none_is_not(rig: Rig) -> None:
 
 def test_readers_too_learn_of_a_guest_that_falls_silent(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stall, "STALL_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(stall, "_LOOK_S", 0.05)
+    monkeypatch.setattr(stall, "_POLL_S", 0.05)
 
     async def test(app: ASGIApp, agent: FakeAgent) -> None:
         await start(app, "sleep")
         for path in ("/p1/output", "/p1/output?none=true"):
             last = frames_of(await send(app, "GET", path))[-1]
-            assert last.kind is FrameKind.ERROR and "was silent" in last.json()["message"]
+            assert last.kind is FrameKind.ERROR and "made no progress" in last.json()["message"]
         agent.idle_s = 0.05
         reader = Request("GET", f"{PROCESSES}/p1/output")
         reading = asyncio.create_task(reader.send_to(app))

@@ -480,7 +480,7 @@ def test_a_guest_that_sends_nonsense_ends_the_connection(rig: Rig) -> None:
     async def test(rack: Rack) -> None:
         async with rack.connect() as client:
             await tell(client, START | {"argv": ["garbage"]})
-            assert (await refused(client))["code"] == "agent_unreachable"
+            assert (await refused(client))["code"] == "agent_protocol_error"
 
     check(rig, test)
 
@@ -493,7 +493,7 @@ def test_a_guest_that_is_lost_is_told(rig: Rig) -> None:
             await until(client, b"$ ")
             await rack.engine.running[rack.engine.store.get_vm("web").vm_id].agent.close()
             error = await refused(client)
-            assert (error["code"], "lost" in error["message"]) == ("agent_unreachable", True)
+            assert (error["code"], "lost" in error["message"]) == ("agent_lost", True)
 
     check(rig, test)
 

@@ -24,7 +24,7 @@ def check(rig: Rig, monkeypatch: pytest.MonkeyPatch, test: Callable[[Engine, str
     monkeypatch.setattr(exec, "_START_TIMEOUT_S", 0.3)
     monkeypatch.setattr(exec, "_TIMEOUT_GRACE_S", 0.1)
     monkeypatch.setattr(stall, "STALL_TIMEOUT_S", 0.5)
-    monkeypatch.setattr(stall, "_LOOK_S", 0.05)
+    monkeypatch.setattr(stall, "_POLL_S", 0.05)
 
     async def with_vm(engine: Engine) -> None:
         vm = await create_vm(engine, rig.config, start=True, on_progress=lambda _: None)
@@ -62,7 +62,7 @@ def test_a_command_whose_timeout_a_hung_guest_does_not_keep(rig: Rig, monkeypatc
     async def test(engine: Engine, vm_id: str, pid: int) -> None:
         command = await exec.start_exec(engine, vm_id, ExecRequest(argv=["sleep"], timeout_s=0.2))
         os.kill(pid, signal.SIGSTOP)
-        assert "did not end it within" in error_of(await last_frame(command))
+        assert "did not end the command within" in error_of(await last_frame(command))
 
     check(rig, monkeypatch, test)
 
@@ -71,7 +71,7 @@ def test_a_command_of_a_guest_that_falls_silent(rig: Rig, monkeypatch: pytest.Mo
     async def test(engine: Engine, vm_id: str, pid: int) -> None:
         command = await exec.start_exec(engine, vm_id, ExecRequest(argv=["sleep"]))
         os.kill(pid, signal.SIGSTOP)
-        assert "was silent" in error_of(await last_frame(command))
+        assert "made no progress" in error_of(await last_frame(command))
 
     check(rig, monkeypatch, test)
 

@@ -10,7 +10,8 @@ import pytest
 
 from squib.errors import AgentUnreachable, AgentVersionMismatch, CommandNotFound, NoSuchProcess
 from squib.guest.agent import AgentClient
-from squib.guest.http2 import CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, Response
+from squib.guest.http2 import CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES
+from squib.guest.response import Response
 from squib.models import ExecRequest
 from squib.protocol.frames import Frame, FrameDecoder, FrameKind
 from tests.fakes.agent import FakeAgent
@@ -176,7 +177,7 @@ def test_a_lost_session_fails_its_commands_and_a_new_one_is_made(tmp_path: Path)
     async def test(agent: FakeAgent, client: AgentClient) -> None:
         response = await client.exec(ExecRequest(argv=["sleep"]))
         assert client._connection
-        client._connection._wire.abort()
+        client._connection._transport.abort()
         with pytest.raises(AgentUnreachable):
             await frames_of(response)
         frames = await frames_of(await client.exec(ExecRequest(argv=["true"])))

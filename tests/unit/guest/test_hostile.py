@@ -54,7 +54,7 @@ def check(folder: Path, guest: Behaviour, test: Callable[[AgentClient], Awaitabl
         server = await asyncio.start_unix_server(serve, sock=sockets.listen(folder / "agent.sock"))
         client = AgentClient(connector(folder / "agent.sock"))
         async with asyncio.timeout(20):
-            await client._session(20, retry_s=20)  # so that a slow machine sees no second attempt
+            await client._open_connection(20, retry_s=20)  # so that a slow machine sees no second attempt
             await test(client)
             await client.close()
         server.close()
@@ -136,12 +136,12 @@ def test_a_guest_cannot_speak_for_the_engine(tmp_path: Path, code: str) -> None:
 def test_a_guest_that_shakes_hands_and_is_then_silent_holds_nobody_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agent_module, "_ANSWER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(agent_module, "_REPLY_TIMEOUT_S", 0.2)
 
     async def test(client: AgentClient) -> None:
-        with pytest.raises(AgentUnreachable, match="did not answer within"):
+        with pytest.raises(AgentUnreachable, match="did not respond within"):
             await client.connect(timeout_s=5)
-        with pytest.raises(AgentUnreachable, match="did not answer within"):
+        with pytest.raises(AgentUnreachable, match="did not respond within"):
             await client.set_clock()
 
     check(tmp_path, answering(), test)
@@ -151,11 +151,11 @@ def test_more_data_than_the_window_allows_ends_the_session(tmp_path: Path) -> No
     body = frame(_DATA, bytes(STREAM_WINDOW_BYTES), stream=1)
 
     async def test(client: AgentClient) -> None:
-        async with await client.exec(COMMAND) as response:
+        async with await client._send("GET", "/", b"", content_type="") as response:
             while client._connection and not client._connection.closed:
                 await asyncio.sleep(0.01)
             assert response.received_bytes == STREAM_WINDOW_BYTES
-            with pytest.raises(AgentUnreachable, match="more data than was allowed"):
+            with pytest.raises(AgentUnreachable, match="more data than the window allows"):
                 await response.read()
 
     check(tmp_path, answering(headers(b"200"), body, frame(_DATA, b"x", stream=1)), test)

@@ -15,7 +15,14 @@ from squib.api.context import EngineDep, Ref
 from squib.api.schema import ResizeRequest, SignalRequest, TerminalAttach, TerminalInput
 from squib.api.validation import describe_validation
 from squib.core.engine import Engine
-from squib.core.guestio.terminal import Gap, Keyboard, Output, Terminal, attach_terminal, start_terminal
+from squib.core.guestio.terminal import (
+    Gap,
+    InputWriter,
+    Output,
+    TerminalAttachment,
+    attach_terminal,
+    start_terminal,
+)
 from squib.errors import InvalidArgument, SquibError, to_wire
 from squib.models import ExecRequest, PtySize, RequestModel
 from squib.protocol.frames import CommandEnd
@@ -48,7 +55,7 @@ async def pty(socket: WebSocket, engine: EngineDep, ref: Ref) -> None:
         pass
 
 
-async def _open(socket: WebSocket, engine: Engine, ref: str) -> Terminal:
+async def _open(socket: WebSocket, engine: Engine, ref: str) -> TerminalAttachment:
     """What the first message asks for."""
     try:
         async with asyncio.timeout(_FIRST_MESSAGE_S):
@@ -91,19 +98,19 @@ def _size(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: fields.pop(name) for name in ("rows", "cols") if name in fields}
 
 
-async def _join(socket: WebSocket, terminal: Terminal) -> None:
+async def _join(socket: WebSocket, terminal: TerminalAttachment) -> None:
     """Join client and terminal until one ends. What the client typed before it left is still written."""
-    keyboard = Keyboard(terminal)
+    writer = InputWriter(terminal)
     printing = asyncio.create_task(_print(socket, terminal), name=f"output of {terminal.process_id}")
-    listening = asyncio.create_task(_listen(socket, terminal, keyboard), name=f"input of {terminal.process_id}")
-    typing = asyncio.create_task(keyboard.run(), name=f"keyboard of {terminal.process_id}")
+    listening = asyncio.create_task(_listen(socket, terminal, writer), name=f"input of {terminal.process_id}")
+    typing = asyncio.create_task(writer.run(), name=f"input writer of {terminal.process_id}")
     tasks = {printing, listening, typing}
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if printing.done() and isinstance(printing.exception(), WebSocketDisconnect):
             await asyncio.wait({listening}, timeout=_LAST_INPUT_S)
         if listening.done():
-            await keyboard.end()
+            await writer.end()
             await asyncio.wait({typing}, timeout=_LAST_INPUT_S)
     finally:
         for task in tasks:
@@ -116,7 +123,7 @@ async def _join(socket: WebSocket, terminal: Terminal) -> None:
             return
 
 
-async def _print(socket: WebSocket, terminal: Terminal) -> None:
+async def _print(socket: WebSocket, terminal: TerminalAttachment) -> None:
     """Pass output on to the client, and wait for it: while it does not read, nothing is read from the guest."""
     async with contextlib.aclosing(terminal.output()) as pieces:
         async for piece in pieces:
@@ -130,17 +137,17 @@ async def _print(socket: WebSocket, terminal: Terminal) -> None:
                     return
 
 
-async def _listen(socket: WebSocket, terminal: Terminal, keyboard: Keyboard) -> None:
+async def _listen(socket: WebSocket, terminal: TerminalAttachment, writer: InputWriter) -> None:
     """Take what the client sends, until it closes the connection."""
     while True:
         message = await _receive(socket)
         if isinstance(message, bytes):
-            await keyboard.type(message)
+            await writer.put(message)
             continue
         kind, fields = _control(message)
         match kind:
             case "input":
-                await keyboard.type(_parse(TerminalInput, fields).data.encode("utf-8", "surrogateescape"))
+                await writer.put(_parse(TerminalInput, fields).data.encode("utf-8", "surrogateescape"))
             case "resize":
                 await terminal.resize(_parse(ResizeRequest, fields))
             case "signal":

@@ -39,7 +39,7 @@ async def change_env(engine: Engine, ref: str, *, set: Mapping[str, str], unset:
     return await engine.verbs.run(vm_id, "change of the environment", change)
 
 
-async def hand_over_env(engine: Engine, ref: str) -> None:
+async def sync_env(engine: Engine, ref: str) -> None:
     """Before a command starts: tell the guest the environment if it has changed since the guest was told.
 
     That way a change needs no guest that answers: it may be paused, or be running under an engine that has just been

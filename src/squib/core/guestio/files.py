@@ -1,4 +1,4 @@
-"""``files``: the files of a running VM. What streams is passed on as it comes, unread, in both directions."""
+"""``files``: the files of a running VM. Contents are forwarded as they arrive, unread, in both directions."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from dataclasses import dataclass
 
 from squib.core.engine import Engine
 from squib.core.guestio.exec import agent_of
-from squib.core.guestio.stall import Feeding, answer_of, fed
-from squib.errors import AgentUnreachable
+from squib.core.guestio.stall import WatchedUpload, watch_upload, watched_response
+from squib.errors import AgentTimeout
 from squib.guest.files import AgentFiles
-from squib.guest.http2 import Response
+from squib.guest.response import Response
 from squib.models import FileInfo
 from squib.protocol.guestfiles import check_path
 
 _START_TIMEOUT_S = 60.0
-"""Until an answer begins: the guest may have much to look at before."""
+"""Until a response begins: the guest may have to read a large directory first."""
 
 
 @dataclass(frozen=True)
 class GuestStream:
-    """Bytes that a guest sends. `length` is how many, where it is known before."""
+    """Bytes that a guest sends. ``length`` is their number if it is known in advance."""
 
     engine: Engine
     vm_id: str
@@ -32,40 +32,40 @@ class GuestStream:
         return self.response.length
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The bytes, as they come. Raises `AgentUnreachable` if they break off."""
-        async with answer_of(self.engine, self.vm_id, self.response) as response:
+        """Yield the bytes as they arrive. Raises `AgentUnreachable` if they break off."""
+        async with watched_response(self.engine, self.vm_id, self.response) as response:
             async for chunk in response.stream():
                 yield chunk
 
     def close(self) -> None:
-        """Stop the guest, if it has not sent all. Idempotent."""
+        """Stop the transfer if it is not complete. Idempotent."""
         self.response.close()
 
 
 async def read(engine: Engine, ref: str, path: str, *, offset: int = 0, length: int | None = None) -> GuestStream:
-    """A regular file's bytes from ``offset``, at most ``length``.
+    """Read a regular file from ``offset``, at most ``length`` bytes.
 
-    As all here, raises the `FileError` that the guest names, `WrongState`, `NotFound`, `AgentUnreachable`, and
-    `InvalidArgument` for a path that is none.
+    Like all functions here, raises the `FileError` that the guest reports, `WrongState`, `NotFound`,
+    `AgentUnreachable`, and `InvalidArgument` for an invalid path.
     """
     files = _files(engine, ref)
     return await _start(engine, ref, files.read(check_path(path), offset=offset, length=length))
 
 
 async def list_directory(engine: Engine, ref: str, path: str) -> GuestStream:
-    """The entries of a directory, as lines of JSON (protocol/agent.md)."""
+    """List the entries of a directory, as lines of JSON (protocol/agent.md)."""
     files = _files(engine, ref)
     return await _start(engine, ref, files.list(check_path(path)))
 
 
 async def watch(engine: Engine, ref: str, path: str, *, recursive: bool) -> GuestStream:
-    """What happens in a directory, as lines of JSON (protocol/agent.md)."""
+    """Follow the changes in a directory, as lines of JSON (protocol/agent.md)."""
     files = _files(engine, ref)
     return await _start(engine, ref, files.watch(check_path(path), recursive=recursive))
 
 
 async def read_tar(engine: Engine, ref: str, paths: list[str]) -> GuestStream:
-    """Files and directories with all below them, as a tar."""
+    """Read files and directories, with their contents, as a tar archive."""
     files = _files(engine, ref)
     return await _start(engine, ref, files.read_tar([check_path(path) for path in paths]))
 
@@ -81,13 +81,13 @@ async def write(
     parents: bool,
     mtime_ns: int | None,
 ) -> FileInfo:
-    """Make ``body`` a file, in one step. If ``body`` raises, nothing of it stays."""
+    """Write ``body`` to a file atomically. If ``body`` raises, nothing is left."""
     files, path = _files(engine, ref), check_path(path)
 
-    def send(feeding: Feeding) -> Awaitable[FileInfo]:
-        return files.write(path, aiter(feeding), mode=mode, user=user, parents=parents, mtime_ns=mtime_ns)
+    def send(upload: WatchedUpload) -> Awaitable[FileInfo]:
+        return files.write(path, aiter(upload), mode=mode, user=user, parents=parents, mtime_ns=mtime_ns)
 
-    return await fed(engine, _vm_id(engine, ref), body, send)
+    return await watch_upload(engine, _vm_id(engine, ref), body, send)
 
 
 async def write_tar(
@@ -100,34 +100,35 @@ async def write_tar(
     keep_owner: bool,
     create: bool,
 ) -> dict[str, int]:
-    """Unpack a tar below a directory; how many entries and bytes it had. With ``create`` the directory appears with the
-    last of them, or not at all.
+    """Unpack a tar archive into a directory; return its numbers of ``entries`` and ``bytes``.
+
+    With ``create`` the directory is new. It appears when the archive is complete, or not at all.
     """
     files, path = _files(engine, ref), check_path(path)
 
-    def send(feeding: Feeding) -> Awaitable[dict[str, int]]:
-        return files.write_tar(path, aiter(feeding), user=user, keep_owner=keep_owner, create=create)
+    def send(upload: WatchedUpload) -> Awaitable[dict[str, int]]:
+        return files.write_tar(path, aiter(upload), user=user, keep_owner=keep_owner, create=create)
 
-    return await fed(engine, _vm_id(engine, ref), body, send)
+    return await watch_upload(engine, _vm_id(engine, ref), body, send)
 
 
 async def stat(engine: Engine, ref: str, path: str, *, follow: bool) -> FileInfo:
-    """A file's description. ``follow``: that of what a symbolic link leads to."""
+    """Describe a file; with ``follow``, the target of a symbolic link."""
     return await _files(engine, ref).stat(check_path(path), follow=follow)
 
 
 async def mkdir(engine: Engine, ref: str, path: str, *, mode: str | None, user: str | None, parents: bool) -> None:
-    """Make a directory; with ``parents``, those above it too, and one that exists is no error."""
+    """Create a directory. With ``parents``, create missing parents too, and accept an existing directory."""
     await _files(engine, ref).mkdir(check_path(path), mode=mode, user=user, parents=parents)
 
 
 async def rename(engine: Engine, ref: str, source: str, target: str) -> None:
-    """Give a file another name; a file of that name is replaced."""
+    """Rename a file, replacing an existing one."""
     await _files(engine, ref).rename(check_path(source), check_path(target))
 
 
 async def remove(engine: Engine, ref: str, path: str, *, recursive: bool) -> None:
-    """Remove a file or an empty directory; with ``recursive``, all that is in it."""
+    """Remove a file or an empty directory; with ``recursive``, a directory with its contents."""
     await _files(engine, ref).remove(check_path(path), recursive=recursive)
 
 
@@ -144,7 +145,7 @@ async def _start(engine: Engine, ref: str, request: Awaitable[Response]) -> Gues
         async with asyncio.timeout(_START_TIMEOUT_S):
             response = await request
     except TimeoutError:
-        raise AgentUnreachable(
-            f"the guest did not answer within {_START_TIMEOUT_S:g} s", hint=f"does it hang? squib logs {ref}"
+        raise AgentTimeout(
+            f"the guest did not respond within {_START_TIMEOUT_S:g} s", hint=f"see what it printed: squib logs {ref}"
         ) from None
     return GuestStream(engine, _vm_id(engine, ref), response)

@@ -1,4 +1,4 @@
-"""``logs``: what guests printed to their consoles, and what the engine has logged. Bytes, as they were written."""
+"""``logs``: the consoles of guests and the engine's own log, as bytes."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from squib.errors import NotFound
 from squib.host.logs import rotated, tail
 
 MAX_BYTES = 2 << 20
-"""Of a log at most this much is told, however much is kept."""
+"""The most that is returned of a log."""
 
 _POLL_S = 0.1
 _CHUNK_BYTES = 1 << 16
 
 
 def console(engine: Engine, ref: str, *, lines: int | None) -> bytes:
-    """The last ``lines`` of a VM's console, since its last start; all that is kept by default. Raises `NotFound`."""
+    """Return the last ``lines`` of a VM's console since its last start (default all). Raises `NotFound`."""
     return tail(_console_path(engine, ref), MAX_BYTES, lines=lines)
 
 
 def follow_console(engine: Engine, ref: str, *, lines: int | None) -> AsyncIterator[bytes]:
-    """As `console`, and then what the guest prints, until its VM does not run any more. Raises `NotFound`."""
+    """Yield what `console` returns, then what the guest prints until the VM ends. Raises `NotFound`."""
     vm_id = engine.store.get_vm(ref).vm_id
 
     def ended() -> bool:
@@ -39,12 +39,12 @@ def follow_console(engine: Engine, ref: str, *, lines: int | None) -> AsyncItera
 
 
 def engine_log(engine: Engine, *, lines: int | None) -> bytes:
-    """The last ``lines`` of the engine's own log."""
+    """Return the last ``lines`` of the engine's own log."""
     return tail(engine.home.engine_log, MAX_BYTES, lines=lines)
 
 
 def follow_engine_log(engine: Engine, *, lines: int | None) -> AsyncIterator[bytes]:
-    """As `engine_log`, and then what the engine logs, without an end."""
+    """Yield what `engine_log` returns, then what the engine logs, without end."""
     return _follow(engine.home.engine_log, lines, lambda: False)
 
 
@@ -53,14 +53,14 @@ def _console_path(engine: Engine, ref: str) -> Path:
 
 
 async def _follow(path: Path, lines: int | None, ended: Callable[[], bool]) -> AsyncIterator[bytes]:
-    """The end of a log and what is added to it, through rotations, up to what is there when ``ended``."""
+    """Yield the end of a log and what is added to it, across rotations, until ``ended``."""
     file: BinaryIO | None = None
     try:
         file = _open(path)
         if first := _beginning(path, file, lines):
             yield first
         while True:
-            over = ended()  # asked before the last look at the file: what was printed at the end is in it
+            over = ended()  # before the last read, which then gets all that was printed
             while chunk := file.read(_CHUNK_BYTES) if file else b"":
                 yield chunk
             if file is None or _was_replaced(path, file):
@@ -85,7 +85,7 @@ def _open(path: Path) -> BinaryIO | None:
 
 
 def _beginning(path: Path, file: BinaryIO | None, lines: int | None) -> bytes:
-    """What is in the log by now; ``file`` is then read to its end."""
+    """Return what the log holds now; reads ``file`` to its end."""
     present = b""
     while file and (chunk := file.read(_CHUNK_BYTES)):
         present = (present + chunk)[-MAX_BYTES:]

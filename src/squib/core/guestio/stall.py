@@ -1,6 +1,6 @@
-"""Guests that have stopped: whoever waits for one is told, and does not wait for ever.
+"""The stall watchdog: fails requests to guests that make no progress, so that no caller waits for ever.
 
-What counts is the time for which we wait for the guest: not that of a slow client or of a paused VM.
+Only the time for which the engine waits for the guest counts: not the time of a slow client or of a paused VM.
 """
 
 from __future__ import annotations
@@ -9,44 +9,52 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 from squib.core.engine import Engine
-from squib.errors import AgentUnreachable, NotFound
-from squib.guest.http2 import Response
+from squib.errors import AgentTimeout, NotFound
+from squib.guest.response import Response
 from squib.models import VMState
 
 T = TypeVar("T")
 
 STALL_TIMEOUT_S = 60.0
-_LOOK_S = 0.5
+_POLL_S = 0.5
 
 
-async def _patience(
-    engine: Engine, vm_id: str, look: Callable[[], tuple[bool, int]], within_s: float = math.inf
-) -> AgentUnreachable:
-    """Return the error when the guest has kept us waiting: idle for `STALL_TIMEOUT_S`, or ``within_s`` in total.
+@dataclass(frozen=True)
+class Progress:
+    """A transfer between engine and guest at one moment."""
 
-    ``look`` returns whether we wait for the guest now, and a counter of its activity.
-    """
-    waited_s = silent_s = 0.0
-    last = -1
+    waiting: bool
+    """Whether the engine waits for the guest."""
+    count: int
+    """Changes whenever the guest does something."""
+
+
+async def _wait_for_stall(
+    engine: Engine, vm_id: str, progress: Callable[[], Progress], timeout_s: float = math.inf
+) -> AgentTimeout:
+    """Return the error when the guest has stalled for `STALL_TIMEOUT_S`, or was waited for ``timeout_s`` in total."""
+    waited_s = stalled_s = 0.0
+    count = -1
     while True:
-        await asyncio.sleep(_LOOK_S)
-        waiting, moved = look()
-        if moved != last:
-            last, silent_s = moved, 0.0
-        if waiting and not is_paused(engine, vm_id):
-            silent_s += _LOOK_S
-            waited_s += _LOOK_S
-        if silent_s > STALL_TIMEOUT_S:
-            return AgentUnreachable(f"the guest was silent for {STALL_TIMEOUT_S:g} s")
-        if waited_s > within_s:
-            return AgentUnreachable(f"the guest did not end it within {within_s:g} s")
+        await asyncio.sleep(_POLL_S)
+        now = progress()
+        if now.count != count:
+            count, stalled_s = now.count, 0.0
+        if now.waiting and not is_paused(engine, vm_id):
+            stalled_s += _POLL_S
+            waited_s += _POLL_S
+        if stalled_s > STALL_TIMEOUT_S:
+            return AgentTimeout(f"the guest made no progress for {STALL_TIMEOUT_S:g} s")
+        if waited_s > timeout_s:
+            return AgentTimeout(f"the guest did not end the command within {timeout_s:g} s")
 
 
 def is_paused(engine: Engine, vm_id: str) -> bool:
-    """Whether a VM is paused, so that its guest does not answer."""
+    """Return whether a VM is paused, so that its guest does not respond."""
     try:
         return engine.store.get_vm(vm_id).state is VMState.PAUSED
     except NotFound:
@@ -54,30 +62,34 @@ def is_paused(engine: Engine, vm_id: str) -> bool:
 
 
 @asynccontextmanager
-async def answer_of(
-    engine: Engine, vm_id: str, response: Response, *, within_s: float = math.inf
+async def watched_response(
+    engine: Engine, vm_id: str, response: Response, *, timeout_s: float = math.inf
 ) -> AsyncIterator[Response]:
-    """An answer whose reader gets `AgentUnreachable` if the guest is silent for too long, or is waited for longer than
-    ``within_s``. It is closed with the block.
+    """Watch a response while the block runs, and close it after.
+
+    Its reader gets `AgentTimeout` if the guest stalls, or is waited for longer than ``timeout_s`` in total.
     """
 
     async def watch() -> None:
-        response.give_up(await _patience(engine, vm_id, lambda: (response.waiting, response.received_bytes), within_s))
+        def progress() -> Progress:
+            return Progress(response.waiting, response.received_bytes)
 
-    watching = asyncio.create_task(watch(), name=f"stall watch of {vm_id}")
+        response.give_up(await _wait_for_stall(engine, vm_id, progress, timeout_s))
+
+    watchdog = asyncio.create_task(watch(), name=f"stall watchdog of {vm_id}")
     try:
         async with response:
             yield response
     finally:
-        watching.cancel()
+        watchdog.cancel()
 
 
-class Feeding:
-    """A body on its way into a guest."""
+class WatchedUpload:
+    """A body on its way into a guest. Iterate it to send it."""
 
     def __init__(self, body: AsyncIterator[bytes]) -> None:
         self._body = body
-        self._taken = 0
+        self._taken_bytes = 0
         self._waiting = True
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -85,29 +97,33 @@ class Feeding:
         async for chunk in self._body:
             self._waiting = True
             yield chunk
-            self._taken += len(chunk)
+            self._taken_bytes += len(chunk)
             self._waiting = False
         self._waiting = True
 
-    def look(self) -> tuple[bool, int]:
-        """Whether we wait for the guest, and how much it has taken."""
-        return self._waiting, self._taken
+    def progress(self) -> Progress:
+        """Return how many bytes the guest has taken, and whether the engine waits for it."""
+        return Progress(self._waiting, self._taken_bytes)
 
 
-async def fed(engine: Engine, vm_id: str, body: AsyncIterator[bytes], send: Callable[[Feeding], Awaitable[T]]) -> T:
-    """What ``send`` makes of ``body``. Raises `AgentUnreachable` if the guest takes nothing, or does not answer, for
-    too long; what was sent is then taken back, as when ``body`` raises.
+async def watch_upload(
+    engine: Engine, vm_id: str, body: AsyncIterator[bytes], send: Callable[[WatchedUpload], Awaitable[T]]
+) -> T:
+    """Return what ``send`` returns for ``body``.
+
+    Raises `AgentTimeout` if the guest stalls while it takes the body or before it responds. The upload is then
+    cancelled, as when ``body`` raises.
     """
-    feeding = Feeding(body)
-    sending = asyncio.ensure_future(send(feeding))
-    watching = asyncio.create_task(_patience(engine, vm_id, feeding.look), name=f"stall watch of {vm_id}")
+    upload = WatchedUpload(body)
+    sending = asyncio.ensure_future(send(upload))
+    watchdog = asyncio.create_task(_wait_for_stall(engine, vm_id, upload.progress), name=f"stall watchdog of {vm_id}")
     try:
-        await asyncio.wait({sending, watching}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({sending, watchdog}, return_when=asyncio.FIRST_COMPLETED)
         if not sending.done():
-            raise watching.result()
+            raise watchdog.result()
         return sending.result()
     finally:
-        watching.cancel()
+        watchdog.cancel()
         if not sending.done():
             sending.cancel()
             await asyncio.wait({sending})

@@ -1,4 +1,4 @@
-"""Terminals: a process session of the background with a pty, one reader of it, and what is typed."""
+"""Terminals: background processes with a pty, their readers, and their input."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from squib.core.engine import Engine
 from squib.core.guestio import exec, processes, stall
-from squib.errors import AgentUnreachable, NoSuchProcess, NoTerminal, StdinClosed
-from squib.guest.sessions import parse_started
+from squib.errors import AgentLost, AgentProtocolError, NoSuchProcess, NoTerminal, StdinClosed
+from squib.guest.processes import parse_started
 from squib.models import ExecRequest, PtySize
 from squib.protocol.frames import CommandEnd, Frame, FrameDecoder, FrameError, FrameKind
 
@@ -20,20 +20,23 @@ _PAUSED_S = 0.25
 
 @dataclass(frozen=True)
 class Gap:
-    """The next output is not what follows the last: it begins at ``offset``."""
+    """Output was skipped: the next output begins at ``offset``."""
 
     offset: int
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a terminal has printed; empty after some time in which it printed nothing."""
+    """Output of a terminal; empty if it has printed nothing for a while."""
 
     data: bytes
 
 
-class Terminal:
-    """One reader of a terminal, and its way to type. Made by `start_terminal` and `attach_terminal`; `aclose` it."""
+class TerminalAttachment:
+    """A client's attachment to a terminal: reads output and writes input.
+
+    `start_terminal` and `attach_terminal` return one; `aclose` it.
+    """
 
     def __init__(self, engine: Engine, ref: str, command: exec.Command, position: int | None) -> None:
         self._engine = engine
@@ -46,29 +49,29 @@ class Terminal:
         self.pid = 0
 
     async def begin(self) -> None:
-        """Read its id. Raises `AgentUnreachable`."""
+        """Read the process ID. Raises `AgentUnreachable`."""
         self._first = await anext(self._batches, [])
         if not self._first or self._first[0].kind is not FrameKind.STARTED:
-            raise FrameError("the first frame does not say that the command has started")
+            raise FrameError("the first frame is not STARTED")
         self.process_id, self.pid = parse_started(self._first.pop(0))
 
     async def aclose(self) -> None:
-        """Leave it; the process goes on. Idempotent."""
+        """Detach; the process continues. Idempotent."""
         await self._batches.aclose()
         self._command.close()
 
     async def output(self) -> AsyncGenerator[Gap | Output | CommandEnd, None]:
-        """What it prints, as it comes: what has come together is one piece. The last is how the command ended.
+        """Yield output as it arrives, then how the command ended. Output that arrives together is one piece.
 
         Raises `AgentUnreachable` if the guest is lost.
         """
-        with _hostile():
+        with _protocol_errors():
             for piece in self._pieces(self._first):
                 yield piece
             async for batch in self._batches:
                 for piece in self._pieces(batch):
                     yield piece
-        raise AgentUnreachable("the guest did not say how the command ended")
+        raise AgentLost("the output of the terminal ended before its command")
 
     def _pieces(self, frames: list[Frame]) -> Iterator[Gap | Output | CommandEnd]:
         data = bytearray()
@@ -92,47 +95,50 @@ class Terminal:
             yield Output(bytes(data))
 
     async def resize(self, size: PtySize) -> None:
-        """Set the window's size. Of a command that has ended: nothing."""
-        await self._resumed()
+        """Set the window's size. Does nothing if the command has ended."""
+        await self._wait_until_resumed()
         with contextlib.suppress(NoSuchProcess):
             await processes.resize(self._engine, self._ref, self.process_id, size)
 
     async def signal(self, number: int) -> None:
-        """Send a signal to the group in its foreground. To a command that has ended: nothing."""
-        await self._resumed()
+        """Send a signal to the foreground process group. Does nothing if the command has ended."""
+        await self._wait_until_resumed()
         with contextlib.suppress(NoSuchProcess):
             await processes.send_signal(self._engine, self._ref, self.process_id, number)
 
     async def write(self, data: bytes) -> None:
-        """Type ``data``. Raises `StdinClosed`, `NoSuchProcess` if nobody reads it any more."""
-        await self._resumed()
+        """Write input. Raises `StdinClosed`, `NoSuchProcess` if the command no longer reads it."""
+        await self._wait_until_resumed()
         await processes.write_stdin(self._engine, self._ref, self.process_id, data, close=False)
 
-    async def _resumed(self) -> None:
-        """Wait while the VM is paused: its terminals wait with it."""
+    async def _wait_until_resumed(self) -> None:
+        """Wait while the VM is paused."""
         while stall.is_paused(self._engine, self._command.vm_id):
             await asyncio.sleep(_PAUSED_S)
 
     async def kill(self) -> None:
-        """Kill the process, for whom nobody would know its id."""
+        """Kill the process."""
         with contextlib.suppress(NoSuchProcess):
             await processes.kill_process(self._engine, self._ref, self.process_id)
 
 
-async def start_terminal(engine: Engine, ref: str, request: ExecRequest) -> Terminal:
-    """Start a command of the background in a new terminal. Raises as `squib.core.guestio.exec.start_exec`."""
-    return await _begun(Terminal(engine, ref, await exec.start_exec(engine, ref, request), position=0))
+async def start_terminal(engine: Engine, ref: str, request: ExecRequest) -> TerminalAttachment:
+    """Start a background command in a new terminal. Raises what `squib.core.guestio.exec.start_exec` raises."""
+    return await _begun(TerminalAttachment(engine, ref, await exec.start_exec(engine, ref, request), position=0))
 
 
-async def attach_terminal(engine: Engine, ref: str, process_id: str, *, offset: int, size: PtySize | None) -> Terminal:
-    """Read along from ``offset`` on, in a window of ``size``. Raises `NoTerminal` if the process has none, and as
-    `squib.core.guestio.processes.attach`.
+async def attach_terminal(
+    engine: Engine, ref: str, process_id: str, *, offset: int, size: PtySize | None
+) -> TerminalAttachment:
+    """Attach to a process's terminal, starting at ``offset`` of its output, and set its ``size``.
+
+    Raises `NoTerminal`, and what `squib.core.guestio.processes.attach` raises.
     """
     info = await processes.get_process(engine, ref, process_id)
     if info.pty is None:
         raise NoTerminal(f"process {process_id} has no terminal", hint="its output is at …/processes/{id}/output")
     command = await processes.attach(engine, ref, process_id, stdout=offset)
-    terminal = await _begun(Terminal(engine, ref, command, position=None))
+    terminal = await _begun(TerminalAttachment(engine, ref, command, position=None))
     if size:
         try:
             await terminal.resize(size)
@@ -142,9 +148,9 @@ async def attach_terminal(engine: Engine, ref: str, process_id: str, *, offset: 
     return terminal
 
 
-async def _begun(terminal: Terminal) -> Terminal:
+async def _begun(terminal: TerminalAttachment) -> TerminalAttachment:
     try:
-        with _hostile():
+        with _protocol_errors():
             await terminal.begin()
     except BaseException:
         await terminal.aclose()
@@ -152,20 +158,21 @@ async def _begun(terminal: Terminal) -> Terminal:
     return terminal
 
 
-class Keyboard:
-    """Input on its way to a terminal, in order, in requests of their own (others may type too): what comes while one
-    is under way goes with the next. Holds at most `_MAX_WAITING_BYTES` and one piece.
+class InputWriter:
+    """Writes input to a terminal, in order and one request at a time; other clients may write too.
+
+    Input that arrives during a request is sent with the next one. Holds at most `_MAX_WAITING_BYTES` and one piece.
     """
 
-    def __init__(self, terminal: Terminal) -> None:
+    def __init__(self, terminal: TerminalAttachment) -> None:
         self._terminal = terminal
         self._waiting = bytearray()
         self._changed = asyncio.Condition()
         self._ended = False
         self._refused = False
 
-    async def type(self, data: bytes) -> None:
-        """Take ``data``, as soon as there is room. If the command reads no more: nothing."""
+    async def put(self, data: bytes) -> None:
+        """Queue ``data``, when there is room. Drops it if the command no longer reads."""
         async with self._changed:
             await self._changed.wait_for(lambda: len(self._waiting) < _MAX_WAITING_BYTES or self._refused)
             if not self._refused:
@@ -173,13 +180,13 @@ class Keyboard:
                 self._changed.notify_all()
 
     async def end(self) -> None:
-        """Nothing more will come: `run` returns when it has written the rest."""
+        """End the input: `run` returns when it has written the rest."""
         async with self._changed:
             self._ended = True
             self._changed.notify_all()
 
     async def run(self) -> None:
-        """Write what is typed until the `end`. What the command does not read any more is dropped."""
+        """Write queued input until the `end`. Drops it once the command no longer reads."""
         while True:
             async with self._changed:
                 await self._changed.wait_for(lambda: self._waiting or self._ended)
@@ -209,8 +216,8 @@ async def _decode(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[list[Fr
 
 
 @contextlib.contextmanager
-def _hostile() -> Iterator[None]:
+def _protocol_errors() -> Iterator[None]:
     try:
         yield
     except FrameError as error:
-        raise AgentUnreachable(f"the guest sent what is no output of a command: {error}") from None
+        raise AgentProtocolError(f"the guest sent invalid output: {error}") from None

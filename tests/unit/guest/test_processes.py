@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from squib.errors import AgentUnreachable, NoShell, NoSuchProcess, NoTerminal
+from squib.errors import AgentProtocolError, NoShell, NoSuchProcess, NoTerminal
 from squib.guest.agent import AgentClient
-from squib.guest.http2 import Response
-from squib.guest.sessions import MAX_SESSIONS, parse_session, parse_sessions, parse_started
+from squib.guest.processes import MAX_PROCESSES, parse_process, parse_processes, parse_started
+from squib.guest.response import Response
 from squib.models import ExecRequest, OutputRange, ProcessInfo, PtySize
 from squib.protocol.frames import Frame, FrameDecoder, FrameKind, encode_json
 from tests.fakes.agent import FakeAgent
@@ -40,7 +40,7 @@ NO_SESSIONS: list[Any] = [
 
 
 def test_a_session_is_read() -> None:
-    assert parse_session(SESSION) == ProcessInfo(
+    assert parse_process(SESSION) == ProcessInfo(
         id="p7", pid=312, argv=["sh", "\udcff"], user="root",
         started_at=datetime(2025, 11, 22, 1, 40, 0, 500_000, UTC),
         background=True, pty=PtySize(rows=24, cols=80), stdin=False, readers=2,
@@ -57,7 +57,7 @@ def test_a_session_is_read() -> None:
     ],
 )
 def test_an_ended_session_tells_its_end_as_a_shell_does(exit: dict[str, Any], told: tuple[Any, ...]) -> None:
-    info = parse_session(SESSION | {"pty": None, "exit": exit})
+    info = parse_process(SESSION | {"pty": None, "exit": exit})
     assert not info.running
     assert (info.exit_code, info.signal, info.timed_out, info.duration_s) == told
 
@@ -65,22 +65,22 @@ def test_an_ended_session_tells_its_end_as_a_shell_does(exit: dict[str, Any], to
 @pytest.mark.parametrize("change", NO_SESSIONS, ids=repr)
 def test_what_is_no_session_is_an_error_of_the_guest(change: Any) -> None:
     value = SESSION | change if isinstance(change, dict) and change else change
-    with pytest.raises(AgentUnreachable):
-        parse_session(value)
-    with pytest.raises(AgentUnreachable):
-        parse_sessions({"processes": [SESSION, value]})
+    with pytest.raises(AgentProtocolError):
+        parse_process(value)
+    with pytest.raises(AgentProtocolError):
+        parse_processes({"processes": [SESSION, value]})
 
 
 @pytest.mark.parametrize("answer", [{}, {"processes": None}, {"processes": {"p1": SESSION}}, {"processes": "p1"}])
 def test_what_is_no_list_is_an_error_of_the_guest(answer: dict[str, Any]) -> None:
-    with pytest.raises(AgentUnreachable):
-        parse_sessions(answer)
+    with pytest.raises(AgentProtocolError):
+        parse_processes(answer)
 
 
 def test_a_list_is_bounded() -> None:
-    assert len(parse_sessions({"processes": [SESSION] * MAX_SESSIONS})) == MAX_SESSIONS
-    with pytest.raises(AgentUnreachable):
-        parse_sessions({"processes": [SESSION] * (MAX_SESSIONS + 1)})
+    assert len(parse_processes({"processes": [SESSION] * MAX_PROCESSES})) == MAX_PROCESSES
+    with pytest.raises(AgentProtocolError):
+        parse_processes({"processes": [SESSION] * (MAX_PROCESSES + 1)})
 
 
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda child: (
@@ -92,8 +92,8 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st
 @given(st.sampled_from(sorted(SESSION)), JSON)
 def test_any_value_in_any_field_is_read_or_refused(name: str, value: Any) -> None:
     try:
-        info = parse_session(SESSION | {name: value})
-    except AgentUnreachable:
+        info = parse_process(SESSION | {name: value})
+    except AgentProtocolError:
         return
     assert ProcessInfo.model_validate(json.loads(json.dumps(info.model_dump(mode="json")))) == info
 
@@ -103,7 +103,7 @@ def test_any_value_in_any_field_is_read_or_refused(name: str, value: Any) -> Non
 )
 def test_what_names_no_process_has_not_started(value: dict[str, Any]) -> None:
     (frame,) = FrameDecoder().feed(encode_json(FrameKind.STARTED, value))
-    with pytest.raises(AgentUnreachable):
+    with pytest.raises(AgentProtocolError):
         parse_started(frame)
 
 

@@ -8,7 +8,8 @@ from itertools import pairwise
 import pytest
 from h2.exceptions import ProtocolError
 
-from squib.guest.wire import MAX_FRAME_BYTES, Sink, Wire
+from squib.guest.budget import LoopBudget
+from squib.guest.transport import MAX_FRAME_BYTES, FrameTransport, Sink
 
 _DATA, _PING = 0, 6
 _END_STREAM, _PADDED = 1, 8
@@ -37,7 +38,7 @@ class Recorder:
     def receive(self, frame: bytes) -> None:
         self.frames.append(frame)
 
-    def received(self) -> None:
+    def turn_ended(self) -> None:
         pass
 
     def lost(self, error: Exception | None) -> None:
@@ -53,7 +54,7 @@ def received(*pieces: bytes, with_the_handshake: bytes = b"") -> Recorder:
         ours, guests = socket.socketpair()
         ours.setblocking(False)
         guests.setblocking(False)
-        wire = await Wire.open(ours, session)
+        wire = await FrameTransport.open(ours, session, LoopBudget())
         wire.start(with_the_handshake)
         with guests:
             for piece in pieces:
@@ -80,7 +81,7 @@ def test_frames_are_the_same_wherever_the_stream_breaks() -> None:
         session = received(*(sent[at : at + size] for at in range(0, len(sent), size)))
         assert session.body == body
         assert session.frames == others
-    session = received(sent[600_000:], with_the_handshake=sent[:600_000])
+    session = received(sent[MAX_FRAME_BYTES:], with_the_handshake=sent[:MAX_FRAME_BYTES])
     assert (session.body, session.frames, session.error) == (body, others, None)
 
 
@@ -89,7 +90,7 @@ def test_a_header_in_single_bytes() -> None:
     session = Recorder()
 
     async def main() -> None:
-        wire = Wire(session)
+        wire = FrameTransport(session, LoopBudget())
         for byte in data:
             wire.get_buffer(-1)[0] = byte
             wire.buffer_updated(1)

@@ -1,0 +1,78 @@
+"""A limit on the event-loop time that a guest can take.
+
+One event loop serves all VMs, and a guest decides what it sends. Without a limit, a guest that floods the engine with
+frames delays every other VM. So a guest's frames are processed in short turns, and the CPU time of each turn is charged
+to its budget. A guest earns time with useful work, such as responding to a request or sending a body. Without useful
+work it gets a small share of the time, which all such guests divide. A guest whose budget is used up is not read from
+for a while; its sends then block.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import ClassVar
+from weakref import WeakSet
+
+TURN_S = 0.001
+"""The longest time for which one guest's frames are processed without a break."""
+
+_FREE_SHARE = 0.2
+"""Share of the time that all throttled guests together get."""
+_FREE_BURST_S = 0.02
+_MAX_BALANCE_S = 0.25
+_REQUEST_S = 0.003
+_BYTE_S = 15e-9
+"""Earned for a byte of a body. A byte of a large DATA frame costs about 1 ns; one of many small frames costs more."""
+_DELIVERY_S = 0.0001
+"""Charged for waking the reader of a body, which passes on what has arrived."""
+
+
+class LoopBudget:
+    """The budget of one guest, in seconds of CPU time. It outlives the guest's connections."""
+
+    _throttled: ClassVar[WeakSet[LoopBudget]] = WeakSet()
+
+    def __init__(self) -> None:
+        self._balance_s = _FREE_BURST_S
+        self._updated_at = time.monotonic()
+
+    @staticmethod
+    def clock() -> float:
+        """Return this thread's CPU time. (Wall-clock time would charge a guest for other processes on a busy host.)"""
+        return time.thread_time()
+
+    def spend(self, seconds: float) -> None:
+        """Charge time that was spent on this guest."""
+        self._balance_s -= seconds
+
+    def spend_delivery(self) -> None:
+        """Charge the delivery of a piece of a body to its reader."""
+        self._balance_s -= _DELIVERY_S
+
+    def earn_request(self) -> None:
+        """Add what a request to this guest may cost."""
+        self._earn(_REQUEST_S)
+
+    def earn_bytes(self, count: int) -> None:
+        """Add what ``count`` bytes of a body, sent or received, may cost."""
+        self._earn(count * _BYTE_S)
+
+    def throttle(self) -> float:
+        """Return how long to leave this guest alone, in seconds; 0 if its budget is not used up."""
+        now = time.monotonic()
+        share = _FREE_SHARE / max(1, len(self._throttled))
+        if self._balance_s < _FREE_BURST_S:
+            self._balance_s = min(self._balance_s + (now - self._updated_at) * share, _FREE_BURST_S)
+        self._updated_at = now
+        if self._balance_s >= 0:
+            self.release()
+            return 0.0
+        self._throttled.add(self)
+        return -self._balance_s * len(self._throttled) / _FREE_SHARE
+
+    def release(self) -> None:
+        """Stop counting this guest as throttled: it is no longer waiting. Idempotent."""
+        self._throttled.discard(self)
+
+    def _earn(self, seconds: float) -> None:
+        self._balance_s = min(self._balance_s + seconds, _MAX_BALANCE_S)
