@@ -1,27 +1,31 @@
-"""Which of the commands that `squib doctor` advises it can carry out by itself, and how."""
+"""Select the fixes of `squib doctor` that ``--fix`` runs: installing packages, and building kernels and images."""
 
 from __future__ import annotations
 
-import os
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from squib.models import Fix
 
 
 @dataclass(frozen=True)
 class Run:
-    """Run a program at this terminal."""
+    """Run a program on this terminal."""
 
     argv: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class BuildKernel:
+    """Build the kernel through the engine."""
+
     rebuild: bool
 
 
 @dataclass(frozen=True)
 class BuildImage:
+    """Build an image through the engine."""
+
     name: str
     rebuild: bool
 
@@ -29,31 +33,23 @@ class BuildImage:
 Step = Run | BuildKernel | BuildImage
 
 
-def plan(fixes: Sequence[str], *, root: bool | None = None) -> list[Step]:
-    """The steps for the commands ``fixes``: all packages in one call of apt-get, then what needs them.
+def plan(fixes: Sequence[Fix]) -> list[Step]:
+    """Plan the steps for ``fixes``: all packages in one call of apt-get, then the builds, which may need them.
 
-    Commands of other kinds are left to the user. ``root`` is whether this process is (asked if not given).
+    Other commands, such as those that delete files or end processes, are left to the user.
     """
     packages: list[str] = []
     builds: list[Step] = []
-    for words in (_without_sudo(shlex.split(fix)) for fix in fixes):
-        match words:
-            case ["apt-get", "install", *rest]:
+    for fix in fixes:
+        match fix.argv:
+            case ("apt-get", "install", *rest):
                 packages += [word for word in rest if not word.startswith("-") and word not in packages]
-            case ["squib", "kernel", "build", *flags]:
+            case ("squib", "kernel", "build", *flags):
                 builds.append(BuildKernel("--rebuild" in flags))
-            case ["squib", "image", "build", name, *flags]:
+            case ("squib", "image", "build", name, *flags):
                 builds.append(BuildImage(name, "--rebuild" in flags))
     if not packages:
         return builds
-    is_root = os.geteuid() == 0 if root is None else root
-    prefix = () if is_root else ("sudo",)
-    return [
-        Run((*prefix, "apt-get", "update", "-qq")),
-        Run((*prefix, "apt-get", "install", "-qq", "-y", "--no-install-recommends", *packages)),
-        *builds,
-    ]
-
-
-def _without_sudo(words: list[str]) -> list[str]:
-    return words[1:] if words[:1] == ["sudo"] else words
+    update = Fix(argv=("apt-get", "update", "-qq"), as_root=True)
+    install = Fix(argv=("apt-get", "install", "-qq", "-y", "--no-install-recommends", *packages), as_root=True)
+    return [Run(update.command()), Run(install.command()), *builds]

@@ -26,7 +26,7 @@ from squib.errors import HostError
 from squib.host import jailer, proc
 from squib.host.locks import FileLock
 from squib.host.processes import Process
-from squib.models import Check, CheckStatus
+from squib.models import Check, CheckStatus, Fix
 
 SYSTEM_FOLDERS = ("usr", "bin", "sbin", "etc", "opt", "nix", "gnu", "proc")
 """What programs need to start, besides ``lib*``. QEMU opens ``/proc/self/fd/N``."""
@@ -262,10 +262,10 @@ def check(jail: Jail) -> Check:
     return Check(name="jail", status=CheckStatus.OK, detail=detail)
 
 
-def sysctl_fix(settings: Path = Path("/proc/sys")) -> str:
+def sysctl_fix(settings: Path = Path("/proc/sys")) -> Fix | None:
     """The command that allows user namespaces, if a setting forbids them."""
     for name, forbids, allows in _SYSCTLS:
         with contextlib.suppress(FileNotFoundError, PermissionError):
             if (settings / name.replace(".", "/")).read_text().strip() == forbids:
-                return f"sysctl -w {name}={allows}"
-    return ""
+                return Fix(argv=("sysctl", "-w", f"{name}={allows}"), as_root=True)
+    return None

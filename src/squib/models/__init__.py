@@ -18,7 +18,7 @@ from squib.models.base import (
     check_env_name,
     check_name,
 )
-from squib.models.engine import Check, CheckStatus, EngineInfo
+from squib.models.engine import Check, CheckStatus, EngineInfo, Fix
 from squib.models.files import (
     MAX_FILE_NAME_BYTES,
     MAX_PATH_BYTES,
@@ -49,6 +49,7 @@ __all__ = [
     "FileEventType",
     "FileInfo",
     "FileType",
+    "Fix",
     "GuestString",
     "HostFileRef",
     "ImageInfo",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
@@ -18,13 +20,28 @@ class CheckStatus(StrEnum):
     UNKNOWN = "unknown"
 
 
+class Fix(ResponseModel):
+    """A command that repairs what a `Check` found. ``as_root``: only root can run it."""
+
+    argv: tuple[str, ...]
+    as_root: bool = False
+
+    def command(self) -> tuple[str, ...]:
+        """Return the arguments to run, with ``sudo`` if the command needs root and this process is not root."""
+        return ("sudo", *self.argv) if self.as_root and os.geteuid() != 0 else self.argv
+
+    def __str__(self) -> str:
+        """Return the command as a shell line."""
+        return shlex.join(self.command())
+
+
 class Check(ResponseModel):
-    """One check of `squib doctor`. ``fix`` is the command that repairs it, as typed in a shell."""
+    """One check of `squib doctor`. ``fix`` is the command that repairs it, if there is one."""
 
     name: str
     status: Annotated[CheckStatus, known_values(CheckStatus, CheckStatus.UNKNOWN)]
     detail: str
-    fix: str = ""
+    fix: Fix | None = None
 
 
 class EngineInfo(ResponseModel):

@@ -12,7 +12,7 @@ from squib.core import doctor
 from squib.core.engine import Engine
 from squib.images.store import Image
 from squib.kernels.catalog import Kernel
-from squib.models import Check, CheckStatus, VMInfo
+from squib.models import Check, CheckStatus, Fix, VMInfo
 from squib.store.database import now
 from squib.version import VERSION
 from tests.fakes.engine import Rig
@@ -91,7 +91,9 @@ def test_the_engine_says_what_it_is(rig: Rig, over_http: OverHttp) -> None:
 
 
 def test_doctor_looks_at_host_and_engine(over_http: OverHttp, monkeypatch: pytest.MonkeyPatch) -> None:
-    on_host = Check(name="moon", status=CheckStatus.FAIL, detail="wrong phase", fix="wait")
+    on_host = Check(
+        name="moon", status=CheckStatus.FAIL, detail="wrong phase", fix=Fix(argv=("wait", "a week"), as_root=True)
+    )
     in_engine = Check(name="leases", status=CheckStatus.OK, detail="all owned")
 
     async def check_host(home: object) -> list[Check]:

@@ -10,19 +10,26 @@ from squib.cli.fixes import BuildImage, BuildKernel, Run, plan
 from squib.core import doctor
 from squib.errors import EngineStartFailed
 from squib.host import proc
-from squib.models import Check, CheckStatus
+from squib.models import Check, CheckStatus, Fix
 from squib.paths import Home
 from squib.sdk import client
 from squib.sdk.client import EngineClient
 from tests.fakes.api import FakeAPI
 from tests.unit.cli.conftest import Squib
 
+MMDEBSTRAP = Fix(argv=("apt-get", "install", "mmdebstrap"), as_root=True)
+QEMU = Fix(argv=("apt-get", "install", "--no-install-recommends", "qemu"), as_root=True)
+KERNEL = Fix(argv=("squib", "kernel", "build"))
+
 OK = Check(name="python", status=CheckStatus.OK, detail="3.13")
-WARN = Check(name="kernel", status=CheckStatus.WARN, detail="not there yet", fix="squib kernel build")
-FAIL = Check(name="mmdebstrap", status=CheckStatus.FAIL, detail="not installed", fix="apt-get install mmdebstrap")
+WARN = Check(name="kernel", status=CheckStatus.WARN, detail="not there yet", fix=KERNEL)
+FAIL = Check(name="mmdebstrap", status=CheckStatus.FAIL, detail="not installed", fix=MMDEBSTRAP)
 
 
-def test_each_check_has_a_line_and_each_fix_its_command(squib: Squib, api: FakeAPI) -> None:
+def test_each_check_has_a_line_and_each_fix_its_command(
+    squib: Squib, api: FakeAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
     api.checks = [OK, WARN, FAIL]
     ended = squib("doctor")
     lines = ended.text.splitlines()
@@ -32,7 +39,7 @@ def test_each_check_has_a_line_and_each_fix_its_command(squib: Squib, api: FakeA
         ["warn", "kernel"],
         ["fail", "mmdebstrap"],
     ]
-    assert "  apt-get install mmdebstrap    # mmdebstrap" in lines
+    assert "  sudo apt-get install mmdebstrap    # mmdebstrap" in lines
     assert "  squib kernel build    # kernel" in lines
 
 
@@ -54,7 +61,7 @@ def test_an_engine_of_another_version_is_told(squib: Squib, monkeypatch: pytest.
 def test_fix_is_for_this_host_only(squib: Squib, api: FakeAPI) -> None:
     ended = squib("doctor", "--fix")
     assert (ended.status, api.calls) == (2, [])
-    assert "SQUIB_URL names another" in ended.err
+    assert "SQUIB_URL points to a remote engine" in ended.err
 
 
 @pytest.fixture
@@ -74,7 +81,7 @@ def local(api: FakeAPI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home
 def test_fix_installs_all_packages_at_once_then_builds_then_looks_again(
     squib: Squib, api: FakeAPI, local: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    api.checks = [FAIL, WARN, FAIL.model_copy(update={"fix": "sudo apt-get install --no-install-recommends qemu"})]
+    api.checks = [FAIL, WARN, FAIL.model_copy(update={"fix": QEMU})]
     ran: list[Sequence[str]] = []
 
     def call(argv: Sequence[str]) -> int:
@@ -99,11 +106,11 @@ def test_a_fix_that_fails_is_an_error(squib: Squib, api: FakeAPI, local: Home, m
     monkeypatch.setattr(proc, "call", lambda argv: 100)
     ended = squib("doctor", "--fix")
     assert ended.status == 1
-    assert "ended with status 100" in ended.err
+    assert "failed with status 100" in ended.err
 
 
 def test_nothing_to_fix_does_nothing(squib: Squib, api: FakeAPI, local: Home) -> None:
-    api.checks = [OK, WARN.model_copy(update={"fix": "usermod -aG kvm $USER"})]
+    api.checks = [OK, WARN.model_copy(update={"fix": Fix(argv=("usermod", "-aG", "kvm", "me"), as_root=True)})]
     assert squib("doctor", "--fix").status == 0
     assert api.made == ["GET /engine", "GET /doctor"]
 
@@ -126,8 +133,23 @@ def test_where_no_engine_starts_the_host_is_looked_at_from_here(
     assert "why" in ended.json["checks"][0]["detail"]
 
 
-def test_a_plan_runs_apt_with_sudo_for_others_than_root() -> None:
-    steps = plan(["sudo apt-get install -y a b", "apt-get install b c"], root=False)
+def test_a_fix_is_data_in_json(squib: Squib, api: FakeAPI) -> None:
+    api.checks = [OK, FAIL]
+    _, ok, fail = squib("doctor", "--json").json["checks"]
+    assert (ok["fix"], fail["fix"]) == (None, {"argv": ["apt-get", "install", "mmdebstrap"], "as_root": True})
+
+
+def test_a_fix_is_a_shell_line_that_quotes_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    fix = Fix(argv=("chown", "me", "/a directory/$HOME"), as_root=True)
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert str(fix) == "sudo chown me '/a directory/$HOME'"
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    assert str(fix) == "chown me '/a directory/$HOME'"
+
+
+def test_a_plan_runs_apt_with_sudo_for_others_than_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    steps = plan([Fix(argv=("apt-get", "install", "-y", "a", "b")), Fix(argv=("apt-get", "install", "b", "c"))])
     assert steps == [
         Run(("sudo", "apt-get", "update", "-qq")),
         Run(("sudo", "apt-get", "install", "-qq", "-y", "--no-install-recommends", "a", "b", "c")),
@@ -135,5 +157,6 @@ def test_a_plan_runs_apt_with_sudo_for_others_than_root() -> None:
 
 
 def test_a_plan_leaves_out_what_only_a_person_should_do() -> None:
-    fixes = ["rm -r -- /x", "kill 7", "squib image build base", "squib kernel build --rebuild", "chmod 700 /x"]
-    assert plan(fixes, root=True) == [BuildImage("base", False), BuildKernel(True)]
+    commands = ["rm -r -- /x", "kill 7", "squib image build base", "squib kernel build --rebuild", "chmod 700 /x"]
+    fixes = [Fix(argv=tuple(command.split())) for command in commands]
+    assert plan(fixes) == [BuildImage("base", False), BuildKernel(True)]

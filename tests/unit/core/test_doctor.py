@@ -11,7 +11,7 @@ from squib.drivers.registry import Drivers
 from squib.errors import DependencyMissing, ImageCorrupt
 from squib.host import proc
 from squib.images.store import ImageStore
-from squib.models import Check, CheckStatus
+from squib.models import Check, CheckStatus, Fix
 from squib.paths import Home
 from squib.store.records import LeaseKind, Owner
 from tests.fakes.driver import FakeDriver
@@ -41,9 +41,11 @@ def test_every_check_that_does_not_pass_says_what_to_type(tmp_path: Path, monkey
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     monkeypatch.setattr(doctor, "AGENT_BINARY", tmp_path / "nothing")
     checks = check_host(Home(tmp_path))
-    assert checks["mmdebstrap"].fix == "sudo apt-get install --no-install-recommends mmdebstrap"
-    assert checks["kernel"].fix == "squib kernel build"
-    assert checks["image base"].fix == "squib image build base"
+    assert checks["mmdebstrap"].fix == Fix(
+        argv=("apt-get", "install", "--no-install-recommends", "mmdebstrap"), as_root=True
+    )
+    assert checks["kernel"].fix == Fix(argv=("squib", "kernel", "build"))
+    assert checks["image base"].fix == Fix(argv=("squib", "image", "build", "base"))
     assert "image python3.13" not in checks  # nobody has asked for it
     for check in checks.values():
         assert check.status is CheckStatus.OK or check.fix or check.name == "cgroups", check
@@ -63,7 +65,7 @@ def test_a_state_directory_that_is_a_file_is_a_failure(tmp_path: Path) -> None:
 def test_a_state_directory_that_others_can_read_is_a_warning(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     check = check_host(Home(tmp_path))["state directory"]
-    assert (check.status, check.fix) == (CheckStatus.WARN, f"chmod 700 {tmp_path}")
+    assert (check.status, check.fix) == (CheckStatus.WARN, Fix(argv=("chmod", "700", str(tmp_path))))
 
 
 @pytest.mark.parametrize(("free_gib", "status"), [(60, CheckStatus.OK), (3, CheckStatus.WARN), (0.5, CheckStatus.FAIL)])
@@ -74,7 +76,7 @@ def test_space(free_gib: float, status: CheckStatus, tmp_path: Path, monkeypatch
     monkeypatch.setattr("shutil.disk_usage", lambda path: Usage)
     check = check_host(Home(tmp_path))["space"]
     assert check.status is status
-    assert f"{free_gib:.1f} GiB are free" in check.detail
+    assert f"{free_gib:.1f} GiB free" in check.detail
 
 
 def test_a_damaged_image_is_a_failure_that_a_rebuild_mends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +85,10 @@ def test_a_damaged_image_is_a_failure_that_a_rebuild_mends(tmp_path: Path, monke
 
     monkeypatch.setattr(ImageStore, "verify", verify)
     check = check_host(Home(tmp_path))["image base"]
-    assert (check.status, check.fix) == (CheckStatus.FAIL, "squib image build base --rebuild")
+    assert (check.status, check.fix) == (
+        CheckStatus.FAIL,
+        Fix(argv=("squib", "image", "build", "base", "--rebuild")),
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"#!/bin/sh\n"])
@@ -123,7 +128,7 @@ def test_what_was_left_behind_is_named(rig: Rig) -> None:
         (engine.home.vms / "vm-gone").mkdir()
         engine.store.add_lease(Owner.vm("vm-old"), LeaseKind.CGROUP, "squib/x/vm-old")
         folders, leases = doctor.check_engine(engine)
-        assert folders.fix == f"rm -r -- {engine.home.vms}/vm-gone"
+        assert folders.fix == Fix(argv=("rm", "-r", "--", f"{engine.home.vms}/vm-gone"))
         assert "vm-old" in leases.detail
 
     rig.run(test)

@@ -193,7 +193,8 @@ def test_without_qemu(paths: VMPaths, monkeypatch: pytest.MonkeyPatch) -> None:
             await launch(paths, "run")
         check, *_ = await QemuDriver(NO_KVM, NO_JAIL).checks()
         assert check.status is CheckStatus.FAIL
-        assert "apt-get install" in check.fix
+        assert check.fix is not None and check.fix.as_root
+        assert check.fix.argv[:2] == ("apt-get", "install")
 
     run(test)
 

@@ -15,7 +15,7 @@ from squib.host import cgroup, jail, processes
 from squib.host.jail import Bind, Confined, Credentials, Jail, JailMode
 from squib.host.locks import FileLock
 from squib.host.processes import ProcessIdentity
-from squib.models import CheckStatus
+from squib.models import CheckStatus, Fix
 
 pytestmark = pytest.mark.anyio
 
@@ -127,21 +127,24 @@ def test_doctor_says_how_vmms_are_confined() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "value", "fix"),
+    ("setting", "value", "assignment"),
     [
-        ("kernel/unprivileged_userns_clone", "0", "sysctl -w kernel.unprivileged_userns_clone=1"),
+        ("kernel/unprivileged_userns_clone", "0", "kernel.unprivileged_userns_clone=1"),
         (
             "kernel/apparmor_restrict_unprivileged_userns",
             "1",
-            "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
+            "kernel.apparmor_restrict_unprivileged_userns=0",
         ),
-        ("user/max_user_namespaces", "0", "sysctl -w user.max_user_namespaces=15000"),
-        ("user/max_user_namespaces", "96365", ""),
+        ("user/max_user_namespaces", "0", "user.max_user_namespaces=15000"),
+        ("user/max_user_namespaces", "96365", None),
     ],
 )
-def test_the_setting_that_forbids_user_namespaces_is_named(tmp_path: Path, setting: str, value: str, fix: str) -> None:
+def test_the_setting_that_forbids_user_namespaces_is_named(
+    tmp_path: Path, setting: str, value: str, assignment: str | None
+) -> None:
     (tmp_path / setting).parent.mkdir()
     (tmp_path / setting).write_text(f"{value}\n")
+    fix = Fix(argv=("sysctl", "-w", assignment), as_root=True) if assignment else None
     assert jail.sysctl_fix(tmp_path) == fix
 
 

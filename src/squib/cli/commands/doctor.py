@@ -27,21 +27,24 @@ async def doctor(
     fix: Annotated[
         bool,
         typer.Option(
-            "--fix", help="Install what is missing (apt-get, with sudo if need be), and build kernel and image."
+            "--fix", help="Install missing packages (apt-get, with sudo if needed), and build the kernel and the image."
         ),
     ] = False,
 ) -> int:
-    """Check this host and what squib keeps on it.
+    """Check this host and what squib stores on it.
 
-    Each check that does not pass says what to type. The status is 1 if one has failed; warnings do not count.
+    For each check that does not pass, the command that repairs it is shown if there is one. The exit status is 1 if a
+    check failed; warnings do not count.
     """
     from squib.models import CheckStatus
 
     async with options.connect() as engine:
         if fix and engine.home is None:
-            raise InvalidArgument("--fix mends this host, and SQUIB_URL names another", hint="run it there")
+            raise InvalidArgument(
+                "--fix repairs this host, but SQUIB_URL points to a remote engine", hint="run it on the engine's host"
+            )
         checks = await _examine(engine)
-        if fix and await _mend(output, engine, checks):
+        if fix and await _repair(output, engine, checks):
             checks = await _examine(engine)
     failed = any(check.status is CheckStatus.FAIL for check in checks)
     if output.json:
@@ -53,19 +56,20 @@ async def doctor(
 
 
 async def _examine(engine: EngineClient) -> list[Check]:
-    """What the engine finds. If none can be started, what can be seen without one, and why."""
+    """Return the engine's checks. If no engine starts, return the reason and the checks that need no engine."""
     import asyncio
 
     from squib.errors import SquibError
-    from squib.models import Check, CheckStatus
+    from squib.models import Check, CheckStatus, Fix
 
+    fix = None
     try:
         async with asyncio.timeout(_ANSWER_TIMEOUT_S):
             return [await _check_engine(engine), *await engine.doctor()]
     except TimeoutError:
-        reason, fix = f"does not answer within {_ANSWER_TIMEOUT_S:g} s", "squib logs --engine"
+        reason, fix = f"no answer within {_ANSWER_TIMEOUT_S:g} s", Fix(argv=("squib", "logs", "--engine"))
     except SquibError as error:
-        reason, fix = str(error), ""
+        reason = str(error)
     if engine.home is None:
         return [Check(name="engine", status=CheckStatus.FAIL, detail=reason, fix=fix)]
     from squib.core.doctor import check_host
@@ -74,29 +78,31 @@ async def _examine(engine: EngineClient) -> list[Check]:
 
 
 async def _check_engine(engine: EngineClient) -> Check:
-    from squib.models import Check, CheckStatus
+    from squib.models import Check, CheckStatus, Fix
     from squib.version import VERSION
 
     info = await engine.info()
     detail = f"{info.version}, pid {info.pid}, {info.running_count} of {info.vm_count} VMs running"
     if info.version != VERSION:
         detail += f"; this client is {VERSION}"
-        return Check(name="engine", status=CheckStatus.WARN, detail=detail, fix=f"kill {info.pid}")
+        restart = Fix(argv=("kill", str(info.pid)))
+        return Check(name="engine", status=CheckStatus.WARN, detail=detail, fix=restart)
     return Check(name="engine", status=CheckStatus.OK, detail=detail)
 
 
 def _show_fixes(output: Output, checks: Sequence[Check]) -> None:
     fixes = [(check.name, check.fix) for check in checks if check.fix]
     if fixes:
-        output.line("\nWhat to type:")
+        output.line("\nTo fix:")
         for name, fix in fixes:
             output.line(f"  {fix}    # {name}")
-        output.line("or: squib doctor --fix, for what it can do by itself")
+        output.line("squib doctor --fix installs packages and builds the kernel and images")
 
 
-async def _mend(output: Output, engine: EngineClient, checks: Sequence[Check]) -> bool:
-    """Do what can be done by itself; whether that was anything. Raises `ToolFailed` and what building raises."""
+async def _repair(output: Output, engine: EngineClient, checks: Sequence[Check]) -> bool:
+    """Install packages and build assets; return whether there was anything to do. Raises `ToolFailed`."""
     import asyncio
+    import shlex
 
     from squib.cli.fixes import BuildImage, BuildKernel, Run, plan
     from squib.cli.progress import steps
@@ -107,9 +113,9 @@ async def _mend(output: Output, engine: EngineClient, checks: Sequence[Check]) -
     for step in plans:
         match step:
             case Run(argv):
-                output.note(" ".join(argv))
+                output.note(shlex.join(argv))
                 if status := await asyncio.to_thread(proc.call, argv):
-                    raise ToolFailed(f"{' '.join(argv)} ended with status {status}")
+                    raise ToolFailed(f"{shlex.join(argv)} failed with status {status}")
             case BuildKernel(rebuild):
                 with steps(output, "kernel") as report:
                     await engine.build_kernel(rebuild=rebuild, on_progress=report)

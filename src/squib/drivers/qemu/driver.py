@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import pwd
 import re
 import shutil
 import stat
@@ -24,7 +25,7 @@ from squib.host.locks import FileLock
 from squib.host.logs import BoundedLog
 from squib.host.probe import KVMProbe
 from squib.host.processes import Process, ProcessIdentity
-from squib.models import Check, CheckStatus
+from squib.models import Check, CheckStatus, Fix
 from squib.paths import VMPaths
 
 PROGRAM = "qemu-system-x86_64"
@@ -36,7 +37,7 @@ _ADOPT_TIMEOUT_S = 5.0
 _END_TIMEOUT_S = 2.0
 _TOOL_TIMEOUT_S = 10.0
 _LOG_BYTES = 4096
-_INSTALL = "apt-get install --no-install-recommends qemu-system-x86"
+_INSTALL = Fix(argv=("apt-get", "install", "--no-install-recommends", "qemu-system-x86"), as_root=True)
 
 
 class QemuDriver:
@@ -133,9 +134,17 @@ class QemuDriver:
     def _acceleration_check(self) -> Check:
         if self._acceleration.kvm:
             return Check(name="acceleration", status=CheckStatus.OK, detail=f"KVM: {self._probe.reason}")
-        fix = "usermod -aG kvm $USER" if self._probe.present and not os.access(_KVM, os.R_OK | os.W_OK) else ""
-        detail = f"TCG, QEMU's translator: VMs work and are several times slower. No KVM: {self._probe.reason}"
+        inaccessible = self._probe.present and not os.access(_KVM, os.R_OK | os.W_OK)
+        fix = Fix(argv=("usermod", "-aG", "kvm", _user_name()), as_root=True) if inaccessible else None
+        detail = f"TCG emulation: VMs work, several times slower than with KVM. No KVM: {self._probe.reason}"
         return Check(name="acceleration", status=CheckStatus.WARN, detail=detail, fix=fix)
+
+
+def _user_name() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
 def _open_to_vms(device: Path) -> bool:
