@@ -30,7 +30,7 @@ async def measure_transfers(bench: Bench) -> None:
         try:
             await vm.start()
             await asyncio.to_thread(end_engine, bench.home)  # QEMU's monitor serves one at a time
-            with bare_port(bench.home.vm(vm.vm_id).qmp_socket) as port:
+            with bare_port(bench.home.vm(vm.vm_id).qemu.qmp_socket) as port:
                 await vm.refresh()
                 for run in range(bench.runs):
                     bench.on_run(run, bench.runs)

@@ -14,14 +14,10 @@ from squib.errors import InvalidArgument
 
 
 @dataclass(frozen=True)
-class VMPaths:
-    """The directory of one VM."""
+class QemuPaths:
+    """What the QEMU driver keeps in its directory of a VM."""
 
     root: Path
-
-    @property
-    def overlay(self) -> Path:
-        return self.root / "overlay.ext4"
 
     @property
     def console_log(self) -> Path:
@@ -30,11 +26,6 @@ class VMPaths:
     @property
     def vmm_log(self) -> Path:
         return self.root / "vmm.log"
-
-    @property
-    def vmm_lock(self) -> Path:
-        """Locked for as long as a VMM process of this VM exists, by the process itself."""
-        return self.root / "vmm.lock"
 
     @property
     def agent_socket(self) -> Path:
@@ -49,8 +40,32 @@ class VMPaths:
         return self.root / "console.sock"
 
     def sockets(self) -> tuple[Path, ...]:
-        """All sockets of a VM that runs."""
+        """Return the sockets of a running VM."""
         return (self.agent_socket, self.qmp_socket, self.console_socket)
+
+
+@dataclass(frozen=True)
+class VMPaths:
+    """The directory of one VM."""
+
+    root: Path
+
+    @property
+    def overlay(self) -> Path:
+        return self.root / "overlay.ext4"
+
+    @property
+    def vmm_lock(self) -> Path:
+        """Held by the VMM process of this VM for as long as it exists."""
+        return self.root / "vmm.lock"
+
+    def driver(self, name: str) -> Path:
+        """Return the directory of the VM's driver: its sockets and logs."""
+        return self.root / name
+
+    @property
+    def qemu(self) -> QemuPaths:
+        return QemuPaths(self.driver("qemu"))
 
 
 @dataclass(frozen=True)

@@ -11,21 +11,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from squib.drivers.base import ExitKind, ExitReason, MachineSpec
+from squib.drivers.base import Capabilities, ExitKind, ExitReason, MachineSpec, check_supported
 from squib.errors import WrongState
 from squib.host import proc, processes, sockets
 from squib.host.jail import Credentials
 from squib.host.locks import FileLock
 from squib.host.processes import Process, ProcessIdentity
 from squib.models import Check
-from squib.paths import VMPaths
 
 VMM = Path(__file__).with_name("vmm.py")
 
 
+def agent_socket(folder: Path) -> Path:
+    """Where the agent of a VM listens."""
+    return folder / "agent.sock"
+
+
 class FakeMachine:
-    def __init__(self, process: Process, paths: VMPaths) -> None:
-        self._process, self._paths = process, paths
+    def __init__(self, process: Process, folder: Path) -> None:
+        self._process, self._agent = process, agent_socket(folder)
         self._killed = False
 
     @property
@@ -33,11 +37,11 @@ class FakeMachine:
         return self._process.pid
 
     async def connect_agent(self) -> socket.socket:
-        return sockets.connect(self._paths.agent_socket, blocking=False)
+        return sockets.connect(self._agent, blocking=False)
 
     async def wait(self) -> ExitReason:
         await self._process.wait()
-        self._paths.agent_socket.unlink(missing_ok=True)
+        self._agent.unlink(missing_ok=True)
         match self._process.returncode:
             case 0:
                 return ExitReason(ExitKind.POWERED_OFF, "the guest powered off")
@@ -84,6 +88,13 @@ class FakeDriver:
     accelerator: str = "none"
     groups: tuple[int, ...] = ()
 
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(pause=True)
+
+    def console_log(self, folder: Path) -> Path:
+        return folder / "console.log"
+
     def memory_overhead_mib(self, spec: MachineSpec) -> int:
         return 64
 
@@ -93,29 +104,30 @@ class FakeDriver:
     async def launch(
         self,
         spec: MachineSpec,
-        paths: VMPaths,
+        folder: Path,
         identity: ProcessIdentity,
         credentials: Credentials | None,
         on_spawned: Callable[[int], None],
     ) -> FakeMachine:
+        check_supported(self.name, self.capabilities, spec)
         self.launched.append(spec)
-        with FileLock(paths.vmm_lock) as lock:
+        with FileLock(identity.lock_path) as lock:
             if not lock.try_acquire():
                 raise WrongState("a VMM of this VM still runs")
-            listener = sockets.listen(paths.agent_socket)
+            listener = sockets.listen(agent_socket(folder))
             fd = listener.fileno()
             process = proc.spawn(
                 [sys.executable, str(VMM), str(fd), self.behaviour],
                 lock=lock,
                 pass_fds=(fd,),
-                log_path=paths.vmm_log,
+                log_path=folder / "vmm.log",
             )
             listener.close()
             for group in identity.cgroups:
                 (group / "cgroup.procs").write_text(str(process.pid))
             on_spawned(process.pid)
-        return FakeMachine(process, paths)
+        return FakeMachine(process, folder)
 
-    async def adopt(self, paths: VMPaths, identity: ProcessIdentity) -> FakeMachine | None:
+    async def adopt(self, folder: Path, identity: ProcessIdentity) -> FakeMachine | None:
         process = processes.adopt(identity)
-        return FakeMachine(process, paths) if process else None
+        return FakeMachine(process, folder) if process else None

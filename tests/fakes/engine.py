@@ -57,6 +57,12 @@ class Rig:
         finally:
             self.clean_up()
 
+    def console_log(self, vm_id: str) -> Path:
+        """The log of a VM's console, in the directory of its driver."""
+        folder = self.home.vm(vm_id).driver(self.driver.name)
+        folder.mkdir(exist_ok=True)
+        return self.driver.console_log(folder)
+
     def vmms(self) -> list[int]:
         """The pids of all VMMs of this state directory."""
         if not self.home.vms.exists():

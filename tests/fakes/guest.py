@@ -14,6 +14,7 @@ from squib.guest.agent import AgentClient
 from squib.host import sockets
 from squib.models import VMConfig, VMState
 from tests.fakes.agent import FakeAgent
+from tests.fakes.driver import agent_socket
 
 
 class NoMachine:
@@ -69,9 +70,11 @@ async def running_vm(engine: Engine, config: VMConfig, name: str = "web") -> Asy
     """A VM that runs, and its agent."""
     agent = FakeAgent()
     record = await create_vm(engine, config.model_copy(update={"name": name}), start=False, on_progress=lambda _: None)
-    paths = engine.home.vm(record.vm_id)
-    async with serve_agent(paths.agent_socket, agent):
-        client = AgentClient(connector(paths.agent_socket))
+    folder = engine.driver_folder(record)
+    folder.mkdir()
+    path = agent_socket(folder)
+    async with serve_agent(path, agent):
+        client = AgentClient(connector(path))
         await client.connect(timeout_s=5)
         engine.running[record.vm_id] = RunningVM(NoMachine(), client)  # type: ignore[arg-type]
         assert engine.store.change_state(record.vm_id, expected={VMState.CREATED}, to=VMState.RUNNING)

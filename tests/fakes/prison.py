@@ -17,7 +17,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from squib.drivers.base import MachineSpec
 from squib.drivers.registry import find_drivers
 from squib.guest.agent import AgentClient
 from squib.host import jail, processes
@@ -26,6 +25,7 @@ from squib.host.locks import FileLock
 from squib.host.processes import ProcessIdentity
 from squib.models import ExecRequest
 from squib.paths import VMPaths
+from tests.fakes.machines import machine_spec
 
 VMM = Credentials(0x7700_0002, 0x7700_0002)
 INTERPRETER = "/usr/bin/python3"
@@ -69,11 +69,11 @@ async def boot(folder: Path) -> dict[str, object]:
     driver = (await find_drivers()).default
     found = await jail.probe_jail()
     paths = VMPaths(folder / "vm")
-    paths.root.mkdir()
-    spec = MachineSpec("jail-test", 1, 128, *(folder / name for name in ("kernel", "initramfs", "base", "overlay")))
+    paths.qemu.root.mkdir(parents=True)
+    spec = machine_spec("jail-test", **{name: folder / name for name in ("kernel", "initramfs", "base", "overlay")})
     credentials = Credentials(VMM.uid, VMM.gid, driver.groups) if os.geteuid() == 0 else None
     identity = ProcessIdentity(paths.vmm_lock)
-    machine = await driver.launch(spec, paths, identity, credentials, lambda pid: None)
+    machine = await driver.launch(spec, paths.qemu.root, identity, credentials, lambda pid: None)
     agent = AgentClient(machine.connect_agent)
     try:
         await agent.connect(timeout_s=60)

@@ -25,6 +25,7 @@ from squib.kernels.catalog import KernelStore
 from squib.kernels.initramfs import InitramfsStore
 from squib.models import ExecRequest
 from squib.paths import Home, VMPaths
+from tests.fakes.machines import machine_spec
 
 BOOT_TIMEOUT_S = 60.0
 VMM_UID = 0x7700_0001
@@ -42,9 +43,10 @@ class BootFiles:
     async def make_vm(self, vm_id: str) -> tuple[MachineSpec, VMPaths]:
         """A directory with an empty overlay for a VM, and its specification."""
         paths = self.home.vm(vm_id)
-        paths.root.mkdir(parents=True, mode=0o700)
+        paths.qemu.root.mkdir(parents=True, mode=0o700)
         await OverlayStore(self.home).create(paths.overlay, 256)
-        return MachineSpec(vm_id, 1, 128, self.kernel, self.initramfs, self.base, paths.overlay), paths
+        files = {"kernel": self.kernel, "initramfs": self.initramfs, "base": self.base, "overlay": paths.overlay}
+        return machine_spec(vm_id, **files), paths
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def boot_files(home: Home) -> BootFiles:
 
 @pytest.fixture(scope="module")
 def driver() -> QemuDriver:
-    return (asyncio.run(find_drivers())).default
+    return asyncio.run(find_drivers()).default
 
 
 @pytest.fixture
@@ -72,7 +74,7 @@ def vm(boot_files: BootFiles) -> Iterator[tuple[MachineSpec, VMPaths]]:
     yield spec, paths
     left = processes.holders(paths.vmm_lock)
     processes.kill(ProcessIdentity(paths.vmm_lock))
-    sockets = list(paths.root.glob("*.sock"))
+    sockets = list(paths.root.rglob("*.sock"))
     shutil.rmtree(paths.root)
     assert (left, sockets) == ([], [])
 
@@ -93,7 +95,7 @@ def credentials() -> Credentials | None:
 async def launch(driver: QemuDriver, spec: MachineSpec, paths: VMPaths) -> QemuMachine:
     who = credentials()
     groups = replace(who, groups=driver.groups) if who else None
-    return await driver.launch(spec, paths, ProcessIdentity(paths.vmm_lock), groups, lambda pid: None)
+    return await driver.launch(spec, paths.qemu.root, ProcessIdentity(paths.vmm_lock), groups, lambda pid: None)
 
 
 async def poweroff(machine: QemuMachine) -> None:
@@ -149,7 +151,14 @@ def test_qemu_has_no_privileges_and_no_files_but_its_own(vm: tuple[MachineSpec, 
         names = {os.path.realpath(fd) for fd in Path(f"/proc/{machine.pid}/fd").iterdir()}
         spec, paths = vm
         own = {
-            str(file) for file in (spec.kernel, spec.initramfs, spec.base, spec.overlay, paths.vmm_log, paths.vmm_lock)
+            str(file)
+            for file in (
+                spec.kernel,
+                spec.initramfs,
+                *(disk.path for disk in spec.disks),
+                paths.qemu.vmm_log,
+                paths.vmm_lock,
+            )
         }
         assert {name for name in names if name.startswith(str(paths.root.parents[1]))} <= own
         await machine.kill()
@@ -175,12 +184,12 @@ def test_a_machine_outlives_the_engine_and_is_adopted(vm: tuple[MachineSpec, VMP
     async def test() -> None:
         first = await launch(driver, *vm)
         await first.detach()
-        second = await driver.adopt(vm[1], ProcessIdentity(vm[1].vmm_lock))
+        second = await driver.adopt(vm[1].qemu.root, ProcessIdentity(vm[1].vmm_lock))
         assert second
         assert second.pid == first.pid
         await poweroff(second)
         assert (await second.wait()).kind is ExitKind.POWERED_OFF
-        assert await driver.adopt(vm[1], ProcessIdentity(vm[1].vmm_lock)) is None
+        assert await driver.adopt(vm[1].qemu.root, ProcessIdentity(vm[1].vmm_lock)) is None
 
     run(test)
 

@@ -118,6 +118,10 @@ class Engine:
         groups = cgroup.directories(self.cgroups, self.cgroup_name(owner.id)) if owner.kind is OwnerKind.VM else ()
         return ProcessIdentity(self.directory(owner) / f"{role}.lock", groups)
 
+    def driver_folder(self, record: VMRecord) -> Path:
+        """Return the directory of a VM's driver."""
+        return self.home.vm(record.vm_id).driver(record.driver)
+
     def vmm_identity(self, vm_id: str) -> ProcessIdentity:
         """Return how the VMM of a VM is recognised."""
         return self.identity(Owner.vm(vm_id), VMM)

@@ -17,6 +17,7 @@ from squib.core.lifecycle import transitions
 from squib.core.lifecycle.delete import remove
 from squib.core.lifecycle.release import RUN, release, release_owner
 from squib.core.lifecycle.start import watch
+from squib.drivers.base import Machine
 from squib.errors import SquibError
 from squib.guest.agent import AgentClient
 from squib.host import cgroup, processes
@@ -87,8 +88,7 @@ async def _settle(engine: Engine, record: VMRecord | BrokenRecord) -> None:
 
 
 async def _adopt(engine: Engine, record: VMRecord) -> None:
-    paths = engine.home.vm(record.vm_id)
-    machine = await engine.drivers.get(record.driver).adopt(paths, engine.vmm_identity(record.vm_id))
+    machine = await _find_machine(engine, record)
     if machine is None:
         await release(engine, record.vm_id, RUN)
         reason = "the VMM ended while no engine ran"
@@ -101,10 +101,14 @@ async def _adopt(engine: Engine, record: VMRecord) -> None:
     log.info("adopted VM %s, pid %d", record.vm_id, machine.pid)
 
 
+async def _find_machine(engine: Engine, record: VMRecord) -> Machine | None:
+    driver = engine.drivers.get(record.driver)
+    return await driver.adopt(engine.driver_folder(record), engine.vmm_identity(record.vm_id))
+
+
 async def _finish_stop(engine: Engine, record: VMRecord) -> None:
     """The guest was asked to power off: it has a moment to finish that."""
-    identity = engine.vmm_identity(record.vm_id)
-    if machine := await engine.drivers.get(record.driver).adopt(engine.home.vm(record.vm_id), identity):
+    if machine := await _find_machine(engine, record):
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(machine.wait(), _POWER_OFF_WAIT_S)
         await machine.kill()

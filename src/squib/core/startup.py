@@ -11,6 +11,7 @@ from pathlib import Path
 
 from squib.core.engine import Engine
 from squib.core.reconcile import reconcile
+from squib.core.upgrade import upgrade_files
 from squib.drivers.registry import Drivers
 from squib.errors import EngineStartFailed
 from squib.guest.agent import AGENT_BINARY
@@ -33,6 +34,7 @@ async def open_engine(home: Home, drivers: Drivers, agent_binary: Path = AGENT_B
         await _acquire(lock)
         engine = Engine(home, drivers, agent_binary)
         try:
+            upgrade_files(home)
             await reconcile(engine)
             yield engine
         finally:

@@ -13,28 +13,77 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
+from squib.errors import Unsupported
 from squib.host.jail import Credentials
 from squib.host.processes import ProcessIdentity
 from squib.models import Check
-from squib.paths import VMPaths
+
+
+@dataclass(frozen=True)
+class FreshMemory:
+    """Guest memory that starts out zeroed."""
+
+    size_mib: int
+
+
+@dataclass(frozen=True)
+class MappedMemory:
+    """Guest memory that is a file, mapped copy-on-write: the file is never written to."""
+
+    size_mib: int
+    file: Path
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A raw disk image or filesystem. The guest finds it by the serial number ``squib-<name>``."""
+
+    name: str
+    path: Path
+    read_only: bool
+
+
+@dataclass(frozen=True)
+class Nic:
+    """A network card on the tap device ``tap``."""
+
+    tap: str
+    mac: str
 
 
 @dataclass(frozen=True)
 class MachineSpec:
     """A VM as a VMM sees it. All paths are read by the engine only; a VMM gets open files.
 
-    ``base`` is never written to, ``overlay`` is a raw ext4 image. ``boot_args`` is added to the driver's kernel command
-    line.
+    ``boot_args`` is appended to the driver's kernel command line.
     """
 
     vm_id: str
     vcpu_count: int
-    mem_size_mib: int
+    memory: FreshMemory | MappedMemory
     kernel: Path
     initramfs: Path
-    base: Path
-    overlay: Path
+    disks: tuple[Disk, ...]
+    nics: tuple[Nic, ...] = ()
     boot_args: str = ""
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a driver can do beyond running a guest with disks."""
+
+    pause: bool = False
+    mapped_memory: bool = False
+    nics: bool = False
+
+
+def check_supported(driver: str, capabilities: Capabilities, spec: MachineSpec) -> None:
+    """Raise `Unsupported` for the first part of ``spec`` that the driver cannot do."""
+    wanted = {"mapped memory": isinstance(spec.memory, MappedMemory), "network cards": bool(spec.nics)}
+    able = {"mapped memory": capabilities.mapped_memory, "network cards": capabilities.nics}
+    for feature, is_wanted in wanted.items():
+        if is_wanted and not able[feature]:
+            raise Unsupported(f"the driver {driver} does not support {feature}")
 
 
 class ExitKind(StrEnum):
@@ -112,6 +161,12 @@ class Driver(Protocol):
     def groups(self) -> tuple[int, ...]:
         """Supplementary groups that the user of a VM needs, such as that of ``/dev/kvm``."""
 
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    def console_log(self, folder: Path) -> Path:
+        """Return where in ``folder`` the output of the guest's console is kept (`squib.host.logs`)."""
+
     def memory_overhead_mib(self, spec: MachineSpec) -> int:
         """What the VMM needs on top of the guest's memory, for a memory limit that holds both."""
 
@@ -121,23 +176,25 @@ class Driver(Protocol):
     async def launch(
         self,
         spec: MachineSpec,
-        paths: VMPaths,
+        folder: Path,
         identity: ProcessIdentity,
         credentials: Credentials | None,
         on_spawned: Callable[[int], None],
     ) -> Machine:
         """Start a VMM; return when it runs the guest.
 
+        ``folder`` is the driver's own directory of this VM. What the driver keeps on disk is in it.
         The VMM holds the lock of ``identity`` or is in its cgroups, both if it can, from its first moment on.
         ``credentials`` are the user it runs as; ``None``: that of the engine. ``on_spawned`` is called with its pid
         as soon as it exists, before it runs the guest, for the record; what it raises ends the launch. After any
-        error, and after a cancellation, no process and no socket is left. Raises `WrongState` if a VMM of
-        this VM still runs, `DependencyMissing`, `BootFailed` with the end of the VMM's log if it ends at once or does
-        not answer.
+        error, and after a cancellation, no process and no socket is left.
+
+        Raises `Unsupported`, `WrongState` if a VMM of this VM still runs, `DependencyMissing`, `BootFailed` with the
+        end of the VMM's log if it ends at once or does not answer.
         """
 
-    async def adopt(self, paths: VMPaths, identity: ProcessIdentity) -> Machine | None:
-        """Return the machine that a former engine launched with ``paths``; ``None`` if it has ended.
+    async def adopt(self, folder: Path, identity: ProcessIdentity) -> Machine | None:
+        """Return the machine that a former engine launched with ``folder``; ``None`` if it has ended.
 
         ``identity`` is how its VMM is recognised.
         """

@@ -111,7 +111,7 @@ def test_doctor_looks_at_host_and_engine(over_http: OverHttp, monkeypatch: pytes
 def test_logs_are_the_bytes_that_were_written(rig: Rig, over_http: OverHttp) -> None:
     async def test(engine: Engine, http: httpx.AsyncClient) -> None:
         vm = vm_of(await http.post("/v1/vms", json=body(rig, name="web")), 201)
-        rig.home.vm(vm.vm_id).console_log.write_bytes(b"one\r\n\xff\x1b[0m two\nthree\n")
+        rig.console_log(vm.vm_id).write_bytes(b"one\r\n\xff\x1b[0m two\nthree\n")
         rig.home.engine_log.write_bytes(b"first\nlast\n")
         answer = await http.get("/v1/vms/web/logs")
         assert answer.content == b"one\r\n\xff\x1b[0m two\nthree\n"

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -12,15 +13,14 @@ from squib.core.lifecycle.delete import delete_vm
 from squib.core.lifecycle.stop import stop_vm
 from squib.errors import NotFound
 from squib.host.logs import rotated
-from squib.paths import VMPaths
 from tests.fakes.engine import Rig
 
 HOSTILE = b"\x1b[2J\x00\xff\r\nend"
 
 
-async def make(engine: Engine, rig: Rig, *, start: bool) -> VMPaths:
+async def make(engine: Engine, rig: Rig, *, start: bool) -> Path:
     vm = await create_vm(engine, rig.config.model_copy(update={"name": "web"}), start=start, on_progress=lambda _: None)
-    return engine.home.vm(vm.vm_id)
+    return rig.console_log(vm.vm_id)
 
 
 async def read(chunks: AsyncIterator[bytes], until: bytes) -> bytes:
@@ -36,10 +36,10 @@ async def read(chunks: AsyncIterator[bytes], until: bytes) -> bytes:
 
 def test_a_console_is_told_as_it_was_written(rig: Rig) -> None:
     async def test(engine: Engine) -> None:
-        paths = await make(engine, rig, start=False)
+        path = await make(engine, rig, start=False)
         assert logs.console(engine, "web", lines=None) == b""
-        rotated(paths.console_log).write_bytes(b"one\ntwo\n")
-        paths.console_log.write_bytes(HOSTILE)
+        rotated(path).write_bytes(b"one\ntwo\n")
+        path.write_bytes(HOSTILE)
         assert logs.console(engine, "web", lines=None) == b"one\ntwo\n" + HOSTILE
         assert logs.console(engine, "web", lines=1) == b"end"
         assert logs.console(engine, "web", lines=0) == b""
@@ -59,14 +59,14 @@ def test_a_vm_that_is_not_there_has_no_console(rig: Rig) -> None:
 
 def test_following_goes_on_through_a_rotation_and_ends_with_the_vm(rig: Rig) -> None:
     async def test(engine: Engine) -> None:
-        paths = await make(engine, rig, start=True)
-        paths.console_log.write_bytes(b"one\ntwo\n")
+        path = await make(engine, rig, start=True)
+        path.write_bytes(b"one\ntwo\n")
         chunks = logs.follow_console(engine, "web", lines=1)
         assert await read(chunks, b"two\n") == b"two\n"
-        with paths.console_log.open("ab") as file:
+        with path.open("ab") as file:
             file.write(b"three\n")
-        paths.console_log.replace(rotated(paths.console_log))
-        paths.console_log.write_bytes(b"four\n")
+        path.replace(rotated(path))
+        path.write_bytes(b"four\n")
         assert await read(logs.follow_console(engine, "web", lines=None), b"four\n") == b"one\ntwo\nthree\nfour\n"
 
     rig.run(test)
@@ -74,8 +74,8 @@ def test_following_goes_on_through_a_rotation_and_ends_with_the_vm(rig: Rig) -> 
 
 def test_one_follower_sees_everything(rig: Rig) -> None:
     async def test(engine: Engine) -> None:
-        paths = await make(engine, rig, start=True)
-        paths.console_log.write_bytes(b"one\n")
+        path = await make(engine, rig, start=True)
+        path.write_bytes(b"one\n")
         seen = bytearray()
 
         async def follow() -> None:
@@ -86,10 +86,10 @@ def test_one_follower_sees_everything(rig: Rig) -> None:
         async with asyncio.timeout(5):
             while seen != b"one\n":
                 await asyncio.sleep(0.01)
-            with paths.console_log.open("ab") as file:
+            with path.open("ab") as file:
                 file.write(b"two\n")
-            paths.console_log.replace(rotated(paths.console_log))
-            paths.console_log.write_bytes(b"three\n")
+            path.replace(rotated(path))
+            path.write_bytes(b"three\n")
             while not seen.endswith(b"three\n"):
                 await asyncio.sleep(0.01)
             await stop_vm(engine, "web", timeout_s=0)
@@ -101,8 +101,8 @@ def test_one_follower_sees_everything(rig: Rig) -> None:
 
 def test_following_a_vm_that_is_deleted_ends(rig: Rig) -> None:
     async def test(engine: Engine) -> None:
-        paths = await make(engine, rig, start=True)
-        paths.console_log.write_bytes(b"last words")
+        path = await make(engine, rig, start=True)
+        path.write_bytes(b"last words")
         chunks = logs.follow_console(engine, "web", lines=None)
         assert await anext(chunks) == b"last words"
         await delete_vm(engine, "web")
@@ -124,8 +124,8 @@ def test_following_a_vm_that_does_not_run_ends_at_once(rig: Rig) -> None:
 def test_the_api_tells_logs(rig: Rig) -> None:
     async def test() -> None:
         async with rig.http() as (engine, http):
-            paths = await make(engine, rig, start=False)
-            paths.console_log.write_bytes(b"one\n" + HOSTILE)
+            path = await make(engine, rig, start=False)
+            path.write_bytes(b"one\n" + HOSTILE)
             engine.home.engine_log.write_bytes(b"a\nb\n")
             assert (await http.get("/v1/vms/web/logs?lines=1")).content == b"end"
             answer = await http.get("/v1/vms/web/logs?follow=true")

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from squib.drivers.base import MachineSpec
+from squib.drivers.base import Disk, FreshMemory, MachineSpec
 from squib.drivers.qemu.command import Acceleration, Descriptors, command_line, kernel_command_line
 
 NOWHERE = Path("/never/opened/by/qemu")
-SPEC = MachineSpec("vm-7k2m", 2, 256, NOWHERE, NOWHERE, NOWHERE, NOWHERE, boot_args="loglevel=7 debug")
-FDS = Descriptors(kernel=3, initramfs=4, base=5, overlay=6, memory=7, qmp=8, agent=9, console=10)
+DISKS = (Disk("base", NOWHERE, read_only=True), Disk("overlay", NOWHERE, read_only=False))
+SPEC = MachineSpec("vm-7k2m", 2, FreshMemory(256), NOWHERE, NOWHERE, DISKS, boot_args="loglevel=7 debug")
+FDS = Descriptors(kernel=3, initramfs=4, disks=(5, 6), memory=7, qmp=8, agent=9, console=10)
 TCG, KVM = Acceleration(kvm=False), Acceleration(kvm=True)
 
 

@@ -21,6 +21,7 @@ from squib.host.processes import ProcessIdentity
 from squib.models import CheckStatus
 from squib.paths import VMPaths
 from tests.fakes import qemu as fake_qemu
+from tests.fakes.machines import machine_spec
 from tests.fakes.tools import ToolBox
 
 NO_KVM = KVMProbe(usable=False, reason="a guest stopped at an SSE2 instruction", present=True)
@@ -38,7 +39,7 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ToolBox:
 def paths(tmp_path: Path, tools: ToolBox) -> Iterator[VMPaths]:
     """A VM's directory. After the test: no process, no socket, no descriptor more than before."""
     paths = VMPaths(tmp_path / ("long-name-" * 12) / "vm-1")
-    paths.root.mkdir(parents=True)
+    paths.qemu.root.mkdir(parents=True)
     for path in (paths.root / "kernel", paths.root / "initramfs", paths.root / "base", paths.overlay):
         path.write_bytes(b"content")
     before = open_files()
@@ -46,7 +47,7 @@ def paths(tmp_path: Path, tools: ToolBox) -> Iterator[VMPaths]:
     left = processes.holders(paths.vmm_lock)
     processes.kill(ProcessIdentity(paths.vmm_lock))
     assert left == []
-    assert list(paths.root.glob("*.sock")) == []
+    assert list(paths.root.rglob("*.sock")) == []
     assert open_files() == before
 
 
@@ -62,14 +63,20 @@ def open_files() -> list[str]:
 
 def spec(paths: VMPaths, behaviour: str) -> MachineSpec:
     root = paths.root
-    return MachineSpec(
-        "vm-1", 1, 64, root / "kernel", root / "initramfs", root / "base", paths.overlay, f"fake={behaviour}"
+    return machine_spec(
+        "vm-1",
+        kernel=root / "kernel",
+        initramfs=root / "initramfs",
+        base=root / "base",
+        overlay=paths.overlay,
+        mem_size_mib=64,
+        boot_args=f"fake={behaviour}",
     )
 
 
 async def launch(paths: VMPaths, behaviour: str, on_spawned: Callable[[int], None] = lambda pid: None) -> QemuMachine:
     return await QemuDriver(NO_KVM, NO_JAIL).launch(
-        spec(paths, behaviour), paths, ProcessIdentity(paths.vmm_lock), None, on_spawned
+        spec(paths, behaviour), paths.qemu.root, ProcessIdentity(paths.vmm_lock), None, on_spawned
     )
 
 
@@ -101,7 +108,7 @@ def test_a_machine_from_launch_to_kill(paths: VMPaths) -> None:
         machine: Machine = await launch(paths, "run", spawned.append)
         assert spawned == [machine.pid] == processes.holders(paths.vmm_lock)
         (await machine.connect_agent()).close()
-        assert paths.agent_socket.is_socket()
+        assert paths.qemu.agent_socket.is_socket()
         await until(lambda: b"squib-agent: ready" in machine.console_tail())
         waiters = [asyncio.create_task(machine.wait()) for _ in range(2)]
         await machine.kill()
@@ -126,7 +133,7 @@ def test_the_end_of_a_machine_and_why(paths: VMPaths, behaviour: str, kind: Exit
         reason = await machine.wait()
         assert reason.kind is kind
         assert text in reason.text
-        assert list(paths.root.glob("*.sock")) == []
+        assert list(paths.root.rglob("*.sock")) == []
 
     run(test)
 
@@ -206,7 +213,7 @@ def test_one_vmm_of_a_vm_at_a_time(paths: VMPaths) -> None:
             await launch(paths, "run")
         assert machine.qmp
         assert await machine.qmp.execute("query-status")  # the first one is as it was, and so are its sockets
-        assert paths.agent_socket.is_socket()
+        assert paths.qemu.agent_socket.is_socket()
         await machine.kill()
 
     run(test)
@@ -219,7 +226,7 @@ def test_a_console_log_is_that_of_the_present_boot(paths: VMPaths) -> None:
             assert reason.kind is ExitKind.GUEST_PANICKED
         reason = await (await launch(paths, "poweroff")).wait()
         assert reason.kind is ExitKind.POWERED_OFF
-        assert paths.console_log.read_bytes() == b"squib-agent: ready\r\n"
+        assert paths.qemu.console_log.read_bytes() == b"squib-agent: ready\r\n"
 
     run(test)
 
@@ -229,7 +236,7 @@ def test_a_detached_machine_goes_on_and_is_adopted(paths: VMPaths) -> None:
         first = await launch(paths, "run")
         await first.detach()
         assert processes.holders(paths.vmm_lock) == [first.pid]
-        second = await QemuDriver(NO_KVM, NO_JAIL).adopt(paths, ProcessIdentity(paths.vmm_lock))
+        second = await QemuDriver(NO_KVM, NO_JAIL).adopt(paths.qemu.root, ProcessIdentity(paths.vmm_lock))
         assert second
         assert second.pid == first.pid
         assert second.qmp
@@ -248,9 +255,9 @@ def test_a_machine_whose_engine_ended_before_its_guest_ran_is_ended(paths: VMPat
     async def test() -> None:
         first = await launch(paths, "stuck")
         await first.detach()
-        assert await QemuDriver(NO_KVM, NO_JAIL).adopt(paths, ProcessIdentity(paths.vmm_lock)) is None
+        assert await QemuDriver(NO_KVM, NO_JAIL).adopt(paths.qemu.root, ProcessIdentity(paths.vmm_lock)) is None
         assert processes.holders(paths.vmm_lock) == []
-        assert list(paths.root.glob("*.sock")) == []
+        assert list(paths.root.rglob("*.sock")) == []
 
     run(test)
 
@@ -262,7 +269,7 @@ def test_a_machine_that_hangs_is_adopted_all_the_same(paths: VMPaths, monkeypatc
         first = await launch(paths, "run")
         os.kill(first.pid, 19)  # SIGSTOP
         await first.detach()
-        second = await QemuDriver(NO_KVM, NO_JAIL).adopt(paths, ProcessIdentity(paths.vmm_lock))
+        second = await QemuDriver(NO_KVM, NO_JAIL).adopt(paths.qemu.root, ProcessIdentity(paths.vmm_lock))
         assert second
         assert second.qmp is None
         await second.kill()
@@ -272,11 +279,11 @@ def test_a_machine_that_hangs_is_adopted_all_the_same(paths: VMPaths, monkeypatc
 
 
 def test_there_is_nothing_to_adopt(paths: VMPaths) -> None:
-    paths.qmp_socket.touch()
+    paths.qemu.qmp_socket.touch()
 
     async def test() -> None:
-        assert await QemuDriver(NO_KVM, NO_JAIL).adopt(paths, ProcessIdentity(paths.vmm_lock)) is None
-        assert not paths.qmp_socket.exists()
+        assert await QemuDriver(NO_KVM, NO_JAIL).adopt(paths.qemu.root, ProcessIdentity(paths.vmm_lock)) is None
+        assert not paths.qemu.qmp_socket.exists()
 
     run(test)
 

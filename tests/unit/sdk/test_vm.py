@@ -192,7 +192,7 @@ def test_waiting_for_a_vm_that_nobody_starts_says_so(served: Served) -> None:
 
 def test_logs_are_those_of_the_console(served: Served) -> None:
     vm = VM.from_id("web")
-    served.rig.home.vm(vm.vm_id).console_log.write_bytes(b"one\n\xff\n")
+    served.rig.console_log(vm.vm_id).write_bytes(b"one\n\xff\n")
     assert (vm.logs(), vm.logs(lines=1), vm.logs(lines=0)) == (b"one\n\xff\n", b"\xff\n", b"")
 
 

@@ -49,7 +49,8 @@ def follow_engine_log(engine: Engine, *, lines: int | None) -> AsyncIterator[byt
 
 
 def _console_path(engine: Engine, ref: str) -> Path:
-    return engine.home.vm(engine.store.get_vm(ref).vm_id).console_log
+    record = engine.store.get_vm(ref)
+    return engine.drivers.get(record.driver).console_log(engine.driver_folder(record))
 
 
 async def _follow(path: Path, lines: int | None, ended: Callable[[], bool]) -> AsyncIterator[bytes]:

@@ -12,10 +12,11 @@ from squib.core.engine import VMM, Engine, RunningVM
 from squib.core.lifecycle import transitions
 from squib.core.lifecycle.release import RUN, release
 from squib.core.lifecycle.verbs import Turn
-from squib.drivers.base import ExitKind, Machine, MachineSpec
+from squib.drivers.base import Disk, ExitKind, FreshMemory, Machine, MachineSpec
 from squib.errors import AgentUnreachable, BootFailed, BootTimeout, SquibError, Superseded, WrongState
 from squib.guest.agent import AgentClient
 from squib.host import cgroup
+from squib.host.files import disk_errors
 from squib.host.jail import Credentials
 from squib.images import rootfs
 from squib.kernels import user
@@ -94,14 +95,17 @@ async def boot(engine: Engine, record: VMRecord, *, boot_timeout_s: float) -> No
 async def _machine_spec(engine: Engine, record: VMRecord) -> MachineSpec:
     spec = record.spec
     kernel = await asyncio.to_thread(_find_kernel, engine, spec.kernel)
+    base = await asyncio.to_thread(_find_rootfs, engine, spec.rootfs)
     return MachineSpec(
         vm_id=record.vm_id,
         vcpu_count=spec.vcpu_count,
-        mem_size_mib=spec.mem_size_mib,
+        memory=FreshMemory(spec.mem_size_mib),
         kernel=kernel.path,
         initramfs=await engine.initramfs.ensure(kernel, engine.agent_binary),
-        base=await asyncio.to_thread(_find_rootfs, engine, spec.rootfs),
-        overlay=engine.home.vm(record.vm_id).overlay,
+        disks=(
+            Disk("base", base, read_only=True),
+            Disk("overlay", engine.home.vm(record.vm_id).overlay, read_only=False),
+        ),
         boot_args=spec.boot_args,
     )
 
@@ -119,7 +123,7 @@ def _find_rootfs(engine: Engine, ref: AssetRef) -> Path:
 async def _launch(engine: Engine, record: VMRecord, spec: MachineSpec) -> Machine:
     driver = engine.drivers.get(record.driver)
     limits = cgroup.Limits(
-        memory_mib=spec.mem_size_mib + driver.memory_overhead_mib(spec),
+        memory_mib=spec.memory.size_mib + driver.memory_overhead_mib(spec),
         cpus=spec.vcpu_count + _VMM_EXTRA_CPUS,
         pids=_VMM_PIDS,
     )
@@ -132,8 +136,10 @@ async def _launch(engine: Engine, record: VMRecord, spec: MachineSpec) -> Machin
         engine.store.set_pid(record.vm_id, pid)
 
     credentials = Credentials(record.uid, record.uid, driver.groups) if record.uid is not None else None
-    paths, identity = engine.home.vm(record.vm_id), engine.vmm_identity(record.vm_id)
-    return await driver.launch(spec, paths, identity, credentials, on_spawned)
+    folder = engine.driver_folder(record)
+    with disk_errors(folder.parent):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    return await driver.launch(spec, folder, engine.vmm_identity(record.vm_id), credentials, on_spawned)
 
 
 async def _wait_until_ready(record: VMRecord, machine: Machine, agent: AgentClient, boot_timeout_s: float) -> None:

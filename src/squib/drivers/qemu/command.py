@@ -11,12 +11,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from squib.drivers.base import MachineSpec
+from squib.drivers.base import Disk, MachineSpec
 
 AGENT_PORT = "squib.agent"
 """The name of the guest's end of the agent's stream (``protocol/agent.md``)."""
-
-_BASE_SET, _OVERLAY_SET = 1, 2
 
 _COMMON_BOOT_ARGS = (
     "console=ttyS0",
@@ -44,13 +42,12 @@ _TCG_CPU = "max,-erms,-la57"
 class Descriptors:
     """The numbers of what QEMU inherits.
 
-    ``qmp``, ``agent`` and ``console`` are listening sockets, ``memory`` is a memfd.
+    ``disks`` are in the order of the spec, ``memory`` is a memfd, the last three are listening sockets.
     """
 
     kernel: int
     initramfs: int
-    base: int
-    overlay: int
+    disks: tuple[int, ...]
     memory: int
     qmp: int
     agent: int
@@ -58,7 +55,7 @@ class Descriptors:
 
     def all(self) -> tuple[int, ...]:
         return (
-            self.kernel, self.initramfs, self.base, self.overlay,
+            self.kernel, self.initramfs, *self.disks,
             self.memory, self.qmp, self.agent, self.console,
         )  # fmt: skip
 
@@ -87,7 +84,7 @@ def command_line(spec: MachineSpec, fds: Descriptors, accel: Acceleration, *, pr
         "-name", spec.vm_id,
         *_machine_options(spec, fds, accel),
         *_boot_options(spec, fds, accel),
-        *_device_options(fds),
+        *_device_options(spec, fds),
         *_ISOLATION_OPTIONS,
     ]  # fmt: skip
 
@@ -105,7 +102,7 @@ def _machine_options(spec: MachineSpec, fds: Descriptors, accel: Acceleration) -
     The memory is a shared mapping of the memfd, so that it can become a template without being copied; a clone will
     have the same line with ``share=off``. dump-guest-core=off keeps it out of core dumps.
     """
-    size = f"{spec.mem_size_mib}M"
+    size = f"{spec.memory.size_mib}M"
     return [
         "-M", "q35,memory-backend=mem,dump-guest-core=off,i8042=off,sata=off,smbus=off,vmport=off,hpet=off",
         "-accel", "kvm" if accel.kvm else f"tcg,thread=multi,tb-size={accel.tb_size_mib}",
@@ -124,14 +121,17 @@ def _boot_options(spec: MachineSpec, fds: Descriptors, accel: Acceleration) -> l
     ]  # fmt: skip
 
 
-def _device_options(fds: Descriptors) -> list[str]:
+def _device_options(spec: MachineSpec, fds: Descriptors) -> list[str]:
     return [
         *_chardev("console", fds.console), "-serial", "chardev:console",
         *_chardev("qmp", fds.qmp), "-mon", "chardev=qmp,mode=control",
         *_chardev("agent", fds.agent), "-device", "virtio-serial-pci",
         "-device", f"virtserialport,chardev=agent,name={AGENT_PORT}",
-        *_disk("base", fds.base, _BASE_SET, writable=False),
-        *_disk("overlay", fds.overlay, _OVERLAY_SET, writable=True),
+        *(
+            option
+            for number, (disk, fd) in enumerate(zip(spec.disks, fds.disks, strict=True), 1)
+            for option in _disk(disk, fd, fdset=number)
+        ),
     ]  # fmt: skip
 
 
@@ -139,7 +139,7 @@ def _chardev(name: str, fd: int) -> list[str]:
     return ["-chardev", f"socket,id={name},fd={fd},server=on,wait=off"]
 
 
-def _disk(name: str, fd: int, fdset: int, *, writable: bool) -> list[str]:
+def _disk(disk: Disk, fd: int, *, fdset: int) -> list[str]:
     """A virtio disk that the agent finds by its serial number.
 
     Caching is write-back with the guest's flushes honoured. QEMU's image locks are off: who may use an overlay is
@@ -147,10 +147,10 @@ def _disk(name: str, fd: int, fdset: int, *, writable: bool) -> list[str]:
     it. An error of the host's disk, a full one too, is the guest's to see: by default QEMU would stop the guest.
     """
     file = {"driver": "file", "filename": f"/dev/fdset/{fdset}", "locking": "off", "aio": "threads"}
-    mode: dict[str, object] = {"discard": "unmap"} if writable else {"read-only": True}
-    node = {"driver": "raw", "node-name": name, "file": file | mode} | mode
+    mode: dict[str, object] = {"read-only": True} if disk.read_only else {"discard": "unmap"}
+    node = {"driver": "raw", "node-name": disk.name, "file": file | mode} | mode
     return [
         "-add-fd", f"fd={fd},set={fdset}",
         "-blockdev", json.dumps(node),
-        "-device", f"virtio-blk-pci,drive={name},serial=squib-{name},werror=report,rerror=report",
+        "-device", f"virtio-blk-pci,drive={disk.name},serial=squib-{disk.name},werror=report,rerror=report",
     ]  # fmt: skip

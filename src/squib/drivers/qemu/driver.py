@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from squib.drivers.base import MachineSpec
+from squib.drivers.base import Capabilities, MachineSpec, check_supported
 from squib.drivers.qemu import console
 from squib.drivers.qemu.command import Acceleration, Descriptors, command_line
 from squib.drivers.qemu.machine import QemuMachine, remove_sockets
@@ -26,7 +26,7 @@ from squib.host.logs import BoundedLog
 from squib.host.probe import KVMProbe
 from squib.host.processes import Process, ProcessIdentity
 from squib.models import Check, CheckStatus, Fix
-from squib.paths import VMPaths
+from squib.paths import QemuPaths
 
 PROGRAM = "qemu-system-x86_64"
 MINIMUM_VERSION = (7, 2)
@@ -47,6 +47,7 @@ class QemuDriver:
     """
 
     name = "qemu"
+    capabilities = Capabilities(pause=True)
 
     def __init__(self, probe: KVMProbe, confinement: Jail) -> None:
         if probe.usable and not _open_to_vms(_KVM):
@@ -64,17 +65,22 @@ class QemuDriver:
     def groups(self) -> tuple[int, ...]:
         return (_KVM.stat().st_gid,) if self._acceleration.kvm else ()
 
+    def console_log(self, folder: Path) -> Path:
+        return QemuPaths(folder).console_log
+
     def memory_overhead_mib(self, spec: MachineSpec) -> int:
         return _HEAP_MIB + (0 if self._acceleration.kvm else self._acceleration.tb_size_mib)
 
     async def launch(
         self,
         spec: MachineSpec,
-        paths: VMPaths,
+        folder: Path,
         identity: ProcessIdentity,
         credentials: Credentials | None,
         on_spawned: Callable[[int], None],
     ) -> QemuMachine:
+        check_supported(self.name, self.capabilities, spec)
+        paths = QemuPaths(folder)
         async with contextlib.AsyncExitStack() as undo:
             with contextlib.ExitStack() as opened:  # everything in it is QEMU's from here on
                 lock = opened.enter_context(FileLock(identity.lock_path))
@@ -108,7 +114,8 @@ class QemuDriver:
     def _devices(self) -> tuple[str, ...]:
         return (str(_KVM),) if self._acceleration.kvm else ()
 
-    async def adopt(self, paths: VMPaths, identity: ProcessIdentity) -> QemuMachine | None:
+    async def adopt(self, folder: Path, identity: ProcessIdentity) -> QemuMachine | None:
+        paths = QemuPaths(folder)
         process = processes.adopt(identity)
         if process is None:
             remove_sockets(paths)
@@ -153,7 +160,7 @@ def _open_to_vms(device: Path) -> bool:
     return os.geteuid() != 0 or mode & 0o060 == 0o060 or mode & 0o006 == 0o006
 
 
-def _open(spec: MachineSpec, paths: VMPaths, opened: contextlib.ExitStack, *, private: bool) -> Descriptors:
+def _open(spec: MachineSpec, paths: QemuPaths, opened: contextlib.ExitStack, *, private: bool) -> Descriptors:
     """Open and create what QEMU inherits. ``private``: QEMU runs as another user than this one."""
 
     def file(path: Path, flags: int) -> int:
@@ -176,8 +183,7 @@ def _open(spec: MachineSpec, paths: VMPaths, opened: contextlib.ExitStack, *, pr
     return Descriptors(
         kernel=reopenable(spec.kernel),
         initramfs=reopenable(spec.initramfs),
-        base=file(spec.base, os.O_RDONLY),
-        overlay=file(spec.overlay, os.O_RDWR),
+        disks=tuple(file(disk.path, os.O_RDONLY if disk.read_only else os.O_RDWR) for disk in spec.disks),
         memory=_guest_memory(spec, opened),
         qmp=listener(paths.qmp_socket),
         agent=listener(paths.agent_socket),
@@ -189,7 +195,7 @@ def _guest_memory(spec: MachineSpec, opened: contextlib.ExitStack) -> int:
     """The guest's memory as an anonymous file, of a size that nobody can change under a mapping of it."""
     fd = os.memfd_create(f"squib-{spec.vm_id}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     opened.callback(os.close, fd)
-    os.ftruncate(fd, spec.mem_size_mib << 20)
+    os.ftruncate(fd, spec.memory.size_mib << 20)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
     return fd
 
@@ -209,7 +215,7 @@ async def _never_ran(qmp: QMP) -> bool:
     return isinstance(status, dict) and status.get("status") == "prelaunch"
 
 
-async def _launch_failed(process: Process, paths: VMPaths, error: HostError | ToolFailed) -> BootFailed:
+async def _launch_failed(process: Process, paths: QemuPaths, error: HostError | ToolFailed) -> BootFailed:
     """The error for a QEMU that did not get as far as its monitor: with its own words, if it has ended."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_END_TIMEOUT_S):

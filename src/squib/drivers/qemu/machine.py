@@ -12,7 +12,7 @@ from squib.drivers.qemu.qmp import QMP
 from squib.errors import ToolFailed
 from squib.host import logs, sockets
 from squib.host.processes import Process
-from squib.paths import VMPaths
+from squib.paths import QemuPaths
 
 _EVIDENCE_BYTES = 16 * 1024
 
@@ -23,7 +23,7 @@ class QemuMachine:
     ``qmp`` and ``console`` may be missing for a machine that was adopted in bad shape.
     """
 
-    def __init__(self, process: Process, paths: VMPaths, qmp: QMP | None, console: ConsolePump | None) -> None:
+    def __init__(self, process: Process, paths: QemuPaths, qmp: QMP | None, console: ConsolePump | None) -> None:
         self.pid = process.pid
         self.qmp = qmp
         self._process = process
@@ -94,6 +94,6 @@ class QemuMachine:
         )
 
 
-def remove_sockets(paths: VMPaths) -> None:
+def remove_sockets(paths: QemuPaths) -> None:
     for path in paths.sockets():
         path.unlink(missing_ok=True)

@@ -1,0 +1,28 @@
+"""Moving the files of a state directory that an older squib wrote to where this one looks for them."""
+
+from __future__ import annotations
+
+import contextlib
+
+from squib.paths import Home, VMPaths
+
+_QEMU_FILES = ("agent.sock", "qmp.sock", "console.sock", "console.log", "console.log.1", "vmm.log")
+
+
+def upgrade_files(home: Home) -> None:
+    """Move the files of drivers, which schema 1 had in the VM's directory, to the driver's own. Idempotent.
+
+    Sockets move too: a VMM that runs still listens on them.
+    """
+    for folder in home.vms.iterdir():
+        if folder.is_dir():
+            _move_qemu_files(VMPaths(folder))
+
+
+def _move_qemu_files(vm: VMPaths) -> None:
+    for name in _QEMU_FILES:
+        with contextlib.suppress(FileNotFoundError):
+            old = vm.root / name
+            old.lstat()
+            vm.qemu.root.mkdir(mode=0o700, exist_ok=True)
+            old.replace(vm.qemu.root / name)
