@@ -236,11 +236,17 @@ def test_files_that_only_the_engine_may_read_boot_too(
     vm: tuple[MachineSpec, VMPaths], driver: QemuDriver, tmp_path: Path
 ) -> None:
     spec = vm[0]
-    private = replace(spec, kernel=tmp_path / "kernel", initramfs=tmp_path / "initramfs", base=tmp_path / "base")
+    base, overlay = spec.disks
+    private = replace(
+        spec,
+        kernel=tmp_path / "kernel",
+        initramfs=tmp_path / "initramfs",
+        disks=(replace(base, path=tmp_path / "base"), overlay),
+    )
     for source, target in (
         (spec.kernel, private.kernel),
         (spec.initramfs, private.initramfs),
-        (spec.base, private.base),
+        (base.path, private.disks[0].path),
     ):
         shutil.copy(source, target)
         target.chmod(0o400)
