@@ -1,4 +1,4 @@
-"""The HTTP API of an engine, under ``/v1``; its OpenAPI description is at ``/v1/openapi.json``."""
+"""The HTTP API of an engine, under ``/v1``. ``/v1/openapi.json`` describes it."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from squib.errors import InternalError, InvalidArgument, NotFound, SquibError
 from squib.version import VERSION
 
 UNIX_SOCKET_HOST = "squib"
-"""The Host that clients of the unix socket send."""
+"""The Host header that clients of the unix socket send."""
 
-_JSON_HINT = "the body has to be JSON, with the header Content-Type: application/json"
-_CLIENT_GONE = 499  # as nginx has it; there is no status for this
+_JSON_HINT = "send JSON with the header Content-Type: application/json"
+_CLIENT_GONE = 499  # nginx uses this number; HTTP has no status for it
 
 
 def create_app(
     engine: Engine, *, allowed_hosts: Collection[str] = (UNIX_SOCKET_HOST,), token: str | None = None
 ) -> ASGIApp:
-    """The engine's API as an ASGI app. With ``token``, requests need ``Authorization: Bearer <token>``."""
+    """Return the engine's API as an ASGI app. With ``token``, requests need ``Authorization: Bearer <token>``."""
     api = FastAPI(
         title="squib",
         version=VERSION,
-        description="Linux microVMs: create, exec, stop, delete.",
+        description="Create Linux microVMs, run commands in them, copy files, stop and delete them.",
         openapi_url="/v1/openapi.json",
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        responses={"default": {"model": ErrorBody, "description": "what failed, and what to do"}},
+        responses={"default": {"model": ErrorBody, "description": "an error: what failed and what to do"}},
     )
     api.state.engine = engine
     for routes in (engine_info, vms, env, exec, processes, pty, files, logs, assets):
@@ -73,7 +73,7 @@ async def _on_invalid_handshake(socket: WebSocket, error: WebSocketRequestValida
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    if isinstance(error.__cause__, SquibError):  # raised while the body was read
+    if isinstance(error.__cause__, SquibError):  # raised while the body was being read
         return error_response(error.__cause__)
     if error.status_code in (404, 405):
         return error_response(
@@ -83,11 +83,11 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_client_gone(request: Request, error: Exception) -> Response:
-    """Nobody reads this answer; it is no fault to log."""
+    """Nobody reads this response. A client that disconnects is not a fault to log."""
     return Response(status_code=_CLIENT_GONE)
 
 
 async def _on_fault(request: Request, error: Exception) -> Response:
-    """A fault of ours. The server logs the traceback; the client learns where to look."""
-    fault = InternalError(f"a fault in squib: {type(error).__name__}", hint="squib logs --engine shows the traceback")
+    """Report a bug of squib. The server logs the traceback; the client learns where to look."""
+    fault = InternalError(f"internal error: {type(error).__name__}", hint="squib logs --engine shows the traceback")
     return error_response(fault)

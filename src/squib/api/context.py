@@ -1,4 +1,4 @@
-"""How routes reach the engine, and what they need to know of their client."""
+"""How routes reach the engine, and how they notice that a client disconnects."""
 
 from __future__ import annotations
 
@@ -24,17 +24,20 @@ async def _engine(connection: HTTPConnection) -> Engine:
 
 
 EngineDep = Annotated[Engine, Depends(_engine)]
-Ref = Annotated[Name, Path(description="a VM's ID or name")]
+Ref = Annotated[Name, Path(description="a VM's name or ID")]
 
 
 def ascii_json(value: ResponseModel) -> Response:
-    """The answer for a value that may hold bytes which are no UTF-8, as lone surrogates."""
+    """Return a JSON response in ASCII. The value may hold bytes that are not UTF-8, as lone surrogates."""
     body = json.dumps(value.model_dump(mode="json")).encode("ascii")
     return Response(body, media_type="application/json")
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Do ``work``; cancel it, and wait for its clean-up, if the client goes away before it is done."""
+    """Run ``work``. If the client disconnects first, cancel it and wait until it has cleaned up.
+
+    Raises `ClientDisconnect` then.
+    """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(request))
     try:

@@ -1,4 +1,4 @@
-"""What every request passes before a route sees it: Host header, token, size of the body. Plain ASGI."""
+"""Checks of every request before a route sees it: Host header, token and body size. Plain ASGI."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from squib.core.engine import Engine
 from squib.errors import BodyTooLarge, HostNotAllowed, SquibError, Unauthorized
 
 MAX_BODY_BYTES = 1 << 20
-"""For every request but streams of bytes into a guest, which are passed on as they come."""
+"""The limit for every request except streams of bytes into a guest, which are passed on as they come."""
 _STREAMED = re.compile(r"POST .*/stdin|PUT .*/files(/tar)?")
 _MAX_LENGTH_DIGITS = 18
 _POLICY_VIOLATION = 1008
@@ -23,11 +23,10 @@ _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:]+)(:[0-9]+)?")
 
 
 class Guards:
-    """Refuses requests with a foreign Host, without the token (if there is one), or with too large a body.
+    """Reject requests with an unknown Host, without the token (if one is set), or with too large a body.
 
-    The Host check keeps a web page from reaching a local engine through DNS rebinding. What keeps a page from reading
-    the answers of other sites does not hold for WebSockets, so those of foreign pages are refused. Counts as activity
-    of the engine.
+    The Host check keeps a web page from reaching a local engine through DNS rebinding. Browsers do not apply the
+    same-origin policy to WebSockets, so a WebSocket's Origin is checked too. A request keeps the engine active.
     """
 
     def __init__(self, app: ASGIApp, engine: Engine, *, allowed_hosts: Collection[str], token: str | None) -> None:
@@ -57,26 +56,28 @@ class Guards:
         host = host_of(headers.get("host", ""))
         if host not in self._allowed_hosts:
             raise HostNotAllowed(
-                f"the engine does not answer to the host name {host[:100]!r}",
+                f"the engine does not serve the host name {host[:100]!r}",
                 hint=f"squib serve --allow-host {shlex.quote(host[:100]) if host else 'NAME'}",
             )
         if self._token is None:
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), self._token):
-            raise Unauthorized("the token is missing or wrong", hint="set SQUIB_TOKEN to what squib serve printed")
+            raise Unauthorized(
+                "the token is missing or wrong", hint="set SQUIB_TOKEN to the token that squib serve printed"
+            )
 
     def _check_origin(self, headers: Headers) -> None:
         origin = headers.get("origin")
         if origin is not None and host_of(origin.partition("://")[2]) not in self._allowed_hosts:
             raise HostNotAllowed(
-                f"the engine does not answer to the pages of {origin[:100]!r}",
-                hint="squib serve --allow-host NAME allows those of a host",
+                f"the engine does not accept WebSockets from pages of {origin[:100]!r}",
+                hint="squib serve --allow-host NAME",
             )
 
 
 async def refuse(error: SquibError, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer a request, or the handshake of a WebSocket, with an error."""
+    """Answer a request or a WebSocket handshake with an error."""
     if scope["type"] == "websocket" and "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
         return
@@ -84,7 +85,7 @@ async def refuse(error: SquibError, scope: Scope, receive: Receive, send: Send) 
 
 
 def host_of(header: str) -> str:
-    """The host of a Host header, without its port: ``[::1]:80`` is ``[::1]``. Empty if it is none."""
+    """Return the host of a Host header without its port: ``[::1]:80`` gives ``[::1]``. Empty if invalid."""
     found = _HOST.fullmatch(header.lower())
     return found[1] if found else ""
 
@@ -107,4 +108,4 @@ def _limited(headers: Headers, receive: Receive) -> Receive:
 
 
 def _too_large() -> BodyTooLarge:
-    return BodyTooLarge(f"the request's body is over {MAX_BODY_BYTES} bytes")
+    return BodyTooLarge(f"the request body is larger than {MAX_BODY_BYTES} bytes")

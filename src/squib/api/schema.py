@@ -1,4 +1,4 @@
-"""Bodies that only the API has."""
+"""Request and response bodies that only the API uses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from squib.models import (
 
 
 class WireError(ResponseModel):
-    """See `squib.errors`."""
+    """An error: see ``docs/api.md`` for the codes."""
 
     code: str
     message: str
@@ -33,13 +33,16 @@ class WireError(ResponseModel):
 
 
 class ErrorBody(ResponseModel):
-    """The body of every answer with a status of 400 or more."""
+    """The body of every response with a status of 400 or more."""
 
     error: WireError
 
 
 class CreateRequest(RequestModel):
-    """A new VM. With ``start`` the answer comes when it is ready; if it does not come up, nothing of it stays."""
+    """A new VM.
+
+    With ``start`` the VM is booted, and the response comes when it is ready. If the boot fails, the VM is removed.
+    """
 
     config: VMConfig = VMConfig()
     start: bool = False
@@ -47,38 +50,38 @@ class CreateRequest(RequestModel):
 
 
 class StartRequest(RequestModel):
-    """How long the guest may take to answer."""
+    """How long the guest may take to boot, in seconds."""
 
     boot_timeout_s: float = Field(default=DEFAULT_BOOT_TIMEOUT_S, gt=0, le=3600)
 
 
 class StopRequest(RequestModel):
-    """How long the guest may take to power off; 0 forces it at once."""
+    """How long the guest may take to power off, in seconds. 0 forces it off at once."""
 
     timeout_s: float = Field(default=DEFAULT_STOP_TIMEOUT_S, ge=0, le=3600)
 
 
 class SignalRequest(RequestModel):
-    """A signal, by its number on Linux."""
+    """A signal, by its Linux number."""
 
     signal: int = Field(ge=1, le=64)
 
 
 class EnvVars(ResponseModel):
-    """The VM-wide environment."""
+    """The VM-wide environment variables."""
 
     env: dict[str, str] = Field(repr=False)
 
 
 class EnvChange(RequestModel):
-    """Variables to set and to unset; no name may be in both."""
+    """Variables to set and to unset. A name must not be in both."""
 
     set: Env = Field(default_factory=dict, repr=False)
     unset: list[EnvName] = Field(default_factory=list)
 
 
 class MkdirRequest(RequestModel):
-    """A directory to make. ``user`` owns it; ``mode`` is octal digits."""
+    """A directory to create. ``user`` owns it. ``mode`` is in octal digits."""
 
     path: str
     mode: str | None = Field(default=None, pattern="^[0-7]{1,4}$")
@@ -87,14 +90,14 @@ class MkdirRequest(RequestModel):
 
 
 class RenameRequest(RequestModel):
-    """A file's present path, and the one it gets."""
+    """A file's path and its new path."""
 
     source: str = Field(alias="from")
     target: str = Field(alias="to")
 
 
 class TarResult(ResponseModel):
-    """What was unpacked."""
+    """How many entries and bytes of file content were unpacked."""
 
     entries: int = 0
     bytes: int = 0
@@ -108,14 +111,14 @@ class ResizeRequest(PtySize):
 
 
 class TerminalAttach(RequestModel):
-    """A terminal that is there: its output from ``offset`` on, or from the oldest that is kept."""
+    """A terminal to attach to. Output starts at ``offset``, or at the oldest byte that is kept."""
 
     id: str = Field(pattern=r"\Ap[0-9]{1,18}\z")
     offset: int = Field(default=0, ge=0, lt=1 << 63)
 
 
 class TerminalInput(RequestModel):
-    """What is typed, as text. Bytes that are no UTF-8 are lone surrogates, as everywhere."""
+    """Typed text. Bytes that are not UTF-8 are lone surrogates (``\\udc80`` to ``\\udcff``)."""
 
     data: str
 
@@ -125,7 +128,7 @@ class TerminalInput(RequestModel):
         try:
             value.encode("utf-8", "surrogateescape")
         except UnicodeEncodeError:
-            raise ValueError("holds half a character") from None
+            raise ValueError("contains a surrogate that stands for no byte") from None
         return value
 
 
@@ -136,13 +139,13 @@ class VMList(ResponseModel):
 
 
 class ProcessList(ResponseModel):
-    """Commands, oldest first."""
+    """Running and kept commands, oldest first."""
 
     processes: list[ProcessInfo]
 
 
 class ImageList(ResponseModel):
-    """Images, by name."""
+    """The images in the cache, sorted by name."""
 
     images: list[ImageInfo]
 
@@ -154,21 +157,19 @@ class KernelList(ResponseModel):
 
 
 class CheckList(ResponseModel):
-    """What doctor has found."""
-
-    """What doctor found, in the order in which it looked."""
+    """The results of the doctor's checks, in order."""
 
     checks: list[Check]
 
 
 class KernelBuildRequest(RequestModel):
-    """Without ``rebuild``, a kernel that is in the cache already is kept."""
+    """Without ``rebuild``, a cached kernel is kept."""
 
     rebuild: bool = False
 
 
 class BuildRequest(RequestModel):
-    """What to build. Without ``rebuild``, what is in the cache already is kept."""
+    """An image to build. Without ``rebuild``, a cached image is kept."""
 
     name: Name
     rebuild: bool = False

@@ -1,4 +1,4 @@
-"""The engine as a process: its API on the state directory's unix socket and, if asked for, on TCP."""
+"""The engine as a process: it serves the API on the state directory's unix socket and optionally on TCP."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from squib.paths import Home
 log = logging.getLogger("squib.server")
 
 MAX_MESSAGE_BYTES = 1 << 20
-"""Of a WebSocket; a longer one ends it."""
+"""The limit of a WebSocket message. A longer one closes the connection."""
 _LOG_BYTES = 4 << 20
 _IDLE_POLL_S = 1.0
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
@@ -37,7 +37,7 @@ _LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 @dataclass(frozen=True)
 class TcpOptions:
-    """Where to listen beside the unix socket. ``token`` is made, and kept in the state directory, if it is empty."""
+    """A TCP address to serve. If ``token`` is empty, one is generated and kept in the state directory."""
 
     host: str
     port: int
@@ -52,9 +52,9 @@ async def serve(
     tcp: TcpOptions | None = None,
     on_ready: Callable[[str | None, str | None], None],
 ) -> None:
-    """Run the engine until SIGTERM or SIGINT, or until nobody has needed it for ``idle_exit_s``. VMs go on.
+    """Run the engine until SIGTERM or SIGINT, or until it has been idle for ``idle_exit_s``. VMs keep running.
 
-    ``on_ready`` is called with the URL and the token of the TCP listener (or ``None``) when requests are answered.
+    ``on_ready`` is called with the URL and the token of the TCP listener (or ``None``) once requests are served.
     Raises `EngineStartFailed`, `InvalidArgument` if the address cannot be bound.
     """
     async with contextlib.AsyncExitStack() as stack:
@@ -87,26 +87,26 @@ async def serve(
                     await asyncio.wait_for(stop.wait(), _IDLE_POLL_S)
             if engine.home_replaced:
                 await kill_all(engine)
-            log.info("engine ends: %s", "asked to" if stop.is_set() else "not needed any more")
-            _unlink(home.engine_socket, socket_inode)  # from here on, clients start another engine
+            log.info("engine exits: %s", "signal" if stop.is_set() else "idle")
+            _unlink(home.engine_socket, socket_inode)  # clients now start another engine
             for server in servers:
                 server.should_exit = True
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach ``host``."""
+    """Return whether only this machine can reach ``host``."""
     return host == "localhost" or host.startswith("127.") or host in ("::1", "[::1]")
 
 
 def _unlink(path: Path, inode: int) -> None:
-    """Remove our own socket, not that of an engine which has the place by now."""
+    """Remove our own socket. Another engine may own the path by now."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         if path.stat().st_ino == inode:
             path.unlink()
 
 
 class _Server(uvicorn.Server):
-    """uvicorn on one listening socket; signals are the engine's."""
+    """uvicorn on one listening socket, without signal handlers: `serve` has its own."""
 
     def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
         super().__init__(
@@ -118,7 +118,7 @@ class _Server(uvicorn.Server):
                 timeout_graceful_shutdown=2,
                 ws="websockets-sansio",
                 ws_max_size=MAX_MESSAGE_BYTES,
-                ws_ping_interval=None,  # the routes send something often enough; and who is suspended is not gone
+                ws_ping_interval=None,  # the routes send often enough, and a suspended client must not time out
                 ws_per_message_deflate=False,
             )
         )
@@ -133,7 +133,7 @@ class _Server(uvicorn.Server):
         return contextlib.nullcontext()
 
     async def answer(self) -> None:
-        """Answer requests until ``should_exit``."""
+        """Serve requests until ``should_exit`` is set."""
         await self.serve([self._listener])
 
 
@@ -148,7 +148,7 @@ def _bind(tcp: TcpOptions) -> socket.socket:
 
 
 def _own_token(home: Home) -> str:
-    """The token of this state directory; made once."""
+    """Return the token of this state directory. It is generated once."""
     if home.token.exists() and (kept := home.token.read_text().strip()):
         return kept
     token = secrets.token_urlsafe(32)
@@ -157,7 +157,7 @@ def _own_token(home: Home) -> str:
 
 
 def log_to_file(home: Home) -> None:
-    """Send the log to the state directory, bounded to two files of 4 MiB."""
+    """Write the log to the state directory, to at most two files of 4 MiB."""
     home.root.mkdir(mode=0o700, parents=True, exist_ok=True)
     handler = logging.handlers.RotatingFileHandler(home.engine_log, maxBytes=_LOG_BYTES, backupCount=1)
     logging.basicConfig(

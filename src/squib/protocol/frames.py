@@ -1,7 +1,7 @@
-"""The frames in which a command's output travels: from the agent to the engine and on to every client.
+"""Frames: how a command's output travels from the agent to the engine and on to clients.
 
 A frame is a header of 13 bytes (kind, payload length, offset in its stream; big endian) and a payload of at most
-64 KiB, see ``protocol/agent.md``. What comes from a guest is hostile: a frame that breaks the rules is a `FrameError`.
+64 KiB: see ``protocol/agent.md``. Guests are not trusted: an invalid frame raises `FrameError`.
 """
 
 from __future__ import annotations
@@ -22,29 +22,33 @@ _MAX_DURATION_MS = 1 << 53
 
 
 class FrameKind(IntEnum):
+    """What a frame carries."""
+
     STARTED = 0
     STDOUT = 1
     STDERR = 2
     EXIT = 3
     IDLE = 4
     ERROR = 5
-    """Only from the engine: the command's end is not known. The payload is an error as `squib.errors.to_wire` makes
-    it.
+    """Sent only by the engine, when it cannot learn how the command ended. The payload is an error in the form of
+    `squib.errors.to_wire`.
     """
 
 
 class FrameError(ValueError):
-    """Bytes that are no frame."""
+    """The bytes are not a valid frame."""
 
 
 @dataclass(frozen=True)
 class Frame:
+    """One frame. ``offset`` is the position of the payload in its stream."""
+
     kind: FrameKind
     payload: bytes
     offset: int = 0
 
     def json(self) -> dict[str, Any]:
-        """The payload of a frame that is not a stream. Raises `FrameError` if it is not a JSON object."""
+        """Parse the payload of a frame that is not output. Raises `FrameError` if it is not a JSON object."""
         try:
             value = json.loads(self.payload)
         except (ValueError, RecursionError) as error:
@@ -55,29 +59,29 @@ class Frame:
 
 
 def encode(kind: FrameKind, payload: bytes, offset: int = 0) -> bytes:
-    """One frame as bytes."""
+    """Encode a frame."""
     return HEADER.pack(kind, len(payload), offset) + payload
 
 
 def encode_json(kind: FrameKind, value: object) -> bytes:
-    """One frame with a JSON payload."""
+    """Encode a frame with a JSON payload."""
     return encode(kind, json.dumps(value).encode())
 
 
 class FrameDecoder:
-    """Turns a byte stream, in pieces of any size, into frames. Holds at most one unfinished frame."""
+    """Decode a byte stream, in pieces of any size, into frames. Buffers at most one unfinished frame."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Frame]:
-        """The frames that are complete with ``data``. Raises `FrameError`."""
+        """Add ``data`` and yield the frames that are now complete. Raises `FrameError`."""
         self._buffer += data
         start = 0
         while len(self._buffer) - start >= HEADER.size:
             kind, length, offset = HEADER.unpack_from(self._buffer, start)
             if length > MAX_PAYLOAD_BYTES or kind > max(FrameKind):
-                raise FrameError(f"a frame of kind {kind} and {length} bytes")
+                raise FrameError(f"invalid frame: kind {kind}, {length} bytes")
             end = start + HEADER.size + length
             if len(self._buffer) < end:
                 break
@@ -87,13 +91,13 @@ class FrameDecoder:
 
     @property
     def pending(self) -> bool:
-        """Whether the stream so far ends inside a frame."""
+        """Whether the stream so far ends in the middle of a frame."""
         return bool(self._buffer)
 
 
 @dataclass(frozen=True)
 class CommandEnd:
-    """How a command ended. ``exit_code`` is as a shell shows it: 128 + n after signal n, 124 after a timeout."""
+    """How a command ended. ``exit_code`` follows the shell: 128 + n after signal n, 124 after a timeout."""
 
     exit_code: int
     signal: int | None
@@ -102,7 +106,7 @@ class CommandEnd:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> CommandEnd:
-        """From the payload of an ``EXIT`` frame. Raises `FrameError` if that says nothing."""
+        """Read the payload of an ``EXIT`` frame. Raises `FrameError` if it is invalid."""
         exit_code, signal = _number(values, "exit_code", 255), _number(values, "signal", 127)
         timed_out = values.get("timed_out") is True
         if timed_out:
@@ -110,15 +114,15 @@ class CommandEnd:
         elif signal is not None:
             exit_code = _SIGNAL_BASE + signal
         if exit_code is None:
-            raise FrameError("an exit frame without exit_code and signal")
+            raise FrameError("invalid exit frame: no exit_code and no signal")
         return cls(exit_code, signal, timed_out, (_number(values, "duration_ms", _MAX_DURATION_MS) or 0) / 1000)
 
 
 def _number(values: dict[str, Any], name: str, highest: int) -> int | None:
-    """A whole number of a guest's, which may send anything. Raises `FrameError`."""
+    """Read an integer that a guest sent. Raises `FrameError` if it is not one or out of range."""
     value = values.get(name)
     if value is None:
         return None
     if type(value) is not int or not 0 <= value <= highest:
-        raise FrameError(f"an exit frame whose {name} is {str(value)[:40]}")
+        raise FrameError(f"invalid exit frame: {name} is {str(value)[:40]}")
     return value

@@ -1,8 +1,7 @@
-"""How files of a guest are spoken of: paths and queries on the way in, descriptions and events on the way out.
+"""Files of a guest on the wire: paths and queries to the guest, file descriptions and events from it.
 
-A path is bytes, in Python a `str` with lone surrogates for what is not UTF-8 (`os.fsdecode`), percent-encoded in a
-query. What comes from a guest is hostile: a line that breaks the rules is `AgentUnreachable`
-(``protocol/agent.md``).
+A path is bytes. In Python it is a `str` with lone surrogates for bytes that are not UTF-8 (`os.fsdecode`); in a query
+it is percent-encoded. Guests are not trusted: an invalid line raises `AgentProtocolError` (``protocol/agent.md``).
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 from pydantic import ValidationError
 
-from squib.errors import AgentUnreachable, InvalidArgument
+from squib.errors import AgentProtocolError, InvalidArgument
 from squib.models import MAX_PATH_BYTES, FileEvent, FileInfo, ResponseModel
 
 GuestPath = str | bytes | os.PathLike[str]
@@ -28,72 +27,72 @@ M = TypeVar("M", bound=ResponseModel)
 
 
 def check_path(path: GuestPath) -> str:
-    """A path in a guest as text. Raises `InvalidArgument` if it is relative, too long or holds a NUL byte."""
+    """Return a guest path as text. Raises `InvalidArgument` if it is relative, too long or contains a NUL byte."""
     text = os.fsdecode(path)
     shown = text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
     if not text.startswith("/"):
         raise InvalidArgument(
-            f"{shown!r} is not an absolute path", hint=f"paths in a guest begin with '/', such as {'/root/' + shown!r}"
+            f"{shown!r} is not an absolute path", hint=f"guest paths start with '/', such as {'/root/' + shown!r}"
         )
     if "\0" in text:
-        raise InvalidArgument(f"{shown!r} holds a NUL byte, which no path can")
+        raise InvalidArgument(f"{shown!r} contains a NUL byte")
     try:
         size = len(os.fsencode(text))
     except UnicodeEncodeError:
-        raise InvalidArgument(f"{shown!r} is no path: it holds a surrogate that stands for no byte") from None
+        raise InvalidArgument(f"invalid path {shown!r}: it contains a surrogate that stands for no byte") from None
     if size > MAX_PATH_BYTES:
-        raise InvalidArgument(f"{shown!r} has {size} bytes; a path has at most {MAX_PATH_BYTES}")
+        raise InvalidArgument(f"the path {shown!r} has {size} bytes; the limit is {MAX_PATH_BYTES}")
     return text
 
 
 def encode_query(*pairs: tuple[str, str | int | bool | None]) -> str:
-    """A query, with its question mark, of those pairs that say something: ``None`` and ``False`` are left out."""
-    said = [
+    """Encode a query string with its question mark. Pairs whose value is ``None`` or ``False`` are left out."""
+    given = [
         (name, "1" if value is True else str(value))
         for name, value in pairs
         if value is not None and value is not False
     ]
-    return "?" + urlencode(said, quote_via=quote, safe="/", errors="surrogateescape") if said else ""
+    return "?" + urlencode(given, quote_via=quote, safe="/", errors="surrogateescape") if given else ""
 
 
 def decode_query(query: bytes) -> list[tuple[str, str]]:
-    """The pairs of a query, with their bytes kept."""
+    """Decode a query string into pairs. Bytes that are not UTF-8 are kept as lone surrogates."""
     return parse_qsl(query.decode("latin-1"), keep_blank_values=True, errors="surrogateescape")
 
 
 class LineDecoder:
-    """Turns a byte stream into the JSON objects that are its lines. Holds at most one unfinished line."""
+    """Decode a byte stream of JSON lines into objects. Buffers at most one unfinished line."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, data: bytes) -> Iterator[dict[str, Any]]:
-        """The objects that are complete with ``data``. Raises `AgentUnreachable`."""
+        """Add ``data`` and yield the objects that are now complete. Raises `AgentProtocolError`."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             yield parse_line(line)
         if len(self._rest) > MAX_LINE_BYTES:
-            raise AgentUnreachable(f"the guest sent a line of more than {MAX_LINE_BYTES} bytes")
+            raise AgentProtocolError(f"the guest sent a line of more than {MAX_LINE_BYTES} bytes")
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
-    """The JSON object that is a line, or a short answer. Raises `AgentUnreachable`."""
+    """Parse a line or a short response as a JSON object. Raises `AgentProtocolError`."""
     try:
         value = json.loads(line) if len(line) <= MAX_LINE_BYTES else None
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise AgentUnreachable("the guest sent what is no JSON object, or a long one")
+        raise AgentProtocolError("the guest sent an invalid line: it is too long or not a JSON object")
     return value
 
 
 def parse_info(values: dict[str, Any]) -> FileInfo:
-    """A file's description. Raises `AgentUnreachable`."""
+    """Parse a file description. Raises `AgentProtocolError`."""
     return _parse(FileInfo, values, FileInfo.model_fields)
 
 
 def parse_event(values: dict[str, Any]) -> FileEvent:
-    """An event of a watched directory. Raises `AgentUnreachable`."""
+    """Parse an event of a watched directory. Raises `AgentProtocolError`."""
     return _parse(FileEvent, values | {"source": values.get("from")}, FileEvent.model_fields)
 
 
@@ -103,4 +102,6 @@ def _parse(model: type[M], values: dict[str, Any], names: Iterable[str]) -> M:
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         field = ".".join(map(str, problem["loc"]))
-        raise AgentUnreachable(f"the guest sent what is no {model.__name__}: {field}: {problem['msg'][:200]}") from None
+        raise AgentProtocolError(
+            f"the guest sent an invalid {model.__name__}: {field}: {problem['msg'][:200]}"
+        ) from None

@@ -126,7 +126,7 @@ def test_links_are_described_themselves_if_asked_for(check: Check) -> None:
         ("GET", "?path=/a%00b", "NUL"),
         ("GET", "?path=/" + "a" * 5000, "5001 bytes"),
         ("GET", "", "path"),
-        ("GET", "?path=/a&path=/b", "2 of them"),
+        ("GET", "?path=/a&path=/b", "expected one path, got 2"),
         ("GET", "?path=/a&offset=-1", "offset"),
         ("GET", "?path=/a&length=9223372036854775808", "length"),
         ("PUT", "?path=/a&mode=rw", "mode"),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from squib.errors import AgentUnreachable, InvalidArgument
+from squib.errors import AgentProtocolError, InvalidArgument
 from squib.models import FileEventType, FileType
 from squib.protocol.guestfiles import (
     MAX_LINE_BYTES,
@@ -89,14 +89,14 @@ def test_a_description_is_read_and_unknown_fields_are_ignored() -> None:
     ids=str,
 )  # fmt: skip
 def test_a_description_that_breaks_the_rules_is_an_error_of_the_guest(changes: dict[str, Any]) -> None:
-    with pytest.raises(AgentUnreachable, match="FileInfo") as caught:
+    with pytest.raises(AgentProtocolError, match="FileInfo") as caught:
         parse_info(INFO | changes)
     assert len(caught.value.message) < 400
 
 
 @pytest.mark.parametrize("missing", ["name", "type", "size", "mode", "mtime_ns"])
 def test_a_description_without_a_field_is_none(missing: str) -> None:
-    with pytest.raises(AgentUnreachable, match=missing):
+    with pytest.raises(AgentProtocolError, match=missing):
         parse_info({key: value for key, value in INFO.items() if key != missing})
 
 
@@ -105,7 +105,7 @@ def test_events_are_read() -> None:
     assert (event.type, event.path, event.source) == (FileEventType.MOVED, "/a", "/b")
     assert parse_event({"type": "overflow"}).path == ""
     for wrong in ({"type": 1, "path": "/a"}, {"path": "/a"}, {"type": "created", "path": 5}):
-        with pytest.raises(AgentUnreachable, match="FileEvent"):
+        with pytest.raises(AgentProtocolError, match="FileEvent"):
             parse_event(wrong)
 
 
@@ -124,14 +124,14 @@ def test_lines_are_read_in_pieces_of_any_size(values: list[dict[str, int]], size
     "data", [b"[]\n", b"\n", b"5\n", b"{\n", b"[" * 60_000 + b"\n", b"{}" + b" " * MAX_LINE_BYTES + b"\n", b"\xff\n"]
 )
 def test_a_line_that_is_no_object_is_an_error_of_the_guest(data: bytes) -> None:
-    with pytest.raises(AgentUnreachable):
+    with pytest.raises(AgentProtocolError):
         list(LineDecoder().feed(data))
-    with pytest.raises(AgentUnreachable):
+    with pytest.raises(AgentProtocolError):
         parse_line(data)
 
 
 def test_a_line_without_an_end_is_not_kept() -> None:
     decoder = LineDecoder()
     assert list(decoder.feed(b"x" * MAX_LINE_BYTES)) == []
-    with pytest.raises(AgentUnreachable, match="line of more than"):
+    with pytest.raises(AgentProtocolError, match="line of more than"):
         list(decoder.feed(b"x"))

@@ -14,11 +14,11 @@ router = APIRouter(tags=["engine"])
 
 @router.get("/engine")
 async def get_engine(engine: EngineDep) -> EngineInfo:
-    """What this engine is: version, accelerator, how many VMs."""
+    """Describe this engine: version, accelerator, number of VMs."""
     return engine.info()
 
 
 @router.get("/doctor")
 async def get_doctor(engine: EngineDep) -> CheckList:
-    """Whether the engine's host is fit for VMs, and its state directory in order. Takes about a second."""
+    """Check whether the host can run VMs and whether the state directory is in order. Takes about a second."""
     return CheckList(checks=[*await doctor.check_host(engine.home), *doctor.check_engine(engine)])

@@ -1,4 +1,4 @@
-"""``/v1/vms/{ref}/env``: the environment of every command of a VM."""
+"""``/v1/vms/{ref}/env``: the VM-wide environment variables, which every command gets."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ router = APIRouter(prefix="/vms/{ref}/env", tags=["env"])
 
 @router.get("", response_model=EnvVars)
 async def get(engine: EngineDep, ref: Ref) -> Response:
-    """The VM-wide environment, values included: whoever may ask may also run ``env`` there."""
+    """Return the VM-wide environment variables with their values.
+
+    A caller of this route can also run ``env`` in the VM, so it learns nothing new.
+    """
     return _answer(get_env(engine, ref))
 
 
 @router.patch("", response_model=EnvVars)
 async def change(engine: EngineDep, ref: Ref, body: EnvChange) -> Response:
-    """Set and unset variables. It holds for every command that is started later, after a restart too."""
+    """Set and unset variables. Commands started later get them, also after a restart of the VM."""
     return _answer(await change_env(engine, ref, set=body.set, unset=body.unset))
 
 
 def _answer(env: dict[str, str]) -> Response:
-    """In ASCII: bytes that are not UTF-8 are lone surrogates, which pydantic's JSON refuses."""
+    """Encode as ASCII: values may hold lone surrogates, which pydantic's JSON encoder rejects."""
     return Response(json.dumps({"env": env}), media_type="application/json")

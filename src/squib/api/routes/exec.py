@@ -1,4 +1,4 @@
-"""``/v1/vms/{ref}/exec``: commands."""
+"""``/v1/vms/{ref}/exec``: run commands."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ router = APIRouter(prefix="/vms/{ref}", tags=["exec"])
 
 
 class CommandResponse(StreamingResponse):
-    """The output of a command, which is left (and in the foreground killed) even if the client has gone before there
-    was any.
+    """Stream a command's output.
+
+    The command is closed at the end, even if the client disconnects before there is output. This kills a foreground
+    command.
     """
 
     def __init__(self, command: exec.Command) -> None:
@@ -24,7 +26,6 @@ class CommandResponse(StreamingResponse):
         self._command = command
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -33,7 +34,8 @@ class CommandResponse(StreamingResponse):
 
 @router.post("/exec", response_class=StreamingResponse, responses={200: {"content": {frames.CONTENT_TYPE: {}}}})
 async def run(engine: EngineDep, ref: Ref, body: ExecRequest) -> StreamingResponse:
-    """Run a command and stream its output as frames (protocol/agent.md). If the client goes away, the command is
-    killed, unless it is one of the background.
+    """Run a command and stream its output as frames (``protocol/agent.md``).
+
+    If the client disconnects, a foreground command is killed. A background command keeps running.
     """
     return CommandResponse(await exec.start_exec(engine, ref, body))

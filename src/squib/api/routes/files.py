@@ -1,5 +1,6 @@
-"""``/v1/vms/{ref}/files``: the files of a guest, with the queries, bodies and answers of its agent
-(``protocol/agent.md``).
+"""``/v1/vms/{ref}/files``: read, write and copy files of a guest.
+
+Queries, bodies and responses are those of the guest agent (``protocol/agent.md``).
 """
 
 from __future__ import annotations
@@ -21,24 +22,24 @@ from squib.protocol.guestfiles import decode_query
 router = APIRouter(prefix="/vms/{ref}/files", tags=["files"])
 
 BYTES, TAR = "application/octet-stream", "application/x-tar"
-_PATH = "an absolute path in the guest: its bytes, percent-encoded"
+_PATH = "an absolute path in the guest; its bytes are percent-encoded"
 _BODY = {"requestBody": {"required": True, "content": {BYTES: {"schema": {"type": "string", "format": "binary"}}}}}
 _TAR_BODY = {"requestBody": {"required": True, "content": {TAR: {"schema": {"type": "string", "format": "binary"}}}}}
 
 
 async def _paths(request: Request, path: Annotated[list[str], Query(description=_PATH)]) -> list[str]:
-    """The paths of the query with all their bytes, which FastAPI's are not."""
+    """Return the paths of the query. FastAPI would lose bytes that are not UTF-8."""
     return [value for name, value in decode_query(request.scope["query_string"]) if name == "path"]
 
 
 async def _path(paths: Annotated[list[str], Depends(_paths)]) -> str:
     if len(paths) != 1:
-        raise InvalidArgument(f"path: there are {len(paths)} of them, and one is needed")
+        raise InvalidArgument(f"path: expected one path, got {len(paths)}")
     return paths[0]
 
 
 async def _user(
-    request: Request, user: Annotated[str | None, Query(description="who owns it, as in exec")] = None
+    request: Request, user: Annotated[str | None, Query(description="the owner, in the syntax of exec's user")] = None
 ) -> str | None:
     found = [value for name, value in decode_query(request.scope["query_string"]) if name == "user"]
     return found[-1] if found else None
@@ -47,13 +48,13 @@ async def _user(
 Path = Annotated[str, Depends(_path)]
 Paths = Annotated[list[str], Depends(_paths)]
 User = Annotated[str | None, Depends(_user)]
-Mode = Annotated[str | None, Query(pattern="^[0-7]{1,4}$", description="octal digits")]
+Mode = Annotated[str | None, Query(pattern="^[0-7]{1,4}$", description="permissions in octal digits")]
 Size = Annotated[int, Query(ge=0, lt=1 << 63)]
-Parents = Annotated[bool, Query(description="make missing directories above it")]
+Parents = Annotated[bool, Query(description="create missing parent directories")]
 
 
-def _described(info: FileInfo) -> Response:
-    """In ASCII: a name may hold what is no UTF-8."""
+def _info_response(info: FileInfo) -> Response:
+    """Encode as ASCII: a name may hold bytes that are not UTF-8."""
     return Response(json.dumps(info.model_dump(mode="json")).encode("ascii"), media_type="application/json")
 
 
@@ -65,7 +66,10 @@ async def read(
     offset: Size = 0,
     length: Annotated[int | None, Query(ge=0, lt=1 << 63)] = None,
 ) -> Response:
-    """The bytes of a regular file. An answer that breaks off ends before its content-length."""
+    """Return the bytes of a regular file.
+
+    If reading fails midway, the response ends before its content-length.
+    """
     return ProxyResponse(await files.read(engine, ref, path, offset=offset, length=length), BYTES)
 
 
@@ -78,53 +82,58 @@ async def write(
     user: User,
     mode: Mode = None,
     parents: Parents = False,
-    mtime_ns: Annotated[int | None, Query(ge=-(1 << 63), lt=1 << 63, description="its time; by default now")] = None,
+    mtime_ns: Annotated[
+        int | None, Query(ge=-(1 << 63), lt=1 << 63, description="modification time; by default now")
+    ] = None,
 ) -> Response:
-    """Make the body a file, in one step, and describe it. A client that leaves before the end has changed nothing."""
-    return _described(
+    """Write the request body to a file, atomically, and describe the file.
+
+    If the client disconnects midway, nothing has changed.
+    """
+    return _info_response(
         await files.write(engine, ref, path, request.stream(), mode=mode, user=user, parents=parents, mtime_ns=mtime_ns)
     )
 
 
 @router.delete("", status_code=204)
 async def remove(engine: EngineDep, ref: Ref, path: Path, recursive: bool = False) -> None:
-    """Remove a file, or a directory: with ``recursive``, one with entries too."""
+    """Remove a file or an empty directory; with ``recursive``, a directory and its content."""
     await files.remove(engine, ref, path, recursive=recursive)
 
 
 @router.get("/stat", response_model=FileInfo)
 async def stat(engine: EngineDep, ref: Ref, path: Path, follow: bool = True) -> Response:
-    """Describe a file, or with ``follow=false`` a symbolic link itself."""
-    return _described(await files.stat(engine, ref, path, follow=follow))
+    """Describe a file. With ``follow=false``, describe a symbolic link itself."""
+    return _info_response(await files.stat(engine, ref, path, follow=follow))
 
 
 @router.get("/list", response_class=Response, responses={200: {"content": {NDJSON: {}}}})
 async def list_directory(engine: EngineDep, ref: Ref, path: Path) -> Response:
-    """The entries of a directory, a `FileInfo` a line, in no order, then ``{"end": true}``."""
+    """List a directory: a JSON `FileInfo` a line, in no order, then ``{"end": true}``."""
     return ProxyResponse(await files.list_directory(engine, ref, path), NDJSON)
 
 
 @router.post("/mkdir", status_code=204)
 async def mkdir(engine: EngineDep, ref: Ref, body: MkdirRequest) -> None:
-    """Make a directory."""
+    """Create a directory."""
     await files.mkdir(engine, ref, body.path, mode=body.mode, user=body.user, parents=body.parents)
 
 
 @router.post("/rename", status_code=204)
 async def rename(engine: EngineDep, ref: Ref, body: RenameRequest) -> None:
-    """Give a file another name; a file that has it is replaced."""
+    """Rename a file. An existing file at the new path is replaced."""
     await files.rename(engine, ref, body.source, body.target)
 
 
 @router.get("/watch", response_class=Response, responses={200: {"content": {NDJSON: {}}}})
 async def watch(engine: EngineDep, ref: Ref, path: Path, recursive: bool = False) -> Response:
-    """What happens in a directory, an event a line, until the client goes away."""
+    """Watch a directory: a JSON event a line, until the client disconnects."""
     return ProxyResponse(await files.watch(engine, ref, path, recursive=recursive), NDJSON)
 
 
 @router.get("/tar", response_class=Response, responses={200: {"content": {TAR: {}}}})
 async def read_tar(engine: EngineDep, ref: Ref, path: Paths) -> Response:
-    """Files and directories with all below them, as a tar. The guest may have put anything in it."""
+    """Return files and directories as a tar. The guest controls its content: unpack it as untrusted."""
     return ProxyResponse(await files.read_tar(engine, ref, path), TAR)
 
 
@@ -136,8 +145,8 @@ async def write_tar(
     request: Request,
     user: User,
     keep_owner: bool = False,
-    create: Annotated[bool, Query(description="the directory does not exist: it appears with all of the tar")] = False,
+    create: Annotated[bool, Query(description="create the directory, atomically with all its content")] = False,
 ) -> TarResult:
-    """Unpack a tar below a directory."""
+    """Unpack the request body, a tar, into a directory."""
     counts = await files.write_tar(engine, ref, path, request.stream(), user=user, keep_owner=keep_owner, create=create)
     return TarResult(**counts)

@@ -1,4 +1,4 @@
-"""``/v1/vms/{ref}/logs`` and ``/v1/engine/logs``: consoles and the engine's log, as the bytes that were written."""
+"""``/v1/vms/{ref}/logs`` and ``/v1/engine/logs``: a VM's console and the engine's log, as raw bytes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ from squib.core.guestio import logs
 router = APIRouter(tags=["logs"])
 
 _TEXT = "text/plain"
-Lines = Annotated[int | None, Query(ge=0, description="only the last lines; by default all that is kept")]
-Follow = Annotated[bool, Query(description="go on with what comes")]
+Lines = Annotated[
+    int | None, Query(ge=0, description="return only this many last lines; by default everything that is kept")
+]
+Follow = Annotated[bool, Query(description="keep streaming new output")]
 
 
 @router.get("/vms/{ref}/logs", response_class=Response, responses={200: {"content": {_TEXT: {}}}})
 async def console(engine: EngineDep, ref: Ref, lines: Lines = None, follow: Follow = False) -> Response:
-    """The console of a VM. With ``follow`` the answer ends when the VM does. The guest may have written anything."""
+    """Return a VM's console. With ``follow`` the response ends when the VM stops.
+
+    The guest controls the content: do not print it to a terminal unfiltered.
+    """
     if follow:
         return StreamingResponse(logs.follow_console(engine, ref, lines=lines), media_type=_TEXT)
     return Response(logs.console(engine, ref, lines=lines), media_type=_TEXT)
@@ -27,7 +32,7 @@ async def console(engine: EngineDep, ref: Ref, lines: Lines = None, follow: Foll
 
 @router.get("/engine/logs", response_class=Response, responses={200: {"content": {_TEXT: {}}}})
 async def engine_log(engine: EngineDep, lines: Lines = None, follow: Follow = False) -> Response:
-    """The engine's log. With ``follow`` the answer does not end."""
+    """Return the engine's log. With ``follow`` the response does not end."""
     if follow:
         return StreamingResponse(logs.follow_engine_log(engine, lines=lines), media_type=_TEXT)
     return Response(logs.engine_log(engine, lines=lines), media_type=_TEXT)

@@ -1,4 +1,4 @@
-"""``/v1/vms/{ref}/processes``: commands that are there, whoever started them."""
+"""``/v1/vms/{ref}/processes``: running commands and background commands that have ended."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ Offset = Annotated[int, Query(ge=0, lt=1 << 63)]
 
 @router.get("", response_model=ProcessList)
 async def list_processes(engine: EngineDep, ref: Ref) -> Response:
-    """The commands that run, and those of the background that have ended and are kept; oldest first."""
+    """List running commands, and background commands that have ended and are kept. Oldest first."""
     return ascii_json(ProcessList(processes=await processes.list_processes(engine, ref)))
 
 
 @router.get("/{process_id}", response_model=ProcessInfo)
 async def get(engine: EngineDep, ref: Ref, process_id: ProcessId) -> Response:
-    """One command."""
+    """Describe a command."""
     return ascii_json(await processes.get_process(engine, ref, process_id))
 
 
 @router.delete("/{process_id}", status_code=204)
 async def kill(engine: EngineDep, ref: Ref, process_id: ProcessId) -> None:
-    """Kill a command with all its descendants and forget it; the answer comes when they are gone."""
+    """Kill a command with all its descendants and forget it. The response comes when they have ended."""
     await processes.kill_process(engine, ref, process_id)
 
 
@@ -44,8 +44,10 @@ async def kill(engine: EngineDep, ref: Ref, process_id: ProcessId) -> None:
 async def output(
     engine: EngineDep, ref: Ref, process_id: ProcessId, stdout: Offset = 0, stderr: Offset = 0, none: bool = False
 ) -> StreamingResponse:
-    """Attach: stream a command's output as frames (protocol/agent.md) from these offsets on, or from the oldest that is
-    kept, to its end; with ``none`` only its end. Going away does nothing to the command.
+    """Attach to a command: stream its output as frames (``protocol/agent.md``) until it ends.
+
+    Output starts at the offsets given, or at the oldest byte that is kept. With ``none`` only the end is reported.
+    Disconnecting does not affect the command.
     """
     command = await processes.attach(engine, ref, process_id, stdout=stdout, stderr=stderr, none=none)
     return CommandResponse(command)
@@ -55,13 +57,13 @@ async def output(
 async def stdin(
     engine: EngineDep, ref: Ref, process_id: ProcessId, request: Request, close: bool = False
 ) -> dict[str, int]:
-    """Feed a command's standard input with the body, as it comes; ``close`` closes it afterwards."""
+    """Write the request body to a command's standard input. With ``close``, close it afterwards."""
     return {"written": await processes.write_stdin(engine, ref, process_id, request.stream(), close=close)}
 
 
 @router.post("/{process_id}/signal", status_code=204)
 async def signal(engine: EngineDep, ref: Ref, process_id: ProcessId, body: SignalRequest) -> None:
-    """Send a signal to a command's process group; in a terminal, to the group in its foreground."""
+    """Send a signal to a command's process group; in a terminal, to its foreground process group."""
     await processes.send_signal(engine, ref, process_id, body.signal)
 
 

@@ -1,4 +1,4 @@
-"""``/v1/vms/{ref}/pty``: a terminal over a WebSocket. The messages are described in ``docs/api.md``."""
+"""``/v1/vms/{ref}/pty``: a terminal over a WebSocket. ``docs/api.md`` describes the messages."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ router = APIRouter(prefix="/vms/{ref}", tags=["processes"])
 
 _FIRST_MESSAGE_S = 30.0
 _LAST_INPUT_S = 5.0
-"""For what a client typed before it closed the connection."""
+"""How long to keep writing input that a client sent before it closed the connection."""
 _FAILED = 1011
-_FIRST_HINT = 'it is {"type": "start", "rows": 24, "cols": 80} or {"type": "attach", "id": "p1"}'
+_FIRST_HINT = 'send {"type": "start", "rows": 24, "cols": 80} or {"type": "attach", "id": "p1"}'
 
 M = TypeVar("M", bound=RequestModel)
 
 
 @router.websocket("/pty")
 async def pty(socket: WebSocket, engine: EngineDep, ref: Ref) -> None:
-    """A terminal: the first message starts one or attaches to one."""
+    """Serve a terminal. The first message starts one or attaches to one."""
     await socket.accept()
     try:
         try:
             async with contextlib.aclosing(await _open(socket, engine, ref)) as terminal:
-                await _join(socket, terminal)
+                await _connect(socket, terminal)
         except SquibError as error:
             await _send(socket, {"type": "error", "error": to_wire(error)})
             await socket.close(_FAILED)
@@ -56,7 +56,7 @@ async def pty(socket: WebSocket, engine: EngineDep, ref: Ref) -> None:
 
 
 async def _open(socket: WebSocket, engine: Engine, ref: str) -> TerminalAttachment:
-    """What the first message asks for."""
+    """Start or attach to the terminal that the first message asks for."""
     try:
         async with asyncio.timeout(_FIRST_MESSAGE_S):
             kind, fields = _control(await _receive(socket))
@@ -72,13 +72,13 @@ async def _open(socket: WebSocket, engine: Engine, ref: str) -> TerminalAttachme
                 engine, ref, to.id, offset=to.offset, size=_parse(PtySize, size) if size else None
             )
         case _:
-            raise InvalidArgument(f"the first message is of the type {kind[:40]!r}", hint=_FIRST_HINT)
+            raise InvalidArgument(f"invalid type of the first message: {kind[:40]!r}", hint=_FIRST_HINT)
     try:
         done = "started" if kind == "start" else "attached"
         await _send(socket, {"type": done, "id": terminal.process_id, "pid": terminal.pid})
     except WebSocketDisconnect:
         if kind == "start":
-            await terminal.kill()  # nobody knows that it is there
+            await terminal.kill()  # no client knows its ID
         await terminal.aclose()
         raise
     return terminal
@@ -87,7 +87,7 @@ async def _open(socket: WebSocket, engine: Engine, ref: str) -> TerminalAttachme
 def _command(fields: dict[str, Any]) -> ExecRequest:
     for name in ("stdin", "background", "pty"):
         if name in fields:
-            raise InvalidArgument(f"{name}: no field of a terminal", hint="rows and cols are its size")
+            raise InvalidArgument(f"{name}: a terminal has no such field", hint="set the size with rows and cols")
     size = _size(fields)
     if not {"argv", "shell", "login"} & fields.keys():
         fields["login"] = True
@@ -98,8 +98,8 @@ def _size(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: fields.pop(name) for name in ("rows", "cols") if name in fields}
 
 
-async def _join(socket: WebSocket, terminal: TerminalAttachment) -> None:
-    """Join client and terminal until one ends. What the client typed before it left is still written."""
+async def _connect(socket: WebSocket, terminal: TerminalAttachment) -> None:
+    """Connect client and terminal until one of them ends. Input that the client has sent is still written."""
     writer = InputWriter(terminal)
     printing = asyncio.create_task(_print(socket, terminal), name=f"output of {terminal.process_id}")
     listening = asyncio.create_task(_listen(socket, terminal, writer), name=f"input of {terminal.process_id}")
@@ -124,7 +124,7 @@ async def _join(socket: WebSocket, terminal: TerminalAttachment) -> None:
 
 
 async def _print(socket: WebSocket, terminal: TerminalAttachment) -> None:
-    """Pass output on to the client, and wait for it: while it does not read, nothing is read from the guest."""
+    """Pass output on to the client. While the client does not read, nothing is read from the guest."""
     async with contextlib.aclosing(terminal.output()) as pieces:
         async for piece in pieces:
             match piece:
@@ -138,7 +138,7 @@ async def _print(socket: WebSocket, terminal: TerminalAttachment) -> None:
 
 
 async def _listen(socket: WebSocket, terminal: TerminalAttachment, writer: InputWriter) -> None:
-    """Take what the client sends, until it closes the connection."""
+    """Handle the client's messages until it closes the connection."""
     while True:
         message = await _receive(socket)
         if isinstance(message, bytes):
@@ -153,7 +153,7 @@ async def _listen(socket: WebSocket, terminal: TerminalAttachment, writer: Input
             case "signal":
                 await terminal.signal(_parse(SignalRequest, fields).signal)
             case _:
-                raise InvalidArgument(f"a message of the type {kind[:40]!r}", hint="it is input, resize or signal")
+                raise InvalidArgument(f"invalid message type {kind[:40]!r}", hint="use input, resize or signal")
 
 
 async def _receive(socket: WebSocket) -> bytes | str:
@@ -165,18 +165,18 @@ async def _receive(socket: WebSocket) -> bytes | str:
 
 
 async def _send(socket: WebSocket, message: dict[str, object]) -> None:
-    """In ASCII: a message may quote what is no UTF-8."""
+    """Send JSON in ASCII: a message may quote bytes that are not UTF-8."""
     await socket.send_text(json.dumps(message))
 
 
 def _control(message: bytes | str) -> tuple[str, dict[str, Any]]:
-    """The type of a control message, and its other fields."""
+    """Return the type of a control message and its other fields."""
     try:
         fields = json.loads(message) if isinstance(message, str) else None
     except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
-        raise InvalidArgument("a control message is no JSON object", hint=_FIRST_HINT)
+        raise InvalidArgument("the control message is not a JSON object", hint=_FIRST_HINT)
     return str(fields.pop("type", "")), fields
 
 

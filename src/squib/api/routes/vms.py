@@ -1,4 +1,4 @@
-"""``/v1/vms``: the life of VMs."""
+"""``/v1/vms``: create, list, start, stop, pause and delete VMs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PROGRESS = "with Accept: application/x-ndjson, a ProgressEvent a line; the last
 
 @router.get("")
 async def list_all(engine: EngineDep, project: Name | None = None) -> VMList:
-    """All VMs, oldest first."""
+    """List all VMs or those of a project, oldest first."""
     return VMList(vms=list_vms(engine, project=project))
 
 
@@ -57,45 +57,46 @@ async def create(engine: EngineDep, request: Request, body: CreateRequest) -> VM
 
 @router.get("/{ref}")
 async def get(engine: EngineDep, ref: Ref) -> VMInfo:
-    """One VM."""
+    """Describe a VM."""
     return get_vm(engine, ref)
 
 
 @router.post("/{ref}/start")
 async def start(engine: EngineDep, ref: Ref, body: StartRequest) -> VMInfo:
-    """Start a VM and answer when it is ready. On a VM that runs: nothing."""
+    """Start a VM and wait until it is ready. Does nothing if it already runs."""
     return describe(await start_vm(engine, ref, boot_timeout_s=body.boot_timeout_s))
 
 
 @router.post("/{ref}/stop")
 async def stop(engine: EngineDep, ref: Ref, body: StopRequest) -> VMInfo:
-    """Stop a VM, by force after the timeout. On a VM that does not run: nothing."""
+    """Stop a VM, by force after the timeout. Does nothing if it does not run."""
     return describe(await stop_vm(engine, ref, timeout_s=body.timeout_s))
 
 
 @router.post("/{ref}/pause")
 async def pause(engine: EngineDep, ref: Ref) -> VMInfo:
-    """Halt a VM's processors; it keeps its memory. On a VM that is paused: nothing."""
+    """Pause a VM: memory is kept, no CPU is used. Does nothing if it is already paused."""
     return describe(await pause_vm(engine, ref))
 
 
 @router.post("/{ref}/resume")
 async def resume(engine: EngineDep, ref: Ref) -> VMInfo:
-    """Let a paused VM go on. On a VM that runs: nothing."""
+    """Resume a paused VM. Does nothing if it already runs."""
     return describe(await resume_vm(engine, ref))
 
 
 @router.delete("/{ref}", status_code=204)
 async def delete(engine: EngineDep, ref: Ref) -> None:
-    """Delete a VM and all that it has. The answer comes when it is gone."""
+    """Delete a VM and its disk. The response comes when it is deleted."""
     await delete_vm(engine, ref)
 
 
 @router.post("/{ref}/hold", status_code=204)
 async def hold(engine: EngineDep, ref: Ref, request: Request) -> None:
-    """Tie a VM to this request: if the client goes away, however it ends, the VM is deleted.
+    """Bind a VM's lifetime to this request: if the client disconnects, for any reason, the VM is deleted.
 
-    Answers when the VM was deleted otherwise. An engine that ends deletes nothing: the client asks the next one again.
+    The response comes when the VM has been deleted by other means. An engine that exits deletes nothing: the client
+    sends this request to the next engine again.
     """
     try:
         await while_connected(request, wait_deleted(engine, ref))
