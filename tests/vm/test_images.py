@@ -45,7 +45,7 @@ def test_a_directory_is_packed_and_boots(home: Home, tree: Path, tmp_path: Path)
     target = tmp_path / "rootfs.squashfs"
     assert Images().pack(tree, target) == target
     boots(target)
-    with pytest.raises(InvalidArgument, match="exists already"):
+    with pytest.raises(InvalidArgument, match="already exists"):
         Images().pack(tree, target)
 
 

@@ -1,8 +1,8 @@
-"""Making things that take a while: under a lock, in a place of their own, and without a trace if it fails.
+"""Builds: one at a time for each target, in a directory of their own. A failed build leaves nothing.
 
-A build has two locks. The *build lock* is held by the builder alone: whoever waits for it waits for a living builder.
-The *tools lock* is inherited by every tool that the build starts: when a builder has been killed and its tools live on,
-the next builder finds them by that lock and ends them before it clears away what they wrote.
+A build has two locks. Only the builder holds the *build lock*, so the next builder waits for a living one. Every tool
+that the build starts inherits the *tools lock*: if the builder is killed and its tools live on, the next builder finds
+them by that lock, kills them, and then removes what they wrote.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ _FULL_DISK_TEXTS = ("No space left on device", "Disk quota exceeded", "don't hav
 
 
 def no_progress(_: Progress) -> None:
-    """For a caller that does not show any."""
+    """Ignore progress."""
 
 
 @dataclass(frozen=True)
 class Build:
-    """A build under way. Pass ``lock`` to every tool; ``folder`` and all that is in it goes away with the build."""
+    """A build in progress. Pass ``lock`` to every tool. ``folder`` is removed when the build ends."""
 
     folder: Path
     lock: FileLock
     report: OnProgress
 
     def scratch(self) -> Path:
-        """A directory outside the state directory, which is closed to other users, for tools that change their user.
+        """Return a scratch directory for tools that change their user, the same one for the whole build.
 
-        It is the same for the whole build, and goes away with it.
+        It is outside the state directory, which other users cannot enter. It is removed when the build ends.
         """
         link = self.folder / _SCRATCH_LINK
         if link.is_symlink():
             return link.readlink()
         scratch = _scratch_place() / f"squib-build-{secrets.token_hex(8)}"
-        link.symlink_to(scratch)  # first, so that there is no moment at which a kill would leave it unknown
+        link.symlink_to(scratch)  # first, so that the next builder finds the directory after a kill
         scratch.mkdir(mode=0o711)
         scratch.chmod(0o711)
         return scratch
@@ -62,10 +62,10 @@ class Build:
 
 @contextlib.asynccontextmanager
 async def building(home: Home, what: str, on_progress: OnProgress = no_progress) -> AsyncIterator[Build]:
-    """Be the only one, in all processes, who builds ``what`` (as ``image-base``), in a new empty directory.
+    """Build ``what`` (such as ``image-base``) in a new empty directory. Other builders of it wait, in all processes.
 
-    What a killed builder left is removed first. At the end the directory is removed, and so is every tool that still
-    runs. A tool that failed for want of space is reported as `DiskFull`.
+    The leftovers of a killed builder are removed first. At the end the directory is removed and tools that still run
+    are killed. If a tool failed because the disk is full, `DiskFull` is raised.
     """
     _make_folders(home)
     async with _turn(home.build_lock(what), on_progress):
@@ -88,7 +88,7 @@ async def building(home: Home, what: str, on_progress: OnProgress = no_progress)
 
 
 async def sweep(home: Home) -> None:
-    """Remove what builds that were killed left behind. Builds that are under way are not touched."""
+    """Remove the leftovers of killed builds. Builds in progress are not touched."""
     if not home.building.exists():
         return
     _make_folders(home)
@@ -117,7 +117,7 @@ async def _turn(lock_path: Path, on_progress: OnProgress) -> AsyncIterator[None]
 
 
 def _scratch_place() -> Path:
-    """``$TMPDIR``, else memory if there is plenty (a build is then twice as fast), else ``/var/tmp``."""
+    """Return ``$TMPDIR``; else memory if there is plenty, which halves the time of a build; else ``/var/tmp``."""
     if os.environ.get("TMPDIR"):
         return Path(tempfile.gettempdir())
     if _available_memory_bytes() >= _PLENTY_OF_MEMORY_BYTES and _is_roomy(_MEMORY):
@@ -135,10 +135,10 @@ def _is_roomy(place: Path) -> bool:
 
 
 def _available_memory_bytes() -> int:
-    """What this process could use: the host's, or what the limit of a container leaves."""
+    """Return the memory that this process could use: the host's, or what a container's limit leaves."""
     found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
     available = int(found[1]) * 1024 if found else 0
-    for limit in Path("/sys/fs/cgroup").glob("memory.max"):  # as a container sees it; the host's root group has none
+    for limit in Path("/sys/fs/cgroup").glob("memory.max"):  # seen inside a container; the host's root cgroup has none
         if (most := limit.read_text().strip()) != "max":
             used = int(limit.with_name("memory.current").read_text())
             available = min(available, int(most) - used)
@@ -150,7 +150,7 @@ def _what(folder: Path) -> str:
 
 
 async def _clear(home: Home, what: str) -> None:
-    """End the tools of all builds of ``what`` and remove their directories. The caller holds the build lock."""
+    """Kill the tools of all builds of ``what`` and remove their directories. The caller holds the build lock."""
     await asyncio.to_thread(processes.kill, ProcessIdentity(home.tools_lock(what)))
     for folder in [entry for entry in home.building.iterdir() if _what(entry) == what]:
         link = folder / _SCRATCH_LINK
@@ -163,14 +163,14 @@ async def _remove_scratch(scratch: Path) -> None:
     try:
         await asyncio.to_thread(files.remove_tree, scratch)
     except PermissionError:
-        # Without root, mmdebstrap works as the root of a user namespace, and what it leaves belongs to the users in it.
+        # Without root, mmdebstrap runs as root of a user namespace, and its files belong to users of that namespace.
         with contextlib.suppress(ToolFailed):
             await proc.run(["mmdebstrap", "--unshare-helper", "find", scratch, "-mindepth", "1", "-delete"])
         await asyncio.to_thread(files.remove_tree, scratch)
 
 
 def _full_place(folder: Path, error: ToolFailed) -> Path | None:
-    """The directory whose disk a tool found full; ``None`` if that is not why it failed."""
+    """Return the directory whose full disk made a tool fail; ``None`` if it failed for another reason."""
     link = folder / _SCRATCH_LINK
     places = [folder, *([link.readlink()] if link.is_symlink() else [])]
     emptiest = min(places, key=lambda place: shutil.disk_usage(place).free)

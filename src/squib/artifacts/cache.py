@@ -1,83 +1,38 @@
-"""A content-addressed cache of things that were built: each has a name, a recipe that it was made from, and files.
+"""A content-addressed cache of built artifacts. An artifact has a name, a recipe that it was built from, and files.
 
 ::
 
-    <root>/names/<name>.json         the digest of the content that the name stands for, and the recipe it was made from
-    <root>/sha256-<hex>/…            the files, 0444
-    <root>/sha256-<hex>/<kind>.json  the digest and the stamp of each file
+    <root>/names/<name>.json         a pointer: the digest of the name's content, and the recipe
+    <root>/sha256-<hex>/…            a content: its files, 0444
+    <root>/sha256-<hex>/<kind>.json  its manifest: the digest and the stamp of each file
 
-The content of one file has that file's digest; that of several, the digest of their list as ``sha256sum`` prints it.
-A *stamp* (inode, size, modification time) tells cheaply that a file was not touched since it was hashed.
+The digest of a content is that of its manifest (`squib.artifacts.manifest.Manifest.digest`). Files, manifest and
+directories are flushed to the disk before a pointer names them. Damage to one artifact does not affect the others.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import os
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import ValidationError
-
+from squib.artifacts import manifest as records
 from squib.artifacts.building import Build, building, no_progress
-from squib.errors import ImageCorrupt, InvalidArgument, NotFound
+from squib.artifacts.manifest import Manifest, Pointer, StoredFile, Unreadable
+from squib.errors import DiskFull, ImageCorrupt, InvalidArgument, NotFound
 from squib.host import files
 from squib.host.locks import FileLock
-from squib.models import OnProgress, Progress, StoredModel, check_name
+from squib.models import OnProgress, Progress, check_name
 from squib.paths import Home
-
-
-class Stamp(StoredModel):
-    """What changes when a file is written to or replaced."""
-
-    inode: int
-    size: int
-    mtime_ns: int
-
-    @classmethod
-    def of(cls, path: Path) -> Stamp:
-        found = path.stat()
-        return cls(inode=found.st_ino, size=found.st_size, mtime_ns=found.st_mtime_ns)
-
-
-class StoredFile(StoredModel):
-    """A file of an artifact. ``path`` is relative to the artifact's directory."""
-
-    path: str
-    digest: str
-    stamp: Stamp
-
-
-class Manifest(StoredModel):
-    """What a directory of the cache holds. ``info`` is the maker's: plain facts about the content."""
-
-    info: dict[str, str]
-    built_at: datetime
-    files: tuple[StoredFile, ...]
-
-    @property
-    def digest(self) -> str:
-        if len(self.files) == 1:
-            return self.files[0].digest
-        lines = "".join(f"{file.digest.removeprefix('sha256:')}  {file.path}\n" for file in self.files)
-        return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
-
-
-class Pointer(StoredModel):
-    """What a name stands for."""
-
-    digest: str
-    recipe: str
-    built_at: datetime
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """Content in the cache. ``name`` is the digest again for content that no name stands for any more."""
+    """A readable content of the cache. If no name stands for it any more, ``name`` is the digest."""
 
     name: str
     digest: str
@@ -94,55 +49,94 @@ class Artifact:
         return sum(file.stamp.size for file in self.manifest.files)
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A line of the cache's listing.
+
+    ``name`` is empty if no name stands for the content any more, ``digest`` if the name's pointer is unreadable.
+    ``damage`` says why the artifact cannot be used; it is empty if nothing is known to be wrong.
+    """
+
+    name: str
+    digest: str
+    size_bytes: int
+    built_at: datetime
+    info: dict[str, str]
+    damage: str = ""
+
+
 Maker = Callable[[Build, Path], Awaitable[dict[str, str]]]
-"""Writes the files of an artifact into a directory, which is empty, and returns its ``info``."""
+"""Writes the files of an artifact into an empty directory and returns its ``info``."""
 
 
 class ArtifactCache:
     """All artifacts of one kind (``image``, ``kernel``). Safe to use from several processes.
 
-    ``build_hint`` and ``repair_hint`` are the commands for one that is absent or damaged, with ``{name}`` in them.
+    ``build_hint`` is the command that builds an absent artifact, ``repair_hint`` the one that rebuilds a damaged one;
+    both contain ``{name}``. A manifest whose ``info`` lacks one of ``info_keys`` is damaged.
     """
 
-    def __init__(self, home: Home, kind: str, root: Path, *, build_hint: str, repair_hint: str) -> None:
+    def __init__(
+        self,
+        home: Home,
+        kind: str,
+        root: Path,
+        *,
+        build_hint: str,
+        repair_hint: str,
+        info_keys: Collection[str] = (),
+    ) -> None:
         self._home = home
         self._kind = kind
         self._root = root
         self._build_hint = build_hint
         self._repair_hint = repair_hint
+        self._info_keys = frozenset(info_keys)
         self._names = root / "names"
 
-    def list(self) -> list[Artifact]:
-        """Every artifact that has a name and can be read, in the order of the names. The files are not looked at."""
-        found = []
-        for name in self._all_names():
-            with contextlib.suppress(NotFound, ImageCorrupt):
-                found.append(self._find(name))
-        return found
+    def list(self) -> list[Entry]:
+        """List all artifacts: those with names in the order of the names, then the others from old to new.
+
+        Damaged ones are listed with the reason. Files are not hashed.
+        """
+        named = [self._describe_name(name) for name in self._all_names()]
+        unnamed = self._digests() - {entry.digest for entry in named}
+        others = [self._describe(digest, "", self.folder(digest)) for digest in unnamed]
+        return named + sorted(others, key=lambda entry: (entry.built_at, entry.digest))
 
     def get(self, ref: str) -> Artifact:
-        """The artifact with this name or digest, its files unchanged as their stamps say.
+        """Return the artifact with this name or digest. Its files must match their stamps.
 
-        A file with another stamp is hashed, and the stamp renewed if the content is the same. Raises `NotFound`,
+        A file with another stamp is hashed; if its content is the same, the new stamp is stored. Raises `NotFound`,
         `ImageCorrupt`.
         """
         artifact = self._find(ref)
-        changed = [file for file in artifact.manifest.files if _stamp(artifact.folder / file.path) != file.stamp]
+        changed = [
+            file for file in artifact.manifest.files if records.stamp_of(artifact.folder / file.path) != file.stamp
+        ]
         return self._rehash(artifact, changed) if changed else artifact
 
     def verify(self, ref: str) -> Artifact:
-        """As `get`, but hashes every file."""
+        """Return the artifact as `get` does, but hash every file."""
         artifact = self._find(ref)
         return self._rehash(artifact, artifact.manifest.files)
+
+    def named_digests(self) -> set[str]:
+        """Return the digests of all contents that have a name."""
+        return {pointer.digest for name in self._all_names() if (pointer := self._pointer(name))}
+
+    def folder(self, digest: str) -> Path:
+        """Return the directory of a content."""
+        return self._root / digest.replace(":", "-")
 
     async def ensure(
         self, name: str, recipe: str, make: Maker, on_progress: OnProgress = no_progress, *, rebuild: bool = False
     ) -> Artifact:
-        """The artifact ``name``, made if it is absent or was made from another recipe; with ``rebuild``, made again.
+        """Return the artifact ``name``; build it if it is absent or of another recipe, or with ``rebuild``.
 
-        What the name stood for before stays, under its digest, until `prune`. If another process is at it, waits and
-        takes its result. Raises `ImageCorrupt` for one that is there and damaged (but not with ``rebuild``), and what
-        ``make`` raises; a failed build leaves nothing.
+        The name's former content stays, under its digest, until `prune`. While another process builds the artifact,
+        this call waits, then takes that result. Raises `ImageCorrupt` if the artifact is damaged (not with
+        ``rebuild``), and what ``make`` raises. A failed build leaves nothing.
         """
         asked_at = datetime.now(UTC)
 
@@ -165,43 +159,57 @@ class ArtifactCache:
                 artifact = self._find(name)
         return artifact
 
-    def remove(self, name: str) -> None:
-        """Forget the name, and remove its content unless another name stands for it. Raises `NotFound`."""
+    def remove(self, ref: str) -> None:
+        """Remove the artifact with this name or digest, damaged or not. Raises `NotFound`.
+
+        A name goes away alone if another name has the same content, or if its pointer is unreadable.
+        """
         with self._index():
-            pointer = self._named(name)
-            self._pointer_path(name).unlink()
-            if pointer.digest not in self._named_digests():
-                self._discard(self._folder(pointer.digest))
+            if _is_digest(ref):
+                digest, names = _check_digest(ref), self._names_of(ref)
+            else:
+                pointer = self._pointer(_check_name(ref))
+                digest, names = pointer.digest if pointer else "", (ref,)
+            if not any(os.path.lexists(self._pointer_path(name)) for name in names) and digest not in self._digests():
+                raise self._not_found(ref)
+            for name in names:
+                files.remove_tree(self._pointer_path(name))
+            if digest and not self._names_of(digest):
+                self._discard(self.folder(digest))
 
     def prune(self, *, keep: Collection[str] = ()) -> None:
-        """Remove every content that no name stands for, but those whose digest is in ``keep``."""
+        """Remove every content without a name whose digest is not in ``keep``."""
         with self._index():
-            wanted = {self._folder(digest) for digest in {*self._named_digests(), *keep}}
+            wanted = {self.folder(digest) for digest in {*self.named_digests(), *keep}}
             for folder in set(self._root.glob("sha256-*")) - wanted:
                 self._discard(folder)
 
     def _take_in(self, name: str, recipe: str, content: Path, info: dict[str, str]) -> None:
-        manifest = _seal(content, info)
-        (content / self._manifest_name).write_text(manifest.model_dump_json())
-        target = self._folder(manifest.digest)
+        manifest = records.seal(content, info)
+        files.write_atomic(content / self._manifest_name, manifest.model_dump_json().encode())
+        target = self.folder(manifest.digest)
         with self._index():
             if not self._is_whole(target, manifest):
                 self._discard(target)
                 content.rename(target)
+            files.sync(self._root)
             pointer = Pointer(digest=manifest.digest, recipe=recipe, built_at=manifest.built_at)
-            files.write_atomic(self._pointer_path(name), pointer.model_dump_json().encode())
+            path = self._pointer_path(name)
+            if path.is_dir():
+                files.remove_tree(path)
+            files.write_atomic(path, pointer.model_dump_json().encode())
 
     def _is_whole(self, folder: Path, manifest: Manifest) -> bool:
         try:
-            stored = self._manifest(folder, manifest.digest)
-        except ImageCorrupt:
+            stored = self._manifest(folder)
+        except Unreadable:
             return False
         same = (stored.digest, stored.info) == (manifest.digest, manifest.info)
-        return same and all(_digest(folder / file.path) == file.digest for file in manifest.files)
+        return same and all(records.find_damage(folder, file) is None for file in manifest.files)
 
     def _discard(self, folder: Path) -> None:
-        """Remove a content, if it is there, in one step for whoever looks. After a kill, `building.sweep` goes on."""
-        if not folder.exists():
+        """Remove a content, if it is there, in one step for its readers. After a kill, `building.sweep` finishes."""
+        if not os.path.lexists(folder):
             return
         self._home.building.mkdir(exist_ok=True)
         doomed = self._home.building / f"{self._kind}-removed.{folder.name}"
@@ -211,108 +219,129 @@ class ArtifactCache:
 
     @contextlib.contextmanager
     def _index(self) -> Iterator[None]:
-        """Be the only one who changes which contents there are and what the names stand for."""
+        """Hold the lock on contents and names."""
         self._names.mkdir(parents=True, exist_ok=True)
         with FileLock(self._names / ".lock") as lock:
             lock.acquire()
             yield
 
     def _find(self, ref: str) -> Artifact:
-        if ref.startswith("sha256:"):
-            folder = self._folder(_check_digest(ref))
-            manifest = self._manifest(folder, ref) if folder.exists() else None
-            if manifest is None:
-                raise NotFound(f"no {self._kind} with the digest {ref}", hint=f"squib {self._kind} ls")
-            return Artifact(ref, ref, manifest.built_at, folder, manifest)
-        pointer = self._named(ref)
-        folder = self._folder(pointer.digest)
-        return Artifact(ref, pointer.digest, pointer.built_at, folder, self._manifest(folder, ref))
+        """Return an artifact whose manifest is readable. Raises `NotFound`, `ImageCorrupt`."""
+        try:
+            if _is_digest(ref):
+                folder = self.folder(_check_digest(ref))
+                if not folder.exists():
+                    raise self._not_found(ref)
+                manifest = self._manifest(folder)
+                return Artifact(ref, ref, manifest.built_at, folder, manifest)
+            pointer = records.read(self._pointer_path(_check_name(ref)), Pointer)
+            folder = self.folder(pointer.digest)
+            return Artifact(ref, pointer.digest, pointer.built_at, folder, self._manifest(folder))
+        except FileNotFoundError:
+            raise self._not_found(ref) from None
+        except Unreadable as error:
+            raise self._corrupt(ref, str(error)) from error
 
-    def _named(self, name: str) -> Pointer:
-        pointer = self._pointer(_check_name(name))
-        if pointer is None:
-            hint = self._build_hint.format(name=name)
-            raise NotFound(f"no {self._kind} named {name} is in the cache", hint=hint)
-        return pointer
-
-    def _manifest(self, folder: Path, ref: str) -> Manifest:
+    def _manifest(self, folder: Path) -> Manifest:
+        """Read the manifest of a content. Raises `Unreadable`."""
         path = folder / self._manifest_name
         try:
-            return Manifest.model_validate_json(path.read_bytes())
-        except (FileNotFoundError, ValidationError):
-            raise self._corrupt(ref, f"{path} is missing or cannot be read") from None
+            manifest = records.read(path, Manifest)
+        except FileNotFoundError:
+            raise Unreadable(f"{path} is missing") from None
+        if self.folder(manifest.digest) != folder or not self._info_keys <= manifest.info.keys():
+            raise Unreadable(f"{path} describes another content")
+        return manifest
 
     def _pointer(self, name: str) -> Pointer | None:
-        """What the name stands for; ``None`` if that is not known, or cannot be read: it can be built again."""
+        """Return what a name stands for; ``None`` if it is absent or unreadable."""
         try:
-            return Pointer.model_validate_json(self._pointer_path(name).read_bytes())
-        except (FileNotFoundError, ValidationError):
+            return records.read(self._pointer_path(name), Pointer)
+        except (FileNotFoundError, Unreadable):
             return None
+
+    def _describe_name(self, name: str) -> Entry:
+        path = self._pointer_path(name)
+        try:
+            pointer = records.read(path, Pointer)
+        except (FileNotFoundError, Unreadable) as error:
+            return Entry(name, "", 0, _modified_at(path), {}, damage=str(error))
+        return self._describe(pointer.digest, name, self.folder(pointer.digest))
+
+    def _describe(self, digest: str, name: str, folder: Path) -> Entry:
+        try:
+            manifest = self._manifest(folder)
+        except Unreadable as error:
+            return Entry(name, digest, _size_of(folder), _modified_at(folder), {}, damage=str(error))
+        damages = (records.visible_damage(folder, file) for file in manifest.files)
+        damage = next((damage for damage in damages if damage), "")
+        size = sum(file.stamp.size for file in manifest.files)
+        return Entry(name, digest, size, manifest.built_at, manifest.info, damage)
 
     def _rehash(self, artifact: Artifact, doubtful: Iterable[StoredFile]) -> Artifact:
         """Hash files again; return the artifact with their present stamps. Raises `ImageCorrupt`."""
         renewed = {}
         for file in doubtful:
             path = artifact.folder / file.path
-            stamp = _stamp(path)
-            if stamp is None:
-                raise self._corrupt(artifact.name, f"{path} is missing")
-            if (found := _digest(path)) != file.digest:
-                raise self._corrupt(artifact.name, f"{path} is {found}, not {file.digest}")
+            stamp = records.stamp_of(path)
+            damage = records.find_damage(artifact.folder, file)
+            if damage is not None or stamp is None:
+                raise self._corrupt(artifact.name, damage or f"{path} is missing")
             renewed[file.path] = file.model_copy(update={"stamp": stamp})
         present = tuple(renewed.get(file.path, file) for file in artifact.manifest.files)
         manifest = artifact.manifest.model_copy(update={"files": present})
         if manifest != artifact.manifest:
-            files.write_atomic(artifact.folder / self._manifest_name, manifest.model_dump_json().encode())
+            with contextlib.suppress(OSError, DiskFull):  # then the next use hashes it again
+                files.write_atomic(artifact.folder / self._manifest_name, manifest.model_dump_json().encode())
         return Artifact(artifact.name, artifact.digest, artifact.built_at, artifact.folder, manifest)
 
-    def _corrupt(self, ref: str, what: str) -> ImageCorrupt:
-        names = [name for name in self._all_names() if (found := self._pointer(name)) and ref in (name, found.digest)]
+    def _not_found(self, ref: str) -> NotFound:
+        if _is_digest(ref):
+            return NotFound(f"no {self._kind} with the digest {ref}", hint=f"squib {self._kind} ls")
+        hint = self._build_hint.format(name=ref)
+        return NotFound(f"no {self._kind} named {ref} is in the cache", hint=hint)
+
+    def _corrupt(self, ref: str, reason: str) -> ImageCorrupt:
+        names = self._names_of(ref) if _is_digest(ref) else (ref,)
         hint = "; ".join(self._repair_hint.format(name=name) for name in names)
-        if ref.startswith("sha256:"):
-            hint = "; ".join(part for part in ("VMs that were made from it cannot start any more", hint) if part)
-        return ImageCorrupt(f"{self._kind} {ref} is damaged: {what}", hint=hint)
+        effect = "; VMs made from it cannot start" if _is_digest(ref) else ""
+        return ImageCorrupt(f"{self._kind} {ref} is damaged: {reason}{effect}", hint=hint)
 
-    def _all_names(self) -> Iterable[str]:
-        return sorted(path.stem for path in self._names.glob("*.json")) if self._names.exists() else []
+    def _all_names(self) -> tuple[str, ...]:
+        return tuple(sorted(path.stem for path in self._names.glob("*.json") if _is_name(path.stem)))
 
-    def _named_digests(self) -> set[str]:
-        return {pointer.digest for name in self._all_names() if (pointer := self._pointer(name))}
+    def _names_of(self, digest: str) -> tuple[str, ...]:
+        pointers = {name: self._pointer(name) for name in self._all_names()}
+        return tuple(name for name, pointer in pointers.items() if pointer and pointer.digest == digest)
+
+    def _digests(self) -> set[str]:
+        names = {path.name.replace("-", ":", 1) for path in self._root.glob("sha256-*")}
+        return {name for name in names if _is_valid_digest(name)}
 
     def _pointer_path(self, name: str) -> Path:
         return self._names / f"{name}.json"
-
-    def _folder(self, digest: str) -> Path:
-        return self._root / digest.replace(":", "-")
 
     @property
     def _manifest_name(self) -> str:
         return f"{self._kind}.json"
 
 
-def _seal(content: Path, info: dict[str, str]) -> Manifest:
-    """Make all files below ``content`` read-only and durable, and list them."""
-    found = []
-    for path in sorted(path for path in content.rglob("*") if path.is_file()):
-        path.chmod(0o444)
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        found.append(StoredFile(path=str(path.relative_to(content)), digest=files.sha256(path), stamp=Stamp.of(path)))
-    return Manifest(info=info, built_at=datetime.now(UTC), files=tuple(found))
+def _size_of(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in (folder, *folder.rglob("*")) if path.is_file())
 
 
-def _stamp(path: Path) -> Stamp | None:
+def _modified_at(path: Path) -> datetime:
     try:
-        return Stamp.of(path)
-    except FileNotFoundError:
-        return None
+        return datetime.fromtimestamp(path.lstat().st_mtime, UTC)
+    except OSError:
+        return datetime.fromtimestamp(0, UTC)
 
 
-def _digest(path: Path) -> str | None:
+def _is_name(name: str) -> bool:
     try:
-        return files.sha256(path)
-    except FileNotFoundError:
-        return None
+        return bool(check_name(name))
+    except ValueError:
+        return False
 
 
 def _check_name(name: str) -> str:
@@ -322,8 +351,16 @@ def _check_name(name: str) -> str:
         raise InvalidArgument(str(error)) from None
 
 
-def _check_digest(digest: str) -> str:
+def _is_digest(ref: str) -> bool:
+    return ref.startswith("sha256:")
+
+
+def _is_valid_digest(digest: str) -> bool:
     value = digest.removeprefix("sha256:")
-    if len(value) != 64 or not set(value) <= set("0123456789abcdef"):
-        raise InvalidArgument(f"{digest!r} is not a digest: sha256: and 64 hex digits")
+    return _is_digest(digest) and len(value) == 64 and set(value) <= set("0123456789abcdef")
+
+
+def _check_digest(digest: str) -> str:
+    if not _is_valid_digest(digest):
+        raise InvalidArgument(f"invalid digest {digest!r}: use sha256: and 64 hex digits")
     return digest

@@ -1,4 +1,4 @@
-"""Debian packages, through ``mmdebstrap``: it knows where they come from and checks their signatures."""
+"""Debian packages, through ``mmdebstrap``, which knows the archive and checks signatures."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ _STAGES = (
     "installing remaining packages inside the chroot",
     "cleaning package lists and apt cache",
     "creating tarball",
-)  # what mmdebstrap prints as "I: …", in this order; `--variant=extract` leaves out the two that install
+)
+"""What mmdebstrap prints as ``I: …``, in this order. ``--variant=extract`` omits the two stages that install."""
 
 
 async def bootstrap(
     build: Build, *, variant: str, include: Sequence[str], stdout: int, options: Sequence[str] = ()
 ) -> None:
-    """Write a tar of the packages ``include`` (and, for ``minbase``, a small Debian around them) to ``stdout``.
+    """Write a tar of packages to ``stdout``; with the variant ``minbase``, of a minimal Debian with these packages.
 
-    Reports the step ``bootstrap: <stage>``. Raises `ToolFailed`, `DependencyMissing`.
+    Step: ``bootstrap: <stage>``. Raises `ToolFailed`, `DependencyMissing`.
     """
 
     def show(line: str) -> None:
@@ -56,12 +57,12 @@ async def bootstrap(
 
 
 async def _mode(build: Build) -> str:
-    """Root could work without namespaces, but a build that is killed would then leave its mounts behind."""
+    """Choose a mode with namespaces where possible: without them, a killed build leaves its mounts."""
     if os.geteuid() != 0:
-        proc.find_tool("newuidmap")  # mmdebstrap does not say that this is what it misses
+        proc.find_tool("newuidmap")  # mmdebstrap's own error does not name it
         return "unshare"
     try:
         await proc.run(["unshare", "--mount", "--pid", "--fork", "true"], lock=build.lock)
     except ToolFailed:
-        return "root"  # no right to unshare, and so none to mount either
+        return "root"  # without the right to unshare there is none to mount
     return "unshare"

@@ -2,62 +2,101 @@
 
 from __future__ import annotations
 
+from squib.artifacts.cache import Entry
+from squib.core import references
 from squib.core.engine import Engine
-from squib.errors import Conflict
-from squib.images.store import Image
-from squib.kernels.catalog import Kernel
+from squib.errors import Conflict, InvalidArgument, NotFound
 from squib.models import ImageInfo, KernelInfo, OnProgress
+
+_MIN_PREFIX_DIGITS = 6
 
 
 def list_images(engine: Engine) -> list[ImageInfo]:
-    """All images, by name."""
-    return [_describe_image(engine, image) for image in engine.images.list()]
+    """List all images by name, damaged ones too, then former ones that VMs use."""
+    return [_describe_image(engine, entry) for entry in engine.images.list()]
 
 
 def list_kernels(engine: Engine) -> list[KernelInfo]:
-    """All kernels of squib's own."""
-    return [_describe_kernel(kernel) for kernel in engine.kernels.list()]
+    """List squib's kernel, damaged or not, then former ones that VMs use."""
+    return [_describe_kernel(engine, entry) for entry in engine.kernels.list() if entry.digest]
 
 
 async def build_image(engine: Engine, name: str, *, rebuild: bool, on_progress: OnProgress) -> ImageInfo:
-    """Build a runtime's image, or with ``rebuild`` build it again; VMs that use the former one keep it.
+    """Build a runtime's image if the cache has none; with ``rebuild``, build it again. VMs keep the former one.
 
-    Raises `NotFound` for a name that is no runtime, `ToolFailed`, `DependencyMissing`, `DiskFull`.
+    Raises `NotFound` for an unknown runtime, `ImageCorrupt`, `ToolFailed`, `DependencyMissing`, `DiskFull`.
     """
     image = await engine.images.build(name, on_progress, rebuild=rebuild)
-    engine.images.prune(keep={str(record.spec.rootfs) for record in engine.store.list_vms()})
-    return _describe_image(engine, image)
+    references.prune(engine)
+    return _describe_image(engine, Entry(image.name, image.digest, image.size_bytes, image.built_at, {}))
 
 
 async def build_kernel(engine: Engine, *, rebuild: bool, on_progress: OnProgress) -> KernelInfo:
-    """Fetch and prepare the kernel, if it is not in the cache or with ``rebuild``. Raises as `build_image`."""
-    return _describe_kernel(await engine.kernels.ensure(on_progress, rebuild=rebuild))
+    """Fetch and prepare the kernel if the cache has none, or with ``rebuild``. VMs keep the former one.
+
+    Raises as `build_image`.
+    """
+    kernel = await engine.kernels.ensure(on_progress, rebuild=rebuild)
+    references.prune(engine)
+    facts = {"version": kernel.version}
+    return _describe_kernel(engine, Entry("", kernel.digest, kernel.size_bytes, kernel.built_at, facts))
 
 
 def remove_image(engine: Engine, name: str) -> None:
-    """Remove an image from the cache. Raises `NotFound`, `Conflict` if a VM uses it."""
-    image = next((image for image in engine.images.list() if image.name == name), None)
-    if image and (users := _users(engine, image.digest)):
-        raise Conflict(f"image {name} is used by {', '.join(users)}", hint=f"squib rm {' '.join(users)}")
+    """Remove an image from the cache, damaged or not. Raises `NotFound`, `Conflict` if a VM uses it."""
+    for entry in engine.images.list():
+        if entry.name == name:
+            _check_unused(engine, f"image {name}", entry.digest)
     engine.images.remove(name)
-    engine.images.prune(keep={str(record.spec.rootfs) for record in engine.store.list_vms()})
+    references.prune(engine)
 
 
-def _describe_image(engine: Engine, image: Image) -> ImageInfo:
+def remove_kernel(engine: Engine, ref: str) -> None:
+    """Remove a kernel from the cache by its version, its digest, or the first 6 or more digits of the digest.
+
+    Raises `NotFound`, `InvalidArgument` if several kernels match, `Conflict` if a VM uses it.
+    """
+    found = {entry.digest for entry in engine.kernels.list() if _matches(entry, ref)}
+    if not found:
+        raise NotFound(f"no kernel has the version or digest {ref}", hint="squib kernel ls")
+    if len(found) > 1:
+        raise InvalidArgument(
+            f"{len(found)} kernels match {ref}", hint="use a digest: squib kernel ls --json shows them"
+        )
+    [digest] = found
+    _check_unused(engine, f"kernel {ref}", digest)
+    engine.kernels.remove(digest)
+    references.prune(engine)
+
+
+def _matches(entry: Entry, ref: str) -> bool:
+    digits = ref.removeprefix("sha256:")
+    by_digest = len(digits) >= _MIN_PREFIX_DIGITS and entry.digest.startswith(f"sha256:{digits}")
+    return by_digest or entry.info.get("version") == ref
+
+
+def _check_unused(engine: Engine, what: str, digest: str) -> None:
+    if users := references.users_of(engine, digest):
+        raise Conflict(f"{what} is used by {', '.join(users)}", hint=f"squib rm {' '.join(users)}")
+
+
+def _describe_image(engine: Engine, entry: Entry) -> ImageInfo:
     return ImageInfo(
-        name=image.name,
-        digest=image.digest,
-        size_bytes=image.size_bytes,
-        built_at=image.built_at,
-        in_use_by=_users(engine, image.digest),
+        name=entry.name,
+        digest=entry.digest,
+        size_bytes=entry.size_bytes,
+        built_at=entry.built_at,
+        in_use_by=references.users_of(engine, entry.digest),
+        damage=entry.damage,
     )
 
 
-def _users(engine: Engine, digest: str) -> list[str]:
-    return [record.name for record in engine.store.list_vms() if str(record.spec.rootfs) == digest]
-
-
-def _describe_kernel(kernel: Kernel) -> KernelInfo:
+def _describe_kernel(engine: Engine, entry: Entry) -> KernelInfo:
     return KernelInfo(
-        version=kernel.version, digest=kernel.digest, size_bytes=kernel.size_bytes, built_at=kernel.built_at
+        version=entry.info.get("version", ""),
+        digest=entry.digest,
+        size_bytes=entry.size_bytes,
+        built_at=entry.built_at,
+        in_use_by=references.users_of(engine, entry.digest),
+        damage=entry.damage,
     )

@@ -77,6 +77,8 @@ class Engine:
         self.overlays = OverlayStore(home)
         self.kernels = KernelStore(home)
         self.initramfs = InitramfsStore(home)
+        self.choosing = 0
+        """How many owners choose files of the cache at present (`squib.core.references`)."""
         self.cgroups = cgroup.find_layout()
         self.running: dict[str, RunningVM] = {}
         self.verbs = VerbQueues()

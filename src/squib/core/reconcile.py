@@ -12,6 +12,7 @@ import logging
 from collections.abc import Collection
 
 from squib.artifacts import building
+from squib.core import references
 from squib.core.engine import Engine, RunningVM, cgroup_parent
 from squib.core.lifecycle import transitions
 from squib.core.lifecycle.delete import remove
@@ -46,6 +47,7 @@ async def reconcile(engine: Engine) -> None:
     await _release_leases_without_owner(engine, known)
     await _end_unknown_vmms(engine, known)
     await building.sweep(engine.home)
+    references.prune(engine)
 
 
 async def _release_leases_without_owner(engine: Engine, known: Collection[str]) -> None:

@@ -22,7 +22,7 @@ _BLOCK_BYTES = 64 << 10
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn "no space left" and "quota exceeded" into `DiskFull` with the place and what is free there."""
+    """Convert "no space left" and "quota exceeded" into `DiskFull`, with the directory and its free space."""
     try:
         yield
     except OSError as error:
@@ -32,7 +32,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def disk_full(path: Path) -> DiskFull:
-    """The error for a full disk under ``path``."""
+    """Return the error for a full disk under ``path``."""
     while not path.exists():
         path = path.parent
     free_mib = shutil.disk_usage(path).free // (1 << 20)
@@ -76,7 +76,7 @@ def _copy_extents(src: int, dst: int) -> None:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file that somebody named. Raises `OSError`, also for what is no regular file: that could block."""
+    """Open a regular file for reading. Raises `OSError` for any other kind, which could block."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
@@ -123,7 +123,7 @@ def sync_directory(path: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a file or directory with all that is in it; nothing there is fine. Symbolic links are not followed."""
+    """Remove a file, or a directory with its content, if it exists. Symbolic links are not followed."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -131,7 +131,7 @@ def remove_tree(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """``sha256:`` and the hex digest of the file's content."""
+    """Return ``sha256:`` and the hex digest of the file's content."""
     with path.open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 

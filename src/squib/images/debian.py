@@ -14,7 +14,7 @@ from squib.images.runtimes import Runtime
 from squib.models import Progress
 
 _DPKG_OPTIONS = (
-    "force-unsafe-io",  # stays in the image: a VM's disk need not survive a power cut either
+    "force-unsafe-io",  # stays in the image: a VM's disk need not survive a power cut
     "path-exclude=/usr/share/man/*",
     "path-exclude=/usr/share/info/*",
     "path-exclude=/usr/share/doc/*",
@@ -30,9 +30,9 @@ _NEUTRALISE = (
     " && echo localhost >hostname && : >resolv.conf && : >machine-id"
     " && chmod 0644 hostname resolv.conf machine-id"
 )
-"""A hook, which mmdebstrap runs with the tree's path as ``$1``: takes out what it copied from the host.
+"""A hook that removes what mmdebstrap copied from the host. mmdebstrap runs it with the tree's path as ``$1``.
 
-Removed first, so that nothing is written through a symbolic link. The agent sets a VM's own.
+The files are removed first, so that nothing is written through a symbolic link. The agent sets each VM's own.
 """
 
 _SQUASHFS_OPTIONS = (
@@ -40,25 +40,24 @@ _SQUASHFS_OPTIONS = (
     "-no-progress",
     # An emulated guest reads lz4 1.5 times as fast as zstd, at 1.5 times the size; -Xhc saves a sixth for 6 s more.
     *("-comp", "lz4"),
-    # sqfstar passes over the tar's entry for the root directory, and would leave it writable for all.
+    # sqfstar ignores the tar's entry for the root directory and would make it writable for all.
     *("-root-mode", "755", "-root-uid", "0", "-root-gid", "0"),
 )
 
 
 async def build_rootfs(runtime: Runtime, build: Build, target: Path) -> None:
-    """Make the squashfs of ``runtime`` at ``target``.
+    """Build the squashfs of ``runtime`` at ``target``. A pipe connects mmdebstrap to sqfstar.
 
-    The packages go from mmdebstrap to sqfstar through a pipe. Reports the steps ``bootstrap: …`` and ``squashfs``.
-    Raises `ToolFailed`, `DependencyMissing`.
+    Steps: ``bootstrap: …``, ``squashfs``. Raises `ToolFailed`, `DependencyMissing`.
     """
-    proc.find_tool("sqfstar")  # before the long part
+    proc.find_tool("sqfstar")  # before the long step
     read_end, write_end = os.pipe()
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_bootstrap(runtime, build, write_end))
             tasks.create_task(_squash(build, read_end, target))
     except ExceptionGroup as failed:
-        raise failed.exceptions[0] from None  # the first to fail; the other was cancelled, or broke off because of it
+        raise failed.exceptions[0] from None  # the first to fail; the other followed from it
 
 
 async def _bootstrap(runtime: Runtime, build: Build, output: int) -> None:
@@ -84,6 +83,6 @@ async def _squash(build: Build, tar: int, target: Path) -> None:
             lock=build.lock,
         )
     finally:
-        os.close(tar)  # so that mmdebstrap, if it still writes, hears of the end
+        os.close(tar)  # so that mmdebstrap, if it still writes, gets an error
     if not target.exists():
         raise ToolFailed("sqfstar wrote no squashfs")

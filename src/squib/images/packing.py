@@ -1,4 +1,4 @@
-"""Making a root filesystem of what a user has: a directory, or a tar such as ``docker export`` writes."""
+"""Packing a user's directory, or a tar such as ``docker export`` writes, into a root filesystem."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _COMPRESSION = ("-comp", "lz4")
 
 
 async def pack_rootfs(source: Path, target: Path) -> Rootfs:
-    """Pack a directory or a tar (plain, or compressed with gzip, bzip2, xz or zstd) into the new squashfs ``target``.
+    """Pack a directory or a tar (plain, gzip, bzip2, xz or zstd) into the new squashfs ``target``.
 
-    Owners, modes, links and times are kept, as far as this user may read them. A ``target`` that exists is not touched.
-    Raises `InvalidArgument`, `ToolFailed`, `DependencyMissing`, `DiskFull`; nothing is left then.
+    Owners, modes, links and times are kept as far as this user may read them. An existing ``target`` is not touched.
+    Raises `InvalidArgument`, `ToolFailed`, `DependencyMissing`, `DiskFull`; a failure leaves nothing.
     """
     if target.exists() or target.is_symlink():
-        raise InvalidArgument(f"{target} exists already", hint=f"choose another name, or: rm {target}")
+        raise InvalidArgument(f"{target} already exists", hint=f"choose another name, or: rm {target}")
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         with disk_errors(target.parent):
@@ -48,7 +48,7 @@ async def pack_rootfs(source: Path, target: Path) -> Rootfs:
             else:
                 await _pack_tar(source, partial)
             if not partial.exists():
-                raise ToolFailed(f"{source} was packed into nothing")
+                raise ToolFailed(f"packing {source} wrote no squashfs")
             partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
@@ -62,7 +62,7 @@ async def _pack_tar(source: Path, target: Path) -> None:
         raise InvalidArgument(f"{source} cannot be read: {error.strerror}") from error
     with file:
         head = file.read(_HEAD_BYTES)
-        os.lseek(file.fileno(), 0, os.SEEK_SET)  # of the open file, which the tools inherit
+        os.lseek(file.fileno(), 0, os.SEEK_SET)  # the tools inherit the offset of the open file
         unpack = next((opener for magic, opener in _OPENERS.items() if head.startswith(magic)), None)
         if unpack is not None:
             await _squash_stream(lambda pipe: asyncio.to_thread(_unpack, unpack, source, pipe), target)
@@ -79,7 +79,7 @@ def _unpack(opener: Callable[[Path], BufferedIOBase], source: Path, pipe: int) -
         with opener(source) as packed, open(pipe, "wb", closefd=False) as tar:
             shutil.copyfileobj(packed, tar, _CHUNK_BYTES)
     except BrokenPipeError:
-        return  # who reads it has an error of its own
+        return  # the reader reports its own error
     except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
         raise ToolFailed(f"{source} is damaged: {error}") from error
 
@@ -89,7 +89,7 @@ async def _unpack_zstd(source: int, pipe: int) -> None:
 
 
 async def _squash_stream(unpack: Callable[[int], Awaitable[object]], target: Path) -> None:
-    """Squash the tar that ``unpack`` writes to the pipe that it is given."""
+    """Squash the tar that ``unpack`` writes to a pipe."""
     read_end, write_end = os.pipe()
 
     async def write() -> None:

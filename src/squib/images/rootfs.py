@@ -1,4 +1,4 @@
-"""A root filesystem that the user brings (``--rootfs PATH``)."""
+"""A user's own root filesystem (``--rootfs PATH``)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class RootfsFormat(StrEnum):
 
 @dataclass(frozen=True)
 class Rootfs:
-    """A file that a guest can mount as its base."""
+    """A file that a guest can mount as its read-only base."""
 
     path: Path
     format: RootfsFormat
@@ -60,7 +60,7 @@ _FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
 
 
 def inspect(path: Path) -> Rootfs:
-    """What a file is that is to be a guest's base. Raises `InvalidArgument` if it is neither squashfs nor ext4."""
+    """Recognise a root filesystem file. Raises `InvalidArgument` if it is neither squashfs nor ext4."""
     if path.is_dir():
         raise InvalidArgument(
             f"{path} is a directory, not a root filesystem", hint=f"tar -C {path} -c . | {_TO_SQUASHFS}"

@@ -1,4 +1,4 @@
-"""The runtimes: which root filesystems squib can build, and from what."""
+"""The runtimes: the root filesystems that squib can build, and their packages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import MappingProxyType
 from squib.errors import NotFound
 
 _RECIPE_VERSION = 1
-"""Count up when an image would come out differently for another reason than what a `Runtime` holds."""
+"""Increment this when images change for a reason outside their `Runtime`."""
 
 _BASE_PACKAGES = (
     "bzip2",
@@ -32,7 +32,7 @@ _BASE_PACKAGES = (
 
 @dataclass(frozen=True)
 class Runtime:
-    """A recipe: a minimal Debian with ``packages``. ``min_memory_mib`` is what a VM needs to boot it and to work."""
+    """A recipe: a minimal Debian with ``packages``. ``min_memory_mib`` is what a VM needs to boot and work."""
 
     name: str
     packages: tuple[str, ...]
@@ -40,7 +40,7 @@ class Runtime:
 
     @property
     def key(self) -> str:
-        """Changes whenever the image would: an image made from another key is built again."""
+        """A digest of the recipe. An image of another key is built again."""
         content = asdict(self) | {"min_memory_mib": None, "version": _RECIPE_VERSION}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -54,11 +54,11 @@ RUNTIMES = MappingProxyType(
         )
     }
 )
-"""By name. Debian trixie's ``python3`` is 3.13."""
+"""All runtimes by name. Debian trixie's ``python3`` is 3.13."""
 
 
 def find_runtime(name: str) -> Runtime:
-    """The runtime of this name. Raises `NotFound`."""
+    """Return the runtime with this name. Raises `NotFound`."""
     if name not in RUNTIMES:
-        raise NotFound(f"no runtime is named {name}", hint=f"the runtimes are {', '.join(RUNTIMES)}")
+        raise NotFound(f"no runtime is named {name}", hint=f"choose one of {', '.join(RUNTIMES)}")
     return RUNTIMES[name]

@@ -1,4 +1,4 @@
-"""The images in the cache: root filesystems that squib built, one for each runtime."""
+"""The images in the cache: root filesystems that squib builds, one for each runtime."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from squib.artifacts.building import Build, no_progress
-from squib.artifacts.cache import Artifact, ArtifactCache
+from squib.artifacts.cache import Artifact, ArtifactCache, Entry
 from squib.images.debian import build_rootfs
 from squib.images.runtimes import find_runtime
 from squib.models import OnProgress
@@ -19,7 +19,7 @@ _ROOTFS = "rootfs.squashfs"
 
 @dataclass(frozen=True)
 class Image:
-    """A read-only root filesystem. ``digest`` is that of the file at ``path``."""
+    """A read-only root filesystem. ``digest`` is the digest of the file at ``path``."""
 
     name: str
     digest: str
@@ -37,35 +37,39 @@ class ImageStore:
             "image",
             home.images,
             build_hint="squib image build {name}",
-            repair_hint="squib image rm {name} && squib image build {name}",
+            repair_hint="squib image build {name} --rebuild",
         )
 
-    def list(self) -> list[Image]:
-        """All images, by name, without looking at their files."""
-        return [_image(artifact) for artifact in self._cache.list()]
+    def list(self) -> list[Entry]:
+        """List all images by name, damaged ones too, then those without a name. Files are not hashed."""
+        return self._cache.list()
 
     def get(self, ref: str) -> Image:
-        """The image of this name or digest, its file untouched since it was stored.
+        """Return the image with this name or digest. Its file must match its stamp.
 
         Raises `NotFound`, `ImageCorrupt`.
         """
         return _image(self._cache.get(ref))
 
     def verify(self, ref: str) -> Image:
-        """As `get`, but every byte is looked at."""
+        """Return the image as `get` does, but hash its file."""
         return _image(self._cache.verify(ref))
 
-    async def ensure(self, runtime_name: str, on_progress: OnProgress = no_progress) -> Image:
-        """The image of a runtime, built if it is absent or its recipe has changed.
+    def named_digests(self) -> set[str]:
+        """Return the digests of the images that have a name."""
+        return self._cache.named_digests()
 
-        Raises `NotFound` for a name that is no runtime, `ToolFailed`, `DependencyMissing`, `DiskFull`, `ImageCorrupt`.
+    async def ensure(self, runtime_name: str, on_progress: OnProgress = no_progress) -> Image:
+        """Return the image of a runtime; build it if it is absent or its recipe has changed.
+
+        Raises `NotFound` for an unknown runtime, `ToolFailed`, `DependencyMissing`, `DiskFull`, `ImageCorrupt`.
         """
         return await self.build(runtime_name, on_progress)
 
     async def build(self, name: str, on_progress: OnProgress = no_progress, *, rebuild: bool = False) -> Image:
-        """As `ensure`; with ``rebuild``, build it again from the present packages.
+        """Return the image as `ensure` does; with ``rebuild``, build it again from today's packages.
 
-        VMs that use the former one keep it, by its digest, until `prune`. Steps: ``waiting for another build``,
+        The former image stays, under its digest, until `prune`. Steps: ``waiting for another build``,
         ``bootstrap: …``, ``squashfs``, ``digest``.
         """
         runtime = find_runtime(name)
@@ -76,12 +80,12 @@ class ImageStore:
 
         return _image(await self._cache.ensure(name, runtime.key, make, on_progress, rebuild=rebuild))
 
-    def remove(self, name: str) -> None:
-        """Remove an image. The caller knows that no VM uses it. Raises `NotFound`."""
-        self._cache.remove(name)
+    def remove(self, ref: str) -> None:
+        """Remove the image with this name or digest. The caller checks that no VM uses it. Raises `NotFound`."""
+        self._cache.remove(ref)
 
     def prune(self, *, keep: Collection[str] = ()) -> None:
-        """Remove the images that have no name any more, but those in ``keep`` (digests that VMs use)."""
+        """Remove the images without a name whose digests are not in ``keep``."""
         self._cache.prune(keep=keep)
 
 

@@ -1,4 +1,4 @@
-"""A Linux kernel's image file: what it is, its version, and the plain ELF kernel inside a bzImage.
+"""Linux kernel files: their format, their version, and the plain ELF kernel inside a bzImage.
 
 The header is described in the kernel's ``Documentation/arch/x86/boot.rst``.
 """
@@ -22,12 +22,12 @@ def is_bzimage(data: bytes) -> bool:
 
 
 def is_elf_kernel(data: bytes) -> bool:
-    """A 64-bit x86-64 ELF executable: a ``vmlinux``, if it holds a kernel."""
+    """Return whether the data is an ELF executable for x86-64, such as a ``vmlinux``."""
     return data[:6] == b"\x7fELF\x02\x01" and data[0x10:0x14] == b"\x02\x00\x3e\x00"
 
 
 def version(data: bytes, *, source: Path) -> str:
-    """The release (``uname -r``) of a bzImage or ELF kernel. Raises `InvalidArgument`."""
+    """Return the release (``uname -r``) of a bzImage or ELF kernel. Raises `InvalidArgument`."""
     text = b""
     if is_bzimage(data):
         (offset,) = struct.unpack_from("<H", data, 0x20E)
@@ -35,12 +35,12 @@ def version(data: bytes, *, source: Path) -> str:
     elif is_elf_kernel(data) and (banner := _BANNER.search(data)):
         text = banner[1]
     if not _VERSION.fullmatch(text):
-        raise InvalidArgument(f"{source} does not say which version of Linux it is")
+        raise InvalidArgument(f"{source} contains no Linux version")
     return text.decode()
 
 
 def extract_elf(data: bytes, *, source: Path) -> bytes:
-    """The ELF kernel (``vmlinux``) that a bzImage unpacks when it starts.
+    """Return the ELF kernel (``vmlinux``) that a bzImage decompresses when it starts.
 
     Raises `InvalidArgument`, `DependencyMissing`.
     """
@@ -49,8 +49,8 @@ def extract_elf(data: bytes, *, source: Path) -> bytes:
     start = (setup_sectors + 1) * _SECTOR + offset
     payload = data[start : start + length]
     if payload.startswith(b"\x28\xb5\x2f\xfd") or payload.startswith(b"\x02\x21\x4c\x18"):
-        payload = payload[:-4]  # the plain size follows, which the tools take for damage
+        payload = payload[:-4]  # the tools take the size at the end for damage
     elf = decompress(payload, source=source)
     if not is_elf_kernel(elf):
-        raise InvalidArgument(f"{source} does not hold an x86-64 kernel in a compression that squib knows")
+        raise InvalidArgument(f"{source} contains no x86-64 kernel in a known compression")
     return elf

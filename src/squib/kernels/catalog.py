@@ -1,4 +1,4 @@
-"""squib's own kernel: Debian's for cloud machines, and of its modules those that a guest's boot needs."""
+"""squib's own kernel: Debian's cloud kernel with the modules that a guest needs to boot."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 
 from squib.artifacts.building import Build, no_progress
-from squib.artifacts.cache import Artifact, ArtifactCache
+from squib.artifacts.cache import Artifact, ArtifactCache, Entry
 from squib.artifacts.mmdebstrap import SUITE, bootstrap
 from squib.errors import ToolFailed
 from squib.kernels import bzimage, modules
@@ -32,12 +32,13 @@ _MODULES = "modules"
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel to boot. ``digest`` identifies it: squib's own with all its modules, a user's by the one file.
+    """A kernel to boot.
 
-    ``path`` is what boots fastest: for squib's own the plain ELF kernel, which QEMU enters through PVH without the
-    guest having to unpack it (0.5 s less under TCG). ``bzimage`` is the same kernel for a VMM that wants that.
-    ``modules`` are the names of the modules to load, and ``modules_dir`` the ``/lib/modules/<version>`` that has them
-    and what they depend on; without one, everything is taken to be built in.
+    ``digest`` covers squib's own kernel with all its files, but only the one file of a user's kernel. ``path`` is the
+    file that boots fastest: for squib's own the plain ELF kernel, which QEMU enters through PVH. The guest then need
+    not decompress it, which saves 0.5 s under TCG. ``bzimage`` is the same kernel for a VMM that needs that format.
+    ``modules`` names the modules to load. ``modules_dir`` is the ``/lib/modules/<version>`` with these and their
+    dependencies; if it is ``None``, everything is assumed to be built in.
     """
 
     version: str
@@ -52,7 +53,7 @@ class Kernel:
 
 
 class KernelStore:
-    """The kernels in the cache. A name of today or the digest of any that is still there finds one."""
+    """The kernels in the cache. Look up the current one by name, and any by digest."""
 
     def __init__(self, home: Home) -> None:
         self._cache = ArtifactCache(
@@ -61,34 +62,46 @@ class KernelStore:
             home.kernels,
             build_hint="squib kernel build",
             repair_hint="squib kernel build --rebuild",
+            info_keys=("version", "modules"),
         )
 
-    def list(self) -> list[Kernel]:
-        """All kernels, without looking at their files."""
-        return [_kernel(artifact) for artifact in self._cache.list()]
+    def list(self) -> list[Entry]:
+        """List all kernels: the current one, then those that only VMs use. Files are not hashed.
+
+        The key ``version`` of ``info`` is absent if the manifest is damaged.
+        """
+        return self._cache.list()
 
     def get(self, ref: str = DEFAULT_KERNEL) -> Kernel:
-        """A kernel whose files were not touched since they were stored. Raises `NotFound`, `ImageCorrupt`."""
+        """Return a kernel by name or digest. Its files must match their stamps. Raises `NotFound`, `ImageCorrupt`."""
         return _kernel(self._cache.get(ref))
 
     def verify(self, ref: str = DEFAULT_KERNEL) -> Kernel:
-        """As `get`, but every byte is looked at."""
+        """Return a kernel as `get` does, but hash its files."""
         return _kernel(self._cache.verify(ref))
 
+    def named_digests(self) -> set[str]:
+        """Return the digests of the kernels that have a name."""
+        return self._cache.named_digests()
+
+    def boot_paths(self) -> set[Path]:
+        """Return the `Kernel.path` of every kernel in the cache."""
+        return {self._cache.folder(entry.digest) / _ELF for entry in self._cache.list() if entry.digest}
+
     async def ensure(self, on_progress: OnProgress = no_progress, *, rebuild: bool = False) -> Kernel:
-        """squib's kernel, fetched if it is absent or this squib wants other parts of it; with ``rebuild``, the newest.
+        """Return squib's kernel; fetch it if it is absent or of another recipe. With ``rebuild``, fetch the newest.
 
         Steps: ``bootstrap: …``, ``modules``, ``digest``. Raises `ToolFailed`, `DependencyMissing`, `DiskFull`,
         `ImageCorrupt`.
         """
         return _kernel(await self._cache.ensure(DEFAULT_KERNEL, _recipe_key(), _make, on_progress, rebuild=rebuild))
 
-    def remove(self, name: str = DEFAULT_KERNEL) -> None:
-        """Remove a kernel. The caller knows that no VM uses it. Raises `NotFound`."""
-        self._cache.remove(name)
+    def remove(self, ref: str = DEFAULT_KERNEL) -> None:
+        """Remove a kernel by name or digest. The caller checks that no VM uses it. Raises `NotFound`."""
+        self._cache.remove(ref)
 
     def prune(self, *, keep: Collection[str] = ()) -> None:
-        """Remove the kernels that have no name any more, but those in ``keep`` (digests that VMs use)."""
+        """Remove the kernels without a name whose digests are not in ``keep``."""
         self._cache.prune(keep=keep)
 
 
@@ -122,7 +135,7 @@ async def _make(build: Build, target: Path) -> dict[str, str]:
 
 
 def _pick(package: Path, unpacked: Path, target: Path) -> dict[str, str]:
-    """Unpack what a kernel consists of from the tar, and put the parts that squib uses into ``target``."""
+    """Unpack the kernel's files from the package, and copy those that squib uses into ``target``."""
     _unpack(package, unpacked)
     image = _only(unpacked, "boot/vmlinuz-*")
     data = image.read_bytes()

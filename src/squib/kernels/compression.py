@@ -1,4 +1,4 @@
-"""Undoing the compression that kernels and their modules are shipped in."""
+"""Decompression of kernels and modules."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _LZ4_LEGACY = b"\x02\x21\x4c\x18"
 
 
 def decompress(data: bytes, *, source: Path) -> bytes:
-    """``data`` without the compression that its first bytes tell: xz, gzip, zstd, lz4; as it is if none of these.
+    """Decompress xz, gzip, zstd or lz4 data, recognised by its first bytes. Return other data unchanged.
 
-    zstd and lz4 are left to the tools of those names. ``source`` is for messages. Raises `InvalidArgument` for
-    damaged data, `DependencyMissing`.
+    zstd and lz4 run the tools of those names. ``source`` is for messages. Raises `InvalidArgument` for damaged data,
+    `DependencyMissing`.
     """
     try:
         if data.startswith(_XZ):
@@ -36,8 +36,8 @@ def decompress(data: bytes, *, source: Path) -> bytes:
 
 
 def _finished(decompressor: lzma.LZMADecompressor | zlib._Decompress, data: bytes) -> bytes:
-    """All of one compressed stream; what follows it is dropped (a kernel has its plain size there)."""
+    """Decompress one stream and drop what follows it: a kernel has its decompressed size there."""
     plain = decompressor.decompress(data)
     if not decompressor.eof:
-        raise EOFError("it ends too early")
+        raise EOFError("the data is truncated")
     return plain

@@ -1,7 +1,7 @@
-"""A cpio archive in the "newc" format, which the kernel unpacks as its initramfs.
+"""cpio archives in the "newc" format, which the kernel unpacks as its initramfs.
 
-The format is in the kernel's ``Documentation/driver-api/early-userspace/buffer-format.rst``. The bytes depend on the
-entries alone (no times, no owners, inode numbers in order), so equal content has an equal digest.
+The format is in the kernel's ``Documentation/driver-api/early-userspace/buffer-format.rst``. An archive has no times or
+owners, and its inode numbers count up, so equal entries give equal bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _TRAILER = "TRAILER!!!"
 
 @dataclass(frozen=True)
 class Entry:
-    """A file, directory or device node, owned by root. ``path`` is relative; ``mode`` has the file type's bits."""
+    """A file, directory or device node, owned by root. ``path`` is relative; ``mode`` includes the file type."""
 
     path: str
     mode: int
@@ -37,7 +37,7 @@ def character_device(path: str, major: int, minor: int) -> Entry:
 
 
 def archive(entries: Iterable[Entry]) -> Iterator[bytes]:
-    """The archive of ``entries``, piece by piece. A directory must come before what is in it."""
+    """Yield the archive of ``entries`` in pieces. A directory must come before its content."""
     inode = 0
     for inode, entry in enumerate(entries, start=1):
         yield _header(entry, inode)
@@ -55,7 +55,7 @@ def _header(entry: Entry, inode: int) -> bytes:
         2 if stat.S_ISDIR(entry.mode) else 1,
         0,  # mtime
         len(entry.data),
-        0,  # major and minor of the device that holds the file
+        0,  # major and minor of the device with the file
         0,
         os.major(entry.rdev),
         os.minor(entry.rdev),

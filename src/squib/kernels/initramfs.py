@@ -53,16 +53,20 @@ class InitramfsStore:
     def prune(self, *, kernels: Collection[Path], agent: Path) -> None:
         """Remove the archives of other kernels than those at the paths ``kernels``, and of other agents than ``agent``.
 
-        Without an agent binary nothing is removed.
+        If all archives have the same agent, it is assumed to be ``agent``, which saves hashing it. Without an agent
+        binary nothing is removed.
         """
-        try:
-            agent_key = self._agent_key(agent)
-        except InvalidArgument:
-            return
-        needed = tuple(f"{_kernel_key(path)}-{agent_key}-" for path in kernels)
-        archives = {path for path in self._home.initramfs.glob(f"*{_SUFFIX}") if path.name.startswith(needed)}
-        kept = archives | {record_path(path) for path in archives}
-        for path in set(self._home.initramfs.iterdir()) - kept:
+        archives = list(self._home.initramfs.glob(f"*{_SUFFIX}"))
+        needed = {_kernel_key(path) for path in kernels}
+        agent_keys = {path.name.split("-")[1] for path in archives if path.name.count("-") == 2}
+        if len(agent_keys) > 1:
+            try:
+                agent_keys = {self._agent_key(agent)}
+            except InvalidArgument:
+                return
+        names = {f"{kernel_key}-{agent_key}-" for kernel_key in needed for agent_key in agent_keys}
+        kept = {path for path in archives if path.name.startswith(tuple(names))}
+        for path in set(self._home.initramfs.iterdir()) - kept - {record_path(path) for path in kept}:
             remove_file(path)
 
     def _agent_key(self, agent: Path) -> str:

@@ -1,8 +1,7 @@
-"""Kernel modules: which ones a guest needs, in which order they load, and their plain bytes.
+"""Kernel modules: the ones that a guest needs, their load order, and their decompressed bytes.
 
-Dependencies are read from the modules themselves (the ``depends=`` entry that the kernel's build puts into
-``.modinfo``), not from ``modules.dep``: that file is made by ``depmod`` when a package is configured, and squib
-unpacks packages without configuring them.
+Dependencies come from the modules themselves: the kernel's build adds a ``depends=`` entry to ``.modinfo``. The file
+``modules.dep`` is absent, since ``depmod`` writes it when a package is configured, and squib only unpacks packages.
 """
 
 from __future__ import annotations
@@ -20,22 +19,22 @@ GUEST_MODULES = (
     "virtio_mmio",
     "virtio_blk",
     "squashfs",
-    "crc32c_generic",  # ext4 asks for it by an alias
+    "crc32c_generic",  # ext4 requests it by an alias
     "ext4",
     "overlay",
     "virtio_net",
     "vmw_vsock_virtio_transport",
 )
-"""What the agent's boot needs where the kernel does not have it built in. Each is loaded after what it depends on."""
+"""The modules that the agent needs to boot, unless they are built in. Each loads after its dependencies."""
 
 _SIGNATURE_MARK = b"~Module signature appended~\n"
-_SIGNATURE_INFO = struct.Struct(">8xI")  # struct module_signature: the length of the signature before it is last
+_SIGNATURE_INFO = struct.Struct(">8xI")  # struct module_signature: the last field is the length of the signature
 _SUFFIXES = (".ko", ".ko.xz", ".ko.gz", ".ko.zst")
 
 
 @dataclass(frozen=True)
 class Module:
-    """A module and its plain (not compressed) content. ``name`` has underscores, as in ``/proc/modules``."""
+    """A module and its decompressed content. ``name`` has underscores, as in ``/proc/modules``."""
 
     name: str
     data: bytes
@@ -46,12 +45,12 @@ class Module:
 
 
 def canonical_name(name: str) -> str:
-    """The kernel takes ``-`` and ``_`` in the names of modules for the same."""
+    """Replace ``-`` by ``_``: the kernel treats them alike in module names."""
     return name.replace("-", "_")
 
 
 def module_name(file_name: str) -> str | None:
-    """The module in a file of this name; ``None`` if it is not a module."""
+    """Return the module's name; ``None`` if the file is not a module."""
     for suffix in _SUFFIXES:
         if file_name.endswith(suffix):
             return canonical_name(file_name.removesuffix(suffix))
@@ -59,11 +58,11 @@ def module_name(file_name: str) -> str | None:
 
 
 def load_order(tree: Path, wanted: Iterable[str]) -> tuple[Module, ...]:
-    """The modules of the directory ``tree`` that ``wanted`` comes to: each after all those that it depends on.
+    """Return the ``wanted`` modules of ``tree`` with their dependencies, each after those that it depends on.
 
-    ``tree`` is a ``/lib/modules/<version>``. A wanted name that is not there is left out: it is built in, or the kernel
-    lacks it, and the guest's boot says so. Raises `InvalidArgument` for a dependency that is neither there nor built
-    in and for a damaged module, `DependencyMissing`.
+    ``tree`` is a ``/lib/modules/<version>``. A wanted module that it lacks is skipped: it is built in, or the guest
+    reports at boot that it is missing. Raises `InvalidArgument` if a dependency is neither in ``tree`` nor built in, or
+    a module is damaged; `DependencyMissing`.
     """
     files = _module_files(tree)
     builtin = _builtin_names(tree)
@@ -108,10 +107,10 @@ def _builtin_names(tree: Path) -> set[str]:
 
 
 def without_signature(module: Module) -> Module:
-    """The module without the signature at its end.
+    """Remove the signature at the end of a module.
 
-    Checking one takes an emulated guest 20 ms, and says nothing there: module and kernel come from the same initramfs
-    and host. A kernel that does not insist on signatures notes an unsigned module in its log and as taint ``E``.
+    An emulated guest needs 20 ms to check one. The check has no value there, since the host provides kernel and modules
+    alike. A kernel that does not enforce signatures logs an unsigned module and sets the taint ``E``.
     """
     if not module.data.endswith(_SIGNATURE_MARK):
         return module
@@ -121,7 +120,7 @@ def without_signature(module: Module) -> Module:
 
 
 def dependencies(module: bytes, *, source: Path) -> list[str]:
-    """The modules that this one names as ``depends=``. Raises `InvalidArgument` if it is no module."""
+    """Return the modules that a module lists as ``depends=``. Raises `InvalidArgument` if it is not a module."""
     for entry in elf_section(module, b".modinfo", source=source).split(b"\0"):
         if entry.startswith(b"depends="):
             return [canonical_name(name) for name in entry.decode("ascii")[len("depends=") :].split(",") if name]
@@ -129,7 +128,7 @@ def dependencies(module: bytes, *, source: Path) -> list[str]:
 
 
 def elf_section(elf: bytes, wanted: bytes, *, source: Path) -> bytes:
-    """The content of a section of a 64-bit little-endian ELF file. Raises `InvalidArgument` if there is none."""
+    """Return the content of a section of a 64-bit little-endian ELF file. Raises `InvalidArgument` if it is absent."""
     try:
         if elf[:6] != b"\x7fELF\x02\x01":
             raise InvalidArgument(f"{source} is not a kernel module for a 64-bit guest")

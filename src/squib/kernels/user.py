@@ -1,4 +1,4 @@
-"""A kernel that the user brings (``--kernel PATH``)."""
+"""A user's own kernel (``--kernel PATH``)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from squib.kernels.catalog import Kernel
 
 
 def inspect(path: Path) -> Kernel:
-    """The kernel in a file: a bzImage or an ELF ``vmlinux`` for x86-64.
+    """Return the kernel in a file: a bzImage or an ELF ``vmlinux`` for x86-64.
 
-    Its modules are looked for in ``modules/<version>`` and ``lib/modules/<version>`` beside it and in the host's
-    ``/lib/modules/<version>``; if they are nowhere, everything is taken to be built in. Raises `InvalidArgument` for
-    a file that is missing, no kernel, or of another architecture.
+    Its modules are searched in ``modules/<version>`` and ``lib/modules/<version>`` beside it, then in the host's
+    ``/lib/modules/<version>``. If there are none, everything is assumed to be built in. Raises `InvalidArgument` if the
+    file is missing, is not a kernel, or is for another architecture.
     """
     try:
         with open_regular(path) as file:

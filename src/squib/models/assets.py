@@ -2,32 +2,56 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from squib.models.base import ResponseModel, StoredModel
 
+_KERNEL_REF = re.compile(r"[0-9][A-Za-z0-9_.+~-]{0,62}|(sha256:)?[0-9a-f]{6,64}")
+
+
+def check_kernel_ref(value: str) -> str:
+    """Check a reference to a kernel: a version, or the first 6 to 64 hex digits of a digest."""
+    if not _KERNEL_REF.fullmatch(value):
+        raise ValueError(f"invalid kernel {value!r}: use a version, or the first 6 or more digits of a digest")
+    return value
+
+
+KernelRef = Annotated[str, AfterValidator(check_kernel_ref)]
+
 
 class ImageInfo(ResponseModel):
-    """A root filesystem in the cache. ``digest`` is ``sha256:`` and the 64 hex digits of the file."""
+    """A root filesystem in the cache.
+
+    ``digest`` is ``sha256:`` and the 64 hex digits of the file; it is empty if the cache's note of it is damaged.
+    ``name`` is empty for a former image that only VMs use. ``damage`` says why an image cannot be used.
+    """
 
     name: str
     digest: str
     size_bytes: int
     built_at: datetime
     in_use_by: list[str] = Field(default_factory=list)
+    damage: str = ""
 
 
 class KernelInfo(ResponseModel):
-    """A kernel in the cache. ``digest`` is that of its image file."""
+    """A kernel in the cache.
+
+    ``digest`` covers all its files. ``version`` is empty if the cache's note of it is damaged. ``damage`` says why a
+    kernel cannot be used. The result of a build leaves ``in_use_by`` empty.
+    """
 
     version: str
     digest: str
     size_bytes: int
     built_at: datetime
+    in_use_by: list[str] = Field(default_factory=list)
+    damage: str = ""
 
 
 class Progress(ResponseModel):

@@ -1,12 +1,15 @@
 import asyncio
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from squib.artifacts.building import Build
 from squib.artifacts.cache import Artifact, ArtifactCache, Maker
+from squib.artifacts.manifest import Pointer
+from squib.artifacts.stamp import Stamp
 from squib.errors import ImageCorrupt, InvalidArgument, NotFound
 from squib.host import files
 from squib.paths import Home
@@ -36,7 +39,8 @@ def home(tmp_path: Path) -> Home:
 
 @pytest.fixture
 def cache(home: Home) -> ArtifactCache:
-    return ArtifactCache(home, "image", home.images, build_hint="make {name}", repair_hint="mend {name}")
+    hints = {"build_hint": "make {name}", "repair_hint": "mend {name}"}
+    return ArtifactCache(home, "image", home.images, **hints, info_keys=["made"])
 
 
 async def ensure(cache: ArtifactCache, name: str = "base", recipe: str = "r1", make: Maker | None = None) -> Artifact:
@@ -179,13 +183,26 @@ async def test_a_damaged_file_that_is_asked_for_by_digest_names_what_builds_anot
     rewrite(artifact.folder / "rootfs", b"ONE")
     with pytest.raises(ImageCorrupt) as caught:
         cache.get(artifact.digest)
-    assert caught.value.hint == "VMs that were made from it cannot start any more; mend base"
+    assert caught.value.message.endswith("VMs made from it cannot start")
+    assert caught.value.hint == "mend base"
 
 
 @pytest.mark.anyio
-async def test_verify_finds_a_change_that_keeps_the_stamp(cache: ArtifactCache) -> None:
+async def test_a_write_that_sets_the_modification_time_back_is_found(cache: ArtifactCache) -> None:
     path = (await ensure(cache)).folder / "rootfs"
     rewrite(path, b"ONE", like=path.stat())
+    with pytest.raises(ImageCorrupt):
+        cache.get("base")
+
+
+@pytest.mark.anyio
+async def test_verify_finds_a_change_that_keeps_the_stamp(
+    cache: ArtifactCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = (await ensure(cache)).folder / "rootfs"
+    stamp = Stamp.of(path)
+    rewrite(path, b"ONE")
+    monkeypatch.setattr(Stamp, "of", lambda path: stamp)
     assert cache.get("base").digest == sha256(b"one")
     with pytest.raises(ImageCorrupt):
         cache.verify("base")
@@ -211,17 +228,211 @@ async def test_equal_files_that_mean_something_else_replace_the_former(cache: Ar
 
 
 @pytest.mark.anyio
-async def test_a_damaged_record_is_corrupt_and_a_damaged_name_is_built_again(cache: ArtifactCache, home: Home) -> None:
+async def test_a_damaged_manifest_is_corrupt_and_a_rebuild_replaces_it(cache: ArtifactCache) -> None:
     artifact = await ensure(cache)
     (artifact.folder / "image.json").write_text("{")
     with pytest.raises(ImageCorrupt):
         cache.get("base")
-    assert cache.list() == []
     await cache.ensure("base", "r1", maker(rootfs=b"one"), rebuild=True)
     assert cache.get("base").digest == artifact.digest
+
+
+@pytest.mark.anyio
+async def test_a_damaged_pointer_is_corrupt_and_built_again_when_needed(cache: ArtifactCache, home: Home) -> None:
+    artifact = await ensure(cache)
     (home.images / "names" / "base.json").write_text("{")
-    assert cache.list() == []
+    with pytest.raises(ImageCorrupt, match=r"base\.json is damaged") as caught:
+        cache.get("base")
+    assert caught.value.hint == "mend base"
     assert (await ensure(cache)).digest == artifact.digest
+    assert cache.get("base").digest == artifact.digest
+
+
+def garble_pointer(home: Home, artifact: Artifact) -> None:
+    (home.images / "names" / "base.json").write_bytes(b"\xff{")
+
+
+def replace_pointer_by_directory(home: Home, artifact: Artifact) -> None:
+    (home.images / "names" / "base.json").unlink()
+    (home.images / "names" / "base.json" / "inside").mkdir(parents=True)
+
+
+def point_out_of_the_cache(home: Home, artifact: Artifact) -> None:
+    pointer = Pointer(digest=artifact.digest, recipe="r1", built_at=artifact.built_at)
+    (home.images / "names" / "base.json").write_text(pointer.model_dump_json().replace(artifact.digest, "../../vms"))
+
+
+def garble_manifest(home: Home, artifact: Artifact) -> None:
+    (artifact.folder / "image.json").write_bytes(b"\xff{")
+
+
+def lose_manifest(home: Home, artifact: Artifact) -> None:
+    (artifact.folder / "image.json").unlink()
+
+
+def replace_manifest_by_fifo(home: Home, artifact: Artifact) -> None:
+    (artifact.folder / "image.json").unlink()
+    os.mkfifo(artifact.folder / "image.json")
+
+
+def describe_another_content(home: Home, artifact: Artifact) -> None:
+    path = artifact.folder / "image.json"
+    path.write_text(path.read_text().replace(artifact.digest, sha256(b"another")))
+
+
+def lack_a_fact(home: Home, artifact: Artifact) -> None:
+    path = artifact.folder / "image.json"
+    path.write_text(path.read_text().replace('"made"', '"unmade"'))
+
+
+def lose_file(home: Home, artifact: Artifact) -> None:
+    (artifact.folder / "rootfs").unlink()
+
+
+def truncate_file(home: Home, artifact: Artifact) -> None:
+    rewrite(artifact.folder / "rootfs", b"")
+
+
+def lose_content(home: Home, artifact: Artifact) -> None:
+    files.remove_tree(artifact.folder)
+
+
+def replace_content_by_file(home: Home, artifact: Artifact) -> None:
+    files.remove_tree(artifact.folder)
+    artifact.folder.write_text("not a directory")
+
+
+DAMAGES = (
+    garble_pointer,
+    replace_pointer_by_directory,
+    point_out_of_the_cache,
+    garble_manifest,
+    lose_manifest,
+    replace_manifest_by_fifo,
+    describe_another_content,
+    lack_a_fact,
+    lose_file,
+    truncate_file,
+    lose_content,
+    replace_content_by_file,
+)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("damage", DAMAGES)
+async def test_damage_is_listed_stops_no_other_and_can_be_repaired_or_removed(
+    cache: ArtifactCache, home: Home, damage: Callable[[Home, Artifact], None]
+) -> None:
+    artifact = await ensure(cache)
+    other = await ensure(cache, "other", make=maker(rootfs=b"two"))
+    (home.vms).mkdir()
+    damage(home, artifact)
+
+    named = {entry.name: entry.damage for entry in cache.list() if entry.name}
+    assert named.keys() == {"base", "other"}
+    assert named["base"] and not named["other"]
+    with pytest.raises(ImageCorrupt) as caught:
+        cache.get("base")
+    assert caught.value.hint == "mend base"
+    assert cache.get("other") == other
+    cache.prune(keep=[artifact.digest])
+
+    rebuilt = await cache.ensure("base", "r1", maker(rootfs=b"one"), rebuild=True)
+    assert cache.verify("base").folder == rebuilt.folder == artifact.folder
+
+    damage(home, rebuilt)
+    cache.remove("base")
+    assert [entry.name for entry in cache.list() if entry.name] == ["other"]
+    cache.prune()
+    assert [entry.name for entry in cache.list()] == ["other"]
+    assert cache.get("other") == other
+    assert home.vms.exists()
+
+
+@pytest.mark.anyio
+async def test_prune_keeps_damaged_content_that_is_in_use(cache: ArtifactCache) -> None:
+    artifact = await ensure(cache)
+    (artifact.folder / "image.json").write_text("{")
+    await ensure(cache, recipe="r2", make=maker(rootfs=b"two"))
+    cache.prune(keep=[artifact.digest])
+    [_, kept] = cache.list()
+    assert (kept.name, kept.digest) == ("", artifact.digest)
+    assert "image.json is damaged" in kept.damage
+    cache.remove(artifact.digest)
+    assert [entry.name for entry in cache.list()] == ["base"]
+
+
+@pytest.mark.anyio
+async def test_an_artifact_can_be_removed_by_its_digest_with_its_names(cache: ArtifactCache) -> None:
+    artifact = await ensure(cache, "a")
+    await ensure(cache, "b")
+    cache.remove(artifact.digest)
+    assert cache.list() == []
+    with pytest.raises(NotFound):
+        cache.remove(artifact.digest)
+
+
+def test_names_that_are_invalid_are_not_listed(cache: ArtifactCache, home: Home) -> None:
+    (home.images / "names").mkdir(parents=True)
+    (home.images / "names" / "not a name.json").write_text("{}")
+    (home.images / "sha256-short").mkdir()
+    assert cache.list() == []
+    cache.prune()
+    assert not (home.images / "sha256-short").exists()
+
+
+@pytest.mark.anyio
+async def test_a_content_is_flushed_before_its_pointer_is_written(
+    cache: ArtifactCache, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[Path] = []
+    real = os.fsync
+
+    def note(fd: int) -> None:
+        flushed.append(Path(f"/proc/self/fd/{fd}").readlink())
+        real(fd)
+
+    async def make(build: Build, target: Path) -> dict[str, str]:
+        (target / "modules").mkdir()
+        (target / "modules" / "a.ko").write_bytes(b"module")
+        return {"made": "yes"}
+
+    monkeypatch.setattr(os, "fsync", note)
+    await ensure(cache, make=make)
+    *content, pointer, names = flushed
+    assert names == home.images / "names"
+    assert pointer.parent == names
+    below = [
+        str(path.relative_to(home.building)).partition("/")[2] for path in content if home.building in path.parents
+    ]
+    manifest = below[2]
+    assert below == ["content/modules/a.ko", "content/modules", manifest, "content"]
+    assert manifest.startswith("content/.image.json.")
+    assert content[-1] == home.images
+
+
+@pytest.mark.anyio
+async def test_a_manifest_of_a_former_squib_is_read_and_its_files_are_hashed_again(cache: ArtifactCache) -> None:
+    artifact = await ensure(cache)
+    path = artifact.folder / "image.json"
+    path.write_text(artifact.manifest.model_dump_json(exclude={"files": {"__all__": {"stamp": {"ctime_ns"}}}}))
+    assert "ctime_ns" not in path.read_text()
+    assert cache.get("base") == artifact
+    assert "ctime_ns" in path.read_text()
+
+
+@pytest.mark.anyio
+async def test_an_artifact_whose_stamps_cannot_be_renewed_is_used(
+    cache: ArtifactCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = await ensure(cache)
+    os.utime(artifact.folder / "rootfs", ns=(1, 1))
+
+    def full(path: Path, data: bytes) -> None:
+        raise files.disk_full(path)
+
+    monkeypatch.setattr(files, "write_atomic", full)
+    assert cache.get("base").digest == artifact.digest
 
 
 @pytest.mark.anyio

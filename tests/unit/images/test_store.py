@@ -201,7 +201,7 @@ async def test_the_hints_are_commands_that_mend_it(home: Home, tools: ToolBox) -
     (await store.ensure("base")).path.unlink()
     with pytest.raises(ImageCorrupt) as damaged:
         store.get("base")
-    assert damaged.value.hint == "squib image rm base && squib image build base"
+    assert damaged.value.hint == "squib image build base --rebuild"
 
 
 @pytest.mark.anyio

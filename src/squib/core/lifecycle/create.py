@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
+from squib.core import references
 from squib.core.engine import Engine
 from squib.core.lifecycle import transitions
 from squib.core.lifecycle.delete import remove
@@ -39,6 +42,19 @@ async def create_vm(
     undoes all of it. Raises `NameTaken`, `InvalidArgument`, `Unsupported`, `DiskFull`, `BootError`, `Superseded` and
     what building an image raises.
     """
+    with contextlib.ExitStack() as choosing:
+        choosing.enter_context(references.choosing(engine))
+        return await _create(engine, config, start, on_progress, boot_timeout_s, on_recorded=choosing.close)
+
+
+async def _create(
+    engine: Engine,
+    config: VMConfig,
+    start: bool,
+    on_progress: OnProgress,
+    boot_timeout_s: float,
+    on_recorded: Callable[[], None],
+) -> VMRecord:
     vm_id = config.vm_id or new_id()
     engine.store.check_free(vm_id, config.name or vm_id)
     driver = engine.drivers.default
@@ -64,6 +80,7 @@ async def create_vm(
 
     async def create(turn: Turn) -> VMRecord:
         engine.store.add_vm(record)
+        on_recorded()
         try:
             await _make_directory(engine, record, on_progress)
             if start:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from squib.core import references
 from squib.core.engine import Engine
 from squib.core.lifecycle import transitions, verbs
 from squib.core.lifecycle.release import ALL, release
@@ -43,3 +44,5 @@ async def remove(engine: Engine, record: VMRecord | BrokenRecord) -> None:
     await release(engine, record.vm_id, ALL)
     engine.store.remove_vm(record.vm_id)
     engine.forget(record.vm_id)
+    if isinstance(record, VMRecord):
+        references.prune_after(engine, record)

@@ -1,0 +1,109 @@
+"""What the cache writes down about a content (`Manifest`) and about a name (`Pointer`)."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from pydantic import Field, ValidationError
+
+from squib.artifacts.stamp import Stamp
+from squib.host import files
+from squib.models import StoredModel
+
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+M = TypeVar("M", bound=StoredModel)
+
+
+class StoredFile(StoredModel):
+    """A file of an artifact. ``path`` is relative to the artifact's directory."""
+
+    path: Annotated[str, Field(pattern=r"^[^/\x00]+(/[^/\x00]+)*$")]
+    digest: Digest
+    stamp: Stamp
+
+
+class Manifest(StoredModel):
+    """What a directory of the cache holds. ``info`` holds facts about the content that its builder adds."""
+
+    info: dict[str, str]
+    built_at: datetime
+    files: tuple[StoredFile, ...]
+
+    @property
+    def digest(self) -> str:
+        """The digest of the one file; for several files, the digest of their list as ``sha256sum`` prints it."""
+        if len(self.files) == 1:
+            return self.files[0].digest
+        lines = "".join(f"{file.digest.removeprefix('sha256:')}  {file.path}\n" for file in self.files)
+        return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
+
+
+class Pointer(StoredModel):
+    """The content that a name stands for, and the recipe that it was built from."""
+
+    digest: Digest
+    recipe: str
+    built_at: datetime
+
+
+class Unreadable(Exception):
+    """A manifest or pointer exists and cannot be used. The text is the reason."""
+
+
+def read(path: Path, model: type[M]) -> M:
+    """Read a manifest or pointer. Raises `FileNotFoundError`, `Unreadable`."""
+    try:
+        with files.open_regular(path) as file:
+            return model.model_validate_json(file.read())
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Unreadable(f"{path} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        raise Unreadable(f"{path} is damaged") from error
+
+
+def seal(content: Path, info: dict[str, str]) -> Manifest:
+    """Make all files below ``content`` read-only, flush them and their directories, and list the files."""
+    found = []
+    paths = sorted(content.rglob("*"))
+    for path in (path for path in paths if path.is_file()):
+        path.chmod(0o444)
+        files.sync(path)
+        found.append(StoredFile(path=str(path.relative_to(content)), digest=files.sha256(path), stamp=Stamp.of(path)))
+    for path in [path for path in paths if path.is_dir()]:
+        files.sync(path)
+    return Manifest(info=info, built_at=datetime.now(UTC), files=tuple(found))
+
+
+def stamp_of(path: Path) -> Stamp | None:
+    """Return the stamp of a file; ``None`` if it cannot be reached."""
+    try:
+        return Stamp.of(path)
+    except OSError:
+        return None
+
+
+def find_damage(folder: Path, file: StoredFile) -> str | None:
+    """Hash a file and say what is wrong with it; ``None`` if it is as it was stored."""
+    path = folder / file.path
+    try:
+        found = files.sha256(path)
+    except FileNotFoundError:
+        return f"{path} is missing"
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+    return None if found == file.digest else f"{path} is {found}, not {file.digest}"
+
+
+def visible_damage(folder: Path, file: StoredFile) -> str:
+    """Say what is wrong with a file as far as it can be seen without reading it."""
+    path = folder / file.path
+    stamp = stamp_of(path)
+    if stamp is None:
+        return f"{path} is missing"
+    return "" if stamp.size == file.stamp.size else f"{path} has {stamp.size} bytes instead of {file.stamp.size}"

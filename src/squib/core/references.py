@@ -1,0 +1,80 @@
+"""Which cached files are in use, and removing the others.
+
+This is the only module that reads kernel and root filesystem references for the sake of the cache. A new kind of owner
+is added in `referenced_digests` and `host_kernels`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from squib.core.engine import Engine
+from squib.errors import RecordCorrupt, SquibError
+from squib.models import CachedRef, HostFileRef
+from squib.store.records import BrokenRecord, VMRecord
+
+log = logging.getLogger("squib.cache")
+
+
+def referenced_digests(engine: Engine) -> set[str]:
+    """Return the digests of all cached kernels and root filesystems that an owner uses.
+
+    Raises `RecordCorrupt` if an owner's record is unreadable: what it uses is not known.
+    """
+    for record in engine.store.all_vms():
+        if isinstance(record, BrokenRecord):
+            raise RecordCorrupt(f"the record of VM {record.name} is damaged: {record.reason}")
+    return {digest for record in engine.store.list_vms() for digest in digests_of(record)}
+
+
+def digests_of(record: VMRecord) -> set[str]:
+    """Return the digests of the cached kernel and root filesystem of a VM."""
+    return {ref.digest for ref in (record.spec.kernel, record.spec.rootfs) if isinstance(ref, CachedRef)}
+
+
+def host_kernels(engine: Engine) -> set[Path]:
+    """Return the kernels outside the cache that an owner uses."""
+    kernels = (record.spec.kernel for record in engine.store.list_vms())
+    return {Path(ref.path) for ref in kernels if isinstance(ref, HostFileRef)}
+
+
+def users_of(engine: Engine, digest: str) -> list[str]:
+    """Return the names of the VMs that use a cached kernel or root filesystem."""
+    return [record.name for record in engine.store.list_vms() if digest in digests_of(record)]
+
+
+@contextlib.contextmanager
+def choosing(engine: Engine) -> Iterator[None]:
+    """Keep the cache complete while a new owner chooses files that no record references yet."""
+    engine.choosing += 1
+    try:
+        yield
+    finally:
+        engine.choosing -= 1
+
+
+def prune(engine: Engine) -> None:
+    """Remove kernels, images and initramfs archives that nothing uses and no name stands for.
+
+    Nothing is removed while a new owner chooses its files, or if an owner's record is unreadable. A later call removes
+    the rest. A failure is logged.
+    """
+    if engine.choosing:
+        return
+    try:
+        keep = referenced_digests(engine)
+        engine.images.prune(keep=keep)
+        engine.kernels.prune(keep=keep)
+        kernels = engine.kernels.boot_paths() | host_kernels(engine)
+        engine.initramfs.prune(kernels=kernels, agent=engine.agent_binary)
+    except (SquibError, OSError) as error:
+        log.warning("unused files could not be removed from the cache: %s", error)
+
+
+def prune_after(engine: Engine, record: VMRecord) -> None:
+    """Remove what only a deleted VM used. Does nothing if its files still have names, which is the common case."""
+    if digests_of(record) - engine.kernels.named_digests() - engine.images.named_digests():
+        prune(engine)
