@@ -101,6 +101,8 @@ class FakeAPI:
     stdin_closed: asyncio.Event = field(default_factory=asyncio.Event)
     signalled: asyncio.Event = field(default_factory=asyncio.Event)
     env: dict[str, str] = field(default_factory=dict)
+    damage: str = ""
+    """What is wrong with the image and the kernel in the cache."""
     killed: bool = False
     """The connection of a command was closed before its end."""
 
@@ -157,14 +159,14 @@ class FakeAPI:
             case "GET", ["doctor"]:
                 return _json({"checks": [check.model_dump(mode="json") for check in self.checks]})
             case "GET", ["images"]:
-                return _json({"images": [_image("base")]})
+                return _json({"images": [_image("base") | {"damage": self.damage}]})
             case "GET", ["kernels"]:
-                return _json({"kernels": [_KERNEL]})
+                return _json({"kernels": [_KERNEL | {"damage": self.damage}]})
             case "POST", ["images"]:
                 return _lines({"progress": {"step": "squashfs"}}, {"image": _image(body["name"])})
             case "POST", ["kernels"]:
                 return _lines({"kernel": _KERNEL})
-            case "DELETE", ["images", _]:
+            case "DELETE", ["images" | "kernels", _]:
                 return httpx.Response(204)
             case "GET", ["vms"]:
                 return _json({"vms": [vm.model_dump(mode="json") for vm in self.vms.values()]})

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from squib.core.engine import Engine
 from squib.models import Name, ResponseModel
+from squib.models.assets import KernelRef
 
 T = TypeVar("T")
 
@@ -25,6 +26,7 @@ async def _engine(connection: HTTPConnection) -> Engine:
 
 EngineDep = Annotated[Engine, Depends(_engine)]
 Ref = Annotated[Name, Path(description="a VM's name or ID")]
+KernelPath = Annotated[KernelRef, Path(description="a kernel's version or digest")]
 
 
 def ascii_json(value: ResponseModel) -> Response:

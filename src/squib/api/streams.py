@@ -44,6 +44,10 @@ class ProxyResponse(StreamingResponse):
             self._stream.close()
 
 
+_NEWER_FIELDS = {"image": {"damage"}, "kernel": {"in_use_by", "damage"}}
+"""Clients of the first version build before each ``squib run`` and reject fields that they do not know."""
+
+
 class ProgressResponse(StreamingResponse):
     """Run a long operation and stream its progress: a JSON `ProgressEvent` a line.
 
@@ -80,7 +84,7 @@ class ProgressResponse(StreamingResponse):
 
 def _line(event: ProgressEvent) -> bytes:
     """Encode an event as one line of ASCII: a message may quote bytes that are not UTF-8."""
-    fields = event.model_dump(mode="json", exclude_none=True)
+    fields = event.model_dump(mode="json", exclude_none=True, exclude=_NEWER_FIELDS)
     if event.vm is not None:
         fields["vm"] = event.vm.model_dump(mode="json")  # with its nulls, as in every other response
     return json.dumps(fields).encode("ascii") + b"\n"

@@ -8,13 +8,14 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import httpx
 from pydantic import ValidationError
 
 from squib.errors import EngineStartFailed, EngineUnavailable, InvalidArgument, NotFound, SquibError, from_wire
 from squib.models import Check, EngineInfo, ImageInfo, KernelInfo, OnProgress, Progress, ResponseModel, VMConfig, VMInfo
+from squib.models.assets import check_kernel_ref
 from squib.paths import Home
 from squib.sdk.config import check_ref
 from squib.sdk.local import ensure_engine
@@ -288,6 +289,14 @@ class EngineClient:
     async def remove_image(self, name: str) -> None:
         """Remove an image from the cache. Raises `NotFound`, `Conflict` if a VM uses it."""
         await self.request("DELETE", f"/images/{check_ref(name)}")
+
+    async def remove_kernel(self, ref: str) -> None:
+        """Remove a kernel from the cache by its version or digest. Raises `NotFound`, `Conflict` if a VM uses it."""
+        try:
+            check_kernel_ref(ref)
+        except ValueError as error:
+            raise InvalidArgument(str(error)) from None
+        await self.request("DELETE", f"/kernels/{quote(ref, safe='')}")
 
     async def _build(self, path: str, body: dict[str, Any], on_progress: OnProgress) -> dict[str, Any]:
         async with self.stream("POST", path, json.dumps(body).encode()) as response:

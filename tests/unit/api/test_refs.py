@@ -95,6 +95,15 @@ def test_a_name_does_not_leave_its_part_of_the_path(answer: Send, method: str, r
         assert "no such route" in request.error["message"] or "invalid name" in request.error["message"]
 
 
+def test_hostile_references_to_a_kernel_are_refused(answer: Send) -> None:
+    for name in [*HOSTILE, "sha256:", "sha256:abc", f"sha256:{'A' * 64}", "6.1/x"]:
+        if set(name) == {"a"}:
+            continue  # the digits of a digest
+        request = answer("DELETE", f"/v1/kernels/{quote(name, safe='')}")
+        assert request.status in (400, 404), name
+        assert "invalid kernel" in request.error["message"] or "no such route" in request.error["message"]
+
+
 def test_hostile_names_are_refused_in_the_handshake_of_a_websocket(shake_hands: Callable[..., Handshake]) -> None:
     for name in HOSTILE:
         handshake = shake_hands(f"/v1/vms/{quote(name, safe='')}/pty")
@@ -112,6 +121,7 @@ def test_every_route_with_a_name_is_tried_here(answer: Send) -> None:
         for method in operations
         if "{" in path
     }
+    documented.remove(("DELETE", "/v1/kernels/{kernel}"))
     assert documented == {(method, route.partition("?")[0]) for method, route, _ in ROUTES}
 
 

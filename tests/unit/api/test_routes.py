@@ -8,11 +8,12 @@ import httpx
 import pytest
 
 from squib.api.schema import CheckList
+from squib.artifacts.cache import Entry
 from squib.core import doctor
 from squib.core.engine import Engine
 from squib.images.store import Image
 from squib.kernels.catalog import Kernel
-from squib.models import Check, CheckStatus, Fix, VMInfo
+from squib.models import Check, CheckStatus, Fix, OnProgress, VMInfo
 from squib.store.database import now
 from squib.version import VERSION
 from tests.fakes.engine import Rig
@@ -129,8 +130,8 @@ def test_images_and_kernels_are_listed_with_their_users(
 ) -> None:
     async def test(engine: Engine, http: httpx.AsyncClient) -> None:
         built_at = now()
-        image = Image("base", "sha256:1", Path("/i"), 7, built_at)
-        kernel = Kernel("6.1", "sha256:2", Path("/k"), None, None, (), 8, built_at)
+        image = Entry("base", "sha256:1", 7, built_at, {})
+        kernel = Entry("debian-cloud", "sha256:2", 8, built_at, {"version": "6.1"}, damage="torn")
         monkeypatch.setattr(engine.images, "list", lambda: [image])
         monkeypatch.setattr(engine.kernels, "list", lambda: [kernel])
         await http.post("/v1/vms", json=body(rig, name="web"))
@@ -146,6 +147,7 @@ def test_images_and_kernels_are_listed_with_their_users(
         )
         [found] = (await http.get("/v1/kernels")).json()["kernels"]
         assert (found["version"], found["digest"], found["size_bytes"]) == ("6.1", "sha256:2", 8)
+        assert (found["in_use_by"], found["damage"]) == ([], "torn")
         removed: list[str] = []
         monkeypatch.setattr(engine.images, "remove", removed.append)
         refused = await http.delete("/v1/images/base")
@@ -154,6 +156,30 @@ def test_images_and_kernels_are_listed_with_their_users(
         await http.delete("/v1/vms/web")
         assert (await http.delete("/v1/images/base")).status_code == 204
         assert removed == ["base"]
+        monkeypatch.setattr(engine.kernels, "remove", removed.append)
+        assert (await http.delete("/v1/kernels/6.1")).status_code == 204
+        assert removed == ["base", "sha256:2"]
+        assert (await http.delete("/v1/kernels/6.2")).status_code == 404
+
+    over_http(test)
+
+
+def test_the_results_of_builds_have_the_fields_of_the_first_version(
+    rig: Rig, over_http: OverHttp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(engine: Engine, http: httpx.AsyncClient) -> None:
+        async def build_kernel(on_progress: OnProgress, *, rebuild: bool) -> Kernel:
+            return Kernel("6.1", "sha256:2", Path("/k"), None, None, (), 8, now())
+
+        async def build_image(name: str, on_progress: OnProgress, *, rebuild: bool) -> Image:
+            return Image(name, "sha256:1", Path("/i"), 7, now())
+
+        monkeypatch.setattr(engine.kernels, "ensure", build_kernel)
+        monkeypatch.setattr(engine.images, "build", build_image)
+        kernel = (await http.post("/v1/kernels")).json()["kernel"]
+        assert kernel.keys() == {"version", "digest", "size_bytes", "built_at"}
+        image = (await http.post("/v1/images", json={"name": "base"})).json()["image"]
+        assert image.keys() == {"name", "digest", "size_bytes", "built_at", "in_use_by"}
 
     over_http(test)
 

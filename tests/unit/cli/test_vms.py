@@ -134,6 +134,26 @@ def test_images_and_kernels_are_tables(squib: Squib, api: FakeAPI) -> None:
     assert squib("kernel", "ls").text.splitlines()[1].startswith("6.12.1-cloud   5c5c5c5c5c5c   70 MiB")
 
 
+def test_damage_is_noted_with_the_command_that_repairs_it(squib: Squib, api: FakeAPI) -> None:
+    api.damage = "image.json is damaged"
+    assert squib("image", "ls").err == (
+        "squib: image base is damaged: image.json is damaged (squib image build base --rebuild)\n"
+    )
+    assert squib("kernel", "ls").err == (
+        "squib: kernel 5c5c5c5c5c5c is damaged: image.json is damaged (squib kernel build --rebuild)\n"
+    )
+    assert squib("image", "ls", "--json").json[0]["damage"] == "image.json is damaged"
+
+
+def test_a_kernel_is_removed_by_version_or_digest(squib: Squib, api: FakeAPI) -> None:
+    assert squib("kernel", "rm", "6.12.1+deb13-cloud").text == "6.12.1+deb13-cloud\n"
+    assert squib("kernel", "rm", "5c5c5c5c5c5c", "--json").json == {"kernel": "5c5c5c5c5c5c", "removed": True}
+    assert api.made == ["DELETE /kernels/6.12.1%2Bdeb13-cloud", "DELETE /kernels/5c5c5c5c5c5c"]
+    for ref in BAD_NAMES:
+        assert squib("kernel", "rm", "--", ref).status == 2
+    assert len(api.made) == 2
+
+
 def test_builds_print_what_was_built(squib: Squib, api: FakeAPI) -> None:
     ended = squib("image", "build", "base", "--rebuild")
     assert ended.text.startswith("base sha256:5c5c")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from starlette.responses import StreamingResponse
 
-from squib.api.context import EngineDep, Ref
+from squib.api.context import EngineDep, KernelPath, Ref
 from squib.api.schema import BuildRequest, ImageList, KernelBuildRequest, KernelList, ProgressEvent
 from squib.api.streams import NDJSON, ProgressResponse
 from squib.core import assets
@@ -45,6 +45,12 @@ async def remove_image(engine: EngineDep, ref: Ref) -> None:
 async def list_kernels(engine: EngineDep) -> KernelList:
     """List the kernels in the cache."""
     return KernelList(kernels=assets.list_kernels(engine))
+
+
+@router.delete("/kernels/{kernel}", status_code=204)
+async def remove_kernel(engine: EngineDep, kernel: KernelPath) -> None:
+    """Remove a kernel that no VM uses from the cache."""
+    assets.remove_kernel(engine, kernel)
 
 
 @router.post("/kernels", response_class=StreamingResponse, responses={200: {"content": {NDJSON: {}}}})

@@ -43,7 +43,7 @@ async def list_images(output: Output) -> None:
         _COLUMNS,
         [
             [
-                image.name,
+                image.name or "none",
                 short_digest(image.digest),
                 show_bytes(image.size_bytes),
                 f"{show_age(image.built_at, now)} ago",
@@ -52,6 +52,10 @@ async def list_images(output: Output) -> None:
             for image in images
         ],
     )
+    for image in images:
+        if image.damage:
+            repair = f" (squib image build {image.name} --rebuild)" if image.name else ""
+            output.note(f"image {image.name or short_digest(image.digest)} is damaged: {image.damage}{repair}")
 
 
 @command("build", group=image, examples=["squib image build base", "squib image build python3.13 --rebuild"])

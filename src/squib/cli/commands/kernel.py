@@ -11,9 +11,15 @@ from squib.cli.app import command, make_group
 from squib.cli.commands.image import short_digest
 from squib.cli.render import Column, Output
 
-kernel = make_group("kernel", "List and fetch kernels")
+kernel = make_group("kernel", "List, fetch and remove kernels")
 
-_COLUMNS = (Column("VERSION"), Column("DIGEST"), Column("SIZE", right=True), Column("BUILT", right=True))
+_COLUMNS = (
+    Column("VERSION"),
+    Column("DIGEST"),
+    Column("SIZE", right=True),
+    Column("BUILT", right=True),
+    Column("USED BY"),
+)
 
 
 @command("list", group=kernel, aliases=["ls"])
@@ -33,14 +39,19 @@ async def list_kernels(output: Output) -> None:
         _COLUMNS,
         [
             [
-                kernel.version,
+                kernel.version or "unknown",
                 short_digest(kernel.digest),
                 show_bytes(kernel.size_bytes),
                 f"{show_age(kernel.built_at, now)} ago",
+                ", ".join(kernel.in_use_by),
             ]
             for kernel in kernels
         ],
     )
+    for kernel in kernels:
+        if kernel.damage:
+            digest = short_digest(kernel.digest)
+            output.note(f"kernel {digest} is damaged: {kernel.damage} (squib kernel build --rebuild)")
 
 
 @command("build", group=kernel, examples=["squib kernel build", "squib kernel build --rebuild"])
@@ -58,3 +69,22 @@ async def build(
         output.data(built)
     else:
         output.line(f"{built.version} {built.digest}")
+
+
+@command("remove", group=kernel, aliases=["rm"], examples=["squib kernel rm 6.12.43+deb13-cloud-amd64"])
+async def remove(
+    output: Output,
+    ref: Annotated[
+        str,
+        typer.Argument(
+            metavar="VERSION|DIGEST", help="Version, or the first digits of the digest.", show_default=False
+        ),
+    ],
+) -> None:
+    """Remove a kernel that no VM uses from the cache."""
+    async with options.connect() as engine:
+        await engine.remove_kernel(ref)
+    if output.json:
+        output.data({"kernel": ref, "removed": True})
+    else:
+        output.line(ref)
