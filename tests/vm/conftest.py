@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import shutil
@@ -19,6 +20,7 @@ from squib.core.engine import cgroup_parent
 from squib.host import processes
 from squib.host.processes import ProcessIdentity
 from squib.paths import Home
+from tests.processes import engines, kill_engines, parent, until, watchdogs
 
 CGROUPS = Path("/sys/fs/cgroup")
 
@@ -34,6 +36,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     os.environ["SQUIB_HOME"] = str(home.root)
     yield home
     end_engine(home)
+    assert stray_watchdogs(home) == []
     for vm in home.vms.glob("*"):
         processes.kill(ProcessIdentity(vm / "vmm.lock"))
 
@@ -51,7 +54,12 @@ def engine_pids(home: Home) -> list[int]:
 
 
 def end_engine(home: Home, number: int = signal.SIGTERM) -> None:
-    """End the engine and wait until it is gone; its VMs go on."""
+    """End the engine and wait until it is gone; its VMs go on.
+
+    SIGKILL takes its watchdog too, so that the next engine is the one that a command starts.
+    """
+    if number == signal.SIGKILL:
+        kill_engines(home)
     for pid in engine_pids(home):
         pidfd = os.pidfd_open(pid)
         signal.pidfd_send_signal(pidfd, number)
@@ -59,6 +67,18 @@ def end_engine(home: Home, number: int = signal.SIGTERM) -> None:
         poller.register(pidfd, select.POLLIN)
         assert poller.poll(20_000), "the engine does not end"
         os.close(pidfd)
+
+
+def stray_watchdogs(home: Home) -> list[int]:
+    """The watchdogs that no engine has as its child. One whose engine has just died has a moment to act on that."""
+
+    def strays() -> list[int]:
+        running = engines(home)
+        return [pid for pid in watchdogs(home) if parent(pid) not in running]
+
+    with contextlib.suppress(AssertionError):
+        until(lambda: not strays(), "they stay", within_s=2)
+    return strays()
 
 
 @dataclass(frozen=True)
@@ -72,6 +92,7 @@ class Resources:
     cgroups: list[str]
     sockets: list[str]
     building: list[str]
+    stray_watchdogs: list[int]
 
     def cgroups_of(self, vms: list[VMInfo]) -> set[str]:
         """The VMs among ``vms`` that have a cgroup."""
@@ -100,6 +121,7 @@ def resources(home: Home) -> Resources:
         ),
         sockets=sorted(str(path) for path in home.vms.glob("*/*.sock")),
         building=sorted(path.name for path in home.building.glob("*")),
+        stray_watchdogs=stray_watchdogs(home),
     )
 
 

@@ -51,15 +51,19 @@ async def serve(
     idle_exit_s: float | None = None,
     tcp: TcpOptions | None = None,
     on_ready: Callable[[str | None, str | None], None],
+    on_needed: Callable[[bool], None] = lambda needed: None,
 ) -> None:
     """Run the engine until SIGTERM or SIGINT, or until it has been idle for ``idle_exit_s``. VMs keep running.
 
     ``on_ready`` is called with the URL and the token of the TCP listener (or ``None``) once requests are served.
-    Raises `EngineStartFailed`, `InvalidArgument` if the address cannot be bound.
+    ``on_needed`` is called with whether VMs need an engine: with ``True`` before a VMM is started, with ``False`` at
+    most a second after the last VMM has ended, and at the end. Raises `EngineStartFailed`, `InvalidArgument` if the
+    address cannot be bound.
     """
     async with contextlib.AsyncExitStack() as stack:
         tcp_socket = stack.enter_context(_bind(tcp)) if tcp else None
         engine = await stack.enter_async_context(open_engine(home, await find_drivers()))
+        engine.on_needed = on_needed
         log.info("engine of %s: %s, %s", home.root, engine.drivers.default.name, engine.drivers.default.accelerator)
         unix_socket = sockets.listen(home.engine_socket)
         socket_inode = home.engine_socket.stat().st_ino
@@ -83,8 +87,10 @@ async def serve(
             while (
                 not stop.is_set() and not engine.home_replaced and (idle_exit_s is None or engine.idle_s < idle_exit_s)
             ):
+                on_needed(engine.needed)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), _IDLE_POLL_S)
+            on_needed(False)
             if engine.home_replaced:
                 await kill_all(engine)
             log.info("engine exits: %s", "signal" if stop.is_set() else "idle")

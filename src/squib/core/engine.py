@@ -84,6 +84,8 @@ class Engine:
         self.verbs = VerbQueues()
         self.boot_slots = asyncio.Semaphore(max(2, os.cpu_count() or 1))
         """A boot keeps a CPU busy: more at once than there are CPUs would only make each of them slower."""
+        self.on_needed: Callable[[bool], None] = lambda needed: None
+        """Called with ``True`` before a VMM is started: from then on, VMs need an engine."""
         self.started_at: datetime = now()
         self._deleted: dict[str, asyncio.Event] = {}
         self._background: set[asyncio.Task[None]] = set()
@@ -153,9 +155,14 @@ class Engine:
     @property
     def idle_s(self) -> float:
         """For how long the engine was not needed: no request under way, no VM that runs."""
-        if self._requests or any(record.state in WITH_VMM for record in self.store.list_vms()):
+        if self._requests or self.needed:
             return 0.0
         return time.monotonic() - self._last_activity
+
+    @property
+    def needed(self) -> bool:
+        """Whether VMs need an engine: one of them may have a VMM."""
+        return any(record.state in WITH_VMM for record in self.store.list_vms())
 
     @property
     def home_replaced(self) -> bool:

@@ -15,6 +15,7 @@ from squib.core.upgrade import upgrade_files
 from squib.drivers.registry import Drivers
 from squib.errors import EngineStartFailed
 from squib.guest.agent import AGENT_BINARY
+from squib.host import sockets
 from squib.host.files import disk_errors
 from squib.host.locks import FileLock
 from squib.paths import Home
@@ -31,7 +32,7 @@ async def open_engine(home: Home, drivers: Drivers, agent_binary: Path = AGENT_B
     _make_home(home)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a VMM's core dump would hold the guest's memory
     with FileLock(home.engine_lock) as lock:
-        await _acquire(lock)
+        await _acquire(lock, home.engine_socket)
         engine = Engine(home, drivers, agent_binary)
         try:
             upgrade_files(home)
@@ -56,11 +57,11 @@ def _make_home(home: Home) -> None:
         ) from error
 
 
-async def _acquire(lock: FileLock) -> None:
-    """Take the engine's lock; an engine that is just ending gives it up in a moment."""
+async def _acquire(lock: FileLock, engine_socket: Path) -> None:
+    """Take the engine's lock. An engine that is ending has closed its socket, and gives the lock up in a moment."""
     deadline = time.monotonic() + _LOCK_TIMEOUT_S
     while not lock.try_acquire():
-        if time.monotonic() > deadline:
+        if sockets.is_served(engine_socket) or time.monotonic() > deadline:
             raise EngineStartFailed(
                 f"another engine uses {lock.path.parent}",
                 hint="squib version shows it; set SQUIB_HOME for a second one",

@@ -39,6 +39,15 @@ def listen(path: Path, *, mode: int = 0o600) -> socket.socket:
     return server
 
 
+def is_served(path: Path) -> bool:
+    """Return whether a process listens on the socket at ``path``. Raises `PermissionError`."""
+    try:
+        connect(path).close()
+    except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+        return False
+    return True
+
+
 def connect(path: Path, *, blocking: bool = True) -> socket.socket:
     """A connection to the socket at ``path``. Raises `FileNotFoundError`, `ConnectionRefusedError`; one that is not
     ``blocking`` `BlockingIOError`, while so many others wait to be accepted that there is no room.

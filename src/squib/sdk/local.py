@@ -23,15 +23,12 @@ _LOG_TAIL_BYTES = 2000
 def engine_answers(home: Home) -> bool:
     """Whether an engine listens for this state directory."""
     try:
-        sockets.connect(home.engine_socket).close()
-    except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
-        return False
+        return sockets.is_served(home.engine_socket)
     except PermissionError as error:
         raise EngineStartFailed(
             f"the engine's socket {home.engine_socket} belongs to another user",
             hint="set SQUIB_HOME to a directory of your own, or use the engine by SQUIB_URL and SQUIB_TOKEN",
         ) from error
-    return True
 
 
 def make_state_directory(home: Home) -> None:
@@ -74,7 +71,7 @@ async def ensure_engine(home: Home) -> None:
 async def _start_engine(home: Home) -> None:
     read_fd, write_fd = os.pipe()
     try:
-        argv = [sys.executable, "-P", "-m", "squib.api.daemon", str(home.root), str(write_fd)]
+        argv = [sys.executable, "-P", "-m", "squib.api.daemon", str(home.root), "--ready-fd", str(write_fd)]
         proc.spawn_daemon(argv, log_path=home.engine_log, pass_fds=(write_fd,))
     except BaseException:
         os.close(read_fd)

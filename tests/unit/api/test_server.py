@@ -12,19 +12,21 @@ from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from squib.api import daemon, server
 from squib.api.server import TcpOptions, serve
-from squib.core import startup as opening
+from squib.core import startup
 from squib.core.lifecycle.create import create_vm
 from squib.core.startup import open_engine
 from squib.drivers.registry import Drivers
 from squib.errors import BootFailed, EngineStartFailed, InvalidArgument
 from squib.models import EngineInfo
 from squib.paths import Home
+from tests.fakes.driver import FakeMachine
 from tests.fakes.engine import Rig
 
 pytestmark = pytest.mark.slow  # each is an engine
@@ -164,8 +166,8 @@ def test_without_an_idle_time_it_stays(rig: Rig) -> None:
     check(test)
 
 
-def test_a_second_engine_is_refused_and_the_first_goes_on(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "_LOCK_TIMEOUT_S", 0.02)
+def test_a_second_engine_is_refused_at_once_and_the_first_goes_on(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(startup, "_LOCK_TIMEOUT_S", 3600.0)
 
     async def test() -> None:
         async with serving(rig.home), client(rig.home) as http:
@@ -271,14 +273,60 @@ def test_a_request_that_is_under_way_is_answered_before_the_end(rig: Rig) -> Non
     check(test)
 
 
+def test_it_says_when_vms_need_an_engine_before_a_vmm_is_started(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[bool] = []
+    at_launch: list[bool] = []
+    launch = rig.driver.launch
+
+    async def look(*args: Any) -> FakeMachine:
+        at_launch.append(said[-1])
+        return await launch(*args)
+
+    monkeypatch.setattr(rig.driver, "launch", look)
+
+    async def until_said(needed: bool) -> None:
+        while said[-1:] != [needed]:
+            await asyncio.sleep(0.005)
+
+    async def test() -> None:
+        async with serving(rig.home, on_needed=said.append), client(rig.home) as http:
+            await until_said(False)
+            body = {"config": rig.config.model_dump(exclude_unset=True) | {"name": "web"}, "start": True}
+            assert (await http.post("/v1/vms", json=body)).status_code == 201
+            assert (at_launch, said[-1]) == ([True], True)
+            assert (await http.delete("/v1/vms/web")).status_code == 204
+            await until_said(False)
+
+    check(test)
+
+
 # --- the detached process ------------------------------------------------------------------------------------------
+
+
+class NoWatchdog:
+    """In the place of `squib.api.watchdog.Watchdog`, which would start engines on behalf of this process."""
+
+    ends = 0
+
+    def __init__(self, *args: object) -> None:
+        pass
+
+    def start(self) -> None:
+        pass
+
+    def set_needed(self, needed: bool) -> None:
+        pass
+
+    async def end(self) -> None:
+        NoWatchdog.ends += 1
 
 
 def run_daemon(home: Home, monkeypatch: pytest.MonkeyPatch) -> object:
     """What it reports. It runs in this process, as it would in its own."""
     read_fd, write_fd = os.pipe()
-    monkeypatch.setattr(sys, "argv", ["squib.api.daemon", str(home.root), str(write_fd)])
+    monkeypatch.setattr(sys, "argv", ["squib.api.daemon", str(home.root), "--ready-fd", str(write_fd)])
     monkeypatch.setattr(daemon, "log_to_file", lambda home: None)
+    monkeypatch.setattr(daemon, "Watchdog", NoWatchdog)
     try:
         daemon.main()
     finally:
@@ -310,7 +358,7 @@ def test_the_daemon_lets_no_vmm_inherit_its_pipe(rig: Rig, monkeypatch: pytest.M
     inheritable: list[bool] = []
 
     async def look() -> Drivers:
-        inheritable.append(os.get_inheritable(int(sys.argv[2])))
+        inheritable.append(os.get_inheritable(int(sys.argv[3])))
         return Drivers.of(rig.driver)
 
     monkeypatch.setattr(server, "find_drivers", look)

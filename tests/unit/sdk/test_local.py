@@ -136,7 +136,7 @@ def test_an_engine_that_ends_without_a_word_is_told_with_its_log(
         ensure(home)
     assert caught.value.detail.endswith("Traceback: no module named é")
     assert len(caught.value.detail) <= 2000 and str(home.engine_log) in caught.value.hint
-    assert (home.root / "argv").read_text().startswith(f"-P -m squib.api.daemon {home.root} ")
+    assert (home.root / "argv").read_text().startswith(f"-P -m squib.api.daemon {home.root} --ready-fd ")
     assert open_fds() == before
 
 

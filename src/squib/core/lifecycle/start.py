@@ -139,6 +139,7 @@ async def _launch(engine: Engine, record: VMRecord, spec: MachineSpec) -> Machin
     folder = engine.driver_folder(record)
     with disk_errors(folder.parent):
         folder.mkdir(mode=0o700, exist_ok=True)
+    engine.on_needed(True)
     return await driver.launch(spec, folder, engine.vmm_identity(record.vm_id), credentials, on_spawned)
 
 

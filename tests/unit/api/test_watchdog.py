@@ -1,0 +1,163 @@
+"""An engine that dies while VMs run comes back. Real processes; only the driver is a fake."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import httpx
+import pytest
+
+from squib.host import proc, sockets
+from squib.host.watchdog import MAX_RESTARTS
+from squib.sdk.local import ensure_engine
+from tests.fakes.daemon import PROGRAM
+from tests.fakes.engine import Rig
+from tests.processes import engines, kill_9, kill_engines, until, watchdogs
+
+pytestmark = pytest.mark.slow  # each is some engines
+
+
+@pytest.fixture(autouse=True)
+def fake_driver(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Clients start the engine with a fake driver; none is left after the test."""
+    spawn = proc.spawn_daemon
+
+    def spawn_fake(argv: Sequence[str], *, log_path: Path, pass_fds: Sequence[int] = ()) -> int:
+        arguments = argv[argv.index(str(rig.home.root)) :]
+        return spawn([*PROGRAM, *arguments], log_path=log_path, pass_fds=pass_fds)
+
+    monkeypatch.setattr(proc, "spawn_daemon", spawn_fake)
+    monkeypatch.setenv("SQUIB_IDLE_EXIT_S", "60")
+    yield
+    kill_engines(rig.home)
+
+
+def client(rig: Rig) -> httpx.Client:
+    transport = httpx.HTTPTransport(uds=str(rig.home.engine_socket))
+    return httpx.Client(transport=transport, base_url="http://squib", timeout=20)
+
+
+def start_engine(rig: Rig, *, with_vm: bool = True) -> int:
+    """An engine with a VM; its pid."""
+    asyncio.run(ensure_engine(rig.home))
+    if with_vm:
+        body = {"config": rig.config.model_dump(exclude_unset=True) | {"name": "web"}, "start": True}
+        with client(rig) as http:
+            assert http.post("/v1/vms", json=body).status_code == 201
+    [pid] = engines(rig.home)
+    until(lambda: len(watchdogs(rig.home)) == 1, "there is no watchdog")
+    return pid
+
+
+def engine_answers(rig: Rig, *, other_than: int) -> bool:
+    if not sockets.is_served(rig.home.engine_socket):
+        return False
+    with client(rig) as http:
+        return bool(http.get("/v1/engine").json()["pid"] != other_than)
+
+
+def test_after_kill_9_another_engine_answers_and_has_the_vm(rig: Rig) -> None:
+    old = start_engine(rig)
+    [vmm] = rig.vmms()
+    kill_9(old)
+    until(lambda: engine_answers(rig, other_than=old), "no engine comes back")
+    with client(rig) as http:
+        found = http.get("/v1/vms/web").json()
+    assert (found["state"], found["pid"]) == ("running", vmm)
+    until(lambda: len(watchdogs(rig.home)) == 1, "the new engine has no watchdog")
+    assert len(engines(rig.home)) == 1
+
+
+def nothing_comes_back(rig: Rig) -> None:
+    """Every process of this engine ends, and the watchdog among them has started no other."""
+    until(lambda: not engines(rig.home) and not watchdogs(rig.home), "something is left")
+    assert "starting another" not in rig.home.engine_log.read_text()
+
+
+def test_after_sigterm_none_comes_back(rig: Rig) -> None:
+    os.kill(start_engine(rig), signal.SIGTERM)
+    nothing_comes_back(rig)
+
+
+def test_without_a_vm_none_comes_back(rig: Rig) -> None:
+    pid = start_engine(rig)
+    with client(rig) as http:
+        assert http.delete("/v1/vms/web").status_code == 204
+    time.sleep(1.5)  # the engine looks every second whether VMs need it
+    kill_9(pid)
+    nothing_comes_back(rig)
+
+
+def test_an_engine_that_ends_idle_leaves_no_watchdog(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SQUIB_IDLE_EXIT_S", "0.1")
+    asyncio.run(ensure_engine(rig.home))
+    nothing_comes_back(rig)
+
+
+def test_a_watchdog_that_was_killed_is_replaced(rig: Rig) -> None:
+    old = start_engine(rig)
+    for _ in range(2):
+        [first] = watchdogs(rig.home)
+        kill_9(first)
+        until(lambda gone=first: watchdogs(rig.home) not in ([], [gone]), "there is no other")  # type: ignore[misc]
+    assert engines(rig.home) == [old]
+    kill_9(old)
+    until(lambda: engine_answers(rig, other_than=old), "no engine comes back")
+
+
+def test_without_its_state_directory_none_comes_back(rig: Rig) -> None:
+    pid = start_engine(rig)
+    [vmm] = rig.vmms()
+    os.kill(pid, signal.SIGSTOP)  # it does not see what follows
+    rig.home.root.rename(rig.home.root.with_name("away"))
+    kill_9(pid)
+    until(lambda: not engines(rig.home) and not watchdogs(rig.home), "something is left")
+    assert not rig.home.root.exists() and Path(f"/proc/{vmm}").exists()
+    rig.home.root.with_name("away").rename(rig.home.root)
+
+
+def test_a_crash_loop_comes_to_an_end(rig: Rig) -> None:
+    """The first engine already counts all restarts but one of a loop."""
+    rig.home.root.mkdir()
+    earlier = ",".join(str(time.monotonic()) for _ in range(MAX_RESTARTS - 1))
+    proc.spawn_daemon([*PROGRAM, str(rig.home.root), "--restarts", earlier], log_path=rig.home.engine_log)
+    until(lambda: sockets.is_served(rig.home.engine_socket), "it does not answer")
+    pid = start_engine(rig)
+    kill_9(pid)
+    until(lambda: engine_answers(rig, other_than=pid), "no engine comes back")
+    kill_9(start_engine(rig, with_vm=False))
+    until(lambda: not engines(rig.home) and not watchdogs(rig.home), "something is left")
+    assert rig.home.engine_log.read_text().count("is not started again") == 1
+    asyncio.run(ensure_engine(rig.home))  # a command starts one as ever
+
+
+@pytest.mark.parametrize("first", ["client", "watchdog"])
+def test_a_client_and_the_watchdog_that_start_an_engine_at_once_end_with_one(rig: Rig, first: str) -> None:
+    """The second ends as soon as the first answers: it does not wait for the lock until a timeout."""
+    old = start_engine(rig)
+    [dog] = watchdogs(rig.home)
+    os.kill(dog, signal.SIGSTOP)
+    kill_9(old)
+    until(lambda: not engines(rig.home), "it does not end")
+    read_fd, write_fd = os.pipe()
+    argv = [*PROGRAM, str(rig.home.root), "--ready-fd", str(write_fd)]
+    if first == "watchdog":
+        os.kill(dog, signal.SIGCONT)
+        until(lambda: engines(rig.home) == [dog], "it starts no engine")
+    started = subprocess.Popen(argv, pass_fds=[write_fd], stdin=subprocess.DEVNULL)
+    os.close(write_fd)
+    os.kill(dog, signal.SIGCONT)
+    with os.fdopen(read_fd) as pipe:
+        assert json.load(pipe) == {}  # no error for the client, whoever won
+    until(lambda: len(engines(rig.home)) == 1 and started.poll() in (None, 0), "two engines stay")
+    assert sockets.is_served(rig.home.engine_socket)
+    until(lambda: len(watchdogs(rig.home)) == 1, "not one watchdog")
+    [pid] = engines(rig.home)
+    os.kill(pid, signal.SIGTERM)
+    started.wait(20)
+    until(lambda: not engines(rig.home) and not watchdogs(rig.home), "something is left")
