@@ -37,7 +37,7 @@ fmt: setup  ## Format the code
 	$(BIN)/ruff format $(SOURCES)
 
 unit: setup  ## Unit tests: no root, no VM, under 15 s
-	$(BIN)/pytest tests/unit tests/contract -m "not slow" -n 3 --dist worksteal
+	$(BIN)/pytest tests/unit tests/contract -m "not slow and not vm" -n 3 --dist worksteal
 
 agent-test: setup  ## The agent's own tests
 	$(BIN)/python tests/go.py test ./...
@@ -46,6 +46,7 @@ vm-test: setup  ## Tests on real VMs
 	@$(call install,$(TEST_PACKAGES))
 	$(BIN)/python -m squib doctor --fix
 	$(BIN)/pytest tests/unit -m slow -n 3 --dist worksteal
+	$(BIN)/pytest tests/contract -m vm
 	$(BIN)/pytest tests/vm
 
 bench: setup  ## The figures that the README quotes

@@ -125,7 +125,11 @@ class FakeDriver:
             listener.close()
             for group in identity.cgroups:
                 (group / "cgroup.procs").write_text(str(process.pid))
-            on_spawned(process.pid)
+            try:
+                on_spawned(process.pid)
+            except BaseException:
+                await FakeMachine(process, folder).kill()
+                raise
         return FakeMachine(process, folder)
 
     async def adopt(self, folder: Path, identity: ProcessIdentity) -> FakeMachine | None:
