@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -40,8 +40,6 @@ log = logging.getLogger("squib.engine")
 _FLUSH_S = 1.0
 VMM = "vmm"
 """The role of a VM's VMM among the processes that the VM may hold."""
-_DIRECTORIES: dict[OwnerKind, Callable[[Home], Path]] = {OwnerKind.VM: lambda home: home.vms}
-"""Where the owners of each kind have their directories."""
 
 
 @dataclass
@@ -109,17 +107,18 @@ class Engine:
         if event := self._deleted.pop(vm_id, None):
             event.set()
 
-    def cgroup_name(self, vm_id: str) -> str:
-        """Return the name of a VM's cgroup."""
-        return f"{cgroup_parent(self.home)}/{vm_id}"
+    def cgroup_name(self, name: str) -> str:
+        """Return the full name of a cgroup of this engine; that of a VM is named by its ID."""
+        return f"{cgroup_parent(self.home)}/{name}"
 
     def directory(self, owner: Owner) -> Path:
         """Return the directory of an owner."""
-        return _DIRECTORIES[owner.kind](self.home) / owner.id
+        return self.home.root / f"{owner.kind}s" / owner.id
 
     def identity(self, owner: Owner, role: str) -> ProcessIdentity:
         """Return how the process of an owner with this role is recognised: by its lock or by the owner's cgroup."""
-        groups = cgroup.directories(self.cgroups, self.cgroup_name(owner.id)) if owner.kind is OwnerKind.VM else ()
+        name = owner.id if owner.kind is OwnerKind.VM else f"{owner.kind}:{owner.id}/{role}"
+        groups = cgroup.directories(self.cgroups, self.cgroup_name(name))
         return ProcessIdentity(self.directory(owner) / f"{role}.lock", groups)
 
     def driver_folder(self, record: VMRecord) -> Path:

@@ -4,19 +4,24 @@ import asyncio
 import itertools
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
 from squib.core.engine import Engine
 from squib.core.lifecycle.create import create_vm
 from squib.core.lifecycle.delete import delete_vm
+from squib.core.lifecycle.release import release_owner
 from squib.core.lifecycle.start import start_vm
 from squib.core.lifecycle.stop import stop_vm
+from squib.host import proc
+from squib.host.locks import FileLock
+from squib.host.processes import Process
 from squib.models import VMState
 from squib.store.database import Store
-from squib.store.records import LeaseKind
+from squib.store.records import LeaseKind, Owner, OwnerKind
 from tests.fakes.engine import Rig
 
 
@@ -28,6 +33,29 @@ async def whole_life(engine: Engine, rig: Rig) -> None:
     await delete_vm(engine, "second")
     await start_vm(engine, "first")
     await delete_vm(engine, "first")
+
+
+async def life_of_other_owners(engine: Engine, rig: Rig) -> None:
+    """An owner of every kind but VM takes a directory and two processes, and releases them."""
+    for kind in set(OwnerKind) - {OwnerKind.VM}:
+        owner = Owner(kind, "x")
+        engine.store.add_lease(owner, LeaseKind.DIRECTORY, owner.key())
+        engine.directory(owner).mkdir(parents=True)
+        for role in ROLES:
+            engine.store.add_lease(owner, LeaseKind.PROCESS, owner.key(role))
+            start_helper(engine, owner, role)
+        await release_owner(engine, owner)
+
+
+def start_helper(engine: Engine, owner: Owner, role: str) -> Process:
+    identity = engine.identity(owner, role)
+    with FileLock(identity.lock_path) as lock:
+        assert lock.try_acquire()
+        return proc.spawn(["sleep", "60"], lock=lock, log_path=engine.directory(owner) / f"{role}.log")
+
+
+ROLES = ("server", "proxy")
+Life = Callable[[Engine, Rig], Awaitable[None]]
 
 
 @contextmanager
@@ -53,7 +81,7 @@ def kill_at_write(number: int, *, after: bool) -> Iterator[None]:
         Store._transaction = transaction  # type: ignore[method-assign]
 
 
-def live_and_die(rig: Rig, number: int, *, after: bool) -> bool:
+def live_and_die(rig: Rig, life: Life, number: int, *, after: bool) -> bool:
     """Live a whole life in a child that is killed at a write; whether there was such a write."""
     child = os.fork()
     if child == 0:
@@ -62,7 +90,7 @@ def live_and_die(rig: Rig, number: int, *, after: bool) -> bool:
 
             async def main() -> None:
                 async with rig.engine() as engine:
-                    await whole_life(engine, rig)
+                    await life(engine, rig)
 
             with kill_at_write(number, after=after):
                 asyncio.run(main())
@@ -75,15 +103,16 @@ def live_and_die(rig: Rig, number: int, *, after: bool) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("life", [whole_life, life_of_other_owners])
 @pytest.mark.parametrize("after", [False, True])
-def test_whatever_the_write_that_was_the_last(rig: Rig, after: bool) -> None:
+def test_whatever_the_write_that_was_the_last(rig: Rig, life: Life, after: bool) -> None:
     killed = 0
     for number in itertools.count(1):
-        if not live_and_die(rig, number, after=after):
+        if not live_and_die(rig, life, number, after=after):
             break
         killed += 1
         asyncio.run(check_and_clean(rig))
-    assert killed > 20  # the life of two VMs writes more often than that
+    assert killed > 20  # both lives write more often than that
 
 
 async def check_and_clean(rig: Rig) -> None:
@@ -101,3 +130,36 @@ async def check_and_clean(rig: Rig) -> None:
             assert (await start_vm(engine, record.vm_id)).state is VMState.RUNNING
             await delete_vm(engine, record.vm_id)
         assert (rig.vmms(), engine.store.leases(), list(rig.home.vms.iterdir())) == ([], [], [])
+        for kind in set(OwnerKind) - {OwnerKind.VM}:
+            owner = Owner(kind, "x")
+            assert not engine.directory(owner).exists()
+        assert helpers(rig) == []
+
+
+def helpers(rig: Rig) -> list[str]:
+    """The command lines of processes that log into the state directory."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if entry.name.isdecimal() and os.readlink(entry / "fd" / "1").startswith(str(rig.home.root)):  # noqa: PTH115
+                found.append((entry / "cmdline").read_bytes().decode())
+    return found
+
+
+@pytest.mark.parametrize("killed", ROLES)
+def test_an_owner_whose_process_was_killed_is_released(rig: Rig, killed: str) -> None:
+    async def test(engine: Engine) -> None:
+        owner = Owner(OwnerKind.TEMPLATE, "x")
+        engine.store.add_lease(owner, LeaseKind.DIRECTORY, owner.key())
+        engine.directory(owner).mkdir(parents=True)
+        processes = {}
+        for role in ROLES:
+            engine.store.add_lease(owner, LeaseKind.PROCESS, owner.key(role))
+            processes[role] = start_helper(engine, owner, role)
+        await processes[killed].kill()
+        await release_owner(engine, owner)
+        for process in processes.values():
+            await process.wait()
+        assert (engine.store.leases(), engine.directory(owner).exists(), helpers(rig)) == ([], False, [])
+
+    rig.run(test)
