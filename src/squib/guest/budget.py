@@ -2,9 +2,9 @@
 
 One event loop serves all VMs, and a guest decides what it sends. Without a limit, a guest that floods the engine with
 frames delays every other VM. So a guest's frames are processed in short turns, and the CPU time of each turn is charged
-to its budget. A guest earns time with useful work, such as responding to a request or sending a body. Without useful
-work it gets a small share of the time, which all such guests divide. A guest whose budget is used up is not read from
-for a while; its sends then block.
+to its budget. A guest earns time with useful work, such as responding to a request or sending a body. A guest whose
+budget is used up pays by waiting: it is not read from for a while, and its sends block. Useless work thus gets a small
+share of the time, which all such guests divide.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from weakref import WeakSet
 TURN_S = 0.001
 """The longest time for which one guest's frames are processed without a break."""
 
-_FREE_SHARE = 0.2
-"""Share of the time that all throttled guests together get."""
-_FREE_BURST_S = 0.02
+_FREE_SHARE = 0.05
+"""CPU time per time of waiting that all throttled guests together get."""
+_FIRST_BALANCE_S = 0.02
 _MAX_BALANCE_S = 0.25
 _REQUEST_S = 0.003
 _BYTE_S = 15e-9
@@ -33,8 +33,7 @@ class LoopBudget:
     _throttled: ClassVar[WeakSet[LoopBudget]] = WeakSet()
 
     def __init__(self) -> None:
-        self._balance_s = _FREE_BURST_S
-        self._updated_at = time.monotonic()
+        self._balance_s = _FIRST_BALANCE_S
 
     @staticmethod
     def clock() -> float:
@@ -58,17 +57,18 @@ class LoopBudget:
         self._earn(count * _BYTE_S)
 
     def throttle(self) -> float:
-        """Return how long to leave this guest alone, in seconds; 0 if its budget is not used up."""
-        now = time.monotonic()
-        share = _FREE_SHARE / max(1, len(self._throttled))
-        if self._balance_s < _FREE_BURST_S:
-            self._balance_s = min(self._balance_s + (now - self._updated_at) * share, _FREE_BURST_S)
-        self._updated_at = now
+        """Return how long to leave this guest alone, in seconds; 0 if its budget is not used up.
+
+        The wait pays the debt. (Time that passes otherwise pays nothing: on a busy host the engine may spend most of it
+        waiting for a CPU.)
+        """
         if self._balance_s >= 0:
             self.release()
             return 0.0
         self._throttled.add(self)
-        return -self._balance_s * len(self._throttled) / _FREE_SHARE
+        wait_s = -self._balance_s * len(self._throttled) / _FREE_SHARE
+        self._balance_s = 0.0
+        return wait_s
 
     def release(self) -> None:
         """Stop counting this guest as throttled: it is no longer waiting. Idempotent."""

@@ -23,8 +23,8 @@ from squib.guest.budget import TURN_S, LoopBudget
 MAX_FRAME_BYTES = 256 * 1024
 MAX_HEADER_BLOCK_BYTES = 16 * 1024
 """An agent's responses have about 200 bytes of headers."""
-MAX_IDLE_FRAMES = 20_000
-"""Frames without progress in between, such as a request or bytes of a body, after which the connection is closed."""
+MAX_IDLE_FRAMES = 5000
+"""Frames without content that may arrive without progress in between, such as a request or bytes of a body."""
 _MAX_CONTROL_FRAME_BYTES = 1024
 _HEADER_BYTES = 9
 _BUFFER_BYTES = 2 * MAX_FRAME_BYTES
@@ -230,9 +230,10 @@ class FrameTransport(asyncio.BufferedProtocol):
                     self._header_block_bytes = size + (self._header_block_bytes if kind == _CONTINUATION else 0)
                 self._handler.receive(bytes(self._buffer[start : start + _HEADER_BYTES + size]))
                 start += _HEADER_BYTES + size
-            self._idle_frames += 1
-            if self._idle_frames > MAX_IDLE_FRAMES:
-                raise ProtocolError(f"more than {MAX_IDLE_FRAMES} frames without progress")
+            if kind != _DATA or size == 0:  # data of streams that were left early is not idle
+                self._idle_frames += 1
+                if self._idle_frames > MAX_IDLE_FRAMES:
+                    raise ProtocolError(f"more than {MAX_IDLE_FRAMES} frames without progress")
 
     def _check(self, kind: int, size: int) -> None:
         """Reject a frame by its header. Raises `ProtocolError`."""

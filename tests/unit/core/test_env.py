@@ -13,7 +13,7 @@ from squib.core.lifecycle.create import create_vm
 from squib.core.lifecycle.pause import pause_vm, resume_vm
 from squib.core.lifecycle.start import start_vm
 from squib.core.lifecycle.stop import stop_vm
-from squib.errors import AgentUnreachable, InvalidArgument
+from squib.errors import AgentTimeout, InvalidArgument
 from squib.models import ExecRequest
 from squib.protocol.frames import FrameDecoder, FrameKind
 from tests.fakes.engine import Rig
@@ -83,7 +83,7 @@ def test_a_guest_that_hangs_is_told_later(rig: Rig, monkeypatch: pytest.MonkeyPa
         os.kill(pid, signal.SIGSTOP)
         try:
             await change_env(engine, vm_id, set={"FIRST": "2"}, unset=[])
-            with pytest.raises(AgentUnreachable):
+            with pytest.raises(AgentTimeout):
                 await seen(engine, vm_id)
         finally:
             os.kill(pid, signal.SIGCONT)

