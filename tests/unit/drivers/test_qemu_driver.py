@@ -294,6 +294,7 @@ def test_checks(tools: ToolBox) -> None:
     assert program.detail.endswith("7.2.22")
     assert acceleration.status is CheckStatus.WARN
     assert NO_KVM.reason in acceleration.detail
+    assert "QEMU's security policy does not cover TCG" in acceleration.detail
     assert confinement.status is CheckStatus.WARN
     assert NO_JAIL.reason in confinement.detail
 

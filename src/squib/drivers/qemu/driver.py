@@ -37,6 +37,10 @@ _ADOPT_TIMEOUT_S = 5.0
 _END_TIMEOUT_S = 2.0
 _TOOL_TIMEOUT_S = 10.0
 _LOG_BYTES = 4096
+_TCG_BOUNDARY = (
+    "QEMU's security policy does not cover TCG: the VMM's confinement (its user, seccomp filter, cgroup and jail) is "
+    "the boundary."
+)
 _INSTALL = Fix(argv=("apt-get", "install", "--no-install-recommends", "qemu-system-x86"), as_root=True)
 
 
@@ -143,7 +147,8 @@ class QemuDriver:
             return Check(name="acceleration", status=CheckStatus.OK, detail=f"KVM: {self._probe.reason}")
         inaccessible = self._probe.present and not os.access(_KVM, os.R_OK | os.W_OK)
         fix = Fix(argv=("usermod", "-aG", "kvm", _user_name()), as_root=True) if inaccessible else None
-        detail = f"TCG emulation: VMs work, several times slower than with KVM. No KVM: {self._probe.reason}"
+        slower = "TCG emulation: VMs work, several times slower than with KVM."
+        detail = f"{slower} {_TCG_BOUNDARY} No KVM: {self._probe.reason}"
         return Check(name="acceleration", status=CheckStatus.WARN, detail=detail, fix=fix)
 
 
