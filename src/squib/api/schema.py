@@ -42,10 +42,12 @@ class CreateRequest(RequestModel):
     """A new VM.
 
     With ``start`` the VM is booted, and the response comes when it is ready. If the boot fails, the VM is removed.
+    A ``bound`` VM is deleted if no client holds it (``/hold``) within 10 s of the response.
     """
 
     config: VMConfig = VMConfig()
     start: bool = False
+    bound: bool = False
     boot_timeout_s: float = Field(default=DEFAULT_BOOT_TIMEOUT_S, gt=0, le=3600)
 
 

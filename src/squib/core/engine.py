@@ -11,7 +11,8 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Coroutine, Iterator
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -80,6 +81,8 @@ class Engine:
         self.cgroups = cgroup.find_layout()
         self.running: dict[str, RunningVM] = {}
         self.verbs = VerbQueues()
+        self.holders: Counter[str] = Counter()
+        """How many clients hold each bound VM."""
         self.boot_slots = asyncio.Semaphore(max(2, os.cpu_count() or 1))
         """A boot keeps a CPU busy: more at once than there are CPUs would only make each of them slower."""
         self.on_needed: Callable[[bool], None] = lambda needed: None
@@ -104,6 +107,7 @@ class Engine:
 
     def forget(self, vm_id: str) -> None:
         """Drop what is kept for a deleted VM."""
+        self.holders.pop(vm_id, None)
         if event := self._deleted.pop(vm_id, None):
             event.set()
 

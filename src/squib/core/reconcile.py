@@ -15,6 +15,7 @@ from squib.artifacts import building
 from squib.core import references
 from squib.core.engine import Engine, RunningVM, cgroup_parent
 from squib.core.lifecycle import transitions
+from squib.core.lifecycle.bonds import expect_client
 from squib.core.lifecycle.delete import remove
 from squib.core.lifecycle.release import RUN, release, release_owner
 from squib.core.lifecycle.start import watch
@@ -46,6 +47,9 @@ async def reconcile(engine: Engine) -> None:
     known = {record.vm_id for record in records}
     await _release_leases_without_owner(engine, known)
     await _end_unknown_vmms(engine, known)
+    for vm in engine.store.list_vms():
+        if vm.bound:
+            expect_client(engine, vm.vm_id)
     await building.sweep(engine.home)
     references.prune(engine)
 

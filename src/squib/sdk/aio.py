@@ -89,9 +89,9 @@ class AsyncVM:
             if engine is None:
                 await client.close()
 
-    async def _register(self) -> None:
+    async def _register(self, *, bound: bool = False) -> None:
         if self._info is None:
-            self._info = await self._engine.create_vm(self._config)
+            self._info = await self._engine.create_vm(self._config, bound=bound)
 
     # --- what it is ---------------------------------------------------------------------------------------------
 
@@ -168,7 +168,7 @@ class AsyncVM:
 
     async def __aenter__(self) -> Self:
         try:
-            await self._register()
+            await self._register(bound=True)
             await self._held.enter_async_context(self._engine.holding(self.vm_id))
             return await self.start()
         except BaseException:

@@ -192,9 +192,12 @@ class EngineClient:
         """The VM with this ID or name. Raises `NotFound`."""
         return read_value(VMInfo, await self.request("GET", _vm_path(ref)))
 
-    async def create_vm(self, config: VMConfig) -> VMInfo:
-        """Register a VM. Raises `NameTaken`, `DiskFull` and as `build_image`."""
-        body = {"config": config.model_dump(exclude_unset=True), "start": False}
+    async def create_vm(self, config: VMConfig, *, bound: bool = False) -> VMInfo:
+        """Register a VM. The engine deletes a ``bound`` one unless it is held (`holding`) within 10 s.
+
+        Raises `NameTaken`, `DiskFull` and as `build_image`.
+        """
+        body = {"config": config.model_dump(exclude_unset=True), "start": False} | ({"bound": True} if bound else {})
         return read_value(VMInfo, await self.request("POST", "/vms", body))
 
     async def launch_vm(self, config: VMConfig, *, boot_timeout_s: float) -> VMInfo:

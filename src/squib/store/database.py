@@ -149,6 +149,11 @@ class Store:
         with self._transaction():
             self._db.execute("UPDATE vms SET spec = ? WHERE vm_id = ?", (_to_column(spec), vm_id))
 
+    def set_bound(self, vm_id: str) -> None:
+        """Bind a VM to a client. Raises `DiskFull`."""
+        with self._transaction():
+            self._db.execute("UPDATE vms SET bound = 1 WHERE vm_id = ?", (vm_id,))
+
     # VMs: facts
 
     def change_state(
@@ -265,6 +270,7 @@ def _from_row(values: dict[str, object]) -> VMRecord | BrokenRecord:
         if state is VMState.UNKNOWN:
             raise ValueError("the state is unknown")
         read["state"] = state
+        read["bound"] = bool(values["bound"])
         read["spec"] = VMSpec.from_json(str(values["spec"]))
         for name in ("created_at", "started_at", "stopped_at"):
             if values[name] is not None:

@@ -34,9 +34,10 @@ def _create(db: sqlite3.Connection) -> None:
 
 
 def _specs_and_owners(db: sqlite3.Connection) -> None:
-    """Schema 2: a versioned spec and a driver for each VM; leases of any owner."""
+    """Schema 2: a versioned spec, a driver and a bond for each VM; leases of any owner."""
     db.execute("ALTER TABLE vms ADD COLUMN spec TEXT NOT NULL DEFAULT ''")
     db.execute("ALTER TABLE vms ADD COLUMN driver TEXT NOT NULL DEFAULT 'qemu'")
+    db.execute("ALTER TABLE vms ADD COLUMN bound INTEGER NOT NULL DEFAULT 0")
     for vm_id, config, kernel, rootfs in db.execute("SELECT vm_id, config, kernel, rootfs FROM vms").fetchall():
         db.execute("UPDATE vms SET spec = ? WHERE vm_id = ?", (_spec_of_config(config, kernel, rootfs), vm_id))
     for column in ("config", "kernel", "rootfs"):

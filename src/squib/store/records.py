@@ -44,7 +44,11 @@ class VMSpec(StoredModel):
 
 @dataclass(frozen=True)
 class VMRecord:
-    """A VM as stored. ``driver`` is the name of the driver that runs it."""
+    """A VM as stored.
+
+    ``driver`` is the name of the driver that runs it. A ``bound`` VM lives only as long as the client that holds it
+    (`squib.core.lifecycle.bonds`).
+    """
 
     vm_id: str
     name: str
@@ -56,6 +60,7 @@ class VMRecord:
     machine_id: str
     uid: int | None
     pid: int | None
+    bound: bool
     created_at: datetime
     started_at: datetime | None
     stopped_at: datetime | None

@@ -8,7 +8,11 @@ from squib import AsyncVM, EngineClient, NotFound
 from squib.api.app import create_app
 from squib.api.server import _Server
 from squib.core.engine import Engine
+from squib.core.lifecycle import bonds
+from squib.core.lifecycle.create import create_vm
+from squib.core.lifecycle.delete import delete_vm
 from squib.host import sockets
+from squib.models import VMState
 from tests.fakes.engine import Rig
 
 
@@ -74,5 +78,70 @@ def test_a_with_block_holds_its_vm_and_deletes_it(rig: Rig) -> None:
                 await client.vm(vm.vm_id)
         server.should_exit = True
         await task
+
+    rig.run(test)
+
+
+async def create_bound(engine: Engine, rig: Rig) -> str:
+    record = await create_vm(engine, rig.config, start=True, bound=True, on_progress=lambda _: None)
+    return record.vm_id
+
+
+def test_a_bound_vm_that_no_client_ever_holds_is_deleted(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the client is killed between the request that creates its VM and the one that holds it."""
+    monkeypatch.setattr(bonds, "GRACE_S", 0.05)
+
+    async def test(engine: Engine) -> None:
+        await create_bound(engine, rig)
+        await until_gone(engine)
+        assert rig.vmms() == []
+
+    rig.run(test)
+
+
+def test_a_bound_vm_whose_client_and_engine_are_both_gone_is_deleted_by_the_next_engine(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with rig.engine() as engine:
+            await create_bound(engine, rig)
+        assert len(rig.vmms()) == 1
+        monkeypatch.setattr(bonds, "GRACE_S", 0.05)
+        async with rig.engine() as engine:
+            await until_gone(engine)
+            assert rig.vmms() == []
+
+    asyncio.run(main())
+
+
+def test_a_client_that_comes_back_to_the_next_engine_keeps_its_vm(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with rig.engine() as engine:
+            vm_id = await create_bound(engine, rig)
+        monkeypatch.setattr(bonds, "GRACE_S", 0.2)
+        async with rig.engine() as engine:
+            holding = asyncio.create_task(bonds.hold_vm(engine, vm_id))
+            done, _ = await asyncio.wait({holding}, timeout=0.6)
+            assert not done and engine.store.get_vm(vm_id).bound
+            await delete_vm(engine, vm_id)
+            await holding
+
+    asyncio.run(main())
+
+
+def test_a_vm_with_two_holders_goes_with_the_last(rig: Rig) -> None:
+    async def test(engine: Engine) -> None:
+        vm_id = await create_bound(engine, rig)
+        holders = [asyncio.create_task(bonds.hold_vm(engine, vm_id)) for _ in range(2)]
+        while engine.holders[vm_id] < 2:
+            await asyncio.sleep(0)
+        holders[0].cancel()
+        await asyncio.wait(holders[:1])
+        await bonds.client_left(engine, vm_id)
+        assert engine.store.get_vm(vm_id).state is VMState.RUNNING
+        holders[1].cancel()
+        await asyncio.wait(holders[1:])
+        await bonds.client_left(engine, vm_id)
+        assert engine.store.list_vms() == []
 
     rig.run(test)

@@ -66,6 +66,7 @@ def add_vm(engine: Engine, name: str, *, kernel: str = "", rootfs: str = "") -> 
         machine_id="0" * 32,
         uid=None,
         pid=None,
+        bound=False,
         created_at=now(),
         started_at=None,
         stopped_at=None,

@@ -44,6 +44,7 @@ def make_record(vm_id: str = "vm-1", **columns: object) -> VMRecord:
         machine_id="0" * 32,
         uid=None,
         pid=None,
+        bound=False,
         created_at=CREATED_AT,
         started_at=None,
         stopped_at=None,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 from fastapi import APIRouter, Request
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -12,12 +10,12 @@ from squib.api.context import EngineDep, Ref, while_connected
 from squib.api.schema import CreateRequest, ProgressEvent, StartRequest, StopRequest, VMList
 from squib.api.streams import NDJSON, ProgressResponse, accepts_ndjson
 from squib.core.inspect import describe, get_vm, list_vms
+from squib.core.lifecycle.bonds import client_left, hold_vm
 from squib.core.lifecycle.create import create_vm
-from squib.core.lifecycle.delete import delete_vm, wait_deleted
+from squib.core.lifecycle.delete import delete_vm
 from squib.core.lifecycle.pause import pause_vm, resume_vm
 from squib.core.lifecycle.start import start_vm
 from squib.core.lifecycle.stop import stop_vm
-from squib.errors import NotFound
 from squib.models import Name, OnProgress, VMInfo
 
 router = APIRouter(prefix="/vms", tags=["vms"])
@@ -43,7 +41,12 @@ async def create(engine: EngineDep, request: Request, body: CreateRequest) -> VM
 
     async def work(on_progress: OnProgress) -> VMInfo:
         record = await create_vm(
-            engine, body.config, start=body.start, on_progress=on_progress, boot_timeout_s=body.boot_timeout_s
+            engine,
+            body.config,
+            start=body.start,
+            bound=body.bound,
+            on_progress=on_progress,
+            boot_timeout_s=body.boot_timeout_s,
         )
         return describe(record)
 
@@ -96,11 +99,10 @@ async def hold(engine: EngineDep, ref: Ref, request: Request) -> None:
     """Bind a VM's lifetime to this request: if the client disconnects, for any reason, the VM is deleted.
 
     The response comes when the VM has been deleted by other means. An engine that exits deletes nothing: the client
-    sends this request to the next engine again.
+    sends this request to the next engine again, which waits 10 s for it.
     """
     try:
-        await while_connected(request, wait_deleted(engine, ref))
+        await while_connected(request, hold_vm(engine, ref))
     except ClientDisconnect:
-        with suppress(NotFound):
-            await delete_vm(engine, ref)
+        await client_left(engine, ref)
         raise

@@ -84,7 +84,7 @@ async def run(
     async with options.connect() as engine:
         await launch.ensure_assets(output, engine, config)
         # From here on there is something to remove: a signal waits until it is known what.
-        vm = await carry_through(engine.create_vm(config))
+        vm = await carry_through(engine.create_vm(config, bound=not keep))
         async with nullcontext() if keep else engine.holding(vm.vm_id):
             try:
                 if keep:  # said first: it may be needed because of what comes

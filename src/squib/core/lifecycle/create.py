@@ -12,6 +12,7 @@ from pathlib import Path
 from squib.core import references
 from squib.core.engine import Engine
 from squib.core.lifecycle import transitions
+from squib.core.lifecycle.bonds import expect_client
 from squib.core.lifecycle.delete import remove
 from squib.core.lifecycle.start import DEFAULT_BOOT_TIMEOUT_S, boot, choose_uid
 from squib.core.lifecycle.verbs import Turn
@@ -33,10 +34,13 @@ async def create_vm(
     config: VMConfig,
     *,
     start: bool,
+    bound: bool = False,
     on_progress: OnProgress,
     boot_timeout_s: float = DEFAULT_BOOT_TIMEOUT_S,
 ) -> VMRecord:
     """Create a VM from ``config``; build its kernel and image first if they are not in the cache.
+
+    A ``bound`` VM is deleted if no client holds it soon after (`squib.core.lifecycle.bonds`).
 
     Either the VM is there, and runs if ``start``, or nothing of it is: any failure, and the cancellation of this call,
     undoes all of it. Raises `NameTaken`, `InvalidArgument`, `Unsupported`, `DiskFull`, `BootError`, `Superseded` and
@@ -44,13 +48,14 @@ async def create_vm(
     """
     with contextlib.ExitStack() as choosing:
         choosing.enter_context(references.choosing(engine))
-        return await _create(engine, config, start, on_progress, boot_timeout_s, on_recorded=choosing.close)
+        return await _create(engine, config, start, bound, on_progress, boot_timeout_s, on_recorded=choosing.close)
 
 
 async def _create(
     engine: Engine,
     config: VMConfig,
     start: bool,
+    bound: bool,
     on_progress: OnProgress,
     boot_timeout_s: float,
     on_recorded: Callable[[], None],
@@ -73,6 +78,7 @@ async def _create(
         machine_id=secrets.token_hex(16),
         uid=choose_uid() if os.geteuid() == 0 else None,
         pid=None,
+        bound=bound,
         created_at=now(),
         started_at=None,
         stopped_at=None,
@@ -91,6 +97,8 @@ async def _create(
         except BaseException:
             await asyncio.shield(remove(engine, record))
             raise
+        if bound:
+            expect_client(engine, vm_id)
         return engine.store.get_vm(vm_id)
 
     # Its turn begins before the VM can be seen, so a delete that finds it supersedes the create.
