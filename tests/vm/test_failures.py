@@ -139,6 +139,22 @@ def test_a_corrupt_image_is_named(own_home: Home) -> None:
     nothing_in(own_home)
 
 
+def test_a_truncated_initramfs_and_empty_disk_are_built_again(own_home: Home) -> None:
+    with VM() as vm:
+        vm.run("true")
+    [archive] = own_home.initramfs.glob("*.cpio")
+    disks = list(own_home.overlays.glob("*.ext4"))
+    whole = archive.read_bytes()
+    for path in (archive, *disks):
+        path.unlink()  # another state directory may have the same file
+        path.touch()
+    with VM() as vm:
+        assert vm.run("echo it boots").output == "it boots\n"
+    assert archive.read_bytes() == whole
+    assert any(disk.stat().st_size > 0 for disk in disks)
+    nothing_in(own_home)
+
+
 def test_no_qemu(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine in this process, with all tools but QEMU on its PATH."""
     own, tools = Home(tmp_path / "own"), tmp_path / "tools"

@@ -27,7 +27,7 @@ class InitramfsStore:
     """The initramfs archives in the cache: one for each kernel, agent and set of modules.
 
     Archives are not compressed: a guest needs as long to decompress one as to read the plain one. An archive's name is
-    ``<kernel>-<agent>-<modules>.cpio``, three truncated digests.
+    ``<kernel>-<agent>-v<format>.<modules>.cpio``, with three truncated digests.
     """
 
     def __init__(self, home: Home) -> None:
@@ -40,13 +40,16 @@ class InitramfsStore:
         Step: ``initramfs``, if the archive is built. Raises `InvalidArgument` if the agent is missing or a module is
         damaged, `DiskFull`.
         """
-        loaded = await asyncio.to_thread(_load_modules, kernel)
         agent_key = await asyncio.to_thread(self._agent_key, agent)
-        name = f"{_kernel_key(kernel.path)}-{agent_key}-{_modules_key(loaded)}{_SUFFIX}"
+        if kernel.path.is_relative_to(self._home.kernels):
+            content_key = kernel.digest.removeprefix("sha256:")[:_KEY_DIGITS]  # it covers the modules
+        else:
+            content_key = _modules_key(await asyncio.to_thread(_load_modules, kernel))
+        name = f"{_kernel_key(kernel.path)}-{agent_key}-v{_FORMAT_VERSION}.{content_key}{_SUFFIX}"
 
         async def make(build: Build, path: Path) -> None:
             build.report(Progress(step="initramfs"))
-            await asyncio.to_thread(_write, path, _read_agent(agent), loaded)
+            await asyncio.to_thread(_write, path, kernel, agent)
 
         return await build_file(self._home, "initramfs", self._home.initramfs / name, make, on_progress)
 
@@ -94,9 +97,9 @@ def _unreadable(agent: Path, error: OSError) -> InvalidArgument:
     return InvalidArgument(f"the guest agent {agent} cannot be read: {error.strerror}")
 
 
-def _write(path: Path, init: bytes, loaded: Sequence[Module]) -> None:
+def _write(path: Path, kernel: Kernel, agent: Path) -> None:
     with path.open("xb") as file:
-        file.writelines(cpio.archive(entries(init, loaded)))
+        file.writelines(cpio.archive(entries(_read_agent(agent), _load_modules(kernel))))
 
 
 def entries(init: bytes, loaded: Sequence[Module]) -> Iterator[cpio.Entry]:
@@ -118,7 +121,7 @@ def _kernel_key(path: Path) -> str:
 
 
 def _modules_key(loaded: Sequence[Module]) -> str:
-    key = hashlib.sha256(b"format %d" % _FORMAT_VERSION)
+    key = hashlib.sha256()
     for module in loaded:
         key.update(f"\n{module.file_name} {hashlib.sha256(module.data).hexdigest()}".encode())
     return key.hexdigest()[:_KEY_DIGITS]

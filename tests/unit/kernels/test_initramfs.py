@@ -7,6 +7,7 @@ import pytest
 
 from squib.artifacts.checked import record_path
 from squib.errors import InvalidArgument
+from squib.kernels import modules
 from squib.kernels.catalog import Kernel
 from squib.kernels.initramfs import InitramfsStore
 from squib.paths import Home
@@ -71,6 +72,20 @@ async def test_another_agent_or_module_makes_another(home: Home, kernel: Kernel,
     (kernel.modules_dir / "ring.ko").write_bytes(module("ring") + b"newer")
     paths.add(await store.ensure(kernel, agent))
     assert len(paths) == 3
+
+
+@pytest.mark.anyio
+async def test_modules_of_a_kernel_in_the_cache_are_read_only_to_build(
+    home: Home, kernel: Kernel, agent: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = InitramfsStore(home)
+    cached = replace(kernel, path=home.kernels / "sha256-0" / "vmlinux", digest=f"sha256:{'5c' * 32}")
+    path = await store.ensure(cached, agent)
+    assert "squib/modules/ring.ko" in read_archive(path.read_bytes())
+    monkeypatch.setattr(modules, "load_order", None)
+    assert await store.ensure(cached, agent) == path
+    with pytest.raises(TypeError):
+        await store.ensure(replace(cached, digest=f"sha256:{'6c' * 32}"), agent)
 
 
 @pytest.mark.anyio
