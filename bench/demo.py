@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.text import Text
 
 from squib import AsyncVM, EngineClient, ExecResult, SquibError, VMConfig, VMInfo
-from squib.cli.launch import ensure_assets
+from squib.cli.actions.launch import ensure_assets
+from squib.cli.args.units import show_mib
 from squib.cli.render import Output, printable
-from squib.cli.units import show_mib
 from squib.models import EngineInfo
 
 T = TypeVar("T")

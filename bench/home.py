@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from squib import EngineClient, VMConfig
-from squib.cli.launch import ensure_assets
+from squib.cli.actions.launch import ensure_assets
 from squib.cli.render import Output
 from squib.host import processes
 from squib.host.processes import ProcessIdentity

@@ -1,0 +1,1 @@
+"""The command line. One command is one file in `commands`."""

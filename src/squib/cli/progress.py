@@ -9,8 +9,8 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Protocol
 
+from squib.cli.args.units import show_bytes
 from squib.cli.render import Output, printable
-from squib.cli.units import show_bytes
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars

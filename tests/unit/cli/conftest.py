@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from squib.cli import main, options
+from squib.cli import main
+from squib.cli.args import options
 from tests.fakes.api import FakeAPI
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from squib.cli import options
-from squib.cli.fixes import BuildImage, BuildKernel, Run, plan
+from squib.cli.actions.fixes import BuildImage, BuildKernel, Run, plan
+from squib.cli.args import options
 from squib.core import doctor
 from squib.errors import EngineStartFailed
 from squib.host import proc

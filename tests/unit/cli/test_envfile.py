@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from squib.cli.envfile import read_env_file
+from squib.cli.args.envfile import read_env_file
 from squib.errors import InvalidArgument
 
 

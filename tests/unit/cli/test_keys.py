@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from squib.cli.keys import DEFAULT_DETACH_KEYS, KeyMatcher, parse_keys
+from squib.cli.terminal.keys import DEFAULT_DETACH_KEYS, KeyMatcher, parse_keys
 from squib.errors import InvalidArgument
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from squib.cli import options
+from squib.cli.args import options
 from squib.cli.commands import logs
 from squib.paths import Home
 from squib.sdk.client import EngineClient

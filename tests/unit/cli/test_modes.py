@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from squib.cli.modes import ModeTracker, ReplayFilter
+from squib.cli.terminal.modes import ModeTracker, ReplayFilter
 
 PLAIN = b"\x1b[0m\x1b(B\x0f"
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from squib.cli.rawmode import RawMode
+from squib.cli.terminal.rawmode import RawMode
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_a_terminal_that_is_gone_is_no_error() -> None:
 
 JOB = """
 import os, signal, sys, termios
-from squib.cli.rawmode import RawMode
+from squib.cli.terminal.rawmode import RawMode
 os.setpgid(0, 0)  # a group that has not the terminal
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
 mode = RawMode(0)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from squib.cli.signals import parse_signal
+from squib.cli.args.signals import parse_signal
 from squib.errors import InvalidArgument
 
 

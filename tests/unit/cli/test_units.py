@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from squib.cli import units
+from squib.cli.args import units
 from squib.errors import InvalidArgument
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from squib.cli import options
+from squib.cli.args import options
 from squib.errors import EngineStartFailed, WrongState
 from squib.models import VMState
 from squib.paths import Home

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from squib.cli import options
 from squib.cli.app import command
-from squib.cli.keys import DEFAULT_DETACH_KEYS
+from squib.cli.args import options
 from squib.cli.render import Output
+from squib.cli.terminal.keys import DEFAULT_DETACH_KEYS
 from squib.errors import InvalidArgument, NoTerminal
 
 if TYPE_CHECKING:
@@ -33,10 +33,10 @@ async def attach(
     What it printed before is shown first, as much as is kept (1 MiB); the status is that of the command. A terminal is
     left by its detach keys, the output of a command by Ctrl-C: both go on. Several may be attached at once.
     """
-    from squib.cli.keys import parse_keys
-    from squib.cli.rawmode import terminal_size
-    from squib.cli.session import follow
-    from squib.cli.terminal import Joining, check_terminal, run_terminal
+    from squib.cli.actions.command import follow
+    from squib.cli.terminal.attach import Joining, check_terminal, run_terminal
+    from squib.cli.terminal.keys import parse_keys
+    from squib.cli.terminal.rawmode import terminal_size
     from squib.sdk.aio_process import find_process, list_processes
     from squib.sdk.config import check_ref
     from squib.sdk.terminal import Attach

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from squib.cli import options
 from squib.cli.app import command
-from squib.cli.keys import DEFAULT_DETACH_KEYS
+from squib.cli.args import options
 from squib.cli.render import Output
+from squib.cli.terminal.keys import DEFAULT_DETACH_KEYS
 
 
 @command(
@@ -27,8 +27,8 @@ async def connect(
     It is the user's login shell; the status is that of the shell. Ctrl-] detaches: the shell goes on, and squib attach
     joins it again. It also goes on if this program is ended or the connection is lost.
     """
-    from squib.cli.keys import parse_keys
-    from squib.cli.terminal import check_terminal, open_shell
+    from squib.cli.terminal.attach import check_terminal, open_shell
+    from squib.cli.terminal.keys import parse_keys
     from squib.sdk.config import check_ref
 
     check_ref(vm)

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from squib.cli import options
 from squib.cli.app import command
+from squib.cli.args import options
 from squib.cli.render import Output
 
 
@@ -40,7 +40,7 @@ async def cp(
     As upload and download, which say more. --owner and --mode are for copies into a VM, --unsafe-links for copies out
     of one.
     """
-    from squib.cli.copying import Copy
+    from squib.cli.actions.copying import Copy
 
     copy = Copy(output, owner=owner, mode=mode, keep_owner=keep_owner, unsafe_links=unsafe_links)
     await copy.between(paths)

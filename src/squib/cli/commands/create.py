@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from squib.cli import options
 from squib.cli.app import command
-from squib.cli.keys import DEFAULT_DETACH_KEYS
+from squib.cli.args import options
 from squib.cli.render import Output
+from squib.cli.terminal.keys import DEFAULT_DETACH_KEYS
 from squib.errors import InvalidArgument
 
 
@@ -47,11 +47,11 @@ async def create(
 
     It is ready for commands when this returns. If it does not come up, nothing of it stays.
     """
-    from squib.cli import launch
-    from squib.cli.keys import parse_keys
+    from squib.cli.actions import launch
+    from squib.cli.args.units import parse_duration_s
     from squib.cli.progress import waiting
-    from squib.cli.terminal import check_terminal, open_shell
-    from squib.cli.units import parse_duration_s
+    from squib.cli.terminal.attach import check_terminal, open_shell
+    from squib.cli.terminal.keys import parse_keys
 
     if connect and no_start:
         raise InvalidArgument("--connect and --no-start exclude each other", hint="leave one out")

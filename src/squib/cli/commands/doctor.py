@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from squib.cli import options
 from squib.cli.app import command
+from squib.cli.args import options
 from squib.cli.render import Column, Output
 from squib.errors import InvalidArgument
 
@@ -104,7 +104,7 @@ async def _repair(output: Output, engine: EngineClient, checks: Sequence[Check])
     import asyncio
     import shlex
 
-    from squib.cli.fixes import BuildImage, BuildKernel, Run, plan
+    from squib.cli.actions.fixes import BuildImage, BuildKernel, Run, plan
     from squib.cli.progress import steps
     from squib.errors import ToolFailed
     from squib.host import proc

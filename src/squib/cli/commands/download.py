@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from squib.cli import options
 from squib.cli.app import command
+from squib.cli.args import options
 from squib.cli.render import Output
 
 
@@ -41,7 +41,7 @@ async def download(
     devices, FIFOs, and links that lead out of a copied directory are refused. A file appears in one step, and so does a
     new directory: what breaks off, by Ctrl-C too, leaves nothing of it.
     """
-    from squib.cli.copying import Copy
+    from squib.cli.actions.copying import Copy
 
     copy = Copy(output, keep_owner=keep_owner, unsafe_links=unsafe_links)
     *sources, target = paths

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from squib.cli import options
 from squib.cli.app import command, make_group
+from squib.cli.args import options
 from squib.cli.render import Output
 
 env = make_group("env", "Set, list and unset the environment of a VM's commands")

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from squib.cli import options
 from squib.cli.app import command
-from squib.cli.keys import DEFAULT_DETACH_KEYS
+from squib.cli.args import options
 from squib.cli.render import Output
+from squib.cli.terminal.keys import DEFAULT_DETACH_KEYS
 from squib.errors import InvalidArgument
 
 
@@ -55,9 +55,9 @@ async def exec_(
     With a terminal (-t, or -i between terminals), Ctrl-C and the like are the command's, and Ctrl-] detaches: the
     command goes on, and squib attach joins it again. It also goes on if this program is ended.
     """
-    from squib.cli.keys import parse_keys
-    from squib.cli.session import run_command, start_in_background
-    from squib.cli.terminal import Joining, check_terminal, run_terminal
+    from squib.cli.actions.command import run_command, start_in_background
+    from squib.cli.terminal.attach import Joining, check_terminal, run_terminal
+    from squib.cli.terminal.keys import parse_keys
     from squib.sdk.config import check_ref
 
     check_ref(vm)

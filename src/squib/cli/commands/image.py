@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from squib.cli import options
 from squib.cli.app import command, make_group
+from squib.cli.args import options
 from squib.cli.render import Column, Output
 
 image = make_group("image", "List, build, pack and remove images")
@@ -31,7 +31,7 @@ async def list_images(output: Output) -> None:
     """List the images in the cache."""
     from datetime import UTC, datetime
 
-    from squib.cli.units import show_age, show_bytes
+    from squib.cli.args.units import show_age, show_bytes
 
     async with options.connect() as engine:
         images = await engine.images()
@@ -67,8 +67,8 @@ async def build(
     ] = False,
 ) -> None:
     """Build the image of a runtime, if it is not in the cache. squib run and squib create do it by themselves."""
+    from squib.cli.args.units import show_bytes
     from squib.cli.progress import steps
-    from squib.cli.units import show_bytes
     from squib.sdk.config import check_ref
 
     check_ref(name)

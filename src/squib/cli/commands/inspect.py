@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from squib.cli import options
 from squib.cli.app import command
+from squib.cli.args import options
 from squib.cli.render import Output
 
 
@@ -13,7 +13,7 @@ async def inspect(output: Output, vms: options.Refs) -> int:
 
     Values of environment variables are not among it, only their names.
     """
-    from squib.cli.each import for_each
+    from squib.cli.actions.each import for_each
 
     found, status = await for_each(output, vms, lambda engine, ref: engine.vm(ref))
     output.data(found)

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from squib.cli import options
 from squib.cli.app import command, make_group
+from squib.cli.args import options
 from squib.cli.commands.image import short_digest
 from squib.cli.render import Column, Output
 
@@ -27,7 +27,7 @@ async def list_kernels(output: Output) -> None:
     """List the kernels in the cache."""
     from datetime import UTC, datetime
 
-    from squib.cli.units import show_age, show_bytes
+    from squib.cli.args.units import show_age, show_bytes
 
     async with options.connect() as engine:
         kernels = await engine.kernels()

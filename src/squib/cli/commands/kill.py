@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from squib.cli import options
 from squib.cli.app import command
+from squib.cli.args import options
 from squib.cli.render import Output
 from squib.errors import EngineError, SquibError
 
@@ -28,7 +28,7 @@ async def kill(
     KILL reaches every descendant, and the command is then gone from squib ps. In a terminal other signals go to the
     job in the foreground.
     """
-    from squib.cli.signals import parse_signal
+    from squib.cli.args.signals import parse_signal
     from squib.sdk.command import process_path
 
     number = parse_signal(signal_name, flag="--signal")

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from squib.cli import options
 from squib.cli.app import command
+from squib.cli.args import options
 from squib.cli.render import Column, Output
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ async def list_vms(
 
 
 def _row(vm: VMInfo, now: datetime) -> list[str]:
-    from squib.cli.units import show_age, show_mib
+    from squib.cli.args.units import show_age, show_mib
 
     running = vm.pid is not None and vm.started_at is not None
     uptime = show_age(vm.started_at, now) if running and vm.started_at else "-"

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from squib.cli import options
 from squib.cli.app import command
+from squib.cli.args import options
 from squib.cli.render import Output
 from squib.errors import InvalidArgument
 
@@ -32,7 +32,7 @@ async def logs(
     it is kept. On a terminal, characters that would control it are shown, not obeyed; elsewhere bytes are as the guest
     wrote them.
     """
-    from squib.cli.streams import ended_by_broken_pipe, write_all
+    from squib.cli.terminal.streams import ended_by_broken_pipe, write_all
     from squib.sdk.config import check_ref
 
     if (vm is None) != engine:

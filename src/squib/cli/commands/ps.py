@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from squib.cli import options
 from squib.cli.app import command
+from squib.cli.args import options
 from squib.cli.render import Column, Output
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ async def ps(output: Output, vm: options.Ref) -> None:
 
 
 def _row(process: ProcessInfo, now: datetime) -> list[str]:
-    from squib.cli.units import show_age
+    from squib.cli.args.units import show_age
 
     return [
         process.id,

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from squib.cli import options
 from squib.cli.app import command
+from squib.cli.args import options
 from squib.cli.render import Output
 from squib.errors import NotFound
 
@@ -22,7 +22,7 @@ async def remove(
     force: Annotated[bool, typer.Option("--force", "-f", help="A VM that does not exist is no error.")] = False,
 ) -> int:
     """Remove VMs for good: disk, state and every host resource. VMs that run are ended first."""
-    from squib.cli.each import for_each
+    from squib.cli.actions.each import for_each
 
     async def act(engine: EngineClient, ref: str) -> dict[str, object]:
         try:

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from squib.cli import options
 from squib.cli.app import command
-from squib.cli.keys import DEFAULT_DETACH_KEYS
+from squib.cli.args import options
 from squib.cli.render import Output
+from squib.cli.terminal.keys import DEFAULT_DETACH_KEYS
 from squib.errors import InvalidArgument
 
 
@@ -60,12 +60,12 @@ async def run(
     The status is that of the command: 128 + n if signal n ended it, 124 if its timeout did. The VM is removed
     whatever happens, Ctrl-C and kill -9 included, unless --keep is given.
     """
-    from squib.cli import launch
-    from squib.cli.keys import DetachKeys, parse_keys
+    from squib.cli.actions import launch
+    from squib.cli.actions.command import run_command
+    from squib.cli.args.units import parse_duration_s
     from squib.cli.runner import carry_through
-    from squib.cli.session import run_command
-    from squib.cli.terminal import Joining, check_terminal, run_terminal
-    from squib.cli.units import parse_duration_s
+    from squib.cli.terminal.attach import Joining, check_terminal, run_terminal
+    from squib.cli.terminal.keys import DetachKeys, parse_keys
 
     if not words:
         raise InvalidArgument(

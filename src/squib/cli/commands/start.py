@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from squib.cli import options
 from squib.cli.app import command
+from squib.cli.args import options
 from squib.cli.render import Output
 
 
@@ -12,8 +12,8 @@ async def start(
     output: Output, vms: options.Refs, boot_timeout: options.BootTimeout = options.DEFAULT_BOOT_TIMEOUT
 ) -> int:
     """Start VMs that are stopped; returns when they are ready. A VM that runs is left as it is."""
-    from squib.cli.each import change_each
-    from squib.cli.units import parse_duration_s
+    from squib.cli.actions.each import change_each
+    from squib.cli.args.units import parse_duration_s
 
     boot_timeout_s = parse_duration_s(boot_timeout, flag="--boot-timeout")
     return await change_each(

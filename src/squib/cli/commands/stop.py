@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from squib.cli import options
 from squib.cli.app import command
+from squib.cli.args import options
 from squib.cli.render import Output
 
 
@@ -25,8 +25,8 @@ async def stop(
     The guest syncs its disk and powers off; one that has not after the timeout is killed. A VM that does not run is
     left as it is.
     """
-    from squib.cli.each import change_each
-    from squib.cli.units import parse_duration_s
+    from squib.cli.actions.each import change_each
+    from squib.cli.args.units import parse_duration_s
 
     timeout_s = parse_duration_s(timeout, flag="--timeout")
     return await change_each(output, vms, "stopping", lambda engine, ref: engine.stop_vm(ref, timeout_s=timeout_s))

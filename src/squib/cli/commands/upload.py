@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from squib.cli import options
 from squib.cli.app import command
+from squib.cli.args import options
 from squib.cli.render import Output
 
 
@@ -42,7 +42,7 @@ async def upload(
     times and links are kept; all belongs to root, but for --owner and --keep-owner. A file appears in one step, and so
     does a new directory: what breaks off, by Ctrl-C too, leaves nothing of it.
     """
-    from squib.cli.copying import Copy
+    from squib.cli.actions.copying import Copy
 
     copy = Copy(output, owner=owner, mode=mode, keep_owner=keep_owner)
     *sources, target = paths

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from squib.cli import options
+from squib.cli.args import options
 from squib.cli.progress import waiting
 from squib.cli.render import Output
 from squib.errors import EngineError, SquibError

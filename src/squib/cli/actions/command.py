@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 
 from squib.cli import runner
 from squib.cli.render import Output
-from squib.cli.streams import ended_by_broken_pipe, read_chunks, write_all
+from squib.cli.terminal.streams import ended_by_broken_pipe, read_chunks, write_all
 from squib.models import ExecRequest
 from squib.protocol.frames import FrameKind
 from squib.sdk.aio_process import AsyncProcess

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from squib.cli.units import parse_duration_s, parse_size_mib
+from squib.cli.args.units import parse_duration_s, parse_size_mib
 from squib.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ def parse_env(entries: Sequence[str] | None, files: Sequence[str] | None = None)
     """
     variables: dict[str, str] = {}
     for file in files or ():
-        from squib.cli.envfile import read_env_file
+        from squib.cli.args.envfile import read_env_file
 
         variables |= read_env_file(file)
     for entry in entries or ():
@@ -246,7 +246,7 @@ def make_request(
     values: dict[str, object] = {"login": True} if words is None else {"argv": list(words)}
     values |= {"user": user, "sudo": sudo, "cwd": workdir, "env": env or {}, "background": background}
     if pty:
-        from squib.cli.rawmode import terminal_size, terminal_type
+        from squib.cli.terminal.rawmode import terminal_size, terminal_type
 
         values |= {"pty": terminal_size(sys.stdin.fileno()), "env": terminal_type() | dict(env or {})}
     try:

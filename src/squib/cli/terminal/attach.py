@@ -10,11 +10,11 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 
-from squib.cli.keys import DetachKeys, KeyMatcher
-from squib.cli.modes import ModeTracker, ReplayFilter
-from squib.cli.rawmode import RawMode, terminal_size
 from squib.cli.render import Output
-from squib.cli.streams import ended_by_broken_pipe, never_blocking, read_chunks, takes_more, write_all
+from squib.cli.terminal.keys import DetachKeys, KeyMatcher
+from squib.cli.terminal.modes import ModeTracker, ReplayFilter
+from squib.cli.terminal.rawmode import RawMode, terminal_size
+from squib.cli.terminal.streams import ended_by_broken_pipe, never_blocking, read_chunks, takes_more, write_all
 from squib.errors import AgentError, EngineError, EngineUnavailable, InvalidArgument, NoShell, SquibError
 from squib.models import ExecRequest, PtySize, VMState
 from squib.protocol.frames import CommandEnd

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 
-from squib.cli import options
+from squib.cli.args import options
+from squib.cli.args.units import show_bytes
 from squib.cli.progress import calm, steps
 from squib.cli.render import Output
-from squib.cli.streams import ended_by_broken_pipe, read_chunks, write_all
-from squib.cli.units import show_bytes
+from squib.cli.terminal.streams import ended_by_broken_pipe, read_chunks, write_all
 from squib.errors import InvalidArgument, NotAFile
 from squib.models import FileType, OnProgress, Progress
 from squib.sdk.client import EngineClient

@@ -1,0 +1,1 @@
+"""The arguments that commands share: flags, and how their values are parsed."""
