@@ -255,7 +255,7 @@ def test_it_is_detached_by_a_key_and_joined_again(web: VM, terminal: Tmux) -> No
     terminal.type("vi /etc/passwd")
     terminal.until_full_screen(True)
     terminal.press(DETACH)
-    terminal.shows(r"^squib: detached; to go on: squib attach web p\d+$")
+    terminal.shows(r"^squib: detached; reattach with: squib attach web p\d+$")
     screen = terminal.ends_sane(0)
     process_id = re.findall(r"squib attach web (p\d+)", screen)[0]
     terminal.type(f"{SQUIB} attach --detach-keys ctrl-p,ctrl-q web {process_id}")

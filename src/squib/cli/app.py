@@ -1,7 +1,7 @@
-"""The command line's frame: the app, the flags that every command has, and how a command is declared.
+"""The app, the flags that every command has, and the decorator that declares a command.
 
-Commands are functions in `squib.cli.commands`, one verb one file. They import what they need inside: ``squib --help``
-reads all their flags, and is to be instant.
+Commands are functions in `squib.cli.commands`, one file each. They import what they need inside the function, so that
+``squib --help``, which loads all of them, stays fast.
 """
 
 from __future__ import annotations
@@ -14,21 +14,22 @@ from typing import Annotated, Any, Concatenate, ParamSpec
 import typer
 
 from squib.cli.exit_codes import exit_code
+from squib.cli.help import HelpCommand
 from squib.cli.render import Output
 from squib.errors import SquibError
 
 P = ParamSpec("P")
 Result = int | None | Coroutine[Any, Any, int | None]
-"""What a command's function returns: the exit status, ``None`` for 0, or a coroutine of it."""
+"""What a command's function returns: the exit status, ``None`` for 0, or a coroutine that returns one of them."""
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, and errors as JSON on standard error.")]
-VerboseFlag = Annotated[bool, typer.Option("--verbose", "-v", help="Tell more about what is done.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print results as JSON, and errors as JSON on standard error.")]
+VerboseFlag = Annotated[bool, typer.Option("--verbose", "-v", help="Print more details.")]
 
 SIGPIPE_STATUS = 128 + signal.SIGPIPE
 
-HELP = """Linux microVMs: machines of their own for programs, people and agents.
+HELP = """Create and run Linux microVMs.
 
-Commands take a VM by its ID or by its name. --json and --verbose may stand before the command or after it.
+VMs are given by ID or by name. --json and --verbose work before and after the command.
 """
 
 app = typer.Typer(
@@ -41,7 +42,7 @@ app = typer.Typer(
 
 
 def make_group(name: str, help: str) -> typer.Typer:
-    """A command that only has subcommands, as ``squib image``."""
+    """Declare a command that only has subcommands, such as ``squib image``."""
     group = typer.Typer(name=name, help=help, rich_markup_mode=None)
     group.callback()(_global_flags)
     app.add_typer(group)
@@ -66,7 +67,7 @@ def _root(
     json: JsonFlag = False,
     verbose: VerboseFlag = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version of this program.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     _global_flags(context, json, verbose)
@@ -87,8 +88,8 @@ def command(
 ) -> Callable[[Callable[Concatenate[Output, P], Result]], Callable[Concatenate[Output, P], Result]]:
     """Declare a function as the command ``name``. Its parameters after the first are the command's flags.
 
-    ``--json`` and ``--verbose`` are added to them. ``takes_command``: everything from the first argument on is an
-    argument, whatever it looks like.
+    ``--json`` and ``--verbose`` are added. With ``takes_command``, everything after the first argument is an argument
+    too, even if it looks like a flag.
     """
 
     def declare(function: Callable[Concatenate[Output, P], Result]) -> Callable[Concatenate[Output, P], Result]:
@@ -96,7 +97,8 @@ def command(
         for spelling in (name, *aliases):
             group.command(
                 spelling,
-                help=_help(function, aliases),
+                cls=HelpCommand,
+                help=_help(function, [other for other in (name, *aliases) if other != spelling]),
                 short_help=_short_help(function, aliases),
                 epilog=_epilog(examples),
                 hidden=spelling != name,
@@ -108,7 +110,7 @@ def command(
 
 
 def _entry(function: Callable[..., Result]) -> Callable[..., None]:
-    """What typer calls: takes the context and the flags of all commands too, and ends with the function's status."""
+    """Return the function that typer calls: it also takes the common flags, and exits with the status."""
 
     def entry(context: typer.Context, *, json: bool, verbose: bool, **flags: object) -> None:
         output = context.obj = _merge(context.obj, json, verbose)
@@ -122,7 +124,7 @@ def _entry(function: Callable[..., Result]) -> Callable[..., None]:
             output.error(error)
             raise typer.Exit(exit_code(error)) from None
         except BrokenPipeError:
-            raise typer.Exit(SIGPIPE_STATUS) from None  # typer would make it 1
+            raise typer.Exit(SIGPIPE_STATUS) from None  # typer would exit with 1
         raise typer.Exit(result or 0)  # type: ignore[arg-type]
 
     _, *own = inspect.signature(function, eval_str=True).parameters.values()
@@ -138,9 +140,9 @@ def _entry(function: Callable[..., Result]) -> Callable[..., None]:
     return entry
 
 
-def _help(function: Callable[..., Result], aliases: Sequence[str]) -> str:
+def _help(function: Callable[..., Result], other_names: Sequence[str]) -> str:
     text = inspect.getdoc(function) or ""
-    return f"{text}\n\nAlias: {', '.join(aliases)}" if aliases else text
+    return f"{text}\n\nAlias: {', '.join(other_names)}" if other_names else text
 
 
 def _short_help(function: Callable[..., Result], aliases: Sequence[str]) -> str:

@@ -1,15 +1,15 @@
-"""``squib``: the entry point, and how whatever goes wrong becomes a message and an exit status.
+"""``squib``: the entry point, which turns errors into messages and exit statuses.
 
 ====  ===============================================================
-0     done
-1     it failed
-2     the command line is wrong, or a value in it
-124   the command in the VM reached its timeout
-126   the command in the VM could not be started, 127: was not found
-130   Ctrl-C; 128 + n: signal n, here or in the VM
+0     success
+1     failure
+2     invalid command line or value
+124   the command in the VM timed out
+126   the command in the VM cannot be executed; 127: it does not exist
+130   Ctrl-C; 128 + n: signal n, to squib or to the command
 ====  ===============================================================
 
-Any other status is that of the command in the VM.
+Any other status comes from the command in the VM.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SIGINT_STATUS = 128 + signal.SIGINT
 
 
 def main() -> NoReturn:
-    """Run this process's command line and end with its status."""
+    """Run this process's command line and exit with its status."""
     _open_missing_streams()
     status = run(sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):
@@ -47,14 +47,14 @@ def main() -> NoReturn:
 
 
 def _open_missing_streams() -> None:
-    """A process may be started without its three standard descriptors (``squib ls >&-``). Nothing else may get them."""
+    """Open standard streams that are closed (``squib ls >&-``), so that no other file gets their descriptors."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 (it stays open)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run a command line; return the exit status."""
+    """Run a command line and return the exit status."""
     commands.load()
     try:
         return app(list(arguments) or ["--help"], prog_name="squib", standalone_mode=False) or 0
@@ -63,7 +63,7 @@ def run(arguments: Sequence[str]) -> int:
         return USAGE
     except (KeyboardInterrupt, typer.Abort):
         return _SIGINT_STATUS
-    except OSError as error:  # of this process, such as a full disk under its output
+    except OSError as error:  # an error of this process, such as output to a full disk
         place = f": {error.filename}" if error.filename else ""
         Output(json="--json" in arguments).error(HostError(f"{error.strerror or error}{place}"))
         return FAILED

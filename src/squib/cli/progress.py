@@ -1,4 +1,4 @@
-"""Telling that something takes its time: bars on a terminal, a line now and then elsewhere, nothing with ``--json``."""
+"""Show progress: bars on a terminal, a line now and then elsewhere, nothing with ``--json``."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
     from squib.models import OnProgress, Progress
 
-_PATIENCE_S = 1.0
+_QUIET_S = 1.0
 _LINE_EVERY_S = 10.0
-_CALM_S = 0.1
+_THROTTLE_S = 0.1
 
 
 class Reporter(Protocol):
-    """Takes the steps of a build as they come."""
+    """Receives the progress of a build or a transfer."""
 
     def __call__(self, progress: Progress) -> None: ...
 
 
 @contextlib.contextmanager
 def steps(output: Output, title: str) -> Iterator[Reporter]:
-    """Show the steps of something long, of which ``title`` says what it is. Without any steps, nothing is shown."""
+    """Show the steps of a long operation named ``title``. Nothing is shown before the first step."""
     if output.json:
         yield lambda progress: None
     elif sys.stderr.isatty():
@@ -41,15 +41,15 @@ def steps(output: Output, title: str) -> Iterator[Reporter]:
         yield _Lines(output, title)
 
 
-def calm(reporter: OnProgress) -> OnProgress:
-    """Passes on what comes often: nothing in the first second, then ten times a second at most."""
-    due = time.monotonic() + _PATIENCE_S
+def throttled(reporter: OnProgress) -> OnProgress:
+    """Limit a reporter: nothing in the first second, then at most ten reports per second."""
+    due = time.monotonic() + _QUIET_S
 
     def report(progress: Progress) -> None:
         nonlocal due
         now = time.monotonic()
         if now >= due:
-            due = now + _CALM_S
+            due = now + _THROTTLE_S
             reporter(progress)
 
     return report
@@ -57,19 +57,19 @@ def calm(reporter: OnProgress) -> OnProgress:
 
 @contextlib.asynccontextmanager
 async def waiting(output: Output, title: str) -> AsyncIterator[None]:
-    """Show ``title`` if the block takes more than a second."""
+    """Show ``title`` while the block runs, if it takes more than a second."""
     began = time.monotonic()
-    sign = asyncio.create_task(_show(output, title))
+    notice = asyncio.create_task(_show(output, title))
     try:
         yield
     finally:
-        sign.cancel()
-        await asyncio.wait([sign])
+        notice.cancel()
+        await asyncio.wait([notice])
     output.detail(f"{title}: {time.monotonic() - began:.2f} s")
 
 
 async def _show(output: Output, title: str) -> None:
-    await asyncio.sleep(_PATIENCE_S)
+    await asyncio.sleep(_QUIET_S)
     if output.json or not sys.stderr.isatty():
         output.note(f"{title} …")
         return
@@ -80,7 +80,7 @@ async def _show(output: Output, title: str) -> None:
 
 
 class _Lines:
-    """A line for every new step, and every ten seconds of a step that is measured."""
+    """Prints a line for each new step, and every ten seconds during a step with an amount."""
 
     def __init__(self, output: Output, title: str) -> None:
         self._output = output
@@ -96,7 +96,7 @@ class _Lines:
 
 
 class _Bar:
-    """One bar, whose text is the present step. Appears with the first one and goes away at the end."""
+    """Shows one bar with the current step. It appears with the first step and disappears at the end."""
 
     def __init__(self, title: str, stack: contextlib.ExitStack) -> None:
         self._title = title

@@ -1,13 +1,13 @@
-"""What the command line prints, and in which shape.
+"""Print results, errors and notes.
 
-Results go to standard output: tables by rich on a terminal, the same columns as aligned text without colours otherwise,
-JSON with ``--json``. All else goes to standard error, so that output can always be piped:
+Results go to standard output: tables (by rich on a terminal, as aligned text without colours otherwise), or JSON with
+``--json``. Everything else goes to standard error, so that results can be piped:
 
-- an error is ``squib: <message>``, the evidence if there is some, and ``hint: <what to type>``; with ``--json``, one
+- an error is ``squib: <message>``, its detail if there is one, and ``hint: <command to type>``; with ``--json``, one
   line of ``{"error": {"code", "message", "hint", "detail"}}``, and standard output stays empty;
-- notes and progress, which ``--json`` silences.
+- notes and progress, which ``--json`` turns off.
 
-Names, reasons and messages may come from a guest: what could steer a terminal is never printed to one.
+Names, reasons and messages may come from a guest, so control characters are never printed to a terminal.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _GAP = "   "
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table. Numbers are aligned to the ``right``."""
+    """A column of a table, aligned to the ``right`` for numbers."""
 
     title: str
     right: bool = False
@@ -41,13 +41,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Output:
-    """How this command line talks: ``json`` and ``verbose`` are the global flags."""
+    """Prints to standard output and standard error. ``json`` and ``verbose`` are the global flags."""
 
     json: bool = False
     verbose: bool = False
 
     def data(self, value: BaseModel | Mapping[str, object] | Sequence[BaseModel | Mapping[str, object]]) -> None:
-        """Print JSON, indented on a terminal or in any case: people read it too."""
+        """Print JSON, indented, because people read it too."""
         plain = _plain(value) if not isinstance(value, Sequence) else [_plain(item) for item in value]
         _print(json.dumps(plain, indent=2), sys.stdout)
 
@@ -56,24 +56,24 @@ class Output:
         _print(text, sys.stdout)
 
     def table(self, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
-        """Print a table; only its heading if there are no ``rows``."""
+        """Print a table; without ``rows``, only its heading."""
         if sys.stdout.isatty():
             _rich_table(columns, rows)
         else:
             _print(plain_table(columns, rows), sys.stdout)
 
     def note(self, text: str) -> None:
-        """Tell a person something that is no result. Not printed with ``--json``."""
+        """Print a message that is not part of the result. ``--json`` turns it off."""
         if not self.json:
             _print(f"squib: {text}", sys.stderr)
 
     def detail(self, text: str) -> None:
-        """A note for ``--verbose``."""
+        """Print a note if ``--verbose`` is given."""
         if self.verbose:
             self.note(text)
 
     def error(self, error: SquibError) -> None:
-        """Report an error."""
+        """Print an error."""
         if self.json:
             from squib.errors import to_wire
 
@@ -84,7 +84,7 @@ class Output:
 
 
 def printable(text: str) -> str:
-    """``text`` with every character that a terminal would obey, but newline and tab, replaced by a visible one."""
+    """Replace control characters, except newline and tab, by visible ones."""
     return "".join(
         char if char.isprintable() or char in _KEPT_CONTROLS else _visible(ord(char))
         for char in _LINE_END.sub("\n", text)
@@ -98,7 +98,7 @@ def _visible(code: int) -> str:
 
 
 def plain_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> str:
-    """A table as aligned text."""
+    """Format a table as aligned text."""
     lines = [[column.title for column in columns], *([_one_line(cell) for cell in row] for row in rows)]
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     return "\n".join(
@@ -136,7 +136,7 @@ STYLES = {
     "warn": "yellow",
     "fail": "bold red",
 }
-"""Colours of words that are a whole cell."""
+"""Colours of cells with these words."""
 
 
 def _plain(value: BaseModel | Mapping[str, object]) -> object:

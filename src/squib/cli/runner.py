@@ -1,4 +1,4 @@
-"""Running a command's coroutine: what signals do to it, and with which status the process ends."""
+"""Run a command's coroutine, and handle signals meanwhile."""
 
 from __future__ import annotations
 
@@ -13,26 +13,29 @@ T = TypeVar("T")
 
 SIGNAL_BASE = 128
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_HTTPX_COMMAND_LINE = "httpx._main"
 _interrupt_handlers: list[Callable[[], None]] = []
 
 
 def run(work: Coroutine[Any, Any, int | None]) -> int:
-    """Run ``work`` to its end and return the status of the process.
+    """Run ``work`` and return the exit status of the process.
 
-    SIGINT, SIGTERM and SIGHUP cancel it; the status is then 128 + the signal.
+    SIGINT, SIGTERM and SIGHUP cancel it; the status is then 128 + the signal number.
     """
     _import_httpx()
     return asyncio.run(_main(work))
 
 
 def _import_httpx() -> None:
-    """Import httpx without its own command line, which brings rich and pygments: 50 ms of every command of ours."""
-    if "httpx" not in sys.modules:
-        sys.modules[_HTTPX_COMMAND_LINE] = None  # type: ignore[assignment]
-        import httpx  # noqa: F401
+    """Import httpx without its command line, which imports rich and pygments and takes 50 ms.
 
-        del sys.modules[_HTTPX_COMMAND_LINE]
+    That command line is an extra (``httpx[cli]``): httpx leaves it out if pygments cannot be imported.
+    """
+    if "httpx" not in sys.modules and "pygments" not in sys.modules:
+        sys.modules["pygments"] = None  # type: ignore[assignment]
+        try:
+            import httpx  # noqa: F401
+        finally:
+            del sys.modules["pygments"]
 
 
 async def _main(work: Coroutine[Any, Any, int | None]) -> int:
@@ -59,7 +62,7 @@ async def _main(work: Coroutine[Any, Any, int | None]) -> int:
 
 @contextlib.contextmanager
 def first_interrupt(handler: Callable[[], None]) -> Iterator[None]:
-    """In the block, the first SIGINT calls ``handler`` and cancels nothing."""
+    """In the block, the first SIGINT calls ``handler`` instead of cancelling the work."""
     _interrupt_handlers.append(handler)
     try:
         yield
@@ -68,8 +71,8 @@ def first_interrupt(handler: Callable[[], None]) -> Iterator[None]:
             _interrupt_handlers.remove(handler)
 
 
-async def carry_through(work: Coroutine[Any, Any, T]) -> T:
-    """Finish ``work`` whatever signals come meanwhile, and return its result. They take effect at the next await."""
+async def shielded(work: Coroutine[Any, Any, T]) -> T:
+    """Finish ``work`` even if a signal arrives, and return its result. The signal takes effect at the next await."""
     current = asyncio.current_task()
     assert current is not None
     task = asyncio.ensure_future(work)

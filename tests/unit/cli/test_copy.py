@@ -129,7 +129,7 @@ def test_sockets_are_left_out_and_said(squib: Squib, here: Path, guest: FakeFile
     (here / "tree").mkdir()
     os.mknod(here / "tree" / "s", stat.S_IFSOCK | 0o600)
     ended = squib("upload", "web", "tree", "/tree")
-    assert (ended.status, ended.err) == (0, "squib: left out: tree/s: a socket or a device\n")
+    assert (ended.status, ended.err) == (0, "squib: skipped: tree/s: a socket or a device\n")
 
 
 # Standard input and output
@@ -159,7 +159,7 @@ def test_a_directory_does_not_go_to_standard_output(squib: Squib, guest: FakeFil
     ended = squib("download", "web", "/", "-")
     assert (ended.status, ended.out) == (1, b"")
     assert ended.err == (
-        "squib: / is a directory; only a file can go to standard output\nhint: squib exec web tar c -C / .\n"
+        "squib: / is a directory; only a file can be written to standard output\nhint: squib exec web tar c -C / .\n"
     )
 
 
@@ -169,25 +169,25 @@ def test_a_directory_does_not_go_to_standard_output(squib: Squib, guest: FakeFil
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("upload web /x", "there is nothing to copy"),
-        ("download web /x", "there is nothing to copy"),
-        ("cp web:/x", "there is nothing to copy"),
+        ("upload web /x", "nothing to copy"),
+        ("download web /x", "nothing to copy"),
+        ("cp web:/x", "nothing to copy"),
         ("cp a b", "neither side is in a VM"),
-        ("cp web:/a b web:/c", "not all in the same place"),
-        ("cp web:/a db:/b c", "not all in the same place"),
-        ("cp web:/a web:/b", "both sides are in VM web"),
+        ("cp web:/a b web:/c", "in different places"),
+        ("cp web:/a db:/b c", "in different places"),
+        ("cp web:/a web:/b", "both paths are in VM web"),
         ("cp web:/a vm-%:/b", "'vm-%'"),
         ("cp web:a b", "'a' is not an absolute path"),
         ("upload web a b", "'b' is not an absolute path"),
-        ("upload web a - /b", "'-' is copied alone"),
-        ("download web /a /b -", "only one file can go"),
-        ("--json download web /a -", "--json and '-' exclude each other"),
-        ("upload --mode 0999 web a /b", "--mode: '0999' is not permission bits"),
-        ("upload --mode 10000 web a /b", "--mode: '10000' is not permission bits"),
-        ("upload --owner x -a web a /b", "--owner and --keep-owner exclude each other"),
-        ("cp --owner x web:/a b", "--owner and --mode are for copies into a VM"),
-        ("cp --mode 644 web:/a b", "--owner and --mode are for copies into a VM"),
-        ("cp --unsafe-links a web:/b", "--unsafe-links is for copies from a VM"),
+        ("upload web a - /b", "'-' cannot be combined with other sources"),
+        ("download web /a /b -", "only one file can be written"),
+        ("--json download web /a -", "--json and '-' cannot be used together"),
+        ("upload --mode 0999 web a /b", "--mode: invalid permission bits '0999'"),
+        ("upload --mode 10000 web a /b", "--mode: invalid permission bits '10000'"),
+        ("upload --owner x -a web a /b", "--owner and --keep-owner cannot be used together"),
+        ("cp --owner x web:/a b", "--owner and --mode only apply to copies into a VM"),
+        ("cp --mode 644 web:/a b", "--owner and --mode only apply to copies into a VM"),
+        ("cp --unsafe-links a web:/b", "--unsafe-links only applies to copies from a VM"),
     ],
 )
 def test_bad_command_lines_are_refused_and_change_nothing(
@@ -239,7 +239,7 @@ def test_a_hostile_archive_is_refused_and_nothing_is_left(
 def test_progress_is_told_by_lines_after_a_second(
     squib: Squib, here: Path, guest: FakeFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "_PATIENCE_S", 0)
+    monkeypatch.setattr(progress, "_QUIET_S", 0)
     (here / "file").write_bytes(bytes(3000))
     _grow(guest.root / "tree")
     assert squib("upload", "web", "file", "/f").err == "squib: uploading to web: file 0 B of 2.9 KiB\n"
@@ -252,7 +252,7 @@ def test_what_comes_often_is_passed_on_ten_times_a_second(monkeypatch: pytest.Mo
     clock = iter(times)
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     passed: list[int] = []
-    report = progress.calm(lambda step: passed.append(step.done))
+    report = progress.throttled(lambda step: passed.append(step.done))
     for number in range(1, len(times)):
         report(Progress(step="x", done=number))
     assert [times[number] for number in passed] == [101.0, 101.11, 102.0]

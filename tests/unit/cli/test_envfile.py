@@ -40,7 +40,7 @@ def test_lines_are_taken_as_they_are(file: Path, monkeypatch: pytest.MonkeyPatch
         (b"=x", "invalid environment variable ''"),
         (b"export A=x", "invalid environment variable 'export A'"),
         (b"A=x\0y", "the value of A contains a NUL byte"),
-        (b"NOT_SET_HERE", "'NOT_SET_HERE' has no value, and is not set here"),
+        (b"NOT_SET_HERE", "'NOT_SET_HERE' has no value and is not set in the local environment"),
         (b"\xff=x", "invalid environment variable"),
     ],
 )

@@ -58,7 +58,7 @@ def test_flags_before_the_vm_are_ours(squib: Squib, api: FakeAPI, monkeypatch: p
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--timeout", "soon"], "--timeout: 'soon'"),
+        (["--timeout", "soon"], "--timeout: invalid time 'soon'"),
         (["--timeout", "0"], "--timeout: '0'"),
         (["-e", "1A=x"], "'1A'"),
         (["-e", "NOT_SET_HERE"], "--env: 'NOT_SET_HERE'"),
@@ -102,7 +102,7 @@ def test_the_status_is_that_of_the_command(end: dict[str, int | None], status: i
 
 def test_a_timeout_is_told(squib: Squib, api: FakeAPI) -> None:
     api.script = ends(None, signal=9, timed_out=True)
-    assert "its timeout of 2 s has passed" in squib("exec", "--timeout", "2s", "web", "x").err
+    assert "timed out after 2 s" in squib("exec", "--timeout", "2s", "web", "x").err
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_exec_in_the_background_prints_the_id(flag: str, squib: Squib, api: Fake
 def test_the_background_has_no_input(flags: str, squib: Squib, api: FakeAPI) -> None:
     ended = squib("exec", flags, "web", "sh")
     assert (ended.status, api.calls) == (2, [])
-    assert "exclude each other" in ended.err
+    assert "-d cannot be used together with -i or -t" in ended.err
 
 
 def test_attach_follows_a_command_of_the_background_to_its_end(squib: Squib, api: FakeAPI) -> None:
@@ -114,7 +114,7 @@ def test_ctrl_c_leaves_a_command_of_the_background_alone(squib: Squib, api: Fake
     api.script = script
     ended = squib("attach", "web", "p3")
     assert (ended.status, ended.out) == (130, b"x")
-    assert "it goes on: squib attach web p3" in ended.err
+    assert "reattach with: squib attach web p3" in ended.err
     assert not any("signal" in what or "DELETE" in what for what in api.made)
 
 

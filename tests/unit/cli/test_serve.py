@@ -30,7 +30,7 @@ def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Home, 
 def test_without_flags_only_the_unix_socket_is_served(
     squib: Squib, served: list[tuple[Home, TcpOptions | None]], tmp_path: Path
 ) -> None:
-    assert squib("serve").text == f"the engine of {tmp_path} is ready\n"
+    assert squib("serve").text == f"the engine for {tmp_path} is ready\n"
     assert served == [(Home(tmp_path), None)]
 
 

@@ -232,7 +232,7 @@ def test_detached_by_its_keys(
     assert person.wait() == 0
     assert not person.is_raw
     said = person.seen.partition(b"ready")[2]
-    assert NO_FULL_SCREEN in said and said.endswith(b"squib: detached; to go on: squib attach web p7\r\n")
+    assert NO_FULL_SCREEN in said and said.endswith(b"squib: detached; reattach with: squib attach web p7\r\n")
     assert left.wait(10) and bytes(got) == passed
 
 
@@ -293,10 +293,10 @@ def test_an_engine_that_takes_its_time_to_come_back_is_told_of(terminals: FakeTe
     person = sit("connect", "web")
     person.read_until(b"ready")
     person.type(b"x")
-    person.read_until(b"squib: the connection is lost; trying to join again")
+    person.read_until(b"squib: connection lost; reconnecting")
     person.type(b"typed meanwhile")
     terminals.is_down = False
-    person.read_until(b"squib: joined again\r\n")
+    person.read_until(b"squib: reconnected\r\n")
     assert person.wait() == 0
     assert not person.is_raw
 
@@ -312,7 +312,7 @@ def test_it_can_be_detached_while_the_connection_is_lost(terminals: FakeTerminal
     person = sit("connect", "web")
     person.read_until(b"ready")
     person.type(b"x")
-    person.read_until(b"the connection is lost")
+    person.read_until(b"connection lost")
     person.type(b"\x1d")
     assert person.wait() == 0
     assert not person.is_raw
@@ -333,7 +333,7 @@ def test_an_engine_that_does_not_come_back(terminals: FakeTerminals, sit: Sit, m
     person.type(b"x")
     assert person.wait() == 1
     assert not person.is_raw
-    assert b"was lost and did not come back within 15 s" in person.seen
+    assert b"was lost and could not be restored within 15 s" in person.seen
     assert person.seen.endswith(b"hint: squib attach web p7\r\n")
 
 

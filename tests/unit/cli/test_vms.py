@@ -122,7 +122,7 @@ def test_version_shows_the_engine_and_starts_none(
     assert squib("version", "--json").json["engine"]["pid"] == 7
     home = Home(tmp_path / "home")
     monkeypatch.setattr(options, "connect", lambda: EngineClient(home=home))
-    assert "no engine runs" in squib("version").text
+    assert "no engine is running" in squib("version").text
     assert squib("version", "--json").json["engine"] is None
     assert not home.root.exists()
 

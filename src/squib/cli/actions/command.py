@@ -1,4 +1,4 @@
-"""A command in a VM, joined to this process: its output here, our input there, and signals on their way."""
+"""Run a command in a VM with this process's input and output, and forward signals to it."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from squib.sdk.result import Collector, CommandEnd, ExecResult
 async def run_command(
     output: Output, engine: EngineClient, ref: str, request: ExecRequest, *, interactive: bool
 ) -> int:
-    """Run a command in the VM ``ref`` and return its status; with ``interactive`` it reads our standard input.
+    """Run a command in the VM ``ref`` and return its status. With ``interactive``, it reads this standard input.
 
-    Its output is passed on as it comes, byte for byte; with ``--json`` it is gathered and printed as one object. Ctrl-C
-    interrupts the command, a second one kills it. If we are ended, or nobody reads our output any more, it is killed.
+    Output is streamed, byte for byte; with ``--json``, it is collected and printed as one object. The first Ctrl-C
+    interrupts the command, the second kills it. It is also killed if this process ends or its output is closed.
     """
     stdin = read_chunks(sys.stdin.fileno()) if interactive else None
     async with start_command(engine, ref, request, stdin=stdin) as command:
-        end = await (_gather(output, ref, command) if output.json else _pass_on(command))
+        end = await (_collect(output, ref, command) if output.json else _stream(command))
     if end.timed_out:
-        output.note(f"the command was killed: its timeout of {request.timeout_s:g} s has passed")
+        output.note(f"the command timed out after {request.timeout_s:g} s and was killed")
     return end.exit_code
 
 
 async def start_in_background(output: Output, engine: EngineClient, ref: str, request: ExecRequest) -> int:
-    """Start a command that goes on without us, and print its ID."""
+    """Start a background command and print its ID."""
     process_id = await start_background(engine, ref, request)
     if output.json:
         output.data({"vm": ref, "id": process_id})
@@ -46,9 +46,9 @@ async def start_in_background(output: Output, engine: EngineClient, ref: str, re
 
 
 async def follow(output: Output, ref: str, process: AsyncProcess) -> int:
-    """Pass on the output of a command of the background, from the oldest that is kept to its end; return its status.
+    """Print the output of a background command until it ends, and return its status.
 
-    It goes on if we are ended.
+    Output starts with the oldest that is kept. The command keeps running if this process ends.
     """
     descriptors = {"stdout": sys.stdout.fileno(), "stderr": sys.stderr.fileno()}
     try:
@@ -57,12 +57,12 @@ async def follow(output: Output, ref: str, process: AsyncProcess) -> int:
                 await write_all(descriptors[chunk.stream], chunk.data)
     except asyncio.CancelledError:
         with contextlib.suppress(OSError):
-            output.note(f"it goes on: squib attach {ref} {process.id}")
+            output.note(f"the command keeps running; reattach with: squib attach {ref} {process.id}")
         raise
     return (await process.wait()).exit_code
 
 
-async def _pass_on(command: Command) -> CommandEnd:
+async def _stream(command: Command) -> CommandEnd:
     descriptors = {FrameKind.STDOUT: sys.stdout.fileno(), FrameKind.STDERR: sys.stderr.fileno()}
     with ended_by_broken_pipe(descriptors[FrameKind.STDOUT]):
         async with _interruptible(command):
@@ -71,7 +71,7 @@ async def _pass_on(command: Command) -> CommandEnd:
     return command.end
 
 
-async def _gather(output: Output, ref: str, command: Command) -> CommandEnd:
+async def _collect(output: Output, ref: str, command: Command) -> CommandEnd:
     collector = Collector(None, None)
     async with _interruptible(command):
         async for frame in command.output():
@@ -82,7 +82,7 @@ async def _gather(output: Output, ref: str, command: Command) -> CommandEnd:
 
 @contextlib.asynccontextmanager
 async def _interruptible(command: Command) -> AsyncIterator[None]:
-    """In the block, the first Ctrl-C is sent to the command; the next ends us, and so kills it."""
+    """In the block, the first Ctrl-C is sent to the command. The second ends this process and kills the command."""
     sending: list[asyncio.Task[None]] = []
 
     def interrupt() -> None:

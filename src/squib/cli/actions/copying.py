@@ -1,4 +1,4 @@
-"""Copying to, from and between VMs: what ``upload``, ``download`` and ``cp`` have in common."""
+"""Copy files to, from and between VMs, for ``upload``, ``download`` and ``cp``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from squib.cli.args import options
 from squib.cli.args.units import show_bytes
-from squib.cli.progress import calm, steps
+from squib.cli.progress import steps, throttled
 from squib.cli.render import Output
 from squib.cli.terminal.streams import ended_by_broken_pipe, read_chunks, write_all
 from squib.errors import InvalidArgument, NotAFile
@@ -23,19 +23,19 @@ from squib.sdk.result import Copied
 from squib.sdk.transfer import copying
 
 _STREAM = "-"
-_HINT = "the last path is where to copy to: SRC... DST"
+_HINT = "give sources and a destination: SRC... DST"
 
 
 @dataclass(frozen=True)
 class _Place:
-    """A path, and the VM that it is in, if in one."""
+    """A path in a VM, or on this machine if ``vm`` is None."""
 
     vm: str | None
     path: str
 
     @classmethod
     def of(cls, text: str) -> _Place:
-        """``VM:PATH``; as for scp, a colon after a slash is part of a local name."""
+        """Parse ``VM:PATH`` or a local path. As for scp, a colon after a slash is part of a local path."""
         vm, colon, path = text.partition(":")
         if not colon or not vm or "/" in vm:
             return cls(None, text)
@@ -43,7 +43,7 @@ class _Place:
 
 
 class Copy:
-    """One copy, as its flags say. Raises `InvalidArgument` for flags that make no sense."""
+    """A copy with the flags of a command line. Raises `InvalidArgument` for flags that contradict each other."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Copy:
         unsafe_links: bool = False,
     ) -> None:
         if owner is not None and keep_owner:
-            raise InvalidArgument("--owner and --keep-owner exclude each other", hint="give one of them")
+            raise InvalidArgument("--owner and --keep-owner cannot be used together", hint="use one of them")
         self._output = output
         self._owner = owner
         self._mode = options.parse_mode(mode)
@@ -63,7 +63,7 @@ class Copy:
         self._unsafe_links = unsafe_links
 
     async def upload(self, engine: EngineClient, sources: Sequence[str], vm: str, target: str) -> None:
-        """From this machine into a VM."""
+        """Copy from this machine into a VM."""
         _check(sources)
         files = AsyncFiles(engine, vm)
         with _reporting(self._output, f"uploading to {vm}", sources, target) as report:
@@ -85,12 +85,12 @@ class Copy:
             )
 
     async def download(self, engine: EngineClient, vm: str, sources: Sequence[str], target: str) -> None:
-        """From a VM to this machine."""
+        """Copy from a VM to this machine."""
         _check(sources)
         files = AsyncFiles(engine, vm)
         if target == _STREAM:
             if self._output.json:
-                raise InvalidArgument("--json and '-' exclude each other: both are standard output")
+                raise InvalidArgument("--json and '-' cannot be used together: both write to standard output")
             await _to_stdout(files, vm, sources)
             return
         with _reporting(self._output, f"downloading from {vm}", sources, target) as report:
@@ -105,40 +105,42 @@ class Copy:
             )
 
     async def between(self, paths: Sequence[str]) -> None:
-        """From here to a VM, or from a VM to here, or from a VM to another one, as the paths say."""
+        """Copy between this machine and a VM, or between two VMs, according to the paths."""
         *sources, target = (_Place.of(path) for path in paths)
         _check(sources)
-        givers = {source.vm for source in sources}
-        if len(givers) > 1:
-            raise InvalidArgument("the sources are not all in the same place", hint="copy from one after the other")
-        giver, taker = givers.pop(), target.vm
-        if giver is None and taker is None:
-            raise InvalidArgument("neither side is in a VM", hint="write VM:PATH for a path in a VM; or use cp")
-        self._check_flags(giver, taker)
+        source_vms = {source.vm for source in sources}
+        if len(source_vms) > 1:
+            raise InvalidArgument("the sources are in different places", hint="use one command for each")
+        source_vm, destination_vm = source_vms.pop(), target.vm
+        if source_vm is None and destination_vm is None:
+            raise InvalidArgument("neither side is in a VM", hint="write VM:PATH for a path in a VM, or use cp")
+        self._check_flags(source_vm, destination_vm)
         names = [source.path for source in sources]
         async with options.connect() as engine:
-            if giver is None and taker is not None:
-                await self.upload(engine, names, taker, target.path)
-            elif giver is not None and taker is None:
-                await self.download(engine, giver, names, target.path)
-            elif giver is not None and taker is not None:
-                await self._relay(engine, giver, names, taker, target.path)
+            if source_vm is None and destination_vm is not None:
+                await self.upload(engine, names, destination_vm, target.path)
+            elif source_vm is not None and destination_vm is None:
+                await self.download(engine, source_vm, names, target.path)
+            elif source_vm is not None and destination_vm is not None:
+                await self._relay(engine, source_vm, names, destination_vm, target.path)
 
-    def _check_flags(self, giver: str | None, taker: str | None) -> None:
-        if taker is None and (self._owner is not None or self._mode is not None):
-            raise InvalidArgument("--owner and --mode are for copies into a VM", hint="what is copied here is yours")
-        if (giver is None or taker is not None) and self._unsafe_links:
-            raise InvalidArgument("--unsafe-links is for copies from a VM to this machine", hint="leave it out")
+    def _check_flags(self, source_vm: str | None, destination_vm: str | None) -> None:
+        if destination_vm is None and (self._owner is not None or self._mode is not None):
+            raise InvalidArgument("--owner and --mode only apply to copies into a VM", hint="omit them")
+        if (source_vm is None or destination_vm is not None) and self._unsafe_links:
+            raise InvalidArgument("--unsafe-links only applies to copies from a VM to this machine", hint="omit it")
 
-    async def _relay(self, engine: EngineClient, giver: str, sources: Sequence[str], taker: str, target: str) -> None:
-        if (await engine.vm(giver)).vm_id == (await engine.vm(taker)).vm_id:
-            raise InvalidArgument(f"both sides are in VM {giver}", hint=f"squib exec {giver} cp -a SRC... DST")
-        with _reporting(self._output, f"copying from {giver} to {taker}", sources, target) as report:
+    async def _relay(
+        self, engine: EngineClient, source_vm: str, sources: Sequence[str], destination_vm: str, target: str
+    ) -> None:
+        if (await engine.vm(source_vm)).vm_id == (await engine.vm(destination_vm)).vm_id:
+            raise InvalidArgument(f"both paths are in VM {source_vm}", hint=f"squib exec {source_vm} cp -a SRC... DST")
+        with _reporting(self._output, f"copying from {source_vm} to {destination_vm}", sources, target) as report:
             report.done(
                 await copying.relay(
-                    FileClient(engine, giver),
+                    FileClient(engine, source_vm),
                     sources,
-                    FileClient(engine, taker),
+                    FileClient(engine, destination_vm),
                     target,
                     owner=self._owner,
                     mode=self._mode,
@@ -150,12 +152,12 @@ class Copy:
 
 def _check(sources: Sequence[object]) -> None:
     if not sources:
-        raise InvalidArgument("there is nothing to copy: only one path was given", hint=_HINT)
+        raise InvalidArgument("nothing to copy: only one path given", hint=_HINT)
 
 
 def _check_stream(sources: Sequence[str]) -> None:
     if len(sources) > 1:
-        raise InvalidArgument("'-' is copied alone, to the path of a file", hint="copy the others by another command")
+        raise InvalidArgument("'-' cannot be combined with other sources", hint="use another command for them")
 
 
 async def _counted(chunks: AsyncIterator[bytes], on_progress: OnProgress) -> AsyncIterator[bytes]:
@@ -167,14 +169,14 @@ async def _counted(chunks: AsyncIterator[bytes], on_progress: OnProgress) -> Asy
 
 
 async def _to_stdout(files: AsyncFiles, vm: str, sources: Sequence[str]) -> None:
-    """One file as it is. Raises `BrokenPipeError` as soon as nobody reads any more."""
+    """Write one file to standard output. Raises `BrokenPipeError` as soon as the reader is gone."""
     if len(sources) > 1:
-        raise InvalidArgument("only one file can go to standard output", hint="download them one after the other")
+        raise InvalidArgument("only one file can be written to standard output", hint="use one command for each")
     (source,) = sources
     info = await files.stat(source)
     if info.type is not FileType.FILE:
         raise NotAFile(
-            f"{source} is a {info.type}; only a file can go to standard output",
+            f"{source} is a {info.type}; only a file can be written to standard output",
             hint=f"squib exec {vm} tar c -C {source} .",
         )
     fd = sys.stdout.fileno()
@@ -185,7 +187,7 @@ async def _to_stdout(files: AsyncFiles, vm: str, sources: Sequence[str]) -> None
 
 
 class _Report:
-    """Tells what is copied while it is, and what was in the end."""
+    """Shows the progress of a copy, and its result."""
 
     def __init__(self, output: Output, on_progress: OnProgress, sources: Sequence[str], target: str) -> None:
         self.on_progress = on_progress
@@ -197,7 +199,7 @@ class _Report:
     def done(self, copied: Copied) -> None:
         duration_s = time.monotonic() - self._began
         for left_out in copied.left_out:
-            self._output.note(f"left out: {left_out}")
+            self._output.note(f"skipped: {left_out}")
         if self._output.json:
             self._output.data(
                 {
@@ -209,10 +211,10 @@ class _Report:
                     "left_out": copied.left_out,
                 }
             )
-        self._output.detail(f"entries: {copied.entries}, {show_bytes(copied.bytes)} in {duration_s:.2f} s")
+        self._output.detail(f"copied {copied.entries} entries, {show_bytes(copied.bytes)} in {duration_s:.2f} s")
 
 
 @contextmanager
 def _reporting(output: Output, title: str, sources: Sequence[str], target: str) -> Iterator[_Report]:
     with steps(output, title) as show:
-        yield _Report(output, calm(show), sources, target)
+        yield _Report(output, throttled(show), sources, target)

@@ -1,4 +1,4 @@
-"""Doing the same with several VMs, one after the other."""
+"""Act on several VMs, one after the other."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ T = TypeVar("T")
 async def for_each(
     output: Output, refs: Sequence[str], act: Callable[[EngineClient, str], Awaitable[T]]
 ) -> tuple[list[T], int]:
-    """Call ``act`` for each VM; what it returned, and the exit status.
+    """Call ``act`` for each VM; return the results and the exit status.
 
-    An error is reported and the others still have their turn; the status is then 1. A name that is none is refused
-    before anything is done, and without an engine nothing is tried twice: both are raised.
+    An error is printed, the remaining VMs are still processed, and the status is 1. An invalid name is raised before
+    anything is done; an `EngineError` is raised at once.
     """
     for ref in refs:
         check_ref(ref)
@@ -43,9 +43,9 @@ async def for_each(
 async def change_each(
     output: Output, refs: Sequence[str], doing: str, change: Callable[[EngineClient, str], Awaitable[VMInfo]]
 ) -> int:
-    """Change the state of each VM and print its name, or with --json all VMs as they are then; the exit status.
+    """Change the state of each VM and print its name; with --json, print all VMs. Return the exit status.
 
-    ``doing`` is the change as it is told while it takes its time: ``starting``.
+    ``doing`` describes the change while it is in progress: ``starting``.
     """
 
     async def act(engine: EngineClient, ref: str) -> VMInfo:

@@ -1,4 +1,4 @@
-"""The steps that ``run`` and ``create`` share."""
+"""The steps that ``run`` and ``create`` have in common."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from squib.sdk.client import EngineClient
 
 
 async def ensure_assets(output: Output, engine: EngineClient, config: VMConfig) -> None:
-    """Build the kernel and the image of a VM if they are not in the cache, and show how that goes."""
+    """Build the kernel and the image of a VM, unless they are in the cache, and show the progress."""
     if config.kernel_path is None:
         with steps(output, "kernel") as report:
             await engine.build_kernel(on_progress=report)
@@ -22,12 +22,12 @@ async def ensure_assets(output: Output, engine: EngineClient, config: VMConfig) 
 
 
 async def boot(output: Output, engine: EngineClient, vm: VMInfo, *, boot_timeout_s: float) -> VMInfo:
-    """Start a VM; say so if it takes a while."""
+    """Start a VM and show the progress."""
     async with waiting(output, f"starting VM {vm.name}"):
         return await engine.start_vm(vm.vm_id, boot_timeout_s=boot_timeout_s)
 
 
 async def remove(engine: EngineClient, vm: VMInfo) -> None:
-    """Delete a VM; nothing to do if somebody else has."""
+    """Delete a VM, unless it is already deleted."""
     with suppress(NotFound):
         await engine.delete_vm(vm.vm_id)

@@ -1,4 +1,4 @@
-"""Files of environment variables."""
+"""Read files of environment variables."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from squib.errors import InvalidArgument
 
 
 def read_env_file(path: str) -> dict[str, str]:
-    """A file in docker's format: a variable a line, ``K=V``, or ``K`` alone to copy it from this process's environment.
+    """Read a file in Docker's format: one variable per line, ``K=V``, or ``K`` to copy it from this environment.
 
-    Empty lines and those that begin with ``#`` are skipped. Values are taken as they are, quotes and all. Raises
-    `InvalidArgument`, which names file and line.
+    Empty lines and lines that start with ``#`` are skipped. Values are not interpreted: quotes are part of them. Raises
+    `InvalidArgument`, which names the file and the line.
     """
     from squib.models import check_env
 
@@ -20,7 +20,7 @@ def read_env_file(path: str) -> dict[str, str]:
         text = Path(path).read_bytes().decode("utf-8-sig", "surrogateescape")
     except OSError as error:
         raise InvalidArgument(
-            f"--env-file: {path} cannot be read: {error.strerror}", hint="give a file with lines like KEY=value"
+            f"--env-file: cannot read {path}: {error.strerror}", hint="use a file with lines such as KEY=value"
         ) from error
     variables: dict[str, str] = {}
     for number, line in enumerate(text.split("\n"), start=1):
@@ -30,11 +30,11 @@ def read_env_file(path: str) -> dict[str, str]:
         name, equals, value = entry.partition("=")
         try:
             if not equals and name not in os.environ:
-                raise ValueError(f"{name!r} has no value, and is not set here")
+                raise ValueError(f"{name!r} has no value and is not set in the local environment")
             variables |= check_env({name: value if equals else os.environ[name]})
         except ValueError as error:
             raise InvalidArgument(
                 f"--env-file: {path}, line {number}: {error}",
-                hint="a line is KEY=value, KEY alone to copy it from here, or a comment that begins with #",
+                hint="write KEY=value, KEY to copy the local value, or a comment that starts with #",
             ) from None
     return variables

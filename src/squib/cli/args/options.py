@@ -1,4 +1,4 @@
-"""Flags that several commands share, and what becomes of their values."""
+"""Flags that several commands share, and how their values are parsed."""
 
 from __future__ import annotations
 
@@ -18,42 +18,49 @@ if TYPE_CHECKING:
     from squib.sdk.client import EngineClient
 
 Ref = Annotated[str, typer.Argument(metavar="VM", help="ID or name of a VM.", show_default=False)]
-Refs = Annotated[list[str], typer.Argument(metavar="VM", help="IDs or names of VMs.", show_default=False)]
+Refs = Annotated[list[str], typer.Argument(metavar="VM...", help="IDs or names of VMs.", show_default=False)]
 Name = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Name of the VM, up to 63 letters, digits, '_', '.', '-'. Default: its ID."),
+    typer.Option(metavar="NAME", help="Name of the VM: 1-63 letters, digits, '_', '.' or '-'. Default: its ID."),
 ]
-Project = Annotated[str | None, typer.Option(metavar="NAME", help="Label for grouping VMs: squib ls --project NAME.")]
-VCPUs = Annotated[int | None, typer.Option("--vcpus", "--cpus", metavar="N", help="Virtual CPUs, 1 to 64. Default: 1.")]
+Project = Annotated[str | None, typer.Option(metavar="NAME", help="Project of the VM, for squib list --project.")]
+VCPUs = Annotated[
+    int | None, typer.Option("--vcpus", "--cpus", metavar="N", help="Number of virtual CPUs, 1-64. Default: 1.")
+]
 Memory = Annotated[
     str | None,
-    typer.Option(metavar="SIZE", help="Memory: 512 (MiB), 512m or 1g. Default: what the image needs, 128 or more."),
+    typer.Option(
+        metavar="SIZE", help="Memory: 512 (MiB), 512m or 1g. Default: as much as the image needs, at least 128."
+    ),
 ]
 Disk = Annotated[
     str | None,
     typer.Option(
-        metavar="SIZE", help="Size of the writable disk: 10gb, 512mb. Takes only what is used. Default: 10gb."
+        metavar="SIZE", help="Size of the writable disk: 10gb or 512mb. Only used blocks take space. Default: 10gb."
     ),
 ]
 Runtime = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Root filesystem that squib builds: base or python3.13. Default: base."),
+    typer.Option(metavar="NAME", help="Image to use as the root filesystem: base or python3.13. Default: base."),
 ]
 Kernel = Annotated[
-    str | None, typer.Option(metavar="FILE", help="Linux kernel to boot instead of squib's: bzImage or ELF.")
+    str | None,
+    typer.Option(metavar="FILE", help="Linux kernel to boot instead of squib's own: a bzImage or an ELF vmlinux."),
 ]
 Rootfs = Annotated[
     str | None,
-    typer.Option(metavar="FILE", help="Root filesystem instead of a runtime's: squashfs or ext4, never written to."),
+    typer.Option(
+        metavar="FILE", help="Root filesystem to use instead of --runtime: squashfs or ext4. It is never modified."
+    ),
 ]
-BootArgs = Annotated[str | None, typer.Option(metavar="ARGS", help="Added to the kernel's command line.")]
+BootArgs = Annotated[str | None, typer.Option(metavar="ARGS", help="Extra arguments for the kernel's command line.")]
 Env = Annotated[
     list[str] | None,
     typer.Option(
         "--env",
         "-e",
         metavar="K=V",
-        help="Environment of every command in the VM; K alone takes the value from here. May be repeated.",
+        help="Set an environment variable for every command in the VM. K alone copies the local value. Repeatable.",
     ),
 ]
 CommandEnv = Annotated[
@@ -62,73 +69,78 @@ CommandEnv = Annotated[
         "--env",
         "-e",
         metavar="K=V",
-        help="Environment of the command; K alone takes the value from here. May be repeated.",
+        help="Set an environment variable for the command. K alone copies the local value. Repeatable.",
     ),
 ]
 EnvFile = Annotated[
     list[str] | None,
     typer.Option(
         metavar="FILE",
-        help="File of variables, a line each: K=V, or K alone. --env wins over it. May be repeated.",
+        help="Read variables from a file with a line K=V or K for each. --env takes precedence. Repeatable.",
     ),
 ]
-BootTimeout = Annotated[
-    str, typer.Option(metavar="TIME", help="How long the VM may take to boot: 30 (seconds), 90s, 2m.")
-]
+BootTimeout = Annotated[str, typer.Option(metavar="TIME", help="Time limit for booting: 30 (seconds), 90s or 2m.")]
 Timeout = Annotated[
     str | None,
     typer.Option(
         metavar="TIME",
-        help="Kill the command, with all that it started, after 30 (seconds), 30s, 5m or 1h; the status is then 124.",
+        help="Kill the command and its descendants after this time, with exit status 124: 30 (seconds), 5m or 1h.",
     ),
 ]
 User = Annotated[
     str | None,
     typer.Option(
-        "--user", "-u", metavar="USER", help="User of the command: name, uid, name:group or uid:gid. Default: root."
+        "--user",
+        "-u",
+        metavar="USER",
+        help="User to run the command as: name, uid, name:group or uid:gid. Default: root.",
     ),
 ]
 Workdir = Annotated[
     str | None,
-    typer.Option("--workdir", "-w", metavar="DIR", help="Working directory in the VM. Default: the user's home."),
+    typer.Option(
+        "--workdir", "-w", metavar="DIR", help="Working directory in the VM. Default: the user's home directory."
+    ),
 ]
-Sudo = Annotated[bool, typer.Option("--sudo", help="Run it as root on behalf of the user, in whose home it begins.")]
+Sudo = Annotated[
+    bool, typer.Option("--sudo", help="Run as root on behalf of the user, starting in the user's home directory.")
+]
 Interactive = Annotated[
     bool,
     typer.Option(
         "--interactive",
         "-i",
-        help="Pass standard input to the command, as it comes. From a terminal to a terminal, it gets one too.",
+        help="Pass standard input to the command. If input and output are terminals, allocate one for it, as -t does.",
     ),
 ]
 Owner = Annotated[
     str | None,
     typer.Option(
-        metavar="USER[:GROUP]", help="Owner of all that is copied: names or numbers of the VM. Default: root."
+        metavar="USER[:GROUP]", help="Owner of the copied files: names or numbers, as known in the VM. Default: root."
     ),
 ]
 Mode = Annotated[
     str | None,
-    typer.Option(metavar="MODE", help="Permission bits of files that are named as SRC, as 0644. Default: kept."),
+    typer.Option(metavar="MODE", help="Permission bits for files given as SRC, such as 0644. Default: unchanged."),
 ]
 KeepOwner = Annotated[
     bool,
-    typer.Option("--keep-owner", "-a", help="Keep owners, as numbers. On this machine only root can do that."),
+    typer.Option("--keep-owner", "-a", help="Keep owners, as numbers. On this machine that needs root."),
 ]
 UnsafeLinks = Annotated[
     bool,
-    typer.Option("--unsafe-links", help="Copy symbolic links that lead out of a copied directory as they are."),
+    typer.Option("--unsafe-links", help="Also copy symbolic links that point out of a copied directory."),
 ]
 Tty = Annotated[
-    bool, typer.Option("--tty", "-t", help="Give the command a terminal: this one, which has to be standard input.")
+    bool, typer.Option("--tty", "-t", help="Allocate a terminal for the command. Standard input must be a terminal.")
 ]
 DetachKeysFlag = Annotated[
     str,
-    typer.Option("--detach-keys", metavar="KEYS", help="Keys that detach, such as ctrl-p,ctrl-q; '' for none."),
+    typer.Option("--detach-keys", metavar="KEYS", help="Keys that detach, such as ctrl-p,ctrl-q; '' disables them."),
 ]
 Lines = Annotated[
     int | None,
-    typer.Option("--lines", "-n", metavar="N", min=0, help="Only the last N lines. Default: all that is kept."),
+    typer.Option("--lines", "-n", metavar="N", min=0, help="Show only the last N lines. Default: all that is kept."),
 ]
 
 DEFAULT_BOOT_TIMEOUT = "30s"
@@ -153,7 +165,7 @@ _FLAG_OF_FIELD = {
 
 
 def connect() -> EngineClient:
-    """The engine to talk to: the local one, or ``$SQUIB_URL``."""
+    """Return a client of the local engine, or of the one at ``$SQUIB_URL``."""
     from squib.sdk.client import EngineClient
 
     return EngineClient()
@@ -173,11 +185,14 @@ def make_vm_config(
     env: Sequence[str] | None,
     env_file: Sequence[str] | None,
 ) -> VMConfig:
-    """A VM's configuration from the flags of ``create`` and ``run``. Raises `InvalidArgument`, which names the flag."""
+    """Make a VM configuration from the flags of ``create`` and ``run``.
+
+    Raises `InvalidArgument`, which names the flag.
+    """
     from squib.sdk.config import VMOptions, make_config
 
     if runtime is not None and rootfs is not None:
-        raise InvalidArgument("--runtime and --rootfs exclude each other", hint="give one of them")
+        raise InvalidArgument("--runtime and --rootfs cannot be used together", hint="use one of them")
     options: VMOptions = {"name": name, "project": project, "kernel_path": kernel, "rootfs_path": rootfs}
     if vcpus is not None:
         options["vcpu_count"] = vcpus
@@ -195,9 +210,9 @@ def make_vm_config(
 
 
 def parse_env(entries: Sequence[str] | None, files: Sequence[str] | None = None) -> dict[str, str]:
-    """``K=V`` sets a variable, ``K`` alone copies it from this process's environment; before them, those of ``files``.
+    """Parse environment variables: those in ``files``, then ``entries``, which take precedence.
 
-    Raises `InvalidArgument`.
+    ``K=V`` sets a variable; ``K`` alone copies it from this process's environment. Raises `InvalidArgument`.
     """
     variables: dict[str, str] = {}
     for file in files or ():
@@ -208,18 +223,20 @@ def parse_env(entries: Sequence[str] | None, files: Sequence[str] | None = None)
         name, equals, value = entry.partition("=")
         if not equals:
             if name not in os.environ:
-                raise InvalidArgument(f"--env: {name!r} is not set here", hint=f"write --env {name}=VALUE")
+                raise InvalidArgument(
+                    f"--env: {name!r} is not set in the local environment", hint=f"use --env {name}=VALUE"
+                )
             value = os.environ[name]
         variables[name] = value
     return variables
 
 
 def parse_mode(text: str | None) -> int | None:
-    """The value of ``--mode``. Raises `InvalidArgument`."""
+    """Parse the value of ``--mode``. Raises `InvalidArgument`."""
     if text is None:
         return None
     if not re.fullmatch("[0-7]{1,5}", text) or int(text, 8) > _MAX_MODE:
-        raise InvalidArgument(f"--mode: {text!r} is not permission bits", hint="write them as --mode 0644")
+        raise InvalidArgument(f"--mode: invalid permission bits {text!r}", hint="use octal digits: --mode 0644")
     return int(text, 8)
 
 
@@ -234,9 +251,9 @@ def make_request(
     background: bool = False,
     pty: bool = False,
 ) -> ExecRequest:
-    """A command from the flags of ``exec``, ``run`` and ``connect``: program and arguments, or a login shell.
+    """Make a command from the flags of ``exec``, ``run`` and ``connect``: ``words``, or a login shell without them.
 
-    With ``pty`` it gets the terminal that this process has. Raises `InvalidArgument`, which names the flag.
+    With ``pty``, the command gets a terminal like that of this process. Raises `InvalidArgument`, which names the flag.
     """
     from pydantic import ValidationError
 
@@ -256,10 +273,10 @@ def make_request(
 
 
 def parse_timeout(text: str | None) -> float | None:
-    """The value of ``--timeout``. Raises `InvalidArgument`."""
+    """Parse the value of ``--timeout``. Raises `InvalidArgument`."""
     if text is None:
         return None
     seconds = parse_duration_s(text, flag="--timeout")
     if seconds <= 0:
-        raise InvalidArgument(f"--timeout: {text!r} is not more than 0", hint="leave it out for no timeout")
+        raise InvalidArgument(f"--timeout: {text!r} is not greater than 0", hint="omit --timeout for no time limit")
     return seconds

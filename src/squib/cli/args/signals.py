@@ -1,4 +1,4 @@
-"""Signals as people type them."""
+"""Parse signals as people type them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ MAX_SIGNAL = 64
 
 
 def parse_signal(text: str, *, flag: str) -> int:
-    """``TERM``, ``SIGTERM``, ``sigterm`` or ``15``. Raises `InvalidArgument`, which names ``flag``."""
+    """Parse ``TERM``, ``SIGTERM``, ``sigterm`` or ``15``. Raises `InvalidArgument`, which names ``flag``."""
     if text.isascii() and text.isdecimal() and 1 <= int(text) <= MAX_SIGNAL:
         return int(text)
     name = text.upper()
     found = signal.Signals.__members__.get(name if name.startswith("SIG") else f"SIG{name}")
     if found is None:
         raise InvalidArgument(
-            f"{flag}: {text!r} is not a signal",
-            hint=f"write {flag} TERM, {flag} INT or a number from 1 to {MAX_SIGNAL}",
+            f"{flag}: invalid signal {text!r}",
+            hint=f"use {flag} TERM, {flag} INT or a number from 1 to {MAX_SIGNAL}",
         )
     return int(found)

@@ -1,4 +1,4 @@
-"""Sizes and times as people type and read them."""
+"""Parse and show sizes and times as people type and read them."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def parse_size_mib(text: str, *, flag: str) -> int:
-    """A size in MiB: ``512`` (MiB), ``512m``, ``512mb``, ``1g``, ``1.5GiB``. Units are powers of 1024.
+    """Parse a size in MiB: ``512`` (MiB), ``512m``, ``512mb``, ``1g``, ``1.5GiB``. Units are powers of 1024.
 
-    Raises `InvalidArgument`, which names ``flag``, if it is no size or not a whole number of MiB.
+    Raises `InvalidArgument`, which names ``flag``, for other text and for a fraction of a MiB.
     """
     found = _SIZE.fullmatch(text)
     mib = float(found[1]) * _MIB_PER[(found[2] or "m").lower()] if found else math.nan
     if not mib.is_integer():
-        raise InvalidArgument(f"{flag}: {text!r} is not a size in MiB", hint=f"write {flag} 512, 512m or 1g")
+        raise InvalidArgument(f"{flag}: invalid size {text!r}", hint=f"use whole MiB: {flag} 512, 512m or 1g")
     return int(mib)
 
 
 def parse_duration_s(text: str, *, flag: str) -> float:
-    """A time in seconds: ``30`` (seconds), ``30s``, ``500ms``, ``5m``, ``1h30m``.
+    """Parse a time in seconds: ``30`` (seconds), ``30s``, ``500ms``, ``5m``, ``1h30m``.
 
     Raises `InvalidArgument`, which names ``flag``.
     """
@@ -37,17 +37,17 @@ def parse_duration_s(text: str, *, flag: str) -> float:
         return float(text)
     parts = _DURATION_PART.findall(text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise InvalidArgument(f"{flag}: {text!r} is not a time", hint=f"write {flag} 30, 30s, 5m or 1h")
+        raise InvalidArgument(f"{flag}: invalid time {text!r}", hint=f"use {flag} 30, 30s, 5m or 1h")
     return sum(float(number) * _SECONDS_PER[unit] for number, unit in parts)
 
 
 def show_mib(mib: int) -> str:
-    """``512 MiB``, ``10 GiB``."""
+    """Format a size in MiB: ``512 MiB``, ``10 GiB``."""
     return show_bytes(mib << 20)
 
 
 def show_bytes(count: int) -> str:
-    """``831 B``, ``61.4 MiB``, ``10 GiB``: three digits that matter, at most."""
+    """Format a size with at most three significant digits: ``831 B``, ``61.4 MiB``, ``10 GiB``."""
     value = float(count)
     for unit in _BYTE_UNITS:
         if value < 1000 or unit == _BYTE_UNITS[-1]:
@@ -57,7 +57,7 @@ def show_bytes(count: int) -> str:
 
 
 def show_age(since: datetime, now: datetime) -> str:
-    """How long ago, in its largest unit: ``40s``, ``12m``, ``5h``, ``3d``."""
+    """Format the time since ``since`` in its largest unit: ``40s``, ``12m``, ``5h``, ``3d``."""
     seconds = max(0, int((now - since) / timedelta(seconds=1)))
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= length:

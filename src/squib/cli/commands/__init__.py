@@ -1,4 +1,4 @@
-"""The commands, one verb one file."""
+"""The commands, one file each."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ NAMES = (
     "run", "create", "list", "inspect", "start", "stop", "pause", "resume", "remove", "exec", "connect", "attach",
     "ps", "kill", "upload", "download", "cp", "env", "logs", "image", "kernel", "doctor", "serve", "version",
 )  # fmt: skip
-"""In the order in which ``squib --help`` shows them."""
+"""In the order in which ``squib --help`` lists them."""
 
 
 def load() -> None:
-    """Declare all commands. Modules are named as what people type, so some names are not for ``from`` imports."""
+    """Declare all commands. Modules are named like the commands, and some of those names are Python keywords."""
     for name in NAMES:
         import_module(f"{__name__}.{name}")

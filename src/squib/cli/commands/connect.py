@@ -22,10 +22,10 @@ async def connect(
     env_file: options.EnvFile = None,
     detach_keys: options.DetachKeysFlag = DEFAULT_DETACH_KEYS,
 ) -> int:
-    """Open a shell in a VM, on this terminal.
+    """Open a shell in a VM.
 
-    It is the user's login shell; the status is that of the shell. Ctrl-] detaches: the shell goes on, and squib attach
-    joins it again. It also goes on if this program is ended or the connection is lost.
+    The shell is the user's login shell; its exit status is squib's. Ctrl-] detaches: the shell keeps running, and squib
+    attach reattaches to it. It also keeps running if squib is killed or the connection is lost.
     """
     from squib.cli.terminal.attach import check_terminal, open_shell
     from squib.cli.terminal.keys import parse_keys

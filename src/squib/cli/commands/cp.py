@@ -17,7 +17,7 @@ from squib.cli.render import Output
         "squib cp notes.txt web:/root/",
         "squib cp web:/var/log/syslog web:/etc/hosts .",
         "squib cp -a web:/srv/app db:/srv/           # from one VM to another",
-        "squib cp ./odd:name web:/tmp/               # a colon after a slash is part of a name",
+        "squib cp ./odd:name web:/tmp/               # a colon after a slash is part of the name",
     ],
 )
 async def cp(
@@ -26,7 +26,7 @@ async def cp(
         list[str],
         typer.Argument(
             metavar="SRC... DST",
-            help="VM:PATH is an absolute path in a VM; anything else, and '-', is of this machine.",
+            help="VM:PATH is an absolute path in a VM. Anything else is a local path; '-' is standard input or output.",
             show_default=False,
         ),
     ],
@@ -35,10 +35,10 @@ async def cp(
     keep_owner: options.KeepOwner = False,
     unsafe_links: options.UnsafeLinks = False,
 ) -> None:
-    """Copy files and directories into a VM, out of one, or from one to another.
+    """Copy files between this machine and VMs, or from VM to VM.
 
-    As upload and download, which say more. --owner and --mode are for copies into a VM, --unsafe-links for copies out
-    of one.
+    This works like squib upload and squib download; see their help for details. --owner and --mode apply to copies into
+    a VM, --unsafe-links to copies from a VM to this machine.
     """
     from squib.cli.actions.copying import Copy
 

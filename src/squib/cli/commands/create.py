@@ -38,14 +38,14 @@ async def create(
     env: options.Env = None,
     env_file: options.EnvFile = None,
     boot_timeout: options.BootTimeout = options.DEFAULT_BOOT_TIMEOUT,
-    no_start: Annotated[bool, typer.Option("--no-start", help="Do not start it; squib start does.")] = False,
+    no_start: Annotated[bool, typer.Option("--no-start", help="Create the VM without starting it.")] = False,
     connect: Annotated[
-        bool, typer.Option("--connect", help="Then open a shell in it, as squib connect does. The VM stays.")
+        bool, typer.Option("--connect", help="Open a shell in the VM when it is ready, as squib connect does.")
     ] = False,
 ) -> int:
     """Create and start a VM, and print its ID.
 
-    It is ready for commands when this returns. If it does not come up, nothing of it stays.
+    The VM is ready for commands when this returns. If it does not boot, it is removed again.
     """
     from squib.cli.actions import launch
     from squib.cli.args.units import parse_duration_s
@@ -54,7 +54,7 @@ async def create(
     from squib.cli.terminal.keys import parse_keys
 
     if connect and no_start:
-        raise InvalidArgument("--connect and --no-start exclude each other", hint="leave one out")
+        raise InvalidArgument("--connect and --no-start cannot be used together", hint="use one of them")
     if connect:
         check_terminal(output, hint="squib create, then squib exec -i VM sh")
     boot_timeout_s = parse_duration_s(boot_timeout, flag="--boot-timeout")

@@ -31,9 +31,9 @@ async def doctor(
         ),
     ] = False,
 ) -> int:
-    """Check this host and what squib stores on it.
+    """Check this host, and what squib stores on it.
 
-    For each check that does not pass, the command that repairs it is shown if there is one. The exit status is 1 if a
+    If a check does not pass, the command that repairs it is shown, if there is one. The exit status is 1 if a
     check failed; warnings do not count.
     """
     from squib.models import CheckStatus

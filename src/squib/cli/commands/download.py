@@ -16,7 +16,7 @@ from squib.cli.render import Output
     examples=[
         "squib download web /var/log/syslog .",
         "squib download web /srv/app /etc/hosts backup/",
-        "squib download web /srv/app/. app           # what is in it, not itself",
+        "squib download web /srv/app/. app           # the contents of /srv/app",
         "squib download web /var/tmp/shop.sql - | psql shop",
     ],
 )
@@ -27,19 +27,19 @@ async def download(
         list[str],
         typer.Argument(
             metavar="SRC... DST",
-            help="Absolute paths in the VM, and a path of this machine ('-': standard output, for one file).",
+            help="Absolute paths in the VM; then a local path, or '-' to write one file to standard output.",
             show_default=False,
         ),
     ],
     keep_owner: options.KeepOwner = False,
     unsafe_links: options.UnsafeLinks = False,
 ) -> None:
-    """Copy files and directories out of a VM that runs.
+    """Copy files and directories out of a running VM.
 
-    If DST is a directory here, sources go into it under their names; else the one source becomes DST. Permission bits,
-    times and links are kept; all belongs to you, but for --keep-owner. Nothing that the VM sends lands outside DST:
-    devices, FIFOs, and links that lead out of a copied directory are refused. A file appears in one step, and so does a
-    new directory: what breaks off, by Ctrl-C too, leaves nothing of it.
+    If DST is a directory, the sources are copied into it; otherwise the single source is copied to DST itself.
+    Permission bits, times and links are kept. The files belong to you unless --keep-owner is given. Nothing is ever
+    written outside DST: devices, FIFOs and links that point out of a copied directory are rejected. Each file, and each
+    new directory, appears only when it is complete: an interrupted download leaves nothing partial behind.
     """
     from squib.cli.actions.copying import Copy
 

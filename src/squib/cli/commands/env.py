@@ -1,4 +1,4 @@
-"""``squib env``: the environment of every command of a VM."""
+"""``squib env``: the environment variables of a VM."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from squib.cli.app import command, make_group
 from squib.cli.args import options
 from squib.cli.render import Output
 
-env = make_group("env", "Set, list and unset the environment of a VM's commands")
+env = make_group("env", "Manage the environment variables of a VM.")
 
-_Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="Names of variables.", show_default=False)]
+_Names = Annotated[
+    list[str], typer.Argument(metavar="NAME...", help="Names of the variables to remove.", show_default=False)
+]
 
 
 @command("set", group=env, examples=["squib env set web DEBUG=1 GREETING='good morning'", "squib env set web API_KEY"])
@@ -21,12 +23,13 @@ async def set_env(
     vm: options.Ref,
     variables: Annotated[
         list[str],
-        typer.Argument(metavar="K=V...", help="Variables; K alone takes the value from here.", show_default=False),
+        typer.Argument(metavar="K=V...", help="Variables to set. K alone copies the local value.", show_default=False),
     ],
 ) -> None:
-    """Set variables for every command that is started in a VM from now on, after restarts too.
+    """Set environment variables for all commands in a VM.
 
-    Values are kept in the VM's configuration, and shown nowhere but by squib env list --show-values.
+    They apply to commands that start later, also after the VM restarts. Values are stored with the VM; only squib env
+    list --show-values prints them.
     """
     from squib.sdk.env import AsyncEnv
 
@@ -39,9 +42,9 @@ async def set_env(
 async def list_env(
     output: Output,
     vm: options.Ref,
-    show_values: Annotated[bool, typer.Option("--show-values", help="Print K=V, not only the names.")] = False,
+    show_values: Annotated[bool, typer.Option("--show-values", help="Print names and values, as K=V.")] = False,
 ) -> None:
-    """List the variables that every command in a VM starts with, by name."""
+    """List the names of a VM's environment variables."""
     from squib.sdk.env import AsyncEnv
 
     async with options.connect() as engine:
@@ -57,7 +60,10 @@ async def list_env(
 
 @command("unset", group=env, examples=["squib env unset web DEBUG"])
 async def unset_env(output: Output, vm: options.Ref, names: _Names) -> None:
-    """Remove variables. Those that are not set are no error."""
+    """Remove environment variables from a VM.
+
+    Variables that are not set are ignored.
+    """
     from squib.sdk.env import AsyncEnv
 
     async with options.connect() as engine:

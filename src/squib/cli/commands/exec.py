@@ -31,7 +31,9 @@ async def exec_(
     vm: options.Ref,
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="COMMAND", help="Program and arguments; no shell.", show_default=False),
+        typer.Argument(
+            metavar="COMMAND...", help="Program and arguments. They are not passed through a shell.", show_default=False
+        ),
     ] = None,
     user: options.User = None,
     sudo: options.Sudo = False,
@@ -42,33 +44,36 @@ async def exec_(
     interactive: options.Interactive = False,
     tty: options.Tty = False,
     detach: Annotated[
-        bool, typer.Option("--detach", "-d", help="Leave it running in the background, and print its ID.")
+        bool, typer.Option("--detach", "-d", help="Run the command in the background, and print its ID.")
     ] = False,
     detach_keys: options.DetachKeysFlag = DEFAULT_DETACH_KEYS,
 ) -> int:
-    """Run a command in a VM that runs. Flags stand before the VM; all after it belongs to the command.
+    """Run a command in a running VM.
 
-    Output streams as it comes, byte for byte. The status is that of the command: 128 + n if signal n ended it, 124 if
-    its timeout did, 127 if there is no such program. Ctrl-C interrupts the command, a second one kills it. With --json,
-    the output is printed as one object when the command has ended.
+    Options go before the VM; everything after it belongs to the command. Output is streamed, byte for byte. The exit
+    status is the command's: 128 + n if signal n ended it, 124 if it timed out, 127 if the program does not exist. The
+    first Ctrl-C interrupts the command, the second kills it. With --json, the result is printed as one object when the
+    command has ended.
 
-    With a terminal (-t, or -i between terminals), Ctrl-C and the like are the command's, and Ctrl-] detaches: the
-    command goes on, and squib attach joins it again. It also goes on if this program is ended.
+    With a terminal (-t, or -i from a terminal), all keys go to the command, except Ctrl-], which detaches. The command
+    then keeps running, also if squib is killed. squib attach reattaches to it.
     """
     from squib.cli.actions.command import run_command, start_in_background
-    from squib.cli.terminal.attach import Joining, check_terminal, run_terminal
+    from squib.cli.terminal.attach import AttachOptions, check_terminal, run_terminal
     from squib.cli.terminal.keys import parse_keys
     from squib.sdk.config import check_ref
 
     check_ref(vm)
     words = words[1:] if words and words[0] == "--" else words
     if not words:
-        raise InvalidArgument("there is no command to run", hint=f"squib exec {vm} COMMAND...")
+        raise InvalidArgument("no command given", hint=f"squib exec {vm} COMMAND...")
     keys = parse_keys(detach_keys, flag="--detach-keys")
     if detach and (interactive or tty):
-        raise InvalidArgument("-d and -i or -t exclude each other", hint="squib exec -it, and ctrl-] to detach")
+        raise InvalidArgument(
+            "-d cannot be used together with -i or -t", hint="use squib exec -it, and ctrl-] to detach"
+        )
     if tty:
-        check_terminal(output, hint=f"squib exec -i {vm} passes on what is no terminal")
+        check_terminal(output, hint=f"squib exec -i {vm} passes input that is not a terminal")
     pty = tty or (interactive and not output.json and sys.stdin.isatty() and sys.stdout.isatty())
     request = options.make_request(
         words, user=user, sudo=sudo, workdir=workdir, env=options.parse_env(env, env_file), timeout=timeout,
@@ -78,5 +83,5 @@ async def exec_(
         if detach:
             return await start_in_background(output, engine, vm, request)
         if pty:
-            return await run_terminal(output, engine, vm, request, Joining(keys))
+            return await run_terminal(output, engine, vm, request, AttachOptions(keys))
         return await run_command(output, engine, vm, request, interactive=interactive)

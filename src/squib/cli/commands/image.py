@@ -1,4 +1,4 @@
-"""``squib image``: the root filesystems that squib builds."""
+"""``squib image``: the root filesystems of VMs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from squib.cli.app import command, make_group
 from squib.cli.args import options
 from squib.cli.render import Column, Output
 
-image = make_group("image", "List, build, pack and remove images")
+image = make_group("image", "Manage images: the root filesystems of VMs.")
 
 _COLUMNS = (
     Column("NAME"),
@@ -22,7 +22,7 @@ _COLUMNS = (
 )
 
 _Name = Annotated[
-    str, typer.Argument(metavar="NAME", help="Name of a runtime: base or python3.13.", show_default=False)
+    str, typer.Argument(metavar="NAME", help="Name of the image: base or python3.13.", show_default=False)
 ]
 
 
@@ -63,10 +63,13 @@ async def build(
     output: Output,
     name: _Name,
     rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="Build it again from today's packages; VMs keep the one they have.")
+        bool, typer.Option("--rebuild", help="Build again with the newest packages. Existing VMs keep their image.")
     ] = False,
 ) -> None:
-    """Build the image of a runtime, if it is not in the cache. squib run and squib create do it by themselves."""
+    """Build an image, unless it is in the cache.
+
+    squib run and squib create do this automatically.
+    """
     from squib.cli.args.units import show_bytes
     from squib.cli.progress import steps
     from squib.sdk.config import check_ref
@@ -83,7 +86,7 @@ async def build(
 
 @command("remove", group=image, aliases=["rm"])
 async def remove(output: Output, name: _Name) -> None:
-    """Remove an image that no VM uses from the cache."""
+    """Remove an unused image from the cache."""
     from squib.sdk.config import check_ref
 
     check_ref(name)
@@ -100,10 +103,12 @@ async def remove(output: Output, name: _Name) -> None:
 )
 async def pack(
     output: Output,
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A directory, or a tar, compressed or not.")],
-    target: Annotated[Path, typer.Argument(metavar="FILE", help="The squashfs to make; it must not exist.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="A directory or a tar archive, which may be compressed.")
+    ],
+    target: Annotated[Path, typer.Argument(metavar="FILE", help="The squashfs file to create. It must not exist.")],
 ) -> None:
-    """Pack a directory or a tar into a root filesystem for squib create --rootfs FILE."""
+    """Pack a directory or tar archive into a squashfs for --rootfs."""
     from squib.cli.progress import waiting
     from squib.images.packing import pack_rootfs
 
@@ -116,5 +121,5 @@ async def pack(
 
 
 def short_digest(digest: str) -> str:
-    """The first 12 digits of a digest, enough to tell things apart."""
+    """Return the first 12 digits of a digest."""
     return digest.removeprefix("sha256:")[:12]

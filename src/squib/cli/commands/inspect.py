@@ -9,9 +9,9 @@ from squib.cli.render import Output
 
 @command("inspect", examples=["squib inspect web", "squib inspect web db | jq '.[].state'"])
 async def inspect(output: Output, vms: options.Refs) -> int:
-    """Print all that is known of VMs, as a JSON array.
+    """Show VM details as JSON.
 
-    Values of environment variables are not among it, only their names.
+    The result is an array with one object per VM. Of environment variables, it contains only the names.
     """
     from squib.cli.actions.each import for_each
 

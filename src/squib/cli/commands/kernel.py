@@ -11,7 +11,7 @@ from squib.cli.args import options
 from squib.cli.commands.image import short_digest
 from squib.cli.render import Column, Output
 
-kernel = make_group("kernel", "List, fetch and remove kernels")
+kernel = make_group("kernel", "Manage the kernels that VMs boot.")
 
 _COLUMNS = (
     Column("VERSION"),
@@ -57,9 +57,14 @@ async def list_kernels(output: Output) -> None:
 @command("build", group=kernel, examples=["squib kernel build", "squib kernel build --rebuild"])
 async def build(
     output: Output,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Fetch the newest; VMs keep the one they have.")] = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Download the newest kernel. Existing VMs keep theirs.")
+    ] = False,
 ) -> None:
-    """Fetch and prepare squib's kernel, if it is not in the cache. squib run and squib create do it by themselves."""
+    """Download and prepare a kernel, unless it is in the cache.
+
+    squib run and squib create do this automatically.
+    """
     from squib.cli.progress import steps
 
     async with options.connect() as engine:
@@ -77,11 +82,13 @@ async def remove(
     ref: Annotated[
         str,
         typer.Argument(
-            metavar="VERSION|DIGEST", help="Version, or the first digits of the digest.", show_default=False
+            metavar="VERSION|DIGEST",
+            help="Version, or the first digits of the digest, from squib kernel list.",
+            show_default=False,
         ),
     ],
 ) -> None:
-    """Remove a kernel that no VM uses from the cache."""
+    """Remove an unused kernel from the cache."""
     async with options.connect() as engine:
         await engine.remove_kernel(ref)
     if output.json:

@@ -17,16 +17,20 @@ from squib.errors import EngineError, SquibError
 async def kill(
     output: Output,
     vm: options.Ref,
-    ids: Annotated[list[str], typer.Argument(metavar="ID", help="IDs that squib ps shows.", show_default=False)],
+    ids: Annotated[
+        list[str], typer.Argument(metavar="ID...", help="IDs of the commands, from squib ps.", show_default=False)
+    ],
     signal_name: Annotated[
         str,
-        typer.Option("--signal", "-s", metavar="SIGNAL", help="Another signal, to its process group: TERM, INT or 15."),
+        typer.Option(
+            "--signal", "-s", metavar="SIGNAL", help="Signal to send to the process group instead: TERM, INT or 15."
+        ),
     ] = "KILL",
 ) -> int:
-    """Kill commands of a VM, with all that they started, or send them a signal.
+    """Kill commands in a VM, or send them a signal.
 
-    KILL reaches every descendant, and the command is then gone from squib ps. In a terminal other signals go to the
-    job in the foreground.
+    By default the command and all its descendants are killed, and squib ps no longer lists it. Any other signal goes to
+    the command's process group, or to a terminal's foreground job.
     """
     from squib.cli.args.signals import parse_signal
     from squib.sdk.command import process_path

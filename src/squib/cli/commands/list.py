@@ -24,10 +24,10 @@ _COLUMNS = (
 @command("list", aliases=["ls"], examples=["squib ls", "squib ls --project ci", "squib rm $(squib ls -q)"])
 async def list_vms(
     output: Output,
-    project: Annotated[str | None, typer.Option(metavar="NAME", help="Only the VMs of this project.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print IDs only, one a line.")] = False,
+    project: Annotated[str | None, typer.Option(metavar="NAME", help="List only the VMs of this project.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only IDs, one per line.")] = False,
 ) -> None:
-    """List all VMs, oldest first."""
+    """List VMs, oldest first."""
     from datetime import UTC, datetime
 
     async with options.connect() as engine:

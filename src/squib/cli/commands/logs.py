@@ -21,24 +21,25 @@ if TYPE_CHECKING:
 @command("logs", examples=["squib logs web", "squib logs -n 20 -f web", "squib logs --engine"])
 async def logs(
     output: Output,
-    vm: Annotated[str | None, typer.Argument(metavar="VM", help="ID or name of a VM.", show_default=False)] = None,
+    vm: Annotated[str | None, typer.Argument(metavar="[VM]", help="ID or name of a VM.", show_default=False)] = None,
     lines: options.Lines = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until the VM ends.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Keep printing new output until the VM stops.")
+    ] = False,
     engine: Annotated[bool, typer.Option("--engine", help="Show the engine's log instead.")] = False,
 ) -> None:
-    """Show the console of a VM, or the engine's log.
+    """Show a VM's console, or the engine's log.
 
-    The console is what the guest's kernel and first process have printed since the VM's last start; 1 MiB or more of
-    it is kept. On a terminal, characters that would control it are shown, not obeyed; elsewhere bytes are as the guest
-    wrote them.
+    The console is what the guest's kernel and init have printed since the VM was last started; at least 1 MiB is kept.
+    On a terminal, control characters are made visible. In a pipe or a file, the output is exactly what the guest wrote.
     """
     from squib.cli.terminal.streams import ended_by_broken_pipe, write_all
     from squib.sdk.config import check_ref
 
     if (vm is None) != engine:
-        raise InvalidArgument("give a VM or --engine", hint="squib logs VM, or squib logs --engine")
+        raise InvalidArgument("either a VM or --engine is required", hint="squib logs VM, or squib logs --engine")
     if follow and output.json:
-        raise InvalidArgument("--follow and --json exclude each other", hint="leave one out")
+        raise InvalidArgument("--follow and --json cannot be used together", hint="use one of them")
     if vm is not None:
         check_ref(vm)
     async with options.connect() as client:
@@ -61,7 +62,7 @@ async def _chunks(client: EngineClient, vm: str | None, *, lines: int | None, fo
     if vm is not None:
         source = client.vm_logs(vm, lines=lines, follow=follow)
     elif client.home and not engine_answers(client.home):
-        yield logs.tail(client.home.engine_log, lines=lines)  # it may be why no engine starts
+        yield logs.tail(client.home.engine_log, lines=lines)  # it may explain why the engine does not start
         return
     else:
         source = client.engine_logs(lines=lines, follow=follow)
@@ -78,7 +79,7 @@ async def _made_printable(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     held = ""
     async for chunk in chunks:
         text = held + decoder.decode(chunk)
-        body = text.rstrip("\r")  # what follows a carriage return decides what it was
+        body = text.rstrip("\r")  # whether a newline follows decides how they are shown
         held = text[len(body) :]
         yield printable(body).encode()
     yield printable(held + decoder.decode(b"", final=True)).encode()

@@ -24,10 +24,10 @@ _SHOWN_CHARS = 60
 
 @command("ps", examples=["squib ps web", "squib ps --json web | jq '.[].id'"])
 async def ps(output: Output, vm: options.Ref) -> None:
-    """List the commands of a VM that squib has started, oldest first.
+    """List the commands that squib started in a VM.
 
-    Those that run, and the last ones of the background that have ended. MODE is terminal (detached: nobody looks at
-    it), background or foreground. --json shows more, and commands in full.
+    The list contains running commands and recently ended background commands, oldest first. MODE is foreground,
+    background or terminal; a detached terminal has no client. --json shows more fields, and full commands.
     """
     from datetime import UTC, datetime
 

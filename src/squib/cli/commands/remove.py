@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 async def remove(
     output: Output,
     vms: options.Refs,
-    force: Annotated[bool, typer.Option("--force", "-f", help="A VM that does not exist is no error.")] = False,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Ignore VMs that do not exist.")] = False,
 ) -> int:
-    """Remove VMs for good: disk, state and every host resource. VMs that run are ended first."""
+    """Remove VMs and their disks.
+
+    Running VMs are stopped first.
+    """
     from squib.cli.actions.each import for_each
 
     async def act(engine: EngineClient, ref: str) -> dict[str, object]:

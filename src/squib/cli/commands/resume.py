@@ -9,7 +9,10 @@ from squib.cli.render import Output
 
 @command("resume", examples=["squib resume web"])
 async def resume(output: Output, vms: options.Refs) -> int:
-    """Let paused VMs go on. A VM that runs is left as it is."""
+    """Resume paused VMs.
+
+    A VM that is already running is left alone.
+    """
     from squib.cli.actions.each import change_each
 
     return await change_each(output, vms, "resuming", lambda engine, ref: engine.resume_vm(ref))

@@ -1,4 +1,4 @@
-"""``squib run``: a VM for one command."""
+"""``squib run``: run a command in a new VM."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ async def run(
     output: Output,
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="COMMAND", help="Program and arguments; no shell.", show_default=False),
+        typer.Argument(
+            metavar="COMMAND...", help="Program and arguments. They are not passed through a shell.", show_default=False
+        ),
     ] = None,
     name: options.Name = None,
     project: options.Project = None,
@@ -52,28 +54,26 @@ async def run(
     tty: options.Tty = False,
     detach_keys: options.DetachKeysFlag = DEFAULT_DETACH_KEYS,
     keep: Annotated[
-        bool, typer.Option("--keep", help="Leave the VM running; its name is printed on standard error.")
+        bool, typer.Option("--keep", help="Keep the VM running afterwards, and print its name on standard error.")
     ] = False,
 ) -> int:
-    """Make a VM, run a command in it, and remove the VM again.
+    """Run a command in a new VM, then remove the VM.
 
-    The status is that of the command: 128 + n if signal n ended it, 124 if its timeout did. The VM is removed
-    whatever happens, Ctrl-C and kill -9 included, unless --keep is given.
+    The exit status is the command's: 128 + n if signal n ended it, 124 if it timed out. Unless --keep is given, the VM
+    is always removed, even if squib is interrupted or killed.
     """
     from squib.cli.actions import launch
     from squib.cli.actions.command import run_command
     from squib.cli.args.units import parse_duration_s
-    from squib.cli.runner import carry_through
-    from squib.cli.terminal.attach import Joining, check_terminal, run_terminal
+    from squib.cli.runner import shielded
+    from squib.cli.terminal.attach import AttachOptions, check_terminal, run_terminal
     from squib.cli.terminal.keys import DetachKeys, parse_keys
 
     if not words:
-        raise InvalidArgument(
-            "there is no command to run", hint="squib run -- COMMAND...   (squib create makes a VM only)"
-        )
+        raise InvalidArgument("no command given", hint="squib run -- COMMAND...   (squib create only creates a VM)")
     keys = parse_keys(detach_keys, flag="--detach-keys")
     if tty:
-        check_terminal(output, hint="squib run -i passes on what is no terminal")
+        check_terminal(output, hint="squib run -i passes input that is not a terminal")
     pty = tty or (interactive and not output.json and sys.stdin.isatty() and sys.stdout.isatty())
     request = options.make_request(words, user=user, sudo=sudo, workdir=workdir, env=None, timeout=timeout, pty=pty)
     boot_timeout_s = parse_duration_s(boot_timeout, flag="--boot-timeout")
@@ -83,17 +83,17 @@ async def run(
     )  # fmt: skip
     async with options.connect() as engine:
         await launch.ensure_assets(output, engine, config)
-        # From here on there is something to remove: a signal waits until it is known what.
-        vm = await carry_through(engine.create_vm(config, bound=not keep))
+        # A signal has to wait for the answer, which says which VM to remove.
+        vm = await shielded(engine.create_vm(config, bound=not keep))
         async with nullcontext() if keep else engine.holding(vm.vm_id):
             try:
-                if keep:  # said first: it may be needed because of what comes
-                    output.note(f"VM {vm.name} is kept; squib rm {vm.name} removes it")
+                if keep:  # before the boot, which may fail or be interrupted
+                    output.note(f"VM {vm.name} is kept; remove it with: squib rm {vm.name}")
                 await launch.boot(output, engine, vm, boot_timeout_s=boot_timeout_s)
-                if pty:  # a VM that goes with us leaves nothing to detach from
-                    joining = Joining(keys if keep else DetachKeys(), stays=keep)
-                    return await run_terminal(output, engine, vm.vm_id, request, joining)
+                if pty:  # if the VM is removed at the end, there is nothing to detach from
+                    attach_options = AttachOptions(keys if keep else DetachKeys(), stays=keep)
+                    return await run_terminal(output, engine, vm.vm_id, request, attach_options)
                 return await run_command(output, engine, vm.vm_id, request, interactive=interactive)
             finally:
                 if not keep:
-                    await carry_through(launch.remove(engine, vm))
+                    await shielded(launch.remove(engine, vm))

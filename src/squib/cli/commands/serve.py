@@ -29,24 +29,28 @@ _MAX_PORT = 65535
 def serve(
     output: Output,
     listen: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Listen on TCP too, and print URL and token. Port 0: any.")
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Also listen on TCP, and print the URL and the token. Port 0 selects a free port."
+        ),
     ] = None,
     token: Annotated[
         str,
         typer.Option(
-            metavar="TOKEN", envvar="SQUIB_TOKEN", help="Token that TCP clients need. Default: made once and kept."
+            metavar="TOKEN", envvar="SQUIB_TOKEN", help="Token for TCP clients. Default: generated once and stored."
         ),
     ] = "",
     allow_host: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="HOST", help="Host name that TCP clients may use, beside that of --listen. May be repeated."
+            metavar="HOST", help="Host name that TCP clients may use, besides the one of --listen. Repeatable."
         ),
     ] = None,
 ) -> None:
-    """Run the engine in the foreground, until Ctrl-C or SIGTERM. VMs go on without it.
+    """Run the engine in the foreground.
 
-    There is no need to: commands start an engine when none runs. TCP is not encrypted; put TLS or a tunnel in front.
+    The engine runs until Ctrl-C or SIGTERM; VMs keep running without it. Other commands start an engine in the
+    background if none is running, so serve is only needed for TCP. TCP is not encrypted: use TLS or a tunnel.
     """
     import asyncio
 
@@ -55,7 +59,7 @@ def serve(
     from squib.paths import Home
 
     if listen is None and allow_host:
-        raise InvalidArgument("--allow-host is for --listen", hint="squib serve --listen HOST:PORT --allow-host NAME")
+        raise InvalidArgument("--allow-host requires --listen", hint="squib serve --listen HOST:PORT --allow-host NAME")
     home = Home.from_environment()
     tcp = _tcp_options(listen, token, tuple(allow_host or ())) if listen is not None else None
 
@@ -63,11 +67,11 @@ def serve(
         if output.json:
             output.line(json.dumps({"socket": str(home.engine_socket), "url": url, "token": used_token}))
             return
-        output.line(f"the engine of {home.root} is ready")
+        output.line(f"the engine for {home.root} is ready")
         if url:
             output.line(f"export SQUIB_URL={url}\nexport SQUIB_TOKEN={used_token}")
             if tcp and not is_loopback(tcp.host):
-                output.note("other machines can reach this port, and what passes is not encrypted: use TLS or a tunnel")
+                output.note("this port is reachable from other machines and not encrypted: use TLS or a tunnel")
 
     server.log_to_file(home)
     asyncio.run(server.serve(home, tcp=tcp, on_ready=on_ready))
@@ -78,5 +82,5 @@ def _tcp_options(listen: str, token: str, allowed_hosts: tuple[str, ...]) -> Tcp
 
     host, colon, port = listen.rpartition(":")
     if not colon or not host or not port.isdecimal() or int(port) > _MAX_PORT:
-        raise InvalidArgument(f"--listen: {listen!r} is not HOST:PORT", hint="squib serve --listen 127.0.0.1:8765")
+        raise InvalidArgument(f"--listen: invalid address {listen!r}", hint="squib serve --listen 127.0.0.1:8765")
     return TcpOptions(host, int(port), token, allowed_hosts)

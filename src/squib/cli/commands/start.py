@@ -11,7 +11,10 @@ from squib.cli.render import Output
 async def start(
     output: Output, vms: options.Refs, boot_timeout: options.BootTimeout = options.DEFAULT_BOOT_TIMEOUT
 ) -> int:
-    """Start VMs that are stopped; returns when they are ready. A VM that runs is left as it is."""
+    """Start VMs and wait until they are ready.
+
+    A VM that is already running is left alone.
+    """
     from squib.cli.actions.each import change_each
     from squib.cli.args.units import parse_duration_s
 

@@ -17,13 +17,18 @@ async def stop(
     vms: options.Refs,
     timeout: Annotated[
         str,
-        typer.Option("--timeout", "-t", metavar="TIME", help="Time for the guest to end by itself: 10 (seconds), 30s."),
+        typer.Option(
+            "--timeout",
+            "-t",
+            metavar="TIME",
+            help="Time for a clean shutdown before the VM is killed: 10 (seconds) or 30s.",
+        ),
     ] = "3s",
 ) -> int:
-    """Stop VMs; their disks are kept, their memory is not.
+    """Stop VMs: disks are kept, memory is not.
 
-    The guest syncs its disk and powers off; one that has not after the timeout is killed. A VM that does not run is
-    left as it is.
+    The guest syncs its disk and powers off. If it has not after the timeout, it is killed. A VM that is not running is
+    left alone.
     """
     from squib.cli.actions.each import change_each
     from squib.cli.args.units import parse_duration_s

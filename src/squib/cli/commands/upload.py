@@ -17,7 +17,7 @@ from squib.cli.render import Output
         "squib upload web notes.txt /root/",
         "squib upload web a.py lib /srv/app",
         "squib upload --owner www-data --mode 0640 web site.conf /etc/nginx/site.conf",
-        "squib upload web project/. /srv/app          # what is in project, not itself",
+        "squib upload web project/. /srv/app          # the contents of project",
         "pg_dump shop | squib upload web - /var/tmp/shop.sql",
     ],
 )
@@ -28,7 +28,7 @@ async def upload(
         list[str],
         typer.Argument(
             metavar="SRC... DST",
-            help="Files and directories of this machine ('-': standard input), and an absolute path in the VM.",
+            help="Local files and directories, or '-' for standard input; then an absolute path in the VM.",
             show_default=False,
         ),
     ],
@@ -36,11 +36,11 @@ async def upload(
     mode: options.Mode = None,
     keep_owner: options.KeepOwner = False,
 ) -> None:
-    """Copy files and directories into a VM that runs.
+    """Copy files and directories into a running VM.
 
-    If DST is a directory there, sources go into it under their names; else the one source becomes DST. Permission bits,
-    times and links are kept; all belongs to root, but for --owner and --keep-owner. A file appears in one step, and so
-    does a new directory: what breaks off, by Ctrl-C too, leaves nothing of it.
+    If DST is a directory, the sources are copied into it; otherwise the single source is copied to DST itself.
+    Permission bits, times and links are kept. The owner is root unless --owner or --keep-owner is given. Each file, and
+    each new directory, appears only when it is complete: an interrupted upload leaves nothing partial behind.
     """
     from squib.cli.actions.copying import Copy
 

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 @command("version", examples=["squib version", "squib version --json"])
 async def version(output: Output) -> None:
-    """Show the version of squib and of the engine, if one runs. Does not start one."""
+    """Show the versions of squib and of the running engine.
+
+    This does not start an engine.
+    """
     from squib.version import VERSION
 
     engine = await _running_engine()
@@ -28,7 +31,7 @@ async def version(output: Output) -> None:
             f"{engine.running_count} of {engine.vm_count} VMs running, {engine.home}"
         )
     else:
-        output.line("no engine runs; the next command that needs one starts it")
+        output.line("no engine is running; the next command that needs one starts it")
 
 
 async def _running_engine() -> EngineInfo | None:

@@ -1,4 +1,4 @@
-"""The keys that detach a terminal from its session."""
+"""Parse detach keys, and find them in typed input."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from squib.errors import InvalidArgument
 DEFAULT_DETACH_KEYS = "ctrl-]"
 _CTRL = "ctrl-"
 _CONTROLS = {chr(code + 0x40): code for code in range(0x20)} | {chr(code + 0x60): code for code in range(1, 27)}
-"""What stands after ``ctrl-``, and its byte: ``a`` and ``A`` are 1, ``]`` is 0x1d."""
+"""The byte for each key after ``ctrl-``: ``a`` and ``A`` are 1, ``]`` is 0x1d."""
 
 
 @dataclass(frozen=True)
 class DetachKeys:
-    """Keys as they were typed in a flag, and the bytes that a terminal sends for them."""
+    """Detach keys: the text of the flag, and the bytes that a terminal sends for it."""
 
     text: str = ""
     sequence: bytes = b""
 
 
 def parse_keys(text: str, *, flag: str) -> DetachKeys:
-    """Keys as typed for docker: ``ctrl-]``, ``ctrl-p,ctrl-q``, ``~,.``; the empty text is none.
+    """Parse keys in Docker's format: ``ctrl-]``, ``ctrl-p,ctrl-q``, ``~,.``. An empty text means no keys.
 
     Raises `InvalidArgument`, which names ``flag``.
     """
@@ -35,15 +35,15 @@ def _parse_key(key: str, text: str, flag: str) -> int:
     if len(key) == 1 and key.isascii() and key.isprintable():
         return ord(key)
     raise InvalidArgument(
-        f"{flag}: {key!r} in {text!r} is no key",
-        hint=f"write {flag} 'ctrl-p,ctrl-q': single characters, or ctrl- and a letter or one of @[\\]^_; '' for none",
+        f"{flag}: invalid key {key!r} in {text!r}",
+        hint=f"use {flag} 'ctrl-p,ctrl-q': characters, or ctrl- and a letter or one of @[\\]^_; '' disables them",
     )
 
 
 class KeyMatcher:
-    """Finds ``sequence`` in what is typed, however it comes in pieces. An empty sequence is never found.
+    """Finds ``sequence`` in typed input that arrives in pieces. An empty sequence is never found.
 
-    What may be its beginning is held until the next byte tells; nothing else is.
+    Input that may be the start of the sequence is held back until the next byte decides.
     """
 
     def __init__(self, sequence: bytes) -> None:
@@ -51,10 +51,7 @@ class KeyMatcher:
         self._held = b""
 
     def feed(self, data: bytes) -> tuple[bytes, bool]:
-        """What is to be passed on of ``data`` and what was held, and whether the sequence is complete with it.
-
-        What comes after the sequence is dropped.
-        """
+        """Return the input to forward, and whether the sequence was found. Input after the sequence is dropped."""
         if not self._sequence:
             return data, False
         text = self._held + data
@@ -67,6 +64,6 @@ class KeyMatcher:
         return text[:split], False
 
     def _prefix_length(self, text: bytes) -> int:
-        """How much of the end of ``text`` may be the beginning of the sequence."""
+        """Return the length of the longest end of ``text`` that may be the start of the sequence."""
         longest = min(len(text), len(self._sequence) - 1)
         return next((length for length in range(longest, 0, -1) if self._sequence.startswith(text[-length:])), 0)

@@ -1,4 +1,4 @@
-"""What programs in a VM have made of the terminal, and how to undo it when they cannot any more."""
+"""Track the terminal modes that a program in a VM changes, so that they can be reset if the program cannot."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _SEQUENCE = re.compile(
 )
 _UNFINISHED = re.compile(rb"\x1b(?:\[[?>!]?[0-9;]{0,64})?\Z")
 _ON_AT_FIRST = {7, 25}
-"""Wrapping at the end of a line; the cursor."""
+"""Line wrapping; the cursor."""
 _OFF_AT_FIRST = {1, 5, 6, 9, 47, 66, 1000, 1001, 1002, 1003, 1004, 1005, 1006, 1015, 1016, 1047, 1049, 2004, 2026}
-"""Cursor keys, reverse video, origin, mouse, alternate screens, keypad, focus, bracketed paste, held updates."""
+"""Cursor keys, reverse video, origin, mouse, alternate screens, keypad, focus, bracketed paste, synchronised output."""
 _ALTERNATE_SCREENS = (1049, 1047, 47)
 _KNOWN = _ON_AT_FIRST | _OFF_AT_FIRST
 
 
 class ModeTracker:
-    """Follows a terminal's output and knows which modes are not as they were at first."""
+    """Follows a terminal's output and records which modes differ from their defaults."""
 
     def __init__(self) -> None:
         self._changed: set[int] = set()
@@ -30,7 +30,7 @@ class ModeTracker:
         self._tail = b""
 
     def feed(self, data: bytes) -> None:
-        """Look at the next piece of output, which may end inside a sequence."""
+        """Process the next piece of output, which may end inside a sequence."""
         text = self._tail + data
         for found in _SEQUENCE.finditer(text):
             self._take(found)
@@ -63,7 +63,7 @@ class ModeTracker:
             self._others.discard(undo)
 
     def undo(self) -> bytes:
-        """What puts the terminal back to how it was, and to plain characters."""
+        """Return the sequences that reset the changed modes and the character attributes."""
         last = [mode for mode in _ALTERNATE_SCREENS if mode in self._changed]
         order = sorted(self._changed - set(last)) + last
         modes = b"".join(b"\x1b[?%d%c" % (mode, b"l"[0] if mode in _OFF_AT_FIRST else b"h"[0]) for mode in order)
@@ -87,17 +87,16 @@ _MAYBE_QUERY = re.compile(
 
 
 class ReplayFilter:
-    """Takes out of a terminal's output what a terminal answers to.
+    """Removes queries that a terminal would answer from replayed output.
 
-    For output of the past: nobody waits for the answers any more, and the program that reads now would take them for
-    typed.
+    The program no longer waits for the answers; it would read them as typed input.
     """
 
     def __init__(self) -> None:
         self._held = b""
 
     def feed(self, data: bytes) -> bytes:
-        """The next piece of output without queries. What may be the beginning of one is held back."""
+        """Return the next piece of output without queries. A possible start of a query is held back."""
         text = _QUERY.sub(b"", self._held + data)
         begun = _MAYBE_QUERY.search(text, max(0, len(text) - _MAX_QUERY_BYTES))
         split = begun.start() if begun else len(text)
@@ -105,6 +104,6 @@ class ReplayFilter:
         return text[:split]
 
     def end(self) -> bytes:
-        """What is still held: the past ends here."""
+        """Return the output that is still held back, at the end of the replay."""
         held, self._held = self._held, b""
         return held

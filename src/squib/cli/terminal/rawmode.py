@@ -1,4 +1,4 @@
-"""The terminal of this process: raw for the time that it is the terminal of a program in a VM."""
+"""Raw mode for the terminal of this process, and its size and type."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ Modes = list[Any]
 
 
 class RawMode:
-    """In its block the terminal ``fd`` is raw; however the block ends, the terminal is then what it was before.
+    """A context manager that makes the terminal ``fd`` raw, and always restores it at the end.
 
-    In raw mode every byte passes as it is, either way: no echo, no line editing, no signals from keys, no flow control.
+    In raw mode, every byte passes unchanged in both directions: no echo, no line editing, no signals from keys and no
+    flow control.
     """
 
     def __init__(self, fd: int) -> None:
@@ -47,29 +48,29 @@ class RawMode:
         self.leave()
 
     def enter(self) -> None:
-        """Make the terminal raw; again after somebody else has changed it (a shell, while this process was stopped)."""
+        """Make the terminal raw. Call it again after a shell changed the terminal while this process was stopped."""
         termios.tcsetattr(self._fd, termios.TCSANOW, _made_raw(self._before))
-        self._raw = termios.tcgetattr(self._fd)  # not every terminal takes every flag
+        self._raw = termios.tcgetattr(self._fd)  # not every terminal accepts every flag
 
     def leave(self) -> None:
-        """Make it what it was before. Never waits, and does nothing to a terminal that is gone. Idempotent."""
+        """Restore the terminal. Never waits, ignores a closed terminal, and is idempotent."""
         raw, self._raw = self._raw, None
         if raw is None:
             return
         with contextlib.suppress(termios.error), _may_write_from_the_background():
             if self._in_background() and termios.tcgetattr(self._fd) != raw:
-                return  # a shell has taken it back, and its modes are the right ones
+                return  # a shell has taken the terminal back and set its own modes
             termios.tcsetattr(self._fd, termios.TCSANOW, self._before)
 
     def _in_background(self) -> bool:
         try:
             return os.tcgetpgrp(self._fd) != os.getpgrp()
-        except OSError:  # it does not control this process
+        except OSError:  # not the controlling terminal of this process
             return False
 
 
 def _made_raw(modes: Modes) -> Modes:
-    """As ``cfmakeraw(3)``, and without flow control of input."""
+    """Return raw modes, like ``cfmakeraw(3)``, and without flow control of input."""
     iflag, oflag, cflag, lflag, ispeed, ospeed, characters = modes
     characters = list(characters)
     characters[termios.VMIN], characters[termios.VTIME] = 1, 0
@@ -86,7 +87,7 @@ def _made_raw(modes: Modes) -> Modes:
 
 @contextlib.contextmanager
 def _may_write_from_the_background() -> Iterator[None]:
-    """A process that is not in the foreground would be stopped when it changes its terminal."""
+    """Block SIGTTOU, which would stop a background process that changes its terminal."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
     try:
         yield
@@ -95,7 +96,7 @@ def _may_write_from_the_background() -> Iterator[None]:
 
 
 def terminal_size(fd: int) -> PtySize:
-    """The size of the terminal ``fd``; 24 rows of 80 if it does not know."""
+    """Return the size of the terminal ``fd``, or 24 rows and 80 columns if it is unknown."""
     try:
         cols, rows = os.get_terminal_size(fd)
     except OSError:
@@ -104,6 +105,6 @@ def terminal_size(fd: int) -> PtySize:
 
 
 def terminal_type() -> dict[str, str]:
-    """``TERM`` for a program that gets our terminal; nothing if its image may not know what ours is."""
+    """Return ``TERM`` for a program on this terminal, or nothing if its image may not know this type."""
     name = os.environ.get("TERM", "")
     return {"TERM": name} if name in _COMMON_TYPES else {}

@@ -1,7 +1,7 @@
-"""This process's standard input and output as streams of bytes, without threads and without changing their flags.
+"""Read standard input and write standard output without blocking the event loop.
 
-A descriptor may be shared with other processes (a terminal is), so it must not be made non-blocking. It is asked first
-whether it can be read from or written to, and then in pieces that do not block.
+The descriptors may be shared with other processes (a terminal is), so they must not be made non-blocking. Instead they
+are polled first, then read or written in pieces that cannot block.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _READ_BYTES = 1 << 16
 
 
 async def read_chunks(fd: int) -> AsyncIterator[bytes]:
-    """What comes from ``fd``, up to its end."""
+    """Yield the data from ``fd`` until end of file."""
     while True:
         await _wait(fd, select.POLLIN)
         chunk = os.read(fd, _READ_BYTES)
@@ -27,7 +27,7 @@ async def read_chunks(fd: int) -> AsyncIterator[bytes]:
 
 
 async def write_all(fd: int, data: bytes) -> None:
-    """Write all of ``data``. Raises `BrokenPipeError` if nobody reads any more."""
+    """Write all of ``data``. Raises `BrokenPipeError` if the reader is gone."""
     view = memoryview(data)
     while view:
         await _wait(fd, select.POLLOUT)
@@ -35,23 +35,24 @@ async def write_all(fd: int, data: bytes) -> None:
             view = view[os.write(fd, view[: select.PIPE_BUF]) :]
 
 
-def takes_more(fd: int) -> bool:
-    """Whether something can be written to ``fd`` now. A terminal whose window hangs takes nothing, for ever."""
+def is_writable(fd: int) -> bool:
+    """Return whether ``fd`` can be written to now. A terminal whose window hangs never can."""
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     return any(event & select.POLLOUT for _, event in poll.poll(0))
 
 
 @contextlib.contextmanager
-def never_blocking(fd: int) -> Iterator[int]:
-    """A descriptor to write to in the place of ``fd``. If that is a terminal, which may have less room than a piece
-    takes, it is opened anew, so that waiting for it holds up nothing else.
+def opened_nonblocking(fd: int) -> Iterator[int]:
+    """Return a descriptor to write to instead of ``fd``: if that is a terminal, a second, non-blocking one.
+
+    A terminal may have room for less than one piece, so that writing to it would block the event loop.
     """
     try:
         if not os.isatty(fd):
             raise OSError
         own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
-    except OSError:  # it may belong to another user
+    except OSError:  # the terminal may belong to another user
         yield fd
         return
     try:
@@ -61,10 +62,10 @@ def never_blocking(fd: int) -> Iterator[int]:
 
 
 async def _wait(fd: int, event: int) -> None:
-    """Return when ``fd`` can be read from (or written to, up to ``PIPE_BUF`` bytes) without blocking."""
+    """Wait until ``fd`` can be read, or written up to ``PIPE_BUF`` bytes, without blocking."""
     poll = select.poll()
     poll.register(fd, event)
-    if poll.poll(0):  # always true for files, which an event loop cannot watch
+    if poll.poll(0):  # always true for regular files, which an event loop cannot watch
         return
     loop = asyncio.get_running_loop()
     ready = loop.create_future()
@@ -85,9 +86,7 @@ def _set(future: asyncio.Future[None]) -> None:
 
 @contextlib.contextmanager
 def ended_by_broken_pipe(fd: int) -> Iterator[None]:
-    """Raise `BrokenPipeError` in the block as soon as ``fd`` is a pipe that nobody reads any more, even if nothing is
-    written.
-    """
+    """Raise `BrokenPipeError` in the block as soon as ``fd`` is a pipe without a reader, even if nothing is written."""
     task = asyncio.current_task()
     assert task is not None
     if not stat.S_ISFIFO(os.fstat(fd).st_mode):
@@ -114,11 +113,9 @@ def ended_by_broken_pipe(fd: int) -> Iterator[None]:
 
 
 def _watch_errors(fd: int, callback: Callable[[], None]) -> Callable[[], None]:
-    """Call back when ``fd`` reports an error: as the writing end of a pipe it is never readable, so a reader sees only
-    that.
-    """
+    """Call back when the pipe ``fd`` reports an error, the only event on its writing end."""
     loop = asyncio.get_running_loop()
-    watched = os.dup(fd)  # the event loop takes one reader for each descriptor, and `_wait` may use this one
+    watched = os.dup(fd)  # the event loop allows one reader per descriptor, and `_wait` may use this one
     loop.add_reader(watched, callback)
     closed = False
 
