@@ -31,7 +31,7 @@ def left_behind(home: Home, tools: ToolBox) -> list[Path]:
 
 
 @pytest.mark.anyio
-async def test_a_build_has_a_folder_and_a_scratch_place_and_both_go_away(home: Home, tools: ToolBox) -> None:
+async def test_the_folder_and_the_scratch_directory_of_a_build_are_removed(home: Home, tools: ToolBox) -> None:
     async with building.building(home, "image-x") as build:
         (build.folder / "half").write_text("made")
         scratch = build.scratch()
@@ -72,7 +72,7 @@ async def test_a_cancelled_build_ends_its_tool_and_leaves_nothing(home: Home, to
 
 
 @pytest.mark.anyio
-async def test_who_waits_for_another_build_is_told_so(home: Home) -> None:
+async def test_waiting_for_another_build_is_reported(home: Home) -> None:
     steps: list[str] = []
 
     def note(progress: Progress) -> None:
@@ -102,7 +102,7 @@ async def test_who_waits_for_another_build_is_told_so(home: Home) -> None:
         "tar: write error: Disk quota exceeded",
     ],
 )
-async def test_a_tool_that_found_the_disk_full_is_reported_as_such(home: Home, tools: ToolBox, text: str) -> None:
+async def test_a_tool_error_about_a_full_disk_raises_disk_full(home: Home, tools: ToolBox, text: str) -> None:
     tools.add("packer", f'echo "{text}" >&2; exit 1')
     with pytest.raises(DiskFull) as caught:
         async with building.building(home, "image-x") as build:
@@ -113,7 +113,7 @@ async def test_a_tool_that_found_the_disk_full_is_reported_as_such(home: Home, t
 
 
 @pytest.mark.anyio
-async def test_a_tool_that_fails_without_a_word_on_a_full_disk_found_it_full(
+async def test_a_silent_tool_failure_on_a_full_disk_raises_disk_full(
     home: Home, tools: ToolBox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tools.add("packer", "exit 1")
@@ -130,7 +130,7 @@ async def test_a_tool_that_fails_without_a_word_on_a_full_disk_found_it_full(
 
 
 @pytest.mark.anyio
-async def test_a_tool_that_fails_for_another_reason_is_not_a_full_disk(home: Home, tools: ToolBox) -> None:
+async def test_another_tool_failure_does_not_raise_disk_full(home: Home, tools: ToolBox) -> None:
     tools.add("packer", "echo 'bad signature' >&2; exit 3")
     with pytest.raises(ToolFailed, match="status 3") as caught:
         async with building.building(home, "image-x") as build:
@@ -139,14 +139,14 @@ async def test_a_tool_that_fails_for_another_reason_is_not_a_full_disk(home: Hom
 
 
 @pytest.mark.anyio
-async def test_python_that_finds_the_disk_full_is_reported_as_such(home: Home) -> None:
+async def test_enospc_in_python_raises_disk_full(home: Home) -> None:
     with pytest.raises(DiskFull):
         async with building.building(home, "image-x"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.anyio
-async def test_sweep_removes_what_is_dead_and_spares_what_is_under_way(home: Home, tools: ToolBox) -> None:
+async def test_sweep_removes_dead_builds_and_keeps_builds_in_progress(home: Home, tools: ToolBox) -> None:
     async with building.building(home, "image-alive") as build:
         dead = home.building / "image-dead.0123"
         dead.mkdir()
@@ -167,7 +167,7 @@ def start_with_lock(program: Path, lock_path: Path) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.anyio
-async def test_sweep_ends_the_tools_of_a_dead_build(home: Home, tools: ToolBox, tmp_path: Path) -> None:
+async def test_sweep_kills_the_tools_of_a_dead_build(home: Home, tools: ToolBox, tmp_path: Path) -> None:
     fifo = tmp_path / "started"
     os.mkfifo(fifo)
     tools.add("orphan", f'echo $$ >"{fifo}"; exec tail -f /dev/null')
@@ -182,7 +182,7 @@ async def test_sweep_ends_the_tools_of_a_dead_build(home: Home, tools: ToolBox, 
     assert list(home.building.iterdir()) == []
 
 
-def test_memory_is_used_as_scratch_only_where_there_is_plenty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_memory_is_used_as_scratch_only_if_there_is_plenty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("TMPDIR", raising=False)
     monkeypatch.setattr(building, "_MEMORY", tmp_path)
     monkeypatch.setattr(building, "_SCRATCH_BYTES", 1)

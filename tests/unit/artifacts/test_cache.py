@@ -39,7 +39,7 @@ def home(tmp_path: Path) -> Home:
 
 @pytest.fixture
 def cache(home: Home) -> ArtifactCache:
-    hints = {"build_hint": "make {name}", "repair_hint": "mend {name}"}
+    hints = {"build_hint": "make {name}", "repair_hint": "repair {name}"}
     return ArtifactCache(home, "image", home.images, **hints, info_keys=["made"])
 
 
@@ -112,7 +112,7 @@ async def test_two_names_share_one_content(cache: ArtifactCache) -> None:
     assert not first.folder.exists()
 
 
-def test_what_is_absent_is_not_found_and_the_hint_builds_it(cache: ArtifactCache) -> None:
+def test_the_hint_for_an_absent_artifact_builds_it(cache: ArtifactCache) -> None:
     with pytest.raises(NotFound) as caught:
         cache.get("base")
     assert caught.value.hint == "make base"
@@ -152,7 +152,7 @@ async def test_a_changed_file_is_corrupt_and_the_hint_replaces_it(cache: Artifac
     rewrite((await ensure(cache)).folder / "rootfs", b"ONE")
     with pytest.raises(ImageCorrupt) as caught:
         cache.get("base")
-    assert caught.value.hint == "mend base"
+    assert caught.value.hint == "repair base"
     with pytest.raises(ImageCorrupt):
         await ensure(cache, make=never)
     cache.remove("base")
@@ -162,7 +162,7 @@ async def test_a_changed_file_is_corrupt_and_the_hint_replaces_it(cache: Artifac
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("lost", ["image.json", "rootfs", ""])
-async def test_whatever_is_damaged_can_be_removed_and_built_again(cache: ArtifactCache, lost: str) -> None:
+async def test_a_damaged_artifact_can_be_removed_and_built_again(cache: ArtifactCache, lost: str) -> None:
     files.remove_tree((await ensure(cache)).folder / lost)
     with pytest.raises(ImageCorrupt):
         cache.get("base")
@@ -178,13 +178,13 @@ async def test_a_missing_file_is_corrupt(cache: ArtifactCache) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_damaged_file_that_is_asked_for_by_digest_names_what_builds_another(cache: ArtifactCache) -> None:
+async def test_the_error_for_a_damaged_digest_has_the_hint_of_its_name(cache: ArtifactCache) -> None:
     artifact = await ensure(cache)
     rewrite(artifact.folder / "rootfs", b"ONE")
     with pytest.raises(ImageCorrupt) as caught:
         cache.get(artifact.digest)
     assert caught.value.message.endswith("VMs made from it cannot start")
-    assert caught.value.hint == "mend base"
+    assert caught.value.hint == "repair base"
 
 
 @pytest.mark.anyio
@@ -217,7 +217,7 @@ async def test_a_rebuild_replaces_damaged_content_of_the_same_digest(cache: Arti
 
 
 @pytest.mark.anyio
-async def test_equal_files_that_mean_something_else_replace_the_former(cache: ArtifactCache) -> None:
+async def test_equal_files_with_other_facts_replace_the_former_content(cache: ArtifactCache) -> None:
     async def make(build: Build, target: Path) -> dict[str, str]:
         (target / "rootfs").write_bytes(b"one")
         return {"made": "otherwise"}
@@ -243,7 +243,7 @@ async def test_a_damaged_pointer_is_corrupt_and_built_again_when_needed(cache: A
     (home.images / "names" / "base.json").write_text("{")
     with pytest.raises(ImageCorrupt, match=r"base\.json is damaged") as caught:
         cache.get("base")
-    assert caught.value.hint == "mend base"
+    assert caught.value.hint == "repair base"
     assert (await ensure(cache)).digest == artifact.digest
     assert cache.get("base").digest == artifact.digest
 
@@ -333,7 +333,7 @@ async def test_damage_is_listed_stops_no_other_and_can_be_repaired_or_removed(
     assert named["base"] and not named["other"]
     with pytest.raises(ImageCorrupt) as caught:
         cache.get("base")
-    assert caught.value.hint == "mend base"
+    assert caught.value.hint == "repair base"
     assert cache.get("other") == other
     cache.prune(keep=[artifact.digest])
 
@@ -449,7 +449,7 @@ async def test_a_failed_build_leaves_nothing_and_the_next_one_works(cache: Artif
 
 
 @pytest.mark.anyio
-async def test_who_comes_second_takes_the_result_of_the_first(cache: ArtifactCache) -> None:
+async def test_concurrent_builders_share_one_result(cache: ArtifactCache) -> None:
     built = []
 
     async def make(build: Build, target: Path) -> dict[str, str]:

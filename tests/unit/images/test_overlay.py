@@ -53,7 +53,7 @@ async def test_overlays_made_at_once_are_formatted_once_and_do_not_share_a_file(
 
 
 @pytest.mark.anyio
-async def test_the_guest_need_not_zero_what_a_sparse_file_has_as_zeros(
+async def test_mkfs_knows_that_a_sparse_file_reads_as_zeros(
     store: OverlayStore, tools: ToolBox, tmp_path: Path
 ) -> None:
     await store.create(tmp_path / "a", 1024)
@@ -61,7 +61,7 @@ async def test_the_guest_need_not_zero_what_a_sparse_file_has_as_zeros(
 
 
 @pytest.mark.anyio
-async def test_an_overlay_that_is_there_is_not_overwritten(store: OverlayStore, tools: ToolBox, tmp_path: Path) -> None:
+async def test_an_existing_overlay_is_not_overwritten(store: OverlayStore, tools: ToolBox, tmp_path: Path) -> None:
     (tmp_path / "a").write_text("mine")
     with pytest.raises(FileExistsError):
         await store.create(tmp_path / "a", 16)

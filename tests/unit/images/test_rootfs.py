@@ -74,7 +74,7 @@ def test_a_directory_and_a_missing_file_are_refused(tmp_path: Path) -> None:
         rootfs.inspect(tmp_path / "nothing")
 
 
-def test_a_pipe_is_no_rootfs_and_does_not_block(tmp_path: Path) -> None:
+def test_a_pipe_is_refused_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InvalidArgument, match="not a regular file"):
         rootfs.inspect(tmp_path / "pipe")

@@ -59,7 +59,7 @@ async def test_no_descriptor_is_left_open(home: Home, tools: ToolBox) -> None:
 
 
 @pytest.mark.anyio
-async def test_mmdebstrap_is_told_the_suite_and_the_packages_and_no_mirror(home: Home, tools: ToolBox) -> None:
+async def test_mmdebstrap_gets_the_suite_and_the_packages_and_no_mirror(home: Home, tools: ToolBox) -> None:
     await ImageStore(home).ensure("python3.13")
     (call,) = tools.calls("mmdebstrap")
     assert call.endswith(" trixie -")
@@ -118,7 +118,7 @@ async def test_an_image_is_built_once_and_again_when_its_recipe_changes(
 
 
 @pytest.mark.anyio
-async def test_two_that_build_at_once_build_once(home: Home, tools: ToolBox) -> None:
+async def test_concurrent_builds_of_an_image_run_once(home: Home, tools: ToolBox) -> None:
     steps: list[str] = []
     one, two = ImageStore(home), ImageStore(home)
     images = await asyncio.gather(
@@ -141,7 +141,7 @@ def start_builder(home: Home) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.anyio
-async def test_a_builder_that_was_killed_is_cleaned_up_after(home: Home, tools: ToolBox, tmp_path: Path) -> None:
+async def test_the_next_build_cleans_up_after_a_killed_one(home: Home, tools: ToolBox, tmp_path: Path) -> None:
     fifo = tmp_path / "started"
     os.mkfifo(fifo)
     tools.add("mmdebstrap", f'mkdir "$TMPDIR/chroot"; echo $$ >"{fifo}"; exec tail -f /dev/null')
@@ -193,7 +193,7 @@ async def test_a_missing_tool_is_noticed_before_the_long_part(
 
 
 @pytest.mark.anyio
-async def test_the_hints_are_commands_that_mend_it(home: Home, tools: ToolBox) -> None:
+async def test_the_hints_are_commands_that_repair_it(home: Home, tools: ToolBox) -> None:
     store = ImageStore(home)
     with pytest.raises(NotFound) as absent:
         store.get("base")
@@ -211,7 +211,7 @@ async def test_an_unknown_runtime_is_not_found(home: Home) -> None:
     assert "base" in caught.value.hint
 
 
-def test_the_recipes_are_those_that_a_configuration_may_name() -> None:
+def test_every_runtime_is_valid_in_a_configuration() -> None:
     for name, runtime in RUNTIMES.items():
         assert VMConfig(runtime=name).runtime == runtime.name
 

@@ -39,6 +39,6 @@ def test_the_size_after_a_zstd_payload_is_not_given_to_the_tool(
 @pytest.mark.parametrize(
     "payload", [b"", b"unknown compression", gzip.compress(b"not a kernel", mtime=0), b"\xfd7zXZ\0 damaged"]
 )
-def test_a_payload_that_is_no_kernel_is_refused(payload: bytes) -> None:
+def test_a_payload_without_a_kernel_is_refused(payload: bytes) -> None:
     with pytest.raises(InvalidArgument, match="/boot/vmlinuz"):
         bzimage.extract_elf(kernels.bzimage(payload=payload), source=SOURCE)

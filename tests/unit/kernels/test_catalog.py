@@ -53,7 +53,7 @@ def serve(tools: ToolBox, package: dict[str, bytes]) -> None:
 
 
 @pytest.mark.anyio
-async def test_of_the_package_only_what_boots_a_guest_is_kept(home: Home, tools: ToolBox) -> None:
+async def test_only_the_files_that_boot_a_guest_are_kept(home: Home, tools: ToolBox) -> None:
     serve(tools, PACKAGE)
     kernel = await KernelStore(home).ensure()
     assert kernel.version == VERSION
@@ -82,7 +82,7 @@ async def test_the_stored_modules_load_in_the_stored_order(home: Home, tools: To
 @pytest.mark.parametrize(
     ("config", "signature"), [(b"CONFIG_MODULE_SIG=y\n", b""), (b"CONFIG_MODULE_SIG_FORCE=y\n", b"S" * 40)]
 )
-async def test_signatures_are_kept_only_for_a_kernel_that_insists(
+async def test_signatures_are_kept_only_for_a_kernel_that_enforces_them(
     home: Home, tools: ToolBox, config: bytes, signature: bytes
 ) -> None:
     serve(tools, PACKAGE | {f"./boot/config-{VERSION}": config})
@@ -125,7 +125,7 @@ async def test_a_damaged_kernel_is_found(home: Home, tools: ToolBox) -> None:
 
 
 @pytest.mark.anyio
-async def test_the_hints_are_commands_that_mend_it(home: Home, tools: ToolBox) -> None:
+async def test_the_hints_are_commands_that_repair_it(home: Home, tools: ToolBox) -> None:
     serve(tools, PACKAGE)
     store = KernelStore(home)
     with pytest.raises(NotFound) as absent:

@@ -55,7 +55,7 @@ def test_files_directories_and_devices_read_back() -> None:
     assert (found["list"].data, found["empty"].data) == (b"12345", b"")
 
 
-def test_everything_belongs_to_root_has_no_time_and_an_inode_of_its_own() -> None:
+def test_entries_belong_to_root_and_have_no_time_and_distinct_inodes() -> None:
     found = read_archive(written(*(cpio.regular(name, b"x") for name in "abc")))
     assert {entry.owner for entry in found.values()} == {(0, 0)}
     assert {entry.mtime for entry in found.values()} == {0}
@@ -67,5 +67,5 @@ def test_names_and_data_of_every_length_stay_aligned() -> None:
     assert [len(entry.data) for entry in read_archive(written(*entries)).values()] == list(range(1, 12))
 
 
-def test_an_archive_of_nothing_is_its_trailer() -> None:
+def test_an_empty_archive_is_its_trailer() -> None:
     assert read_archive(written()) == {}

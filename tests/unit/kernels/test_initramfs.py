@@ -38,7 +38,7 @@ def kernel(tmp_path: Path) -> Kernel:
 
 
 @pytest.mark.anyio
-async def test_it_holds_what_the_contract_asks_for(home: Home, kernel: Kernel, agent: Path) -> None:
+async def test_it_holds_the_files_of_the_contract(home: Home, kernel: Kernel, agent: Path) -> None:
     path = await InitramfsStore(home).ensure(kernel, agent)
     found = read_archive(path.read_bytes())
     assert found["init"].data == agent.read_bytes()
@@ -96,7 +96,7 @@ async def test_the_same_content_has_the_same_bytes(tmp_path: Path, kernel: Kerne
 
 
 @pytest.mark.anyio
-async def test_stores_that_build_it_at_once_build_it_once(home: Home, kernel: Kernel, agent: Path) -> None:
+async def test_concurrent_stores_build_it_once(home: Home, kernel: Kernel, agent: Path) -> None:
     steps: list[str] = []
     ensure = (InitramfsStore(home).ensure(kernel, agent, lambda p: steps.append(p.step)) for _ in range(4))
     paths = await asyncio.gather(*ensure)

@@ -40,13 +40,13 @@ def test_a_shared_dependency_is_loaded_once_and_the_wanted_order_is_kept(tmp_pat
     assert names(tmp_path, "a", "b") == ["shared", "a", "b"]
 
 
-def test_what_is_built_in_is_not_loaded(tmp_path: Path) -> None:
+def test_built_in_modules_are_not_loaded(tmp_path: Path) -> None:
     add(tmp_path, "virtio_blk", "virtio,virtio_ring")
     (tmp_path / "modules.builtin").write_text("kernel/drivers/virtio/virtio.ko\nkernel/drivers/virtio/virtio-ring.ko\n")
     assert names(tmp_path, "virtio", "virtio_blk", "ext4") == ["virtio_blk"]
 
 
-def test_a_dependency_that_is_nowhere_is_refused(tmp_path: Path) -> None:
+def test_a_missing_dependency_is_refused(tmp_path: Path) -> None:
     add(tmp_path, "overlay", "exportfs")
     with pytest.raises(InvalidArgument, match="overlay needs exportfs"):
         names(tmp_path, "overlay")
@@ -67,12 +67,12 @@ def test_dashes_and_underscores_are_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".ko", ".ko.xz", ".ko.gz"])
-def test_the_bytes_are_plain_however_they_were_packed(tmp_path: Path, suffix: str) -> None:
+def test_compressed_modules_are_decompressed(tmp_path: Path, suffix: str) -> None:
     add(tmp_path, "squashfs", suffix=suffix)
     assert modules.load_order(tmp_path, ["squashfs"])[0].data == module("squashfs")
 
 
-def test_zstd_is_left_to_its_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zstd_runs_its_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tools = ToolBox(tmp_path, monkeypatch)
     tree = tmp_path / "tree"
     tree.mkdir()
@@ -102,7 +102,7 @@ def test_a_damaged_module_is_refused_by_name(tmp_path: Path, data: bytes) -> Non
         modules.load_order(tmp_path, ["overlay"])
 
 
-def test_a_signature_is_cut_off_and_nothing_else() -> None:
+def test_only_the_signature_is_removed() -> None:
     signed = modules.Module("a", module("a", signature=b"S" * 77))
     assert modules.without_signature(signed).data == module("a")
     assert modules.without_signature(modules.Module("a", module("a"))).data == module("a")

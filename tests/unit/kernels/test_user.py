@@ -19,7 +19,7 @@ def test_a_bzimage_without_modules_has_everything_built_in(tmp_path: Path) -> No
     assert kernel.size_bytes == len(bzimage())
 
 
-def test_an_elf_kernel_is_no_bzimage(tmp_path: Path) -> None:
+def test_an_elf_kernel_has_no_bzimage(tmp_path: Path) -> None:
     path = tmp_path / "vmlinux"
     path.write_bytes(vmlinux())
     kernel = user.inspect(path)
@@ -39,7 +39,7 @@ def test_its_modules_are_found_beside_it(tmp_path: Path, tree: str) -> None:
     assert [found.name for found in modules.load_order(kernel.modules_dir, kernel.modules)] == ["overlay"]
 
 
-def test_modules_of_another_version_are_not_its(tmp_path: Path) -> None:
+def test_modules_of_another_version_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "modules" / "6.1.0-other").mkdir(parents=True)
     path = tmp_path / "vmlinuz"
     path.write_bytes(bzimage())
@@ -49,7 +49,7 @@ def test_modules_of_another_version_are_not_its(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"#!/bin/sh\n", b"hsqs" + bytes(4096), elf(1), vmlinux().replace(b"\x3e\x00", b"\xb7\x00", 1)]
 )
-def test_what_is_no_kernel_for_x86_64_is_refused(tmp_path: Path, data: bytes) -> None:
+def test_files_without_an_x86_64_kernel_are_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "kernel"
     path.write_bytes(data)
     with pytest.raises(InvalidArgument, match="is not a kernel") as caught:
@@ -58,7 +58,7 @@ def test_what_is_no_kernel_for_x86_64_is_refused(tmp_path: Path, data: bytes) ->
     assert caught.value.hint
 
 
-def test_a_version_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
+def test_a_version_with_a_path_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "kernel"
     path.write_bytes(bzimage("../../etc"))
     with pytest.raises(InvalidArgument, match="version"):
@@ -71,7 +71,7 @@ def test_a_missing_file_and_a_directory_are_refused(tmp_path: Path, name: str) -
         user.inspect(tmp_path / name)
 
 
-def test_a_pipe_is_no_kernel_and_does_not_block(tmp_path: Path) -> None:
+def test_a_pipe_is_refused_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InvalidArgument, match="not a regular file"):
         user.inspect(tmp_path / "pipe")
