@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import httpx
 import pytest
@@ -14,22 +14,20 @@ from squib.host import cgroup
 from tests.fakes.asgi import Handshake, Request
 from tests.fakes.engine import Rig
 
-Test = Callable[[Engine, httpx.AsyncClient], Awaitable[None]]
+OverHttp = Callable[[], contextlib.AbstractAsyncContextManager[tuple[Engine, httpx.AsyncClient]]]
 Answer = Callable[[Request], Request]
 
 
 @pytest.fixture
-def over_http(rig: Rig) -> Callable[[Test], None]:
-    """Runs a test with an engine and a client of its API."""
+def over_http(rig: Rig) -> OverHttp:
+    """An engine and a client of its API: ``async with over_http() as (engine, http):``."""
 
-    def run(test: Test) -> None:
-        async def main() -> None:
-            async with asyncio.timeout(20), rig.http() as (engine, http):
-                await test(engine, http)
+    @contextlib.asynccontextmanager
+    async def connected() -> AsyncIterator[tuple[Engine, httpx.AsyncClient]]:
+        async with asyncio.timeout(20), rig.http() as (engine, http):
+            yield engine, http
 
-        asyncio.run(main())
-
-    return run
+    return connected
 
 
 @pytest.fixture(scope="module")

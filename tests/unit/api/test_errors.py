@@ -1,5 +1,6 @@
 """Every failure is ``{"error": {code, message, hint}}`` with the status of its code, and tells no secret."""
 
+import contextlib
 import json
 from collections.abc import Callable
 
@@ -13,7 +14,7 @@ from squib.errors import BY_CODE, SquibError
 from tests.fakes.asgi import Request
 from tests.fakes.engine import Rig
 
-OverHttp = Callable[..., None]
+OverHttp = Callable[[], contextlib.AbstractAsyncContextManager[tuple[Engine, httpx.AsyncClient]]]
 Send = Callable[..., Request]
 
 
@@ -44,21 +45,20 @@ def test_an_error_of_the_engine_is_told_with_its_status(
     }
 
 
-def test_a_fault_is_told_without_its_content(over_http: OverHttp, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_a_fault_is_told_without_its_content(over_http: OverHttp, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(engine: Engine, ref: str) -> None:
         raise ZeroDivisionError("hunter2")
 
     monkeypatch.setattr(vms, "get_vm", fail)
 
-    async def test(engine: Engine, http: httpx.AsyncClient) -> None:
+    async with over_http() as (engine, http):
         response = await http.get("/v1/vms/web")
         assert response.status_code == 500
         error = response.json()["error"]
         assert (error["code"], "ZeroDivisionError" in error["message"]) == ("internal", True)
         assert "squib logs --engine" in error["hint"] and "hunter2" not in response.text
         assert engine.idle_s > 0, "the request has ended"
-
-    over_http(test)
 
 
 @pytest.mark.parametrize(
@@ -181,8 +181,9 @@ def test_a_refused_query_names_the_field(query: str, answer: Send) -> None:
     assert request.error["message"].startswith(query.partition("=")[0] + ": ")
 
 
-def test_a_conflict_is_told(rig: Rig, over_http: OverHttp) -> None:
-    async def test(engine: Engine, http: httpx.AsyncClient) -> None:
+@pytest.mark.anyio
+async def test_a_conflict_is_told(rig: Rig, over_http: OverHttp) -> None:
+    async with over_http() as (_, http):
         body = {"config": rig.config.model_dump(exclude_unset=True) | {"name": "web"}}
         assert (await http.post("/v1/vms", json=body)).status_code == 201
         taken = await http.post("/v1/vms", json=body)
@@ -191,16 +192,13 @@ def test_a_conflict_is_told(rig: Rig, over_http: OverHttp) -> None:
         assert (wrong.status_code, wrong.json()["error"]["code"]) == (409, "wrong_state")
         assert wrong.json()["error"]["hint"] == "squib start web"
 
-    over_http(test)
 
-
-def test_a_boot_that_fails_is_told_with_the_console_and_leaves_nothing(rig: Rig, over_http: OverHttp) -> None:
-    async def test(engine: Engine, http: httpx.AsyncClient) -> None:
+@pytest.mark.anyio
+async def test_a_boot_that_fails_is_told_with_the_console_and_leaves_nothing(rig: Rig, over_http: OverHttp) -> None:
+    async with over_http() as (engine, http):
         rig.driver.behaviour = "--die"
         body = {"config": rig.config.model_dump(exclude_unset=True), "start": True}
         response = await http.post("/v1/vms", json=body)
         assert (response.status_code, response.json()["error"]["code"]) == (502, "boot_failed")
         assert "last line" in response.json()["error"]["detail"]
         assert engine.store.list_vms() == [] == engine.store.leases()
-
-    over_http(test)

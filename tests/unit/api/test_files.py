@@ -1,10 +1,10 @@
 """Files over HTTP: streams that are passed on, small requests, and what breaks off."""
 
 import asyncio
+import contextlib
 import json
 import os
-from collections.abc import Awaitable, Callable
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 from urllib.parse import quote
 
@@ -21,31 +21,20 @@ from tests.fakes.engine import Rig
 from tests.fakes.files import FakeFiles
 from tests.fakes.guest import running_vm
 
-pytestmark = pytest.mark.slow  # through an engine and a guest
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]  # through an engine and a guest
 
-Test = Callable[[ASGIApp, FakeFiles], Awaitable[None]]
 URL = "/v1/vms/web/files"
 ODD = ["a b", "new\nline", "\udcff\udcfe", "é", "a+b%2F&path=x#?;=", "-rf", "..."]
 
 
-@pytest.fixture
-def check(rig: Rig, tmp_path: Path) -> Callable[[Test], None]:
-    """Runs a test with an app, and the files of its guest."""
-    root = tmp_path / "guest"
+@contextlib.asynccontextmanager
+async def guest_of(rig: Rig) -> AsyncIterator[tuple[ASGIApp, FakeFiles]]:
+    """An app whose VM ``web`` runs, and the files of that VM."""
+    root = rig.home.root.parent / "guest"
     root.mkdir()
-
-    def run(test: Test) -> None:
-        async def main() -> None:
-            async with asyncio.timeout(20), rig.engine() as engine, running_vm(engine, rig.config) as agent:
-                agent.files = FakeFiles(root)
-                await test(create_app(engine), agent.files)
-
-        asyncio.run(main())
-
-    return run
-
-
-Check = Callable[[Test], None]
+    async with asyncio.timeout(20), rig.engine() as engine, running_vm(engine, rig.config) as agent:
+        agent.files = FakeFiles(root)
+        yield create_app(engine), agent.files
 
 
 def at(path: str, **more: object) -> str:
@@ -65,8 +54,8 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_a_file_is_written_read_described_listed_moved_and_removed(check: Check, name: str) -> None:
-    async def test(app: ASGIApp, files: FakeFiles) -> None:
+async def test_a_file_is_written_read_described_listed_moved_and_removed(rig: Rig, name: str) -> None:
+    async with guest_of(rig) as (app, files):
         path = f"/d/{name}"
         written = await send(app, "PUT", at(path, parents=1, mode="600", mtime_ns=5), [b"con", b"tent"])
         assert (written.status, written.json["name"], written.json["mode"]) == (200, name, 0o600)
@@ -86,11 +75,9 @@ def test_a_file_is_written_read_described_listed_moved_and_removed(check: Check,
         assert (await send(app, "DELETE", at("/d", recursive=1))).status == 204
         assert (await send(app, "GET", at(path))).error["code"] == "no_such_file"
 
-    check(test)
 
-
-def test_directories_are_made(check: Check) -> None:
-    async def test(app: ASGIApp, files: FakeFiles) -> None:
+async def test_directories_are_made(rig: Rig) -> None:
+    async with guest_of(rig) as (app, files):
         body = json.dumps({"path": "/a/\udcff", "parents": True, "mode": "700", "user": "me"}).encode()
         assert (await send(app, "POST", "/mkdir", body)).status == 204
         assert files.at("/a/\udcff").stat().st_mode & 0o777 == 0o700
@@ -98,17 +85,13 @@ def test_directories_are_made(check: Check) -> None:
         refused = await send(app, "POST", "/mkdir", b'{"path": "/a"}')
         assert (refused.status, refused.error["code"]) == (409, "file_exists")
 
-    check(test)
 
-
-def test_links_are_described_themselves_if_asked_for(check: Check) -> None:
-    async def test(app: ASGIApp, files: FakeFiles) -> None:
+async def test_links_are_described_themselves_if_asked_for(rig: Rig) -> None:
+    async with guest_of(rig) as (app, files):
         files.at("/link").symlink_to("nowhere\udcff")
         info = (await send(app, "GET", "/stat" + at("/link", follow="false"))).json
         assert (info["type"], info["link_target"]) == ("symlink", "nowhere\udcff")
         assert (await send(app, "GET", "/stat" + at("/link"))).error["code"] == "no_such_file"
-
-    check(test)
 
 
 @pytest.mark.parametrize(
@@ -134,62 +117,51 @@ def test_links_are_described_themselves_if_asked_for(check: Check) -> None:
         ("PUT", "?path=/a&mode=77777", "mode"),
     ],
 )
-def test_what_is_no_path_does_not_reach_the_guest(check: Check, method: str, path: str, problem: str) -> None:
-    async def test(app: ASGIApp, files: FakeFiles) -> None:
+async def test_what_is_no_path_does_not_reach_the_guest(rig: Rig, method: str, path: str, problem: str) -> None:
+    async with guest_of(rig) as (app, files):
         request = await send(app, method, path, b"data")
         assert (request.status, request.error["code"]) == (400, "invalid_argument")
         assert problem in request.error["message"]
         assert os.listdir(files.root) == []  # noqa: PTH208
 
-    check(test)
-
 
 @pytest.mark.parametrize("body", [{"path": "x"}, {"path": "/x", "mode": "rw"}, {"path": 5}, {}])
-def test_a_directory_that_is_none_is_refused(check: Check, body: object) -> None:
-    async def test(app: ASGIApp, files: FakeFiles) -> None:
+async def test_a_directory_that_is_none_is_refused(rig: Rig, body: object) -> None:
+    async with guest_of(rig) as (app, _):
         request = await send(app, "POST", "/mkdir", json.dumps(body).encode())
         assert (request.status, request.error["code"]) == (400, "invalid_argument")
 
-    check(test)
-
 
 @pytest.mark.parametrize("suffix", ["", "/tar"])
-def test_a_vm_that_does_not_run_has_no_files(rig: Rig, suffix: str) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(20), rig.engine() as engine:
-            app = create_app(engine)
-            config = json.dumps({"config": rig.config.model_dump(exclude_unset=True) | {"name": "web"}})
-            assert (await Request("POST", "/v1/vms", config.encode()).send_to(app)).status == 201
-            request = await send(app, "PUT", suffix + at("/x"), b"data")
-            assert (request.error["code"], request.error["hint"]) == ("wrong_state", "squib start web")
-
-    asyncio.run(main())
+async def test_a_vm_that_does_not_run_has_no_files(rig: Rig, suffix: str) -> None:
+    async with asyncio.timeout(20), rig.engine() as engine:
+        app = create_app(engine)
+        config = json.dumps({"config": rig.config.model_dump(exclude_unset=True) | {"name": "web"}})
+        assert (await Request("POST", "/v1/vms", config.encode()).send_to(app)).status == 201
+        request = await send(app, "PUT", suffix + at("/x"), b"data")
+        assert (request.error["code"], request.error["hint"]) == ("wrong_state", "squib start web")
 
 
-def test_a_body_has_no_limit_and_is_not_gathered(check: Check) -> None:
+async def test_a_body_has_no_limit_and_is_not_gathered(rig: Rig) -> None:
     piece = os.urandom(1 << 16)
     count = 3 * MAX_BODY_BYTES // len(piece)
 
-    async def test(app: ASGIApp, files: FakeFiles) -> None:
+    async with guest_of(rig) as (app, files):
         headers = [("content-length", str(count * len(piece)))]
         assert (await send(app, "PUT", at("/big"), [piece] * count, headers=headers)).json["size"] == 3 * MAX_BODY_BYTES
         assert files.at("/big").read_bytes() == piece * count
 
-    check(test)
-
 
 @pytest.mark.parametrize("path", ["/mkdir", "/rename", "/x", "/tar/x"])
-def test_only_what_streams_has_no_limit(check: Check, path: str) -> None:
-    async def test(app: ASGIApp, files: FakeFiles) -> None:
+async def test_only_what_streams_has_no_limit(rig: Rig, path: str) -> None:
+    async with guest_of(rig) as (app, _):
         for method in ("POST", "PUT"):
             headers = [("content-length", str(MAX_BODY_BYTES + 1))]
             assert (await send(app, method, path, headers=headers)).status == 413
 
-    check(test)
 
-
-def test_a_client_that_goes_away_leaves_nothing_in_the_guest(check: Check) -> None:
-    async def test(app: ASGIApp, files: FakeFiles) -> None:
+async def test_a_client_that_goes_away_leaves_nothing_in_the_guest(rig: Rig) -> None:
+    async with guest_of(rig) as (app, files):
         files.at("/kept").write_bytes(b"old")
         for query in (at("/new"), at("/kept"), "/tar" + at("/tree", create=1)):
             request = Request("PUT", URL + query, [b"x" * 1000, b"y"], unfinished=True)
@@ -201,11 +173,9 @@ def test_a_client_that_goes_away_leaves_nothing_in_the_guest(check: Check) -> No
         assert os.listdir(files.root) == ["kept"]  # noqa: PTH208
         assert files.at("/kept").read_bytes() == b"old"
 
-    check(test)
 
-
-def test_a_client_that_stops_reading_stops_the_guest(check: Check) -> None:
-    async def test(app: ASGIApp, files: FakeFiles) -> None:
+async def test_a_client_that_stops_reading_stops_the_guest(rig: Rig) -> None:
+    async with guest_of(rig) as (app, files):
         files.at("/big").write_bytes(bytes(8 << 20))
         request = Request("GET", URL + at("/big"))
         request.reads.clear()
@@ -217,53 +187,45 @@ def test_a_client_that_stops_reading_stops_the_guest(check: Check) -> None:
         await task
         assert len(request.received) == 8 << 20
 
-    check(test)
-
 
 @pytest.mark.parametrize("what", ["read", "list", "tar", "watch"])
-def test_an_answer_that_breaks_off_has_no_end(check: Check, what: str) -> None:
-    async def test(app: ASGIApp, files: FakeFiles) -> None:
+async def test_an_answer_that_breaks_off_has_no_end(rig: Rig, what: str) -> None:
+    async with guest_of(rig) as (app, files):
         files.at("/f").write_bytes(b"x" * 1000)
         files.break_off = what
         path = at("/f") if what == "read" else f"/{what}{at('/')}"
         request = await send(app, "GET", path)
         assert (request.status, request.complete) == (200, False)
 
-    check(test)
-
 
 @pytest.mark.parametrize("what", ["read", "list", "tar", "watch"])
-def test_a_guest_that_is_silent_is_given_up(check: Check, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_guest_that_is_silent_is_given_up(rig: Rig, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stall, "STALL_TIMEOUT_S", 0.05)
     monkeypatch.setattr(stall, "_POLL_S", 0.01)
 
-    async def test(app: ASGIApp, files: FakeFiles) -> None:
+    async with guest_of(rig) as (app, files):
         files.at("/f").write_bytes(b"x" * 1000)
         files.stalled = {what}
         request = await send(app, "GET", at("/f") if what == "read" else f"/{what}{at('/')}")
         assert (request.status, request.complete) == (200, False)
 
-    check(test)
 
-
-def test_a_guest_that_takes_nothing_is_given_up(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_guest_that_takes_nothing_is_given_up(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stall, "STALL_TIMEOUT_S", 0.05)
     monkeypatch.setattr(stall, "_POLL_S", 0.01)
 
-    async def test(app: ASGIApp, files: FakeFiles) -> None:
+    async with guest_of(rig) as (app, files):
         files.stalled = {"write"}
         request = await send(app, "PUT", at("/f"), [b"x" * 65536] * 100)
         assert request.error["code"] == "agent_timeout" and "made no progress" in request.error["message"]
         await until(lambda: os.listdir(files.root) == [])  # noqa: PTH208
 
-    check(test)
 
-
-def test_a_slow_client_is_not_given_up(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_slow_client_is_not_given_up(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stall, "STALL_TIMEOUT_S", 0.02)
     monkeypatch.setattr(stall, "_POLL_S", 0.005)
 
-    async def test(app: ASGIApp, files: FakeFiles) -> None:
+    async with guest_of(rig) as (app, files):
         files.at("/f").write_bytes(bytes(1 << 20))
         reader = Request("GET", URL + at("/f"))
         reader.reads.clear()
@@ -278,45 +240,37 @@ def test_a_slow_client_is_not_given_up(check: Check, monkeypatch: pytest.MonkeyP
         assert len(reader.received) == 1 << 20 and writer.status == 200
         assert files.at("/g").read_bytes() == b"xy"
 
-    check(test)
 
-
-def test_a_guest_that_refuses_early_is_heard_at_once(check: Check) -> None:
+async def test_a_guest_that_refuses_early_is_heard_at_once(rig: Rig) -> None:
     """It does not have to wait for the end of a body that may have none."""
 
-    async def test(app: ASGIApp, files: FakeFiles) -> None:
+    async with guest_of(rig) as (app, files):
         files.answers["/full"] = (507, b'{"error": {"code": "guest_disk_full", "message": "/full: no space left"}}')
         request = await Request("PUT", URL + at("/full"), b"x" * 1000, endless=True).send_to(app)
         assert (request.status, request.error["code"]) == (507, "guest_disk_full")
-
-    check(test)
 
 
 @pytest.mark.parametrize(
     "answer", [b"{}", b"[]", b"", b'{"name": "../../x"}', b"x" * 100_000, b'{"name": "x", "size": -1}']
 )
-def test_a_description_that_is_none_is_an_error_of_the_guest(check: Check, answer: bytes) -> None:
-    async def test(app: ASGIApp, files: FakeFiles) -> None:
+async def test_a_description_that_is_none_is_an_error_of_the_guest(rig: Rig, answer: bytes) -> None:
+    async with guest_of(rig) as (app, files):
         files.answers["/x"] = (200, answer)
         for request in (await send(app, "GET", "/stat" + at("/x")), await send(app, "PUT", at("/x"), b"data")):
             assert issubclass(BY_CODE[request.error["code"]], AgentUnreachable)
 
-    check(test)
 
-
-def test_a_guest_is_not_believed_everything(check: Check) -> None:
-    async def test(app: ASGIApp, files: FakeFiles) -> None:
+async def test_a_guest_is_not_believed_everything(rig: Rig) -> None:
+    async with guest_of(rig) as (app, files):
         for code in ("unauthorized", "disk_full", "archive_refused", "x"):
             files.answers["/x"] = (403, json.dumps({"error": {"code": code, "message": "m"}}).encode())
             assert (await send(app, "GET", at("/x"))).error["code"] == "agent_protocol_error"
         files.answers["/x"] = (403, b'{"error": {"code": "permission_denied", "message": "m"}}')
         assert (await send(app, "GET", at("/x"))).status == 403
 
-    check(test)
 
-
-def test_a_watch_ends_with_its_client(check: Check) -> None:
-    async def test(app: ASGIApp, files: FakeFiles) -> None:
+async def test_a_watch_ends_with_its_client(rig: Rig) -> None:
+    async with guest_of(rig) as (app, files):
         request = Request("GET", URL + "/watch" + at("/"))
         task = asyncio.create_task(request.send_to(app))
         await request.arrived.wait()
@@ -327,11 +281,9 @@ def test_a_watch_ends_with_its_client(check: Check) -> None:
         await task
         await until(lambda: files.watching == 0)
 
-    check(test)
 
-
-def test_a_tree_goes_in_and_comes_out_as_a_tar(check: Check) -> None:
-    async def test(app: ASGIApp, files: FakeFiles) -> None:
+async def test_a_tree_goes_in_and_comes_out_as_a_tar(rig: Rig) -> None:
+    async with guest_of(rig) as (app, files):
         files.at("/a/b").mkdir(parents=True)
         files.at("/a/b/f").write_bytes(b"content")
         packed = bytes((await send(app, "GET", "/tar" + at("/a/.") + "&path=/a/b/f")).received)
@@ -342,5 +294,3 @@ def test_a_tree_goes_in_and_comes_out_as_a_tar(check: Check) -> None:
         again = await send(app, "PUT", "/tar" + at("/new", create=1), packed)
         assert again.error["code"] == "file_exists"
         assert (await send(app, "PUT", "/tar" + at("/new", keep_owner=1), packed)).status == 200
-
-    check(test)

@@ -2,7 +2,7 @@
 
 import asyncio
 import hmac
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -132,36 +132,32 @@ def test_a_body_of_the_limit_is_read(answer: Send) -> None:
     assert (request.status, request.error["message"]) == (400, "x: unknown field")
 
 
-def test_standard_input_has_no_limit(rig: Rig) -> None:
+@pytest.mark.anyio
+async def test_standard_input_has_no_limit(rig: Rig) -> None:
     count = 3 * MAX_BODY_BYTES // len(PIECE)
 
-    async def main() -> None:
-        async with asyncio.timeout(20), rig.engine() as engine, running_vm(engine, rig.config):
-            app = create_app(engine)
-            command = Request("POST", "/v1/vms/web/exec", b'{"argv": ["cat"], "stdin": true}')
-            running = asyncio.create_task(command.send_to(app))
-            await command.head.wait()
-            path = "/v1/vms/web/processes/p1/stdin?close=true"
-            stdin = await Request(
-                "POST", path, [PIECE] * count, headers=[("content-length", str(count * len(PIECE)))]
-            ).send_to(app)
-            assert (stdin.status, stdin.json) == (200, {"written": count * len(PIECE)})
-            await running
-            assert command.received.count(b"x") >= count * len(PIECE)
-
-    asyncio.run(main())
+    async with asyncio.timeout(20), rig.engine() as engine, running_vm(engine, rig.config):
+        app = create_app(engine)
+        command = Request("POST", "/v1/vms/web/exec", b'{"argv": ["cat"], "stdin": true}')
+        running = asyncio.create_task(command.send_to(app))
+        await command.head.wait()
+        path = "/v1/vms/web/processes/p1/stdin?close=true"
+        stdin = await Request(
+            "POST", path, [PIECE] * count, headers=[("content-length", str(count * len(PIECE)))]
+        ).send_to(app)
+        assert (stdin.status, stdin.json) == (200, {"written": count * len(PIECE)})
+        await running
+        assert command.received.count(b"x") >= count * len(PIECE)
 
 
-def test_a_refused_request_is_no_activity(rig: Rig) -> None:
-    async def main() -> Iterator[None]:
-        async with rig.engine() as engine:
-            before = engine._last_activity
-            assert (await Request("GET", "/v1/vms", host="evil").send_to(create_app(engine))).status == 403
-            assert engine._last_activity == before
-            assert (await Request("GET", "/v1/vms").send_to(create_app(engine))).status == 200
-            assert engine._last_activity > before
-
-    asyncio.run(main())
+@pytest.mark.anyio
+async def test_a_refused_request_is_no_activity(rig: Rig) -> None:
+    async with rig.engine() as engine:
+        before = engine._last_activity
+        assert (await Request("GET", "/v1/vms", host="evil").send_to(create_app(engine))).status == 403
+        assert engine._last_activity == before
+        assert (await Request("GET", "/v1/vms").send_to(create_app(engine))).status == 200
+        assert engine._last_activity > before
 
 
 # --- WebSockets ------------------------------------------------------------------------------------------------------
@@ -222,18 +218,16 @@ def test_a_server_that_cannot_refuse_with_a_body_refuses_all_the_same(shake_hand
     assert (handshake.status, handshake.sent) == (403, [{"type": "websocket.close", "code": 1008}])
 
 
-def test_a_websocket_is_activity_while_it_is_open(rig: Rig) -> None:
-    async def main() -> None:
-        async with rig.engine() as engine:
-            before = engine._last_activity
-            app = create_app(engine)
-            await Handshake(PTY, host="evil").send_to(app)
-            assert engine._last_activity == before
-            waits = asyncio.create_task(Handshake(PTY).send_to(app))
-            while not engine._requests:
-                await asyncio.sleep(0)
-            waits.cancel()
-            await asyncio.gather(waits, return_exceptions=True)
-            assert engine._requests == 0 and engine._last_activity > before
-
-    asyncio.run(main())
+@pytest.mark.anyio
+async def test_a_websocket_is_activity_while_it_is_open(rig: Rig) -> None:
+    async with rig.engine() as engine:
+        before = engine._last_activity
+        app = create_app(engine)
+        await Handshake(PTY, host="evil").send_to(app)
+        assert engine._last_activity == before
+        waits = asyncio.create_task(Handshake(PTY).send_to(app))
+        while not engine._requests:
+            await asyncio.sleep(0)
+        waits.cancel()
+        await asyncio.gather(waits, return_exceptions=True)
+        assert engine._requests == 0 and engine._last_activity > before

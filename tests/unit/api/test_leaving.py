@@ -1,8 +1,9 @@
 """Clients that leave while something is made for them."""
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -18,15 +19,15 @@ from squib.store.database import now
 from tests.fakes.asgi import Request
 from tests.fakes.engine import Rig
 
+pytestmark = pytest.mark.anyio
+
 OnProgress = Callable[[Progress], None]
 
 
-def check(rig: Rig, test: Callable[..., Awaitable[None]]) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(20), rig.engine() as engine:
-            await test(engine, create_app(engine))
-
-    asyncio.run(main())
+@contextlib.asynccontextmanager
+async def app_of(rig: Rig) -> AsyncIterator[tuple[Engine, ASGIApp]]:
+    async with asyncio.timeout(20), rig.engine() as engine:
+        yield engine, create_app(engine)
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -34,8 +35,8 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0.005)
 
 
-def test_a_create_whose_client_leaves_is_undone(rig: Rig) -> None:
-    async def test(engine: Engine, app: ASGIApp) -> None:
+async def test_a_create_whose_client_leaves_is_undone(rig: Rig) -> None:
+    async with app_of(rig) as (engine, app):
         rig.driver.behaviour = "--hang"
         body = {"config": rig.config.model_dump(exclude_unset=True) | {"name": "web"}, "start": True}
         request = Request("POST", "/v1/vms", json.dumps(body).encode())
@@ -48,17 +49,13 @@ def test_a_create_whose_client_leaves_is_undone(rig: Rig) -> None:
         assert list(rig.home.vms.iterdir()) == [] == rig.vmms()
         assert engine.idle_s > 0
 
-    check(rig, test)
 
-
-def test_a_create_whose_client_waits_is_not(rig: Rig) -> None:
-    async def test(engine: Engine, app: ASGIApp) -> None:
+async def test_a_create_whose_client_waits_is_not(rig: Rig) -> None:
+    async with app_of(rig) as (engine, app):
         body = {"config": rig.config.model_dump(exclude_unset=True)}
         request = await Request("POST", "/v1/vms", json.dumps(body).encode()).send_to(app)
         request.leave.set()
         assert (request.status, len(engine.store.list_vms())) == (201, 1)
-
-    check(rig, test)
 
 
 def image(name: str) -> Image:
@@ -70,8 +67,8 @@ def lines_of(request: Request) -> list[dict[str, object]]:
     return [json.loads(line) for line in request.received.splitlines()]
 
 
-def test_a_build_tells_its_steps_and_its_result(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def test(engine: Engine, app: ASGIApp) -> None:
+async def test_a_build_tells_its_steps_and_its_result(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with app_of(rig) as (engine, app):
         asked: list[object] = []
 
         async def build(name: str, on_progress: OnProgress, *, rebuild: bool) -> Image:
@@ -90,11 +87,9 @@ def test_a_build_tells_its_steps_and_its_result(rig: Rig, monkeypatch: pytest.Mo
         ]
         assert last.keys() == {"image"} and asked == [("base", True)]
 
-    check(rig, test)
 
-
-def test_a_kernel_is_built_with_and_without_a_body(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def test(engine: Engine, app: ASGIApp) -> None:
+async def test_a_kernel_is_built_with_and_without_a_body(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with app_of(rig) as (engine, app):
         asked: list[bool] = []
 
         async def ensure(on_progress: OnProgress, *, rebuild: bool) -> Kernel:
@@ -107,11 +102,10 @@ def test_a_kernel_is_built_with_and_without_a_body(rig: Rig, monkeypatch: pytest
             assert lines_of(request)[-1].keys() == {"kernel"}
         assert asked == [False, False, True]
 
-    check(rig, test)
 
+async def test_a_build_that_fails_ends_with_the_error(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with app_of(rig) as (engine, app):
 
-def test_a_build_that_fails_ends_with_the_error(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def test(engine: Engine, app: ASGIApp) -> None:
         async def build(name: str, on_progress: OnProgress, *, rebuild: bool) -> Image:
             on_progress(Progress(step="bootstrap"))
             raise ToolFailed("it ended with 1", hint="h", detail="E: no network")
@@ -124,20 +118,16 @@ def test_a_build_that_fails_ends_with_the_error(rig: Rig, monkeypatch: pytest.Mo
             "error": {"code": "tool_failed", "message": "it ended with 1", "hint": "h", "detail": "E: no network"}
         }
 
-    check(rig, test)
 
-
-def test_an_image_that_is_no_runtime_is_an_error(rig: Rig) -> None:
-    async def test(engine: Engine, app: ASGIApp) -> None:
+async def test_an_image_that_is_no_runtime_is_an_error(rig: Rig) -> None:
+    async with app_of(rig) as (_, app):
         request = await Request("POST", "/v1/images", b'{"name": "windows"}').send_to(app)
         [last] = lines_of(request)
         assert last["error"]["code"] == "not_found"  # type: ignore[index]
 
-    check(rig, test)
 
-
-def test_a_build_whose_client_leaves_is_ended(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def test(engine: Engine, app: ASGIApp) -> None:
+async def test_a_build_whose_client_leaves_is_ended(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with app_of(rig) as (engine, app):
         ended = asyncio.Event()
 
         async def build(name: str, on_progress: OnProgress, *, rebuild: bool) -> Image:
@@ -158,11 +148,9 @@ def test_a_build_whose_client_leaves_is_ended(rig: Rig, monkeypatch: pytest.Monk
         await ended.wait()
         assert engine.idle_s > 0
 
-    check(rig, test)
 
-
-def test_a_vm_whose_holder_leaves_is_deleted(rig: Rig) -> None:
-    async def test(engine: Engine, app: ASGIApp) -> None:
+async def test_a_vm_whose_holder_leaves_is_deleted(rig: Rig) -> None:
+    async with app_of(rig) as (engine, app):
         body = {"config": rig.config.model_dump(exclude_unset=True) | {"name": "web"}, "start": True}
         assert (await Request("POST", "/v1/vms", json.dumps(body).encode()).send_to(app)).status == 201
         request = Request("POST", "/v1/vms/web/hold")
@@ -174,11 +162,9 @@ def test_a_vm_whose_holder_leaves_is_deleted(rig: Rig) -> None:
         assert engine.store.list_vms() == [] == engine.store.leases()
         assert rig.vmms() == []
 
-    check(rig, test)
 
-
-def test_holding_a_vm_ends_when_somebody_deletes_it(rig: Rig) -> None:
-    async def test(engine: Engine, app: ASGIApp) -> None:
+async def test_holding_a_vm_ends_when_somebody_deletes_it(rig: Rig) -> None:
+    async with app_of(rig) as (engine, app):
         body = {"config": rig.config.model_dump(exclude_unset=True) | {"name": "web"}}
         assert (await Request("POST", "/v1/vms", json.dumps(body).encode()).send_to(app)).status == 201
         request = Request("POST", "/v1/vms/web/hold")
@@ -187,5 +173,3 @@ def test_holding_a_vm_ends_when_somebody_deletes_it(rig: Rig) -> None:
         await Request("DELETE", "/v1/vms/web").send_to(app)
         await task
         assert request.status == 204
-
-    check(rig, test)

@@ -1,8 +1,9 @@
 """Process sessions over HTTP: found, read, fed, signalled and killed by whoever knows the id."""
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 from starlette.types import ASGIApp
@@ -15,18 +16,16 @@ from tests.fakes.asgi import Request
 from tests.fakes.engine import Rig
 from tests.fakes.guest import running_vm
 
-pytestmark = pytest.mark.slow  # through an engine and a guest
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]  # through an engine and a guest
 
-Test = Callable[[ASGIApp, FakeAgent], Awaitable[None]]
 PROCESSES = "/v1/vms/web/processes"
 
 
-def check(rig: Rig, test: Test) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(20), rig.engine() as engine, running_vm(engine, rig.config) as agent:
-            await test(create_app(engine), agent)
-
-    asyncio.run(main())
+@contextlib.asynccontextmanager
+async def guest_of(rig: Rig) -> AsyncIterator[tuple[ASGIApp, FakeAgent]]:
+    """An app whose VM ``web`` runs, and the agent of that VM."""
+    async with asyncio.timeout(20), rig.engine() as engine, running_vm(engine, rig.config) as agent:
+        yield create_app(engine), agent
 
 
 async def send(app: ASGIApp, method: str, path: str, body: object = None) -> Request:
@@ -52,8 +51,8 @@ def output_of(request: Request, kind: FrameKind = FrameKind.STDOUT) -> bytes:
     return b"".join(frame.payload for frame in frames_of(request) if frame.kind is kind)
 
 
-def test_a_command_of_the_background_outlives_its_client(rig: Rig) -> None:
-    async def test(app: ASGIApp, agent: FakeAgent) -> None:
+async def test_a_command_of_the_background_outlives_its_client(rig: Rig) -> None:
+    async with guest_of(rig) as (app, agent):
         first = frames_of(await start(app, "sleep"))[0]
         assert (first.kind, first.json()) == (FrameKind.STARTED, {"id": "p1", "pid": 101})
         (info,) = (await send(app, "GET", "")).json["processes"]
@@ -61,31 +60,25 @@ def test_a_command_of_the_background_outlives_its_client(rig: Rig) -> None:
         assert (await send(app, "GET", "/p1")).json == info
         assert agent.killed == []
 
-    check(rig, test)
 
-
-def test_one_whose_client_has_left_before_the_answer_begins_does_too(rig: Rig) -> None:
-    async def test(app: ASGIApp, agent: FakeAgent) -> None:
+async def test_one_whose_client_has_left_before_the_answer_begins_does_too(rig: Rig) -> None:
+    async with guest_of(rig) as (app, agent):
         request = Request("POST", "/v1/vms/web/exec", b'{"argv": ["sleep"], "background": true}')
         request.leave.set()
         await request.send_to(app)
         assert [info["id"] for info in (await send(app, "GET", "")).json["processes"]] == ["p1"]
         assert agent.killed == []
 
-    check(rig, test)
 
-
-def test_arguments_that_are_no_utf8_are_told(rig: Rig) -> None:
-    async def test(app: ASGIApp, agent: FakeAgent) -> None:
+async def test_arguments_that_are_no_utf8_are_told(rig: Rig) -> None:
+    async with guest_of(rig) as (app, _):
         await start(app, "echo", "\udcff")
         answer = await send(app, "GET", "/p1")
         assert answer.received.isascii() and answer.json["argv"] == ["echo", "\udcff"]
 
-    check(rig, test)
 
-
-def test_output_is_read_again_from_an_offset_and_told_with_its_end(rig: Rig) -> None:
-    async def test(app: ASGIApp, agent: FakeAgent) -> None:
+async def test_output_is_read_again_from_an_offset_and_told_with_its_end(rig: Rig) -> None:
+    async with guest_of(rig) as (app, _):
         await start(app, "echo", "hello")
         whole = await send(app, "GET", "/p1/output")
         assert [frame.kind for frame in frames_of(whole)] == [FrameKind.STARTED, FrameKind.STDOUT, FrameKind.EXIT]
@@ -96,22 +89,18 @@ def test_output_is_read_again_from_an_offset_and_told_with_its_end(rig: Rig) -> 
         only_end = frames_of(await send(app, "GET", "/p1/output?none=true"))
         assert [frame.kind for frame in only_end] == [FrameKind.STARTED, FrameKind.EXIT]
 
-    check(rig, test)
-
 
 @pytest.mark.parametrize("query", ["stdout=-1", "stdout=x", "stderr=1e3", f"stdout={1 << 63}", "none=maybe"])
-def test_what_is_no_offset_is_refused(rig: Rig, query: str) -> None:
-    async def test(app: ASGIApp, agent: FakeAgent) -> None:
+async def test_what_is_no_offset_is_refused(rig: Rig, query: str) -> None:
+    async with guest_of(rig) as (app, _):
         await start(app, "sleep")
         request = await send(app, "GET", f"/p1/output?{query}")
         assert (request.status, request.error["code"]) == (400, "invalid_argument")
         assert request.error["message"].startswith(query.partition("=")[0])
 
-    check(rig, test)
 
-
-def test_a_reader_that_leaves_does_nothing_to_the_command(rig: Rig) -> None:
-    async def test(app: ASGIApp, agent: FakeAgent) -> None:
+async def test_a_reader_that_leaves_does_nothing_to_the_command(rig: Rig) -> None:
+    async with guest_of(rig) as (app, agent):
         await start(app, "sleep")
         for path in ("/p1/output", "/p1/output?none=true"):
             reader = Request("GET", PROCESSES + path)
@@ -122,11 +111,9 @@ def test_a_reader_that_leaves_does_nothing_to_the_command(rig: Rig) -> None:
         assert (await send(app, "GET", "/p1")).json["running"] is True
         assert agent.killed == []
 
-    check(rig, test)
 
-
-def test_input_is_written_and_closed_by_whoever_knows_the_id(rig: Rig) -> None:
-    async def test(app: ASGIApp, agent: FakeAgent) -> None:
+async def test_input_is_written_and_closed_by_whoever_knows_the_id(rig: Rig) -> None:
+    async with guest_of(rig) as (app, _):
         await start(app, "cat", stdin=True)
         await Request("POST", f"{PROCESSES}/p1/stdin", b"one ").send_to(app)
         await Request("POST", f"{PROCESSES}/p1/stdin?close=true", b"two").send_to(app)
@@ -134,11 +121,9 @@ def test_input_is_written_and_closed_by_whoever_knows_the_id(rig: Rig) -> None:
         late = await Request("POST", f"{PROCESSES}/p1/stdin", b"late").send_to(app)
         assert (late.status, late.error["code"]) == (409, "stdin_closed")
 
-    check(rig, test)
 
-
-def test_a_command_is_signalled_killed_and_forgotten(rig: Rig) -> None:
-    async def test(app: ASGIApp, agent: FakeAgent) -> None:
+async def test_a_command_is_signalled_killed_and_forgotten(rig: Rig) -> None:
+    async with guest_of(rig) as (app, agent):
         await start(app, "sleep")
         assert (await send(app, "POST", "/p1/signal", {"signal": 15})).status == 204
         ended = (await send(app, "GET", "/p1")).json
@@ -152,11 +137,9 @@ def test_a_command_is_signalled_killed_and_forgotten(rig: Rig) -> None:
         assert agent.killed == ["p1 signal 15", "p2"]
         assert (await send(app, "GET", "")).json == {"processes": []}
 
-    check(rig, test)
 
-
-def test_a_terminal_is_resized_and_what_has_none_is_not(rig: Rig) -> None:
-    async def test(app: ASGIApp, agent: FakeAgent) -> None:
+async def test_a_terminal_is_resized_and_what_has_none_is_not(rig: Rig) -> None:
+    async with guest_of(rig) as (app, agent):
         await start(app, "tty", pty={"rows": 24, "cols": 80})
         await start(app, "sleep")
         assert (await send(app, "POST", "/p1/resize", {"rows": 50, "cols": 132})).status == 204
@@ -167,14 +150,12 @@ def test_a_terminal_is_resized_and_what_has_none_is_not(rig: Rig) -> None:
             assert (await send(app, "POST", "/p1/resize", size)).status == 400
         assert agent.processes["p1"].resized == [{"rows": 50, "cols": 132}]
 
-    check(rig, test)
 
-
-def test_readers_too_learn_of_a_guest_that_falls_silent(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_readers_too_learn_of_a_guest_that_falls_silent(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stall, "STALL_TIMEOUT_S", 0.2)
     monkeypatch.setattr(stall, "_POLL_S", 0.05)
 
-    async def test(app: ASGIApp, agent: FakeAgent) -> None:
+    async with guest_of(rig) as (app, agent):
         await start(app, "sleep")
         for path in ("/p1/output", "/p1/output?none=true"):
             last = frames_of(await send(app, "GET", path))[-1]
@@ -186,5 +167,3 @@ def test_readers_too_learn_of_a_guest_that_falls_silent(rig: Rig, monkeypatch: p
         assert not reading.done()
         reader.leave.set()
         await reading
-
-    check(rig, test)

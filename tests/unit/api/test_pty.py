@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -23,7 +23,7 @@ from tests.fakes.engine import Rig
 from tests.fakes.guest import running_vm
 from tests.fakes.sockets import BINARY, CLOSE, TEXT, RawSocket, serving
 
-pytestmark = pytest.mark.slow  # each is an engine, a server and a VM
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]  # each is an engine, a server and a VM
 
 PATH = "/v1/vms/web/pty"
 START = {"type": "start"}
@@ -39,17 +39,15 @@ class Rack:
         return unix_connect(str(self.rig.home.engine_socket), f"ws://squib{path}", compression=None, **options)
 
 
-def check(rig: Rig, test: Callable[[Rack], Awaitable[None]]) -> None:
-    async def main() -> None:
-        async with (
-            asyncio.timeout(20),
-            rig.engine() as engine,
-            running_vm(engine, rig.config) as agent,
-            serving(create_app(engine), sockets.listen(rig.home.engine_socket)),
-        ):
-            await test(Rack(rig, engine, agent))
-
-    asyncio.run(main())
+@contextlib.asynccontextmanager
+async def served(rig: Rig) -> AsyncIterator[Rack]:
+    async with (
+        asyncio.timeout(20),
+        rig.engine() as engine,
+        running_vm(engine, rig.config) as agent,
+        serving(create_app(engine), sockets.listen(rig.home.engine_socket)),
+    ):
+        yield Rack(rig, engine, agent)
 
 
 async def tell(client: ClientConnection, message: object) -> None:
@@ -93,27 +91,24 @@ async def refused(client: ClientConnection) -> Any:
     return messages[-1]["error"]
 
 
-def test_what_is_typed_while_the_vm_is_paused_arrives_when_it_goes_on(rig: Rig) -> None:
-    async def test(rack: Rack) -> None:
-        async with rack.connect() as client:
-            await tell(client, START)
-            await answer(client)
-            await until(client, b"$ ")
-            await pause_vm(rack.engine, "web")
-            await client.send(b"typed ")
-            await tell(client, {"type": "resize", "rows": 50, "cols": 132})
-            await (await client.ping())
-            await resume_vm(rack.engine, "web")
-            await until(client, b"[50x132]")
-            await client.send(b"exit 7\r")
-            messages, code = await rest(client)
-            assert (messages[-1]["exit_code"], code) == (7, 1000)
-
-    check(rig, test)
+async def test_what_is_typed_while_the_vm_is_paused_arrives_when_it_goes_on(rig: Rig) -> None:
+    async with served(rig) as rack, rack.connect() as client:
+        await tell(client, START)
+        await answer(client)
+        await until(client, b"$ ")
+        await pause_vm(rack.engine, "web")
+        await client.send(b"typed ")
+        await tell(client, {"type": "resize", "rows": 50, "cols": 132})
+        await (await client.ping())
+        await resume_vm(rack.engine, "web")
+        await until(client, b"[50x132]")
+        await client.send(b"exit 7\r")
+        messages, code = await rest(client)
+        assert (messages[-1]["exit_code"], code) == (7, 1000)
 
 
-def test_a_terminal_from_its_start_to_its_end(rig: Rig) -> None:
-    async def test(rack: Rack) -> None:
+async def test_a_terminal_from_its_start_to_its_end(rig: Rig) -> None:
+    async with served(rig) as rack:
         async with rack.connect() as client:
             await tell(client, START | {"rows": 30, "cols": 100, "env": {"A": "1"}, "user": "u"})
             assert await answer(client) == {"type": "started", "id": "p1", "pid": 101}
@@ -132,11 +127,9 @@ def test_a_terminal_from_its_start_to_its_end(rig: Rig) -> None:
             "login": True, "background": True, "pty": {"rows": 30, "cols": 100}, "env": {"A": "1"}, "user": "u",
         }  # fmt: skip
 
-    check(rig, test)
 
-
-def test_a_client_made_by_hand(rig: Rig) -> None:
-    async def test(rack: Rack) -> None:
+async def test_a_client_made_by_hand(rig: Rig) -> None:
+    async with served(rig):
         raw = RawSocket(*await asyncio.open_unix_connection(str(rig.home.engine_socket)))
         await raw.shake_hands(PATH)
         assert raw.status == 101
@@ -158,11 +151,9 @@ def test_a_client_made_by_hand(rig: Rig) -> None:
         assert await raw.reader.read() == b""
         raw.writer.close()
 
-    check(rig, test)
 
-
-def test_a_terminal_outlives_its_client_and_is_attached_to_with_its_scrollback(rig: Rig) -> None:
-    async def test(rack: Rack) -> None:
+async def test_a_terminal_outlives_its_client_and_is_attached_to_with_its_scrollback(rig: Rig) -> None:
+    async with served(rig) as rack:
         async with rack.connect() as client:
             await tell(client, START)
             assert (await answer(client))["id"] == "p1"
@@ -182,45 +173,38 @@ def test_a_terminal_outlives_its_client_and_is_attached_to_with_its_scrollback(r
             assert await answer(client) == {"type": "offset", "offset": 4}
             assert await until(client, b"[40x90]") == b"rst[40x90]"
 
-    check(rig, test)
 
-
-def test_an_ended_terminal_shows_its_output_and_its_end(rig: Rig) -> None:
-    async def test(rack: Rack) -> None:
+async def test_an_ended_terminal_shows_its_output_and_its_end(rig: Rig) -> None:
+    async with served(rig) as rack:
         for message in ({"type": "start", "argv": ["echo", "a"]}, {"type": "attach", "id": "p1", "rows": 9, "cols": 9}):
             async with rack.connect() as client:
                 await tell(client, message)
                 messages, code = await rest(client)
                 assert (messages[-2], messages[-1]["exit_code"], code) == (b"a\n", 0, 1000)
 
-    check(rig, test)
+
+async def test_several_clients_of_one_terminal_see_and_type_the_same(rig: Rig) -> None:
+    async with served(rig) as rack, rack.connect() as one, rack.connect() as two:
+        await tell(one, START)
+        await answer(one)
+        await until(one, b"$ ")
+        await tell(two, {"type": "attach", "id": "p1", "offset": 2})
+        await answer(two)
+        await left(rack.agent, readers=2)
+        await one.send(b"one;")
+        await until(one, b"one;")
+        await two.send(b"two;")
+        await until(one, b"two;")
+        assert await answer(two) == {"type": "offset", "offset": 2}
+        assert await until(two, b"two;") == b"one;two;"
+        await tell(two, {"type": "signal", "signal": 15})
+        for client in (one, two):
+            messages, code = await rest(client)
+            assert (messages[-1]["exit_code"], messages[-1]["signal"], code) == (143, 15, 1000)
 
 
-def test_several_clients_of_one_terminal_see_and_type_the_same(rig: Rig) -> None:
-    async def test(rack: Rack) -> None:
-        async with rack.connect() as one, rack.connect() as two:
-            await tell(one, START)
-            await answer(one)
-            await until(one, b"$ ")
-            await tell(two, {"type": "attach", "id": "p1", "offset": 2})
-            await answer(two)
-            await left(rack.agent, readers=2)
-            await one.send(b"one;")
-            await until(one, b"one;")
-            await two.send(b"two;")
-            await until(one, b"two;")
-            assert await answer(two) == {"type": "offset", "offset": 2}
-            assert await until(two, b"two;") == b"one;two;"
-            await tell(two, {"type": "signal", "signal": 15})
-            for client in (one, two):
-                messages, code = await rest(client)
-                assert (messages[-1]["exit_code"], messages[-1]["signal"], code) == (143, 15, 1000)
-
-    check(rig, test)
-
-
-def test_what_was_typed_before_the_client_left_is_still_written(rig: Rig) -> None:
-    async def test(rack: Rack) -> None:
+async def test_what_was_typed_before_the_client_left_is_still_written(rig: Rig) -> None:
+    async with served(rig) as rack:
         async with rack.connect() as client:
             await tell(client, START)
             await answer(client)
@@ -233,32 +217,28 @@ def test_what_was_typed_before_the_client_left_is_still_written(rig: Rig) -> Non
             await answer(client), await answer(client)
             assert await until(client, b"words") == b"$ last words"
 
-    check(rig, test)
+
+async def test_keys_that_come_while_others_are_written_go_together_and_in_order(rig: Rig) -> None:
+    async with served(rig) as rack, rack.connect() as client:
+        await tell(client, START)
+        await answer(client)
+        rack.agent.typing.clear()
+        keys = [b"%03d." % number for number in range(200)]
+        for key in keys:
+            await client.send(key)
+        await tell(client, {"type": "resize", "rows": 5, "cols": 5})
+        await until(client, b"[5x5]")  # all keys have come to the engine
+        rack.agent.typing.set()
+        assert await until(client, b"199.") == b"".join(keys)
+        assert len(rack.agent.writes) <= 2
 
 
-def test_keys_that_come_while_others_are_written_go_together_and_in_order(rig: Rig) -> None:
-    async def test(rack: Rack) -> None:
-        async with rack.connect() as client:
-            await tell(client, START)
-            await answer(client)
-            rack.agent.typing.clear()
-            keys = [b"%03d." % number for number in range(200)]
-            for key in keys:
-                await client.send(key)
-            await tell(client, {"type": "resize", "rows": 5, "cols": 5})
-            await until(client, b"[5x5]")  # all keys have come to the engine
-            rack.agent.typing.set()
-            assert await until(client, b"199.") == b"".join(keys)
-            assert len(rack.agent.writes) <= 2
-
-    check(rig, test)
-
-
-def test_input_that_the_terminal_does_not_take_stops_the_client(rig: Rig) -> None:
+async def test_input_that_the_terminal_does_not_take_stops_the_client(rig: Rig) -> None:
     piece, count = b"k" * (1 << 16), 200
     sent = 0
 
-    async def test(rack: Rack) -> None:
+    async with served(rig) as rack:
+
         async def send(client: ClientConnection) -> None:
             nonlocal sent
             for _ in range(count):
@@ -283,13 +263,11 @@ def test_input_that_the_terminal_does_not_take_stops_the_client(rig: Rig) -> Non
                 echoed += message.count(b"k")
             await sending
 
-    check(rig, test)
 
-
-def test_a_client_that_does_not_read_stops_the_writer_and_loses_nothing(rig: Rig) -> None:
+async def test_a_client_that_does_not_read_stops_the_writer_and_loses_nothing(rig: Rig) -> None:
     kib = 8 << 10
 
-    async def test(rack: Rack) -> None:
+    async with served(rig) as rack:
         raw = RawSocket(*await asyncio.open_unix_connection(str(rig.home.engine_socket), limit=1 << 12))
         await raw.shake_hands(PATH)
         raw.send(TEXT, json.dumps({"type": "start", "argv": ["flood", str(kib)]}).encode())
@@ -308,11 +286,9 @@ def test_a_client_that_does_not_read_stops_the_writer_and_loses_nothing(rig: Rig
         assert received == b"".join(b"%01023d\n" % number for number in range(kib))
         raw.writer.transport.abort()
 
-    check(rig, test)
 
-
-def test_a_client_that_dies_leaves_the_terminal(rig: Rig) -> None:
-    async def test(rack: Rack) -> None:
+async def test_a_client_that_dies_leaves_the_terminal(rig: Rig) -> None:
+    async with served(rig) as rack:
         for argv in (["tty"], ["spam"]):
             raw = RawSocket(*await asyncio.open_unix_connection(str(rig.home.engine_socket)))
             await raw.shake_hands(PATH)
@@ -328,28 +304,21 @@ def test_a_client_that_dies_leaves_the_terminal(rig: Rig) -> None:
         while rack.engine._requests:
             await asyncio.sleep(0.005)
 
-    check(rig, test)
+
+async def test_a_client_that_goes_before_it_knows_the_id_leaves_nothing(rig: Rig) -> None:
+    async with asyncio.timeout(20), rig.engine() as engine, running_vm(engine, rig.config) as agent:
+        handshake = Handshake(PATH, messages=[json.dumps(START)], goes_at="started")
+        await handshake.send_to(create_app(engine))
+        assert (agent.killed, agent.processes) == (["p1"], {})
 
 
-def test_a_client_that_goes_before_it_knows_the_id_leaves_nothing(rig: Rig) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(20), rig.engine() as engine, running_vm(engine, rig.config) as agent:
-            handshake = Handshake(PATH, messages=[json.dumps(START)], goes_at="started")
-            await handshake.send_to(create_app(engine))
-            assert (agent.killed, agent.processes) == (["p1"], {})
-
-    asyncio.run(main())
-
-
-def test_a_silent_terminal_says_from_time_to_time_that_it_is_there(rig: Rig) -> None:
-    async def test(rack: Rack) -> None:
+async def test_a_silent_terminal_says_from_time_to_time_that_it_is_there(rig: Rig) -> None:
+    async with served(rig) as rack:
         rack.agent.idle_s = 0.01
         async with rack.connect() as client:
             await tell(client, START | {"argv": ["sleep"]})
             await answer(client)
             assert [await client.recv() for _ in range(3)] == [b"", b"", b""]
-
-    check(rig, test)
 
 
 @pytest.mark.parametrize(
@@ -373,8 +342,8 @@ def test_a_silent_terminal_says_from_time_to_time_that_it_is_there(rig: Rig) -> 
         ("start", "invalid_argument", "JSON object"),
     ],
 )
-def test_a_first_message_that_asks_for_nothing_possible(rig: Rig, message: object, code: str, words: str) -> None:
-    async def test(rack: Rack) -> None:
+async def test_a_first_message_that_asks_for_nothing_possible(rig: Rig, message: object, code: str, words: str) -> None:
+    async with served(rig) as rack:
         async with rack.connect() as client:
             await tell(client, message)
             error = await refused(client)
@@ -382,27 +351,19 @@ def test_a_first_message_that_asks_for_nothing_possible(rig: Rig, message: objec
             assert "13371337" not in json.dumps(error)
         assert rack.agent.processes == {}
 
-    check(rig, test)
-
 
 @pytest.mark.parametrize("message", ["{", "[" * 100_000, b"\x00", b'{"type": "start"}', "NaN", '"' + "x" * 2000 + '"'])
-def test_a_first_message_that_is_no_object(rig: Rig, message: str | bytes) -> None:
-    async def test(rack: Rack) -> None:
-        async with rack.connect() as client:
-            await client.send(message)
-            assert (await refused(client))["code"] == "invalid_argument"
-
-    check(rig, test)
+async def test_a_first_message_that_is_no_object(rig: Rig, message: str | bytes) -> None:
+    async with served(rig) as rack, rack.connect() as client:
+        await client.send(message)
+        assert (await refused(client))["code"] == "invalid_argument"
 
 
-def test_a_first_message_that_does_not_come(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_first_message_that_does_not_come(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pty, "_FIRST_MESSAGE_S", 0.05)
 
-    async def test(rack: Rack) -> None:
-        async with rack.connect() as client:
-            assert "no message has come" in (await refused(client))["message"]
-
-    check(rig, test)
+    async with served(rig) as rack, rack.connect() as client:
+        assert "no message has come" in (await refused(client))["message"]
 
 
 @pytest.mark.parametrize(
@@ -416,8 +377,8 @@ def test_a_first_message_that_does_not_come(rig: Rig, monkeypatch: pytest.Monkey
         {"type": "start"},
     ],
 )
-def test_a_later_message_that_is_none_ends_the_connection_not_the_terminal(rig: Rig, message: object) -> None:
-    async def test(rack: Rack) -> None:
+async def test_a_later_message_that_is_none_ends_the_connection_not_the_terminal(rig: Rig, message: object) -> None:
+    async with served(rig) as rack:
         async with rack.connect() as client:
             await tell(client, START)
             await answer(client)
@@ -427,11 +388,9 @@ def test_a_later_message_that_is_none_ends_the_connection_not_the_terminal(rig: 
         await left(rack.agent)
         assert rack.agent.processes["p1"].exit is None
 
-    check(rig, test)
 
-
-def test_a_message_over_the_limit_ends_the_connection_not_the_terminal(rig: Rig) -> None:
-    async def test(rack: Rack) -> None:
+async def test_a_message_over_the_limit_ends_the_connection_not_the_terminal(rig: Rig) -> None:
+    async with served(rig) as rack:
         async with rack.connect() as client:
             await tell(client, START)
             await answer(client)
@@ -442,72 +401,54 @@ def test_a_message_over_the_limit_ends_the_connection_not_the_terminal(rig: Rig)
         await left(rack.agent)
         assert rack.agent.processes["p1"].exit is None
 
-    check(rig, test)
 
-
-def test_an_image_without_a_shell_says_so(rig: Rig) -> None:
-    async def test(rack: Rack) -> None:
+async def test_an_image_without_a_shell_says_so(rig: Rig) -> None:
+    async with served(rig) as rack:
         rack.agent.no_shell = True
         async with rack.connect() as client:
             await tell(client, START)
             error = await refused(client)
             assert (error["code"], bool(error["hint"])) == ("no_shell", True)
 
-    check(rig, test)
 
-
-def test_a_process_without_a_terminal_is_not_attached_to(rig: Rig) -> None:
-    async def test(rack: Rack) -> None:
+async def test_a_process_without_a_terminal_is_not_attached_to(rig: Rig) -> None:
+    async with served(rig) as rack:
         command = await start_exec(rack.engine, "web", ExecRequest(argv=["sleep"], background=True))
         async with rack.connect() as client:
             await tell(client, {"type": "attach", "id": "p1"})
             assert (await refused(client))["code"] == "no_terminal"
         command.close()
 
-    check(rig, test)
+
+async def test_a_vm_that_is_not_there_and_one_that_does_not_run(rig: Rig) -> None:
+    async with served(rig) as rack, rack.connect("/v1/vms/nosuch/pty") as client:
+        await tell(client, START)
+        assert (await refused(client))["code"] == "not_found"
 
 
-def test_a_vm_that_is_not_there_and_one_that_does_not_run(rig: Rig) -> None:
-    async def test(rack: Rack) -> None:
-        async with rack.connect("/v1/vms/nosuch/pty") as client:
-            await tell(client, START)
-            assert (await refused(client))["code"] == "not_found"
-
-    check(rig, test)
+async def test_a_guest_that_sends_nonsense_ends_the_connection(rig: Rig) -> None:
+    async with served(rig) as rack, rack.connect() as client:
+        await tell(client, START | {"argv": ["garbage"]})
+        assert (await refused(client))["code"] == "agent_protocol_error"
 
 
-def test_a_guest_that_sends_nonsense_ends_the_connection(rig: Rig) -> None:
-    async def test(rack: Rack) -> None:
-        async with rack.connect() as client:
-            await tell(client, START | {"argv": ["garbage"]})
-            assert (await refused(client))["code"] == "agent_protocol_error"
+async def test_a_guest_that_is_lost_is_told(rig: Rig) -> None:
+    async with served(rig) as rack, rack.connect() as client:
+        await tell(client, START)
+        await answer(client)
+        await until(client, b"$ ")
+        await rack.engine.running[rack.engine.store.get_vm("web").vm_id].agent.close()
+        error = await refused(client)
+        assert (error["code"], "lost" in error["message"]) == ("agent_lost", True)
 
-    check(rig, test)
 
-
-def test_a_guest_that_is_lost_is_told(rig: Rig) -> None:
-    async def test(rack: Rack) -> None:
-        async with rack.connect() as client:
+async def test_an_engine_that_ends_closes_the_connection(rig: Rig) -> None:
+    async with asyncio.timeout(20), rig.engine() as engine, running_vm(engine, rig.config) as agent:
+        rack = Rack(rig, engine, agent)
+        async with serving(create_app(engine), sockets.listen(rig.home.engine_socket), end_in_order=True):
+            client = await rack.connect()
             await tell(client, START)
             await answer(client)
             await until(client, b"$ ")
-            await rack.engine.running[rack.engine.store.get_vm("web").vm_id].agent.close()
-            error = await refused(client)
-            assert (error["code"], "lost" in error["message"]) == ("agent_lost", True)
-
-    check(rig, test)
-
-
-def test_an_engine_that_ends_closes_the_connection(rig: Rig) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(20), rig.engine() as engine, running_vm(engine, rig.config) as agent:
-            rack = Rack(rig, engine, agent)
-            async with serving(create_app(engine), sockets.listen(rig.home.engine_socket), end_in_order=True):
-                client = await rack.connect()
-                await tell(client, START)
-                await answer(client)
-                await until(client, b"$ ")
-            assert await rest(client) == ([], 1012)
-            await left(agent)
-
-    asyncio.run(main())
+        assert await rest(client) == ([], 1012)
+        await left(agent)

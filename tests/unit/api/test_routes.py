@@ -1,6 +1,7 @@
 """Every route once, as it is meant to be used."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from squib.store.database import now
 from squib.version import VERSION
 from tests.fakes.engine import Rig
 
-OverHttp = Callable[..., None]
+pytestmark = pytest.mark.anyio
+
+OverHttp = Callable[[], contextlib.AbstractAsyncContextManager[tuple[Engine, httpx.AsyncClient]]]
 
 
 def body(rig: Rig, *, start: bool = False, **fields: object) -> dict[str, object]:
@@ -30,8 +33,8 @@ def vm_of(response: httpx.Response, status: int = 200) -> VMInfo:
     return VMInfo.model_validate(response.json())
 
 
-def test_the_whole_life_of_a_vm(rig: Rig, over_http: OverHttp) -> None:
-    async def test(engine: Engine, http: httpx.AsyncClient) -> None:
+async def test_the_whole_life_of_a_vm(rig: Rig, over_http: OverHttp) -> None:
+    async with over_http() as (engine, http):
         made = vm_of(await http.post("/v1/vms", json=body(rig, name="web", env_vars={"TOKEN": "hunter2"})), 201)
         assert (made.name, made.state, made.env_names, made.pid) == ("web", "created", ["TOKEN"], None)
         started = vm_of(await http.post("/v1/vms/web/start", json={}))
@@ -46,20 +49,16 @@ def test_the_whole_life_of_a_vm(rig: Rig, over_http: OverHttp) -> None:
         assert (await http.get("/v1/vms/web")).status_code == 404
         assert (engine.store.list_vms(), engine.store.leases()) == ([], [])
 
-    over_http(test)
 
-
-def test_create_with_start_answers_when_the_vm_is_ready(rig: Rig, over_http: OverHttp) -> None:
-    async def test(engine: Engine, http: httpx.AsyncClient) -> None:
+async def test_create_with_start_answers_when_the_vm_is_ready(rig: Rig, over_http: OverHttp) -> None:
+    async with over_http() as (_, http):
         made = vm_of(await http.post("/v1/vms", json=body(rig, start=True, vm_id="one", vcpu_count=2)), 201)
         assert (made.vm_id, made.state, made.vcpu_count) == ("one", "running", 2)
         assert rig.driver.launched[0].vcpu_count == 2
 
-    over_http(test)
 
-
-def test_vms_are_listed_oldest_first_and_by_project(rig: Rig, over_http: OverHttp) -> None:
-    async def test(engine: Engine, http: httpx.AsyncClient) -> None:
+async def test_vms_are_listed_oldest_first_and_by_project(rig: Rig, over_http: OverHttp) -> None:
+    async with over_http() as (_, http):
         assert (await http.get("/v1/vms")).json() == {"vms": []}
         for name, project in (("z", "lab"), ("a", None), ("m", "lab")):
             vm_of(await http.post("/v1/vms", json=body(rig, name=name, project=project)), 201)
@@ -67,31 +66,25 @@ def test_vms_are_listed_oldest_first_and_by_project(rig: Rig, over_http: OverHtt
         assert [vm["name"] for vm in (await http.get("/v1/vms?project=lab")).json()["vms"]] == ["z", "m"]
         assert (await http.get("/v1/vms?project=other")).json() == {"vms": []}
 
-    over_http(test)
 
-
-def test_values_of_the_environment_are_in_no_answer(rig: Rig, over_http: OverHttp) -> None:
-    async def test(engine: Engine, http: httpx.AsyncClient) -> None:
+async def test_values_of_the_environment_are_in_no_answer(rig: Rig, over_http: OverHttp) -> None:
+    async with over_http() as (_, http):
         answers = [await http.post("/v1/vms", json=body(rig, name="web", env_vars={"TOKEN": "hunter2"}))]
         answers += [await http.get("/v1/vms"), await http.get("/v1/vms/web")]
         answers += [await http.post("/v1/vms", json=body(rig, name="web", env_vars={"TOKEN": "hunter2"}))]
         assert [answer.status_code for answer in answers] == [201, 200, 200, 409]
         assert "hunter2" not in "".join(answer.text for answer in answers)
 
-    over_http(test)
 
-
-def test_the_engine_says_what_it_is(rig: Rig, over_http: OverHttp) -> None:
-    async def test(engine: Engine, http: httpx.AsyncClient) -> None:
+async def test_the_engine_says_what_it_is(rig: Rig, over_http: OverHttp) -> None:
+    async with over_http() as (_, http):
         await http.post("/v1/vms", json=body(rig))
         info = (await http.get("/v1/engine")).json()
         assert (info["version"], info["driver"], info["home"]) == (VERSION, "fake", str(rig.home.root))
         assert (info["vm_count"], info["running_count"]) == (1, 0)
 
-    over_http(test)
 
-
-def test_doctor_looks_at_host_and_engine(over_http: OverHttp, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_doctor_looks_at_host_and_engine(over_http: OverHttp, monkeypatch: pytest.MonkeyPatch) -> None:
     on_host = Check(
         name="moon", status=CheckStatus.FAIL, detail="wrong phase", fix=Fix(argv=("wait", "a week"), as_root=True)
     )
@@ -103,14 +96,12 @@ def test_doctor_looks_at_host_and_engine(over_http: OverHttp, monkeypatch: pytes
     monkeypatch.setattr(doctor, "check_host", check_host)
     monkeypatch.setattr(doctor, "check_engine", lambda engine: [in_engine])
 
-    async def test(engine: Engine, http: httpx.AsyncClient) -> None:
+    async with over_http() as (_, http):
         assert CheckList.model_validate((await http.get("/v1/doctor")).json()).checks == [on_host, in_engine]
 
-    over_http(test)
 
-
-def test_logs_are_the_bytes_that_were_written(rig: Rig, over_http: OverHttp) -> None:
-    async def test(engine: Engine, http: httpx.AsyncClient) -> None:
+async def test_logs_are_the_bytes_that_were_written(rig: Rig, over_http: OverHttp) -> None:
+    async with over_http() as (_, http):
         vm = vm_of(await http.post("/v1/vms", json=body(rig, name="web")), 201)
         rig.console_log(vm.vm_id).write_bytes(b"one\r\n\xff\x1b[0m two\nthree\n")
         rig.home.engine_log.write_bytes(b"first\nlast\n")
@@ -122,13 +113,11 @@ def test_logs_are_the_bytes_that_were_written(rig: Rig, over_http: OverHttp) -> 
         assert (await http.get("/v1/engine/logs?lines=1")).content == b"last\n"
         assert (await http.get("/v1/engine/logs")).content == b"first\nlast\n"
 
-    over_http(test)
 
-
-def test_images_and_kernels_are_listed_with_their_users(
+async def test_images_and_kernels_are_listed_with_their_users(
     rig: Rig, over_http: OverHttp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def test(engine: Engine, http: httpx.AsyncClient) -> None:
+    async with over_http() as (engine, http):
         built_at = now()
         image = Entry("base", "sha256:1", 7, built_at, {})
         kernel = Entry("debian-cloud", "sha256:2", 8, built_at, {"version": "6.1"}, damage="torn")
@@ -161,13 +150,12 @@ def test_images_and_kernels_are_listed_with_their_users(
         assert removed == ["base", "sha256:2"]
         assert (await http.delete("/v1/kernels/6.2")).status_code == 404
 
-    over_http(test)
 
-
-def test_the_results_of_builds_have_the_fields_of_the_first_version(
+async def test_the_results_of_builds_have_the_fields_of_the_first_version(
     rig: Rig, over_http: OverHttp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def test(engine: Engine, http: httpx.AsyncClient) -> None:
+    async with over_http() as (engine, http):
+
         async def build_kernel(on_progress: OnProgress, *, rebuild: bool) -> Kernel:
             return Kernel("6.1", "sha256:2", Path("/k"), None, None, (), 8, now())
 
@@ -181,13 +169,11 @@ def test_the_results_of_builds_have_the_fields_of_the_first_version(
         image = (await http.post("/v1/images", json={"name": "base"})).json()["image"]
         assert image.keys() == {"name", "digest", "size_bytes", "built_at", "in_use_by"}
 
-    over_http(test)
 
-
-def test_the_engine_is_busy_while_a_request_or_a_vm_needs_it(
+async def test_the_engine_is_busy_while_a_request_or_a_vm_needs_it(
     rig: Rig, over_http: OverHttp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def test(engine: Engine, http: httpx.AsyncClient) -> None:
+    async with over_http() as (engine, http):
         entered, go_on = asyncio.Event(), asyncio.Event()
 
         async def check_host(home: object) -> list[Check]:
@@ -209,5 +195,3 @@ def test_the_engine_is_busy_while_a_request_or_a_vm_needs_it(
         assert engine.idle_s == 0
         await http.post("/v1/vms/web/stop", json={})
         assert engine.idle_s > 0
-
-    over_http(test)
