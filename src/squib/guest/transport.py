@@ -174,7 +174,14 @@ class FrameTransport(asyncio.BufferedProtocol):
             self._buffer[: self._filled] = bytes(self._buffer[start : start + self._filled])
         delay_s = self._budget.throttle()
         if (unfinished or delay_s) and self._transport and not self._transport.is_closing():
-            self._next_turn = asyncio.get_running_loop().call_later(delay_s, self._take_turn)
+            go_on = self._take_turn if unfinished else self._read_on  # an empty turn would add to the debt, for ever
+            self._next_turn = asyncio.get_running_loop().call_later(delay_s, go_on)
+        self._pause_or_resume_reading()
+
+    def _read_on(self) -> None:
+        """Read from the guest again, after a wait that has paid its debt."""
+        self._next_turn = None
+        self._budget.release()
         self._pause_or_resume_reading()
 
     def _cancel_turn(self) -> None:
