@@ -171,7 +171,7 @@ def test_no_qemu(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
                 await create_vm(engine, VMConfig(), start=True, on_progress=lambda _: None)
             assert "squib doctor --fix" in refused.value.hint
             assert "qemu-system-x86" in refused.value.hint
-            assert resources(own) == Resources([], [], [], [], [], [], [])
+            assert resources(own) == Resources([], [], [], [], [], [], [], [])
 
     asyncio.run(main())
 
