@@ -1,6 +1,7 @@
 """How the package is built: what the linters do not see."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -135,3 +136,9 @@ def test_the_command_line_starts_without_the_heavy_packages() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "squib" in done.stdout.split()
     assert {"httpx", "pydantic", "rich", "fastapi", "uvicorn", "starlette"}.isdisjoint(done.stdout.split())
+
+
+def test_no_private_attributes_of_the_http_libraries() -> None:
+    """Nothing below ``httpx`` or ``httpcore`` with an underscore."""
+    private = re.compile(r"\b(httpx|httpcore)\.(\w+\.)*_\w|\b_pool\._")
+    assert [name_of(path) for path in FILES if private.search(path.read_text())] == []

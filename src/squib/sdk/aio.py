@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self, Unpack
 
 from squib.errors import BootTimeout, NotFound
-from squib.models import ProcessInfo, PtySize, VMConfig, VMInfo, VMState
+from squib.models import OnProgress, ProcessInfo, PtySize, VMConfig, VMInfo, VMState
 from squib.sdk.aio_process import AsyncProcess, find_process, list_processes, spawn
 from squib.sdk.client import EngineClient
 from squib.sdk.command import exec_request, start_command
@@ -34,8 +34,14 @@ class AsyncVM:
     """
 
     def __init__(
-        self, config: VMConfig | None = None, *, engine: EngineClient | None = None, **options: Unpack[VMOptions]
+        self,
+        config: VMConfig | None = None,
+        *,
+        engine: EngineClient | None = None,
+        on_progress: OnProgress | None = None,
+        **options: Unpack[VMOptions],
     ) -> None:
+        self._on_progress = on_progress
         self._config = make_config(config, options)
         self._engine = engine or EngineClient()
         self._owns_engine = engine is None
@@ -53,14 +59,19 @@ class AsyncVM:
 
     @classmethod
     async def create(
-        cls, config: VMConfig | None = None, *, engine: EngineClient | None = None, **options: Unpack[VMOptions]
+        cls,
+        config: VMConfig | None = None,
+        *,
+        engine: EngineClient | None = None,
+        on_progress: OnProgress | None = None,
+        **options: Unpack[VMOptions],
     ) -> Self:
-        """Register a VM, made from ``config`` and ``options`` (the fields of `VMConfig`). It does not run yet.
+        """Register a VM with ``config`` and ``options`` (the fields of `VMConfig`). It does not run yet.
 
-        Raises `InvalidArgument`, `NameTaken`, `DiskFull`, and what building an image raises if that is not in the
-        cache.
+        ``on_progress`` is called with the steps of building its kernel and image, if they are not in the cache. Raises
+        `InvalidArgument`, `NameTaken`, `DiskFull`, and what building an image raises.
         """
-        vm = cls(config, engine=engine, **options)
+        vm = cls(config, engine=engine, on_progress=on_progress, **options)
         try:
             await vm._register()
         except BaseException:
@@ -91,7 +102,7 @@ class AsyncVM:
 
     async def _register(self, *, bound: bool = False) -> None:
         if self._info is None:
-            self._info = await self._engine.create_vm(self._config, bound=bound)
+            self._info = await self._engine.create_vm(self._config, bound=bound, on_progress=self._on_progress)
 
     # --- what it is ---------------------------------------------------------------------------------------------
 
@@ -133,8 +144,9 @@ class AsyncVM:
     # --- its life -----------------------------------------------------------------------------------------------
 
     async def start(self, boot_timeout: float = 30.0) -> Self:
-        """Boot the VM and wait until the guest answers, at most ``boot_timeout`` seconds. On a VM that runs: nothing.
+        """Boot the VM and wait until the guest answers, at most ``boot_timeout`` seconds.
 
+        A running VM is left as it is. A VM that is not registered yet is registered first, as by `create`.
         Raises `BootFailed`, `BootTimeout`, `WrongState`.
         """
         await self._register()

@@ -107,12 +107,13 @@ class EngineClient:
         content: bytes | AsyncIterator[bytes] | None = None,
         *,
         timeout_s: float | None = None,
+        accept: str = "*/*",
     ) -> AsyncIterator[httpx.Response]:
-        """Send a request; the block reads the answer as it comes.
+        """Send a request; the block reads the response as it comes.
 
         Raises as `request`; `EngineUnavailable` too if nothing comes for ``timeout_s``.
         """
-        headers = {"content-type": "application/json"} if isinstance(content, bytes) else {}
+        headers = {"accept": accept} | ({"content-type": "application/json"} if isinstance(content, bytes) else {})
         http = self._client()
         timeout = httpx.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S)
         request = http.build_request(method, f"/v1{path}", content=content, headers=headers, timeout=timeout)
@@ -162,10 +163,10 @@ class EngineClient:
             limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
             if self._home:
                 # No TLS on a unix socket; reading the certificates of all authorities would take 20 ms.
-                transport = EngineTransport(socket_path=self._home.engine_socket, limits=limits, verify=False)
+                transport = EngineTransport(socket_path=self._home.engine_socket, limits=limits, tls=False)
                 self._http = httpx.AsyncClient(base_url=_BASE_URL, transport=transport, timeout=timeout)
             else:
-                transport = EngineTransport(socket_path=None, limits=limits, verify=str(self._url).startswith("https"))
+                transport = EngineTransport(socket_path=None, limits=limits, tls=str(self._url).startswith("https"))
                 self._http = httpx.AsyncClient(
                     base_url=self._url or "",
                     headers=self.headers,
@@ -192,18 +193,28 @@ class EngineClient:
         """The VM with this ID or name. Raises `NotFound`."""
         return read_value(VMInfo, await self.request("GET", _vm_path(ref)))
 
-    async def create_vm(self, config: VMConfig, *, bound: bool = False) -> VMInfo:
+    async def create_vm(
+        self, config: VMConfig, *, bound: bool = False, on_progress: OnProgress | None = None
+    ) -> VMInfo:
         """Register a VM. The engine deletes a ``bound`` one unless it is held (`holding`) within 10 s.
 
-        Raises `NameTaken`, `DiskFull` and as `build_image`.
+        ``on_progress`` is called with the steps of building its kernel and image. Raises `NameTaken`, `DiskFull` and
+        as `build_image`.
         """
         body = {"config": config.model_dump(exclude_unset=True), "start": False} | ({"bound": True} if bound else {})
-        return read_value(VMInfo, await self.request("POST", "/vms", body))
+        return await self._create(body, on_progress)
 
-    async def launch_vm(self, config: VMConfig, *, boot_timeout_s: float) -> VMInfo:
-        """Make a VM and boot it; if it does not come up, nothing of it stays. Raises as `create_vm` and `start_vm`."""
+    async def launch_vm(
+        self, config: VMConfig, *, boot_timeout_s: float, on_progress: OnProgress | None = None
+    ) -> VMInfo:
+        """Create a VM and boot it. If the boot fails, the VM is removed. Raises as `create_vm` and `start_vm`."""
         body = {"config": config.model_dump(exclude_unset=True), "start": True, "boot_timeout_s": boot_timeout_s}
-        return read_value(VMInfo, await self.request("POST", "/vms", body))
+        return await self._create(body, on_progress)
+
+    async def _create(self, body: dict[str, Any], on_progress: OnProgress | None) -> VMInfo:
+        if on_progress is None:
+            return read_value(VMInfo, await self.request("POST", "/vms", body))
+        return read_value(VMInfo, (await self._with_progress("/vms", body, on_progress, "vm"))["vm"])
 
     async def start_vm(self, ref: str, *, boot_timeout_s: float) -> VMInfo:
         """Boot a VM. Raises `BootFailed`, `BootTimeout`, `WrongState`, `NotFound`."""
@@ -281,13 +292,13 @@ class EngineClient:
         """Build a runtime's image unless it is there. Raises `NotFound`, `ToolFailed`, `DependencyMissing`,
         `DiskFull`.
         """
-        result = await self._build("/images", {"name": name, "rebuild": rebuild}, on_progress)
-        return read_value(ImageInfo, result.get("image"))
+        result = await self._with_progress("/images", {"name": name, "rebuild": rebuild}, on_progress, "image")
+        return read_value(ImageInfo, result["image"])
 
     async def build_kernel(self, *, rebuild: bool = False, on_progress: OnProgress = lambda _: None) -> KernelInfo:
         """Fetch the kernel unless it is there. Raises as `build_image`."""
-        result = await self._build("/kernels", {"rebuild": rebuild}, on_progress)
-        return read_value(KernelInfo, result.get("kernel"))
+        result = await self._with_progress("/kernels", {"rebuild": rebuild}, on_progress, "kernel")
+        return read_value(KernelInfo, result["kernel"])
 
     async def remove_image(self, name: str) -> None:
         """Remove an image from the cache. Raises `NotFound`, `Conflict` if a VM uses it."""
@@ -301,17 +312,23 @@ class EngineClient:
             raise InvalidArgument(str(error)) from None
         await self.request("DELETE", f"/kernels/{quote(ref, safe='')}")
 
-    async def _build(self, path: str, body: dict[str, Any], on_progress: OnProgress) -> dict[str, Any]:
-        async with self.stream("POST", path, json.dumps(body).encode()) as response:
+    async def _with_progress(
+        self, path: str, body: dict[str, Any], on_progress: OnProgress, result: str
+    ) -> dict[str, Any]:
+        """Send a request whose response streams its progress; return the event that has ``result``.
+
+        Events that this client does not know are ignored.
+        """
+        async with self.stream("POST", path, json.dumps(body).encode(), accept="application/x-ndjson") as response:
             async for line in response.aiter_lines():
                 event = _event(line)
                 if progress := event.get("progress"):
                     on_progress(read_value(Progress, progress))
                 elif error := event.get("error"):
                     raise from_wire(error)
-                else:
+                elif event.get(result) is not None:
                     return event
-        raise EngineUnavailable("the engine ended while it built", hint="type the command again: it goes on")
+        raise EngineUnavailable(f"the engine ended before it had the {result}", hint="repeat the command")
 
 
 def _checked_url(url: str) -> str:

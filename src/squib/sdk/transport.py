@@ -1,10 +1,10 @@
-"""How requests reach an engine: httpx's transport, with streams of our own beneath it.
+"""The transport to an engine: httpcore's connection pool behind httpx, with network streams of our own.
 
-Of a long body httpx would read no answer before the end. So an engine whose guest has refused a file (the disk is full)
-would be sent the rest of it, which may have no end.
+httpx reads no response before it has sent the whole request. An engine whose guest rejects a file, because its disk is
+full, would still be sent the rest of it, which may be endless. Our streams stop sending when a response has begun.
 
-Unix sockets have paths of any length here, and waiting for one may be cancelled at any moment: the stream of anyio,
-which httpcore would take, then at times has the event loop print a traceback.
+Unix socket paths may have any length here. Waiting on a unix socket may be cancelled at any moment: anyio's stream,
+which httpcore would use, then sometimes makes the event loop print a traceback.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import contextlib
 import select
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,89 @@ from squib.host import sockets
 _CONNECT_AGAIN_S = 0.01
 
 
-class EngineTransport(httpx.AsyncHTTPTransport):
-    """Over the unix socket at a path, or over TCP without one."""
+class EngineTransport(httpx.AsyncBaseTransport):
+    """Send requests over the unix socket at ``socket_path``, or over TCP without one (``tls`` for https URLs)."""
 
-    def __init__(self, *, socket_path: Path | None, limits: httpx.Limits, verify: bool) -> None:
-        super().__init__(uds=None if socket_path is None else str(socket_path), limits=limits, verify=verify)
-        self._pool._network_backend = _Backend(self._pool._network_backend)
+    def __init__(self, *, socket_path: Path | None, limits: httpx.Limits, tls: bool) -> None:
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=httpx.create_ssl_context() if tls else None,
+            max_connections=limits.max_connections,
+            max_keepalive_connections=limits.max_keepalive_connections,
+            keepalive_expiry=limits.keepalive_expiry,
+            uds=None if socket_path is None else str(socket_path),
+            network_backend=_Backend(),
+        )
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send ``request``; return when the head of the response is there. Raises `httpx.TransportError`."""
+        assert isinstance(request.stream, httpx.AsyncByteStream)
+        url = httpcore.URL(
+            scheme=request.url.raw_scheme,
+            host=request.url.raw_host,
+            port=request.url.port,
+            target=request.url.raw_path,
+        )
+        with _httpx_errors():
+            response = await self._pool.handle_async_request(
+                httpcore.Request(
+                    request.method,
+                    url,
+                    headers=request.headers.raw,
+                    content=request.stream,
+                    extensions=request.extensions,
+                )
+            )
+        return httpx.Response(
+            response.status,
+            headers=response.headers,
+            stream=_ResponseStream(response),
+            extensions=response.extensions,
+        )
+
+    async def aclose(self) -> None:
+        """Close all connections. Idempotent."""
+        await self._pool.aclose()
+
+
+class _ResponseStream(httpx.AsyncByteStream):
+    def __init__(self, response: httpcore.Response) -> None:
+        self._response = response
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        with _httpx_errors():
+            async for chunk in self._response.aiter_stream():
+                yield chunk
+
+    async def aclose(self) -> None:
+        await self._response.aclose()
+
+
+@contextlib.contextmanager
+def _httpx_errors() -> Iterator[None]:
+    """Raise httpcore's errors as httpx's, which have the same names."""
+    try:
+        yield
+    except _HTTPCORE_ERRORS as error:
+        raise getattr(httpx, type(error).__name__)(str(error)) from error
+
+
+_HTTPCORE_ERRORS = (
+    httpcore.ConnectTimeout,
+    httpcore.ReadTimeout,
+    httpcore.WriteTimeout,
+    httpcore.PoolTimeout,
+    httpcore.ConnectError,
+    httpcore.ReadError,
+    httpcore.WriteError,
+    httpcore.LocalProtocolError,
+    httpcore.RemoteProtocolError,
+    httpcore.UnsupportedProtocol,
+)
 
 
 class _Backend(httpcore.AsyncNetworkBackend):
-    def __init__(self, inner: httpcore.AsyncNetworkBackend) -> None:
-        self._inner = inner
+    def __init__(self) -> None:
+        self._inner = httpcore.AnyIOBackend()
 
     async def connect_tcp(self, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
         return _Stream(await self._inner.connect_tcp(*args, **options))

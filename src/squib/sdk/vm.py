@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self, Unpack
 
-from squib.models import ProcessInfo, PtySize, VMConfig, VMInfo, VMState
+from squib.models import OnProgress, ProcessInfo, PtySize, VMConfig, VMInfo, VMState
 from squib.sdk.aio import AsyncVM
 from squib.sdk.client import EngineClient
 from squib.sdk.config import VMOptions
@@ -25,16 +25,24 @@ class VM:
             print(vm.run("uname -a").output)
 
     ``options`` are the fields of `VMConfig`, laid over ``config``. ``engine`` is the engine to use, by default the
-    local one or ``$SQUIB_URL``, whose connections all `VM` objects share. Methods may be called from several threads.
+    local one or ``$SQUIB_URL``, whose connections all `VM` objects share.
+    ``on_progress`` is called with the steps of building its kernel and image, from another thread. Methods may be
+    called from several threads.
 
     Raises `InvalidArgument`, `NameTaken`, `DiskFull`, and what building an image raises if that is not in the cache.
     """
 
     def __init__(
-        self, config: VMConfig | None = None, *, engine: EngineClient | None = None, **options: Unpack[VMOptions]
+        self,
+        config: VMConfig | None = None,
+        *,
+        engine: EngineClient | None = None,
+        on_progress: OnProgress | None = None,
+        **options: Unpack[VMOptions],
     ) -> None:
         self._portal = Portal.get()
-        self._vm = self._portal.run(AsyncVM.create(config, engine=engine or self._portal.engine(), **options))
+        engine = engine or self._portal.engine()
+        self._vm = self._portal.run(AsyncVM.create(config, engine=engine, on_progress=on_progress, **options))
 
     @classmethod
     def _wrap(cls, portal: Portal, vm: AsyncVM) -> Self:

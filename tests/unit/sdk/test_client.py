@@ -335,3 +335,30 @@ def test_a_build_that_does_not_end_well_is_told(lines: str, error: type[SquibErr
                 await engine.build_image("base")
 
     asyncio.run(main())
+
+
+IMAGE = {"name": "base", "digest": "sha256:1", "size_bytes": 1, "built_at": "2026-01-01T00:00:00Z", "layers": 3}
+
+
+def test_events_and_fields_that_a_newer_engine_adds_are_ignored() -> None:
+    lines = [{"heartbeat": 1}, {"progress": {"step": "boot", "percent": 7}}, {"image": IMAGE, "mirror": "x"}]
+    body = "".join(json.dumps(line) + "\n" for line in lines)
+    steps: list[str] = []
+
+    async def main() -> str:
+        async with answering(200, body) as engine:
+            image = await engine.build_image("base", on_progress=lambda step: steps.append(step.step))
+            return image.name
+
+    assert (asyncio.run(main()), steps) == ("base", ["boot"])
+
+
+def test_an_error_with_fields_that_a_newer_engine_adds_is_read() -> None:
+    body = json.dumps({"error": {"code": "not_found", "message": "m", "hint": "h", "docs": "url"}, "trace": "t"})
+
+    async def main() -> None:
+        async with answering(404, body) as engine:
+            with pytest.raises(NotFound, match="m"):
+                await engine.vm("web")
+
+    asyncio.run(main())

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from squib.host import sockets
-from squib.sdk.transport import EngineTransport
+from squib.sdk.transport import EngineTransport, _Backend
 
 TOO_MUCH = bytes(8 << 20)
 """More than the buffers of a unix socket hold."""
@@ -23,8 +23,7 @@ Wait = Callable[[Stream], Awaitable[object]]
 
 
 async def connect(path: Path, timeout: float | None = None) -> Stream:
-    transport = EngineTransport(socket_path=path, limits=httpx.Limits(), verify=False)
-    return await transport._pool._network_backend.connect_unix_socket(str(path), timeout)
+    return await _Backend().connect_unix_socket(str(path), timeout)
 
 
 async def begun(work: Awaitable[object]) -> asyncio.Future[object]:
@@ -135,7 +134,7 @@ def test_closing_ends_the_waiting_and_leaves_its_number_to_the_next(tmp_path: Pa
 def test_a_client_is_closed_while_requests_are_under_way(tmp_path: Path) -> None:
     async def main() -> None:
         with sockets.listen(tmp_path / "s") as server:
-            transport = EngineTransport(socket_path=tmp_path / "s", limits=httpx.Limits(), verify=False)
+            transport = EngineTransport(socket_path=tmp_path / "s", limits=httpx.Limits(), tls=False)
             async with httpx.AsyncClient(base_url="http://squib", transport=transport, timeout=None) as http:
                 tasks = [asyncio.create_task(http.get("/")) for _ in range(3)]
                 peers = [(await asyncio.to_thread(server.accept))[0] for _ in tasks]

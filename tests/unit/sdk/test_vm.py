@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from squib.errors import BootFailed, BootTimeout, InvalidArgument, NameTaken, NotFound, WrongState
-from squib.models import VMConfig, VMState
+from squib.models import Progress, VMConfig, VMState
 from squib.sdk.aio import AsyncVM
 from squib.sdk.aio_process import AsyncProcess
 from squib.sdk.client import EngineClient
@@ -299,3 +299,11 @@ def test_every_method_is_documented(cls: type) -> None:
         name for name, value in public(cls).items() if not isinstance(value, property) and not inspect.getdoc(value)
     ]
     assert undocumented == []
+
+
+def test_the_steps_of_creating_a_vm_are_reported(served: Served) -> None:
+    steps: list[Progress] = []
+    vm = VM(served.rig.config, on_progress=steps.append)
+    assert vm.status is VMState.CREATED
+    assert [step for step in steps if step.step]
+    vm.delete()
