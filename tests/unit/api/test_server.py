@@ -70,20 +70,13 @@ def client(home: Home) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(home.engine_socket)), base_url="http://squib")
 
 
-def check(test: Callable[[], Awaitable[None]]) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(20):
-            await test()
-
-    asyncio.run(main())
-
-
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_it_answers_on_a_socket_that_only_its_user_may_use(rig: Rig) -> None:
-    async def test() -> None:
+@pytest.mark.anyio
+async def test_it_answers_on_a_socket_that_only_its_user_may_use(rig: Rig) -> None:
+    async with asyncio.timeout(20):
         umask = os.umask(0)
         try:
             async with serving(rig.home) as (_, ready), client(rig.home) as http:
@@ -93,32 +86,29 @@ def test_it_answers_on_a_socket_that_only_its_user_may_use(rig: Rig) -> None:
         finally:
             os.umask(umask)
 
-    check(test)
 
-
-def test_a_state_directory_that_others_may_read_is_closed_to_them(rig: Rig) -> None:
-    async def test() -> None:
+@pytest.mark.anyio
+async def test_a_state_directory_that_others_may_read_is_closed_to_them(rig: Rig) -> None:
+    async with asyncio.timeout(20):
         rig.home.root.mkdir()
         rig.home.root.chmod(0o755)
         async with serving(rig.home):
             assert mode(rig.home.root) == 0o700
 
-    check(test)
 
-
+@pytest.mark.anyio
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_and_it_leaves_no_socket(rig: Rig, number: int) -> None:
-    async def test() -> None:
+async def test_a_signal_ends_it_and_it_leaves_no_socket(rig: Rig, number: int) -> None:
+    async with asyncio.timeout(20):
         async with serving(rig.home) as (task, _):
             os.kill(os.getpid(), number)
             await task
             assert not rig.home.engine_socket.exists()
 
-    check(test)
 
-
-def test_vms_go_on_when_it_ends_and_are_there_for_the_next(rig: Rig) -> None:
-    async def test() -> None:
+@pytest.mark.anyio
+async def test_vms_go_on_when_it_ends_and_are_there_for_the_next(rig: Rig) -> None:
+    async with asyncio.timeout(20):
         async with serving(rig.home), client(rig.home) as http:
             body = {"config": rig.config.model_dump(exclude_unset=True) | {"name": "web"}, "start": True}
             assert (await http.post("/v1/vms", json=body)).status_code == 201
@@ -127,22 +117,20 @@ def test_vms_go_on_when_it_ends_and_are_there_for_the_next(rig: Rig) -> None:
             found = (await http.get("/v1/vms/web")).json()
             assert (found["state"], found["pid"]) == ("running", pid)
 
-    check(test)
 
-
-def test_it_ends_when_nobody_has_needed_it_for_a_while(rig: Rig) -> None:
-    async def test() -> None:
+@pytest.mark.anyio
+async def test_it_ends_when_nobody_has_needed_it_for_a_while(rig: Rig) -> None:
+    async with asyncio.timeout(20):
         async with serving(rig.home, idle_exit_s=0.3) as (task, _):
             async with client(rig.home) as http:
                 assert (await http.get("/v1/engine")).status_code == 200
             await task
             assert not rig.home.engine_socket.exists()
 
-    check(test)
 
-
-def test_it_stays_while_a_vm_runs_and_ends_after_the_last(rig: Rig) -> None:
-    async def test() -> None:
+@pytest.mark.anyio
+async def test_it_stays_while_a_vm_runs_and_ends_after_the_last(rig: Rig) -> None:
+    async with asyncio.timeout(20):
         async with rig.engine() as first:
             await create_vm(
                 first, rig.config.model_copy(update={"name": "web"}), start=True, on_progress=lambda _: None
@@ -154,34 +142,33 @@ def test_it_stays_while_a_vm_runs_and_ends_after_the_last(rig: Rig) -> None:
                 assert (await http.delete("/v1/vms/web")).status_code == 204
             await task
 
-    check(test)
 
-
-def test_without_an_idle_time_it_stays(rig: Rig) -> None:
-    async def test() -> None:
+@pytest.mark.anyio
+async def test_without_an_idle_time_it_stays(rig: Rig) -> None:
+    async with asyncio.timeout(20):
         async with serving(rig.home) as (task, _):
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(task), 0.05)
 
-    check(test)
 
-
-def test_a_second_engine_is_refused_at_once_and_the_first_goes_on(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_a_second_engine_is_refused_at_once_and_the_first_goes_on(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(startup, "_LOCK_TIMEOUT_S", 3600.0)
 
-    async def test() -> None:
+    async with asyncio.timeout(20):
         async with serving(rig.home), client(rig.home) as http:
             tcp = TcpOptions("127.0.0.1", 0)
             with pytest.raises(EngineStartFailed, match="another engine"):
                 await serve(rig.home, tcp=tcp, on_ready=lambda url, token: pytest.fail("it is not ready"))
             assert (await http.get("/v1/engine")).status_code == 200
 
-    check(test)
 
-
+@pytest.mark.anyio
 @pytest.mark.parametrize("left", ["socket", "file"])
-def test_what_a_killed_engine_left_in_the_sockets_place_is_replaced(rig: Rig, left: str) -> None:
-    async def test() -> None:
+async def test_what_a_killed_engine_left_in_the_sockets_place_is_replaced(rig: Rig, left: str) -> None:
+    async with asyncio.timeout(20):
         rig.home.root.mkdir()
         if left == "socket":
             with socket.socket(socket.AF_UNIX) as stale:
@@ -191,21 +178,19 @@ def test_what_a_killed_engine_left_in_the_sockets_place_is_replaced(rig: Rig, le
         async with serving(rig.home), client(rig.home) as http:
             assert (await http.get("/v1/engine")).status_code == 200
 
-    check(test)
 
-
-def test_no_tcp_port_is_opened_unless_asked_for(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_no_tcp_port_is_opened_unless_asked_for(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "create_server", lambda *args: pytest.fail("a TCP port was opened"))
 
-    async def test() -> None:
+    async with asyncio.timeout(20):
         async with serving(rig.home):
             pass
 
-    check(test)
 
-
-def test_tcp_needs_the_token_and_the_unix_socket_does_not(rig: Rig) -> None:
-    async def test() -> None:
+@pytest.mark.anyio
+async def test_tcp_needs_the_token_and_the_unix_socket_does_not(rig: Rig) -> None:
+    async with asyncio.timeout(20):
         tcp = TcpOptions("127.0.0.1", 0, token="secret", allowed_hosts=("VMS.example.org",))
         async with serving(rig.home, tcp=tcp) as (_, (url, token)), client(rig.home) as local:
             assert token == "secret" and not rig.home.token.exists()
@@ -218,11 +203,10 @@ def test_tcp_needs_the_token_and_the_unix_socket_does_not(rig: Rig) -> None:
                     assert (await http.get("/v1/engine", headers=right | {"host": host})).status_code == status
             assert (await local.get("/v1/engine")).status_code == 200
 
-    check(test)
 
-
-def test_a_token_is_made_once_and_only_its_user_may_read_it(rig: Rig) -> None:
-    async def test() -> None:
+@pytest.mark.anyio
+async def test_a_token_is_made_once_and_only_its_user_may_read_it(rig: Rig) -> None:
+    async with asyncio.timeout(20):
         tokens = []
         for _ in range(2):
             async with serving(rig.home, tcp=TcpOptions("127.0.0.1", 0)) as (_, (_, token)):
@@ -231,12 +215,11 @@ def test_a_token_is_made_once_and_only_its_user_may_read_it(rig: Rig) -> None:
                 assert rig.home.token.read_text().strip() == token
         assert tokens[0] == tokens[1] and len(tokens[0]) >= 32
 
-    check(test)
 
-
+@pytest.mark.anyio
 @pytest.mark.parametrize("content", ["", "\n"])
-def test_an_empty_token_file_opens_no_door(rig: Rig, content: str) -> None:
-    async def test() -> None:
+async def test_an_empty_token_file_opens_no_door(rig: Rig, content: str) -> None:
+    async with asyncio.timeout(20):
         rig.home.root.mkdir()
         rig.home.token.write_text(content)
         async with serving(rig.home, tcp=TcpOptions("127.0.0.1", 0)) as (_, (url, token)):
@@ -244,23 +227,21 @@ def test_an_empty_token_file_opens_no_door(rig: Rig, content: str) -> None:
             async with httpx.AsyncClient(base_url=url, trust_env=False) as http:
                 assert (await http.get("/v1/engine")).status_code == 401
 
-    check(test)
 
-
+@pytest.mark.anyio
 @pytest.mark.parametrize("host", ["127.0.0.1", "host.invalid"])
-def test_an_address_that_cannot_be_bound_is_said_before_the_engine_starts(rig: Rig, host: str) -> None:
-    async def test() -> None:
+async def test_an_address_that_cannot_be_bound_is_said_before_the_engine_starts(rig: Rig, host: str) -> None:
+    async with asyncio.timeout(20):
         with socket.create_server(("127.0.0.1", 0)) as taken:
             tcp = TcpOptions(host, taken.getsockname()[1])
             with pytest.raises(InvalidArgument, match=f"cannot listen on {host}") as caught:
                 await serve(rig.home, tcp=tcp, on_ready=lambda url, token: pytest.fail("it is not ready"))
         assert "--listen" in caught.value.hint and not rig.home.root.exists()
 
-    check(test)
 
-
-def test_a_request_that_is_under_way_is_answered_before_the_end(rig: Rig) -> None:
-    async def test() -> None:
+@pytest.mark.anyio
+async def test_a_request_that_is_under_way_is_answered_before_the_end(rig: Rig) -> None:
+    async with asyncio.timeout(20):
         async with serving(rig.home) as (task, _), client(rig.home) as http:
             body = {"config": rig.config.model_dump(exclude_unset=True) | {"name": "web"}, "start": True}
             making = asyncio.create_task(http.post("/v1/vms", json=body))
@@ -270,10 +251,11 @@ def test_a_request_that_is_under_way_is_answered_before_the_end(rig: Rig) -> Non
             assert (await making).status_code == 201
             await task
 
-    check(test)
 
-
-def test_it_says_when_vms_need_an_engine_before_a_vmm_is_started(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_it_says_when_vms_need_an_engine_before_a_vmm_is_started(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[bool] = []
     at_launch: list[bool] = []
     launch = rig.driver.launch
@@ -288,7 +270,7 @@ def test_it_says_when_vms_need_an_engine_before_a_vmm_is_started(rig: Rig, monke
         while said[-1:] != [needed]:
             await asyncio.sleep(0.005)
 
-    async def test() -> None:
+    async with asyncio.timeout(20):
         async with serving(rig.home, on_needed=said.append), client(rig.home) as http:
             await until_said(False)
             body = {"config": rig.config.model_dump(exclude_unset=True) | {"name": "web"}, "start": True}
@@ -296,8 +278,6 @@ def test_it_says_when_vms_need_an_engine_before_a_vmm_is_started(rig: Rig, monke
             assert (at_launch, said[-1]) == ([True], True)
             assert (await http.delete("/v1/vms/web")).status_code == 204
             await until_said(False)
-
-    check(test)
 
 
 # --- the detached process ------------------------------------------------------------------------------------------
@@ -374,8 +354,9 @@ def _inheritable_pipe(pipe: Callable[[], tuple[int, int]]) -> tuple[int, int]:
     return read_fd, write_fd
 
 
-def test_when_its_state_directory_is_removed_it_ends_with_its_vms(rig: Rig) -> None:
-    async def test() -> None:
+@pytest.mark.anyio
+async def test_when_its_state_directory_is_removed_it_ends_with_its_vms(rig: Rig) -> None:
+    async with asyncio.timeout(20):
         async with serving(rig.home) as (task, _):
             async with client(rig.home) as http:
                 body = {"config": rig.config.model_dump(exclude_unset=True), "start": True}
@@ -383,5 +364,3 @@ def test_when_its_state_directory_is_removed_it_ends_with_its_vms(rig: Rig) -> N
             shutil.rmtree(rig.home.root)
             await task
             assert not Path(f"/proc/{pid}").exists()
-
-    check(test)

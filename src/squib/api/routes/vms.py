@@ -98,8 +98,9 @@ async def delete(engine: EngineDep, ref: Ref) -> None:
 async def hold(engine: EngineDep, ref: Ref, request: Request) -> None:
     """Bind a VM's lifetime to this request: if the client disconnects, for any reason, the VM is deleted.
 
-    The response comes when the VM has been deleted by other means. An engine that exits deletes nothing: the client
-    sends this request to the next engine again, which waits 10 s for it.
+    If several clients hold a VM, it is deleted when the last one disconnects. The response comes when the VM has been
+    deleted by other means. An engine that exits deletes nothing: the client sends this request to the next engine
+    again, which waits 10 s for it.
     """
     try:
         await while_connected(request, hold_vm(engine, ref))
