@@ -260,7 +260,8 @@ class _Stream(httpx.AsyncByteStream):
 
 
 def _json(value: object) -> httpx.Response:
-    return httpx.Response(200, content=json.dumps(value))  # in ASCII: strings may hold any bytes
+    headers = {"content-type": "application/json"}
+    return httpx.Response(200, content=json.dumps(value), headers=headers)  # in ASCII: strings may hold any bytes
 
 
 def _vm(vm: VMInfo) -> httpx.Response:

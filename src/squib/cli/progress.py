@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from squib.cli.args.units import show_bytes
 from squib.cli.render import Output, printable
+from squib.models import Progress
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-    from squib.models import OnProgress, Progress
+    from squib.models import OnProgress
 
 _QUIET_S = 1.0
 _LINE_EVERY_S = 10.0
@@ -53,6 +54,33 @@ def throttled(reporter: OnProgress) -> OnProgress:
             reporter(progress)
 
     return report
+
+
+@contextlib.asynccontextmanager
+async def late_steps(output: Output, title: str) -> AsyncIterator[Reporter]:
+    """Show steps as `steps` does, but nothing in the first second."""
+    latest = Progress(step="waiting for the engine")
+    due = False
+    with steps(output, title) as show:
+
+        def report(progress: Progress) -> None:
+            nonlocal latest
+            latest = progress
+            if due:
+                show(progress)
+
+        def on_due() -> None:
+            nonlocal due
+            due = True
+            show(latest)
+
+        began = time.monotonic()
+        timer = asyncio.get_running_loop().call_later(_QUIET_S, on_due)
+        try:
+            yield report
+        finally:
+            timer.cancel()
+    output.detail(f"{title}: {time.monotonic() - began:.2f} s")
 
 
 @contextlib.asynccontextmanager

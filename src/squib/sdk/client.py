@@ -317,9 +317,11 @@ class EngineClient:
     ) -> dict[str, Any]:
         """Send a request whose response streams its progress; return the event that has ``result``.
 
-        Events that this client does not know are ignored.
+        Events that this client does not know are ignored. An engine that cannot stream responds with the result alone.
         """
         async with self.stream("POST", path, json.dumps(body).encode(), accept="application/x-ndjson") as response:
+            if response.headers.get("content-type") == "application/json":
+                return {result: _event((await response.aread()).decode())}
             async for line in response.aiter_lines():
                 event = _event(line)
                 if progress := event.get("progress"):

@@ -47,9 +47,8 @@ async def create(
 
     The VM is ready for commands when this returns. If it does not boot, it is removed again.
     """
-    from squib.cli.actions import launch
     from squib.cli.args.units import parse_duration_s
-    from squib.cli.progress import waiting
+    from squib.cli.progress import late_steps
     from squib.cli.terminal.attach import check_terminal, open_shell
     from squib.cli.terminal.keys import parse_keys
 
@@ -63,12 +62,11 @@ async def create(
         rootfs=rootfs, boot_args=boot_args, env=env, env_file=env_file,
     )  # fmt: skip
     async with options.connect() as engine:
-        await launch.ensure_assets(output, engine, config)
-        if no_start:
-            vm = await engine.create_vm(config)
-        else:
-            async with waiting(output, "starting a VM"):
-                vm = await engine.launch_vm(config, boot_timeout_s=boot_timeout_s)
+        async with late_steps(output, f"creating VM {name}" if name else "creating a VM") as report:
+            if no_start:
+                vm = await engine.create_vm(config, on_progress=report)
+            else:
+                vm = await engine.launch_vm(config, boot_timeout_s=boot_timeout_s, on_progress=report)
         if output.json:
             output.data(vm)
             return 0

@@ -1,0 +1,91 @@
+"""``create`` against a real engine with a fake driver: what is created, and the progress that is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from squib.cli import main, progress
+from squib.host import cgroup
+from squib.images.overlay import OverlayStore
+from tests.fakes.engine import Rig, write_overlay
+from tests.fakes.served import Served
+from tests.unit.cli.conftest import Ended, Squib
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OverlayStore, "create", write_overlay)
+        patch.setattr(cgroup, "find_layout", cgroup.Layout)
+        with Served(Rig(tmp_path_factory.mktemp("served"))).running() as served:
+            yield served
+
+
+@pytest.fixture
+def squib(engine: Served, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Squib:
+    """Runs a command line against the engine."""
+    monkeypatch.delenv("SQUIB_URL", raising=False)
+    monkeypatch.setenv("SQUIB_HOME", str(engine.rig.home.root))
+
+    def run(*arguments: str) -> Ended:
+        status = main.run(arguments)
+        out, err = capfdbinary.readouterr()
+        return Ended(status, out, err.decode())
+
+    return run
+
+
+@pytest.fixture
+def create(engine: Served) -> Iterator[list[str]]:
+    """The words of a ``create`` that the engine can carry out. Its VMs are removed afterwards."""
+    engine.rig.driver.behaviour = "--ok"
+    config = engine.rig.config
+    yield ["create", "--kernel", str(config.kernel_path), "--rootfs", str(config.rootfs_path), "--name", "new"]
+    main.run(["rm", "-f", "new"])
+
+
+def test_a_vm_that_is_created_runs(squib: Squib, create: list[str], engine: Served) -> None:
+    ended = squib(*create, "--cpus", "2", "--memory", "256")
+    assert (ended.status, ended.err) == (0, "")
+    (vm,) = squib("inspect", "new").json
+    assert (vm["vm_id"], vm["state"]) == (ended.text.strip(), "running")
+    spec = engine.rig.driver.launched[-1]
+    assert (spec.vm_id, spec.vcpu_count) == (vm["vm_id"], 2)
+
+
+def test_no_start_launches_nothing(squib: Squib, create: list[str], engine: Served) -> None:
+    launched = len(engine.rig.driver.launched)
+    assert squib(*create, "--no-start", "--json").json["state"] == "created"
+    assert len(engine.rig.driver.launched) == launched
+
+
+def test_the_steps_are_shown_after_a_second(
+    squib: Squib, create: list[str], engine: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_QUIET_S", 0)
+    engine.rig.driver.behaviour = "--hang"
+    ended = squib(*create, "--boot-timeout", "1s")
+    assert ended.status == 1
+    assert "squib: creating VM new: boot\n" in ended.err
+
+
+def test_json_shows_no_steps(squib: Squib, create: list[str], engine: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_QUIET_S", 0)
+    ended = squib(*create, "--json")
+    assert (ended.err, ended.json["name"]) == ("", "new")
+
+
+def test_a_vm_that_does_not_boot_is_removed(squib: Squib, create: list[str], engine: Served) -> None:
+    engine.rig.driver.behaviour = "--die"
+    ended = squib(*create)
+    assert (ended.status, ended.out) == (1, b"")
+    assert [vm["name"] for vm in squib("ls", "--json").json] == ["web"]
+
+
+def test_a_name_that_is_taken_is_an_error(squib: Squib, create: list[str], tmp_path: Path) -> None:
+    ended = squib(*create[:-1], "web")
+    assert ended.status == 1
+    assert "'web' is already the ID or name of" in ended.err
