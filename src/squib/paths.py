@@ -13,6 +13,11 @@ from pathlib import Path
 from squib.errors import InvalidArgument
 
 
+def process_lock(folder: Path, role: str) -> Path:
+    """Return the lock that the process with this role holds, in the directory of its owner."""
+    return folder / f"{role}.lock"
+
+
 @dataclass(frozen=True)
 class QemuPaths:
     """What the QEMU driver keeps in its directory of a VM."""
@@ -57,7 +62,7 @@ class VMPaths:
     @property
     def vmm_lock(self) -> Path:
         """Held by the VMM process of this VM for as long as it exists."""
-        return self.root / "vmm.lock"
+        return process_lock(self.root, "vmm")
 
     def driver(self, name: str) -> Path:
         """Return the directory of the VM's driver: its sockets and logs."""
@@ -115,6 +120,10 @@ class Home:
 
     def vm(self, vm_id: str) -> VMPaths:
         return VMPaths(self.vms / vm_id)
+
+    def owner(self, kind: str, owner_id: str) -> Path:
+        """Return the directory of an owner of leases, such as ``vms/vm-7k2m`` or ``templates/…``."""
+        return self.root / f"{kind}s" / owner_id
 
     @property
     def cache(self) -> Path:

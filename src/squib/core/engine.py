@@ -31,7 +31,7 @@ from squib.images.store import ImageStore
 from squib.kernels.catalog import KernelStore
 from squib.kernels.initramfs import InitramfsStore
 from squib.models import EngineInfo
-from squib.paths import Home
+from squib.paths import Home, process_lock
 from squib.store.database import Store, now
 from squib.store.records import Owner, OwnerKind, VMRecord
 from squib.version import VERSION
@@ -117,13 +117,13 @@ class Engine:
 
     def directory(self, owner: Owner) -> Path:
         """Return the directory of an owner."""
-        return self.home.root / f"{owner.kind}s" / owner.id
+        return self.home.owner(owner.kind, owner.id)
 
     def identity(self, owner: Owner, role: str) -> ProcessIdentity:
         """Return how the process of an owner with this role is recognised: by its lock or by the owner's cgroup."""
         name = owner.id if owner.kind is OwnerKind.VM else f"{owner.kind}:{owner.id}/{role}"
         groups = cgroup.directories(self.cgroups, self.cgroup_name(name))
-        return ProcessIdentity(self.directory(owner) / f"{role}.lock", groups)
+        return ProcessIdentity(process_lock(self.directory(owner), role), groups)
 
     def driver_folder(self, record: VMRecord) -> Path:
         """Return the directory of a VM's driver."""
