@@ -157,7 +157,7 @@ class AgentClient:
     async def _open_connection(self, timeout_s: float, retry_s: float = 0.25) -> Http2Connection:
         async with self._connecting:
             if self._connection is None or self._connection.closed:
-                channel = await open_channel(self._connect, timeout_s=timeout_s, retry_s=retry_s)
+                channel = await open_channel(self._connect, self._budget, timeout_s=timeout_s, retry_s=retry_s)
                 self._connection = await Http2Connection.open(*channel, self._budget)
             return self._connection
 

@@ -1,4 +1,4 @@
-"""The handshake that makes one HTTP/2 session out of the byte stream to a guest (``protocol/agent.md`` §2)."""
+"""The handshake that precedes HTTP/2 on the byte stream to a guest (``protocol/agent.md`` §2)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import socket
 from collections.abc import Awaitable, Callable
 
 from squib.errors import AgentLost, AgentTimeout, AgentVersionMismatch
+from squib.guest.budget import LoopBudget
 
 PROTOCOL_VERSION = 1
 MAX_FRAME_BYTES = 262_144
 _FLUSH = b"\xff" * (MAX_FRAME_BYTES + 9)
 _MAX_LINE_BYTES = 128
-_READ_BYTES = 1 << 16
+_READ_BYTES = 4096
 _LAST_RETRY_S = 2.0
 Connect = Callable[[], Awaitable[socket.socket]]
 """Connects to a guest agent: returns a connected, non-blocking stream socket. Raises `OSError` or `AgentLost`."""
@@ -22,7 +23,9 @@ Connect = Callable[[], Awaitable[socket.socket]]
 _OK = re.compile(rb"SQUIB-OK (\d{1,9}) ([0-9a-f]{32})\Z")
 
 
-async def open_channel(connect: Connect, *, timeout_s: float, retry_s: float = 0.25) -> tuple[socket.socket, bytes]:
+async def open_channel(
+    connect: Connect, budget: LoopBudget, *, timeout_s: float, retry_s: float = 0.25
+) -> tuple[socket.socket, bytes]:
     """Connect to the guest agent and shake hands; what follows on the socket is HTTP/2.
 
     Returns the non-blocking socket and the HTTP/2 bytes received so far. If the guest does not answer within
@@ -35,7 +38,7 @@ async def open_channel(connect: Connect, *, timeout_s: float, retry_s: float = 0
             while True:
                 connection = await _connect(connect)
                 try:
-                    received = await _shake_hands(connection, retry_s)
+                    received = await _shake_hands(connection, budget, retry_s)
                     if received is not None:
                         return connection, received
                 except BaseException:
@@ -44,9 +47,9 @@ async def open_channel(connect: Connect, *, timeout_s: float, retry_s: float = 0
                 connection.close()
                 retry_s = min(retry_s * 2, _LAST_RETRY_S)
     except TimeoutError:
-        raise AgentTimeout(f"the guest did not answer on its port within {timeout_s:g} s") from None
+        raise AgentTimeout(f"the guest agent did not respond within {timeout_s:g} s") from None
     except ConnectionError as error:
-        raise AgentLost("the guest's port was closed during the handshake") from error
+        raise AgentLost("the guest closed the connection during the handshake") from error
 
 
 async def _connect(connect: Connect) -> socket.socket:
@@ -56,15 +59,15 @@ async def _connect(connect: Connect) -> socket.socket:
         raise AgentLost(f"cannot connect to the guest agent: {error.strerror or error}") from error
 
 
-async def _shake_hands(connection: socket.socket, retry_s: float) -> bytes | None:
-    """Two attempts, the second after a flush. A third needs a new connection: ``None``."""
+async def _shake_hands(connection: socket.socket, budget: LoopBudget, retry_s: float) -> bytes | None:
+    """Try twice, the second time after a flush. Return ``None`` if a new connection is needed."""
     loop = asyncio.get_running_loop()
     for flush in (b"", _FLUSH):
         nonce = secrets.token_hex(16).encode()
         try:
             async with asyncio.timeout(retry_s):
                 await loop.sock_sendall(connection, flush + b"SQUIB-SYNC %d %s\n" % (PROTOCOL_VERSION, nonce))
-                received = await _read_ok(connection, nonce)
+                received = await _read_ok(connection, budget, nonce)
         except TimeoutError:
             continue
         await loop.sock_sendall(connection, b"SQUIB-GO %d %s\n" % (PROTOCOL_VERSION, nonce))
@@ -72,14 +75,15 @@ async def _shake_hands(connection: socket.socket, retry_s: float) -> bytes | Non
     return None
 
 
-async def _read_ok(connection: socket.socket, nonce: bytes) -> bytes:
-    """Discard everything up to the OK that answers ``nonce``; return what came after it."""
+async def _read_ok(connection: socket.socket, budget: LoopBudget, nonce: bytes) -> bytes:
+    """Discard everything up to the OK with ``nonce``; return what was received after it."""
     loop = asyncio.get_running_loop()
     rest = b""
     while True:
         received = await loop.sock_recv(connection, _READ_BYTES)
         if not received:
-            raise ConnectionResetError("the guest's port was closed")
+            raise ConnectionResetError("the guest closed the connection")
+        began = budget.clock()
         *lines, rest = (rest + received).split(b"\n")
         for number, line in enumerate(lines, 1):
             found = _OK.search(line)
@@ -87,6 +91,8 @@ async def _read_ok(connection: socket.socket, nonce: bytes) -> bytes:
                 _check_version(int(found[1]))
                 return b"\n".join((*lines[number:], rest))
         rest = rest[-_MAX_LINE_BYTES:]
+        budget.spend(budget.clock() - began)
+        await asyncio.sleep(budget.throttle())  # always: `sock_recv` does not wait while there are bytes
 
 
 def _check_version(version: int) -> None:

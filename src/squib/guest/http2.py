@@ -62,6 +62,7 @@ class Http2Connection:
         self._window_opened = asyncio.Event()
         self._closed: AgentUnreachable | None = None
         self._received = 0  # bytes past h2 whose part of the connection's window was not returned
+        self._body_bytes = 0  # of bodies, received in this turn
         self._most_room = 0  # the largest value of the connection's window for sending
         self._h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding=None))
         self._h2.decoder.max_header_list_size = MAX_HEADER_BLOCK_BYTES
@@ -197,7 +198,11 @@ class Http2Connection:
             self._dispatch(event)
 
     def turn_ended(self) -> None:
-        """Send what the received frames require."""
+        """Count progress, and send what the received frames require."""
+        if self._body_bytes:
+            self._budget.earn_bytes(self._body_bytes)
+            self._transport.made_progress()
+            self._body_bytes = 0
         if self._received >= CONNECTION_WINDOW_BYTES // 4:
             self._transport.write(window_update(0, self._received))
             self._received = 0
@@ -228,10 +233,8 @@ class Http2Connection:
     # --- called by responses ------------------------------------------------------------------------------------
 
     def body_received(self, count: int) -> None:
-        """Count bytes of a body as progress."""
-        if count:
-            self._budget.earn_bytes(count)
-            self._transport.made_progress()
+        """Count bytes of a body, as progress of this turn."""
+        self._body_bytes += count
 
     def acknowledge(self, stream_id: int, size: int) -> None:
         """Return the window of bytes that came through h2."""

@@ -22,7 +22,7 @@ class OutputChecker:
     """Checks the frames of one response. Their payloads are not decoded. An incomplete frame is held back."""
 
     def __init__(self) -> None:
-        self._held: list[bytes] = []  # the pieces of an incomplete frame
+        self._held: list[memoryview] = []  # the pieces of an incomplete frame
         self._held_bytes = 0
         self._wanted_bytes = HEADER.size  # what is needed to look at it again
         self._started = False
@@ -32,7 +32,7 @@ class OutputChecker:
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Yield the frames that are complete with ``data``. Raises `AgentProtocolError` at the first bad one."""
         if self._held:
-            self._hold(data)
+            self._hold(memoryview(data))
             if self._held_bytes < self._wanted_bytes:
                 return
             data = b"".join(self._held)
@@ -46,7 +46,7 @@ class OutputChecker:
                 raise error
             if len(data) - end < self._wanted_bytes:
                 if end < len(data):
-                    self._hold(data[end:])
+                    self._hold(memoryview(data)[end:])
                 return
             start = end
 
@@ -57,7 +57,7 @@ class OutputChecker:
         if self._held:
             raise AgentProtocolError("the guest sent bytes after the end of the command")
 
-    def _hold(self, data: bytes) -> None:
+    def _hold(self, data: memoryview) -> None:
         self._held.append(data)
         self._held_bytes += len(data)
 

@@ -18,6 +18,8 @@ from squib.models import ExecRequest
 from squib.protocol.frames import FrameDecoder, FrameKind
 from tests.fakes.engine import Rig
 
+pytestmark = pytest.mark.anyio
+
 
 async def running(engine: Engine, rig: Rig) -> str:
     config = rig.config.model_copy(update={"env_vars": {"FIRST": "1"}})
@@ -32,8 +34,8 @@ async def seen(engine: Engine, vm_id: str) -> dict[str, str]:
     return next(frame.json() for frame in frames if frame.kind is FrameKind.STDOUT)
 
 
-def test_a_change_holds_for_the_next_command_and_after_a_restart(rig: Rig) -> None:
-    async def test(engine: Engine) -> None:
+async def test_a_change_holds_for_the_next_command_and_after_a_restart(rig: Rig) -> None:
+    async with asyncio.timeout(30), rig.engine() as engine:
         vm_id = await running(engine, rig)
         assert await seen(engine, vm_id) == {"FIRST": "1"}
         assert await change_env(engine, vm_id, set={"A": "x", "B": "y"}, unset=["FIRST", "NEVER_SET"]) == {
@@ -46,38 +48,28 @@ def test_a_change_holds_for_the_next_command_and_after_a_restart(rig: Rig) -> No
         await start_vm(engine, vm_id)
         assert await seen(engine, vm_id) == get_env(engine, vm_id) == {"A": "x"}
 
-    rig.run(test)
 
-
-def test_a_paused_vm_gets_it_when_it_goes_on(rig: Rig) -> None:
-    async def test(engine: Engine) -> None:
+async def test_a_paused_vm_gets_it_when_it_goes_on(rig: Rig) -> None:
+    async with asyncio.timeout(30), rig.engine() as engine:
         vm_id = await running(engine, rig)
         await pause_vm(engine, vm_id)
         await change_env(engine, vm_id, set={"FIRST": "2"}, unset=[])
         await resume_vm(engine, vm_id)
         assert await seen(engine, vm_id) == {"FIRST": "2"}
 
-    rig.run(test)
+
+async def test_a_later_engine_tells_the_guest_what_the_one_before_it_could_not(rig: Rig) -> None:
+    async with rig.engine() as engine:
+        vm_id = await running(engine, rig)
+        await change_env(engine, vm_id, set={"FIRST": "2"}, unset=[])
+    async with rig.engine() as engine:
+        assert await seen(engine, vm_id) == {"FIRST": "2"}
 
 
-def test_a_later_engine_tells_the_guest_what_the_one_before_it_could_not(rig: Rig) -> None:
-    async def main() -> None:
-        async with rig.engine() as engine:
-            vm_id = await running(engine, rig)
-            await change_env(engine, vm_id, set={"FIRST": "2"}, unset=[])
-        async with rig.engine() as engine:
-            assert await seen(engine, vm_id) == {"FIRST": "2"}
-
-    try:
-        asyncio.run(main())
-    finally:
-        rig.clean_up()
-
-
-def test_a_guest_that_hangs_is_told_later(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_guest_that_hangs_is_told_later(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exec, "_START_TIMEOUT_S", 0.3)
 
-    async def test(engine: Engine) -> None:
+    async with asyncio.timeout(30), rig.engine() as engine:
         vm_id = await running(engine, rig)
         (pid,) = rig.vmms()
         os.kill(pid, signal.SIGSTOP)
@@ -90,8 +82,6 @@ def test_a_guest_that_hangs_is_told_later(rig: Rig, monkeypatch: pytest.MonkeyPa
         monkeypatch.undo()
         assert await seen(engine, vm_id) == {"FIRST": "2"}
 
-    rig.run(test)
-
 
 @pytest.mark.parametrize(
     ("set", "unset", "message"),
@@ -101,15 +91,13 @@ def test_a_guest_that_hangs_is_told_later(rig: Rig, monkeypatch: pytest.MonkeyPa
         ({f"A{n}": "secret" * 20_000 for n in range(9)}, [], "in total"),
     ],
 )
-def test_what_cannot_be_is_refused_and_changes_nothing(
+async def test_what_cannot_be_is_refused_and_changes_nothing(
     rig: Rig, set: dict[str, str], unset: list[str], message: str
 ) -> None:
-    async def test(engine: Engine) -> None:
+    async with asyncio.timeout(30), rig.engine() as engine:
         vm = await create_vm(engine, rig.config, start=False, on_progress=lambda _: None)
         await change_env(engine, vm.vm_id, set={"KEPT": "1"}, unset=[])
         with pytest.raises(InvalidArgument, match=message) as caught:
             await change_env(engine, vm.vm_id, set=set, unset=unset)
         assert "secret" not in str(caught.value)
         assert get_env(engine, vm.vm_id) == {"KEPT": "1"}
-
-    rig.run(test)

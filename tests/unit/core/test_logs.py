@@ -15,6 +15,8 @@ from squib.errors import NotFound
 from squib.host.logs import rotated
 from tests.fakes.engine import Rig
 
+pytestmark = pytest.mark.anyio
+
 HOSTILE = b"\x1b[2J\x00\xff\r\nend"
 
 
@@ -34,8 +36,8 @@ async def read(chunks: AsyncIterator[bytes], until: bytes) -> bytes:
     return data
 
 
-def test_a_console_is_told_as_it_was_written(rig: Rig) -> None:
-    async def test(engine: Engine) -> None:
+async def test_a_console_is_told_as_it_was_written(rig: Rig) -> None:
+    async with asyncio.timeout(30), rig.engine() as engine:
         path = await make(engine, rig, start=False)
         assert logs.console(engine, "web", lines=None) == b""
         rotated(path).write_bytes(b"one\ntwo\n")
@@ -44,21 +46,17 @@ def test_a_console_is_told_as_it_was_written(rig: Rig) -> None:
         assert logs.console(engine, "web", lines=1) == b"end"
         assert logs.console(engine, "web", lines=0) == b""
 
-    rig.run(test)
 
-
-def test_a_vm_that_is_not_there_has_no_console(rig: Rig) -> None:
-    async def test(engine: Engine) -> None:
+async def test_a_vm_that_is_not_there_has_no_console(rig: Rig) -> None:
+    async with asyncio.timeout(30), rig.engine() as engine:
         with pytest.raises(NotFound):
             logs.console(engine, "nope", lines=None)
         with pytest.raises(NotFound):
             logs.follow_console(engine, "nope", lines=None)
 
-    rig.run(test)
 
-
-def test_following_goes_on_through_a_rotation_and_ends_with_the_vm(rig: Rig) -> None:
-    async def test(engine: Engine) -> None:
+async def test_following_goes_on_through_a_rotation_and_ends_with_the_vm(rig: Rig) -> None:
+    async with asyncio.timeout(30), rig.engine() as engine:
         path = await make(engine, rig, start=True)
         path.write_bytes(b"one\ntwo\n")
         chunks = logs.follow_console(engine, "web", lines=1)
@@ -69,11 +67,9 @@ def test_following_goes_on_through_a_rotation_and_ends_with_the_vm(rig: Rig) -> 
         path.write_bytes(b"four\n")
         assert await read(logs.follow_console(engine, "web", lines=None), b"four\n") == b"one\ntwo\nthree\nfour\n"
 
-    rig.run(test)
 
-
-def test_one_follower_sees_everything(rig: Rig) -> None:
-    async def test(engine: Engine) -> None:
+async def test_one_follower_sees_everything(rig: Rig) -> None:
+    async with asyncio.timeout(30), rig.engine() as engine:
         path = await make(engine, rig, start=True)
         path.write_bytes(b"one\n")
         seen = bytearray()
@@ -96,11 +92,9 @@ def test_one_follower_sees_everything(rig: Rig) -> None:
             await follower
         assert seen == b"one\ntwo\nthree\n"
 
-    rig.run(test)
 
-
-def test_following_a_vm_that_is_deleted_ends(rig: Rig) -> None:
-    async def test(engine: Engine) -> None:
+async def test_following_a_vm_that_is_deleted_ends(rig: Rig) -> None:
+    async with asyncio.timeout(30), rig.engine() as engine:
         path = await make(engine, rig, start=True)
         path.write_bytes(b"last words")
         chunks = logs.follow_console(engine, "web", lines=None)
@@ -109,32 +103,25 @@ def test_following_a_vm_that_is_deleted_ends(rig: Rig) -> None:
         async with asyncio.timeout(5):
             assert [chunk async for chunk in chunks] == []
 
-    rig.run(test)
 
-
-def test_following_a_vm_that_does_not_run_ends_at_once(rig: Rig) -> None:
-    async def test(engine: Engine) -> None:
+async def test_following_a_vm_that_does_not_run_ends_at_once(rig: Rig) -> None:
+    async with asyncio.timeout(30), rig.engine() as engine:
         await make(engine, rig, start=False)
         async with asyncio.timeout(1):
             assert [chunk async for chunk in logs.follow_console(engine, "web", lines=None)] == []
 
-    rig.run(test)
 
-
-def test_the_api_tells_logs(rig: Rig) -> None:
-    async def test() -> None:
-        async with rig.http() as (engine, http):
-            path = await make(engine, rig, start=False)
-            path.write_bytes(b"one\n" + HOSTILE)
-            engine.home.engine_log.write_bytes(b"a\nb\n")
-            assert (await http.get("/v1/vms/web/logs?lines=1")).content == b"end"
-            answer = await http.get("/v1/vms/web/logs?follow=true")
-            assert (answer.content, answer.headers["content-type"].partition(";")[0]) == (
-                b"one\n" + HOSTILE,
-                "text/plain",
-            )
-            assert (await http.get("/v1/engine/logs?lines=1")).content == b"b\n"
-            assert (await http.get("/v1/vms/nope/logs?follow=true")).json()["error"]["code"] == "not_found"
-            assert (await http.get("/v1/vms/web/logs?lines=-1")).json()["error"]["code"] == "invalid_argument"
-
-    asyncio.run(test())
+async def test_the_api_tells_logs(rig: Rig) -> None:
+    async with rig.http() as (engine, http):
+        path = await make(engine, rig, start=False)
+        path.write_bytes(b"one\n" + HOSTILE)
+        engine.home.engine_log.write_bytes(b"a\nb\n")
+        assert (await http.get("/v1/vms/web/logs?lines=1")).content == b"end"
+        answer = await http.get("/v1/vms/web/logs?follow=true")
+        assert (answer.content, answer.headers["content-type"].partition(";")[0]) == (
+            b"one\n" + HOSTILE,
+            "text/plain",
+        )
+        assert (await http.get("/v1/engine/logs?lines=1")).content == b"b\n"
+        assert (await http.get("/v1/vms/nope/logs?follow=true")).json()["error"]["code"] == "not_found"
+        assert (await http.get("/v1/vms/web/logs?lines=-1")).json()["error"]["code"] == "invalid_argument"

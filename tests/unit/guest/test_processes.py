@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -110,15 +111,13 @@ def test_what_names_no_process_has_not_started(value: dict[str, Any]) -> None:
 # --- against a fake agent ----------------------------------------------------------------------------------------
 
 
-def check(folder: Path, test: Callable[[FakeAgent, AgentClient], Awaitable[None]]) -> None:
-    async def main() -> None:
-        agent = FakeAgent()
-        async with asyncio.timeout(20), serve_agent(folder / "agent.sock", agent):
-            client = AgentClient(connector(folder / "agent.sock"))
-            await test(agent, client)
-            await client.close()
-
-    asyncio.run(main())
+@asynccontextmanager
+async def agent_and_client(folder: Path) -> AsyncIterator[tuple[FakeAgent, AgentClient]]:
+    agent = FakeAgent()
+    async with asyncio.timeout(20), serve_agent(folder / "agent.sock", agent):
+        client = AgentClient(connector(folder / "agent.sock"))
+        yield agent, client
+        await client.close()
 
 
 async def first_of(response: Response) -> Frame:
@@ -135,8 +134,9 @@ async def frames_of(response: Response) -> list[Frame]:
         return [frame async for chunk in response.stream() for frame in decoder.feed(chunk)]
 
 
-def test_what_was_asked_for_is_what_the_agent_gets(tmp_path: Path) -> None:
-    async def test(agent: FakeAgent, client: AgentClient) -> None:
+@pytest.mark.anyio
+async def test_what_was_asked_for_is_what_the_agent_gets(tmp_path: Path) -> None:
+    async with agent_and_client(tmp_path) as (agent, client):
         request = ExecRequest(
             login=True, sudo=True, background=True, pty=PtySize(), env={"A": "1"}, cwd="/", user="u", timeout_s=1.5
         )
@@ -150,11 +150,10 @@ def test_what_was_asked_for_is_what_the_agent_gets(tmp_path: Path) -> None:
             await first_of(response)
             assert agent.processes["p2"].spec == {"argv": ["true"]}
 
-    check(tmp_path, test)
 
-
-def test_a_session_is_left_listed_attached_to_and_killed(tmp_path: Path) -> None:
-    async def test(agent: FakeAgent, client: AgentClient) -> None:
+@pytest.mark.anyio
+async def test_a_session_is_left_listed_attached_to_and_killed(tmp_path: Path) -> None:
+    async with agent_and_client(tmp_path) as (_, client):
         async with await client.exec(ExecRequest(login=True, background=True, pty=PtySize())) as response:
             assert parse_started(await first_of(response)) == ("p1", 101)
         await client.resize("p1", PtySize(rows=50, cols=132))
@@ -172,11 +171,10 @@ def test_a_session_is_left_listed_attached_to_and_killed(tmp_path: Path) -> None
         await client.kill("p1")
         assert await client.processes() == []
 
-    check(tmp_path, test)
 
-
-def test_the_agents_errors_about_sessions_are_squibs(tmp_path: Path) -> None:
-    async def test(agent: FakeAgent, client: AgentClient) -> None:
+@pytest.mark.anyio
+async def test_the_agents_errors_about_sessions_are_squibs(tmp_path: Path) -> None:
+    async with agent_and_client(tmp_path) as (agent, client):
         for work in (
             client.process("p9"),
             client.kill("p9"),
@@ -194,5 +192,3 @@ def test_the_agents_errors_about_sessions_are_squibs(tmp_path: Path) -> None:
         with pytest.raises(NoShell) as caught:
             await client.exec(ExecRequest(login=True))
         assert "as a list" in caught.value.hint
-
-    check(tmp_path, test)

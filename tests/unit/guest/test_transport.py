@@ -11,6 +11,8 @@ from h2.exceptions import ProtocolError
 from squib.guest.budget import LoopBudget
 from squib.guest.transport import MAX_FRAME_BYTES, FrameTransport, Sink
 
+pytestmark = pytest.mark.anyio
+
 _DATA, _PING = 0, 6
 _END_STREAM, _PADDED = 1, 8
 _BODY_STREAM, _OTHER_STREAM = 1, 3
@@ -46,27 +48,23 @@ class Recorder:
         self.gone.set()
 
 
-def received(*pieces: bytes, with_the_handshake: bytes = b"") -> Recorder:
+async def received(*pieces: bytes, with_the_handshake: bytes = b"") -> Recorder:
     """What a session gets of a guest that sends ``pieces`` and closes."""
-
-    async def main() -> Recorder:
-        session = Recorder()
-        ours, guests = socket.socketpair()
-        ours.setblocking(False)
-        guests.setblocking(False)
-        wire = await FrameTransport.open(ours, session, LoopBudget())
-        wire.start(with_the_handshake)
-        with guests:
-            for piece in pieces:
-                await asyncio.get_running_loop().sock_sendall(guests, piece)
-        async with asyncio.timeout(10):
-            await session.gone.wait()
-        return session
-
-    return asyncio.run(main())
+    session = Recorder()
+    ours, guests = socket.socketpair()
+    ours.setblocking(False)
+    guests.setblocking(False)
+    transport = await FrameTransport.open(ours, session, LoopBudget())
+    transport.start(with_the_handshake)
+    with guests:
+        for piece in pieces:
+            await asyncio.get_running_loop().sock_sendall(guests, piece)
+    async with asyncio.timeout(10):
+        await session.gone.wait()
+    return session
 
 
-def test_frames_are_the_same_wherever_the_stream_breaks() -> None:
+async def test_frames_are_the_same_wherever_the_stream_breaks() -> None:
     rng = random.Random(1)
     body = rng.randbytes(3 * MAX_FRAME_BYTES)
     sent = b""
@@ -78,24 +76,21 @@ def test_frames_are_the_same_wherever_the_stream_breaks() -> None:
         sent += others[-2] + frame(_DATA, body[start:end], flags=last, stream=_BODY_STREAM) + others[-1]
     others.insert(-1, b"end of %d" % _BODY_STREAM)
     for size in (1 << 20, 65_536, 4_001):
-        session = received(*(sent[at : at + size] for at in range(0, len(sent), size)))
+        session = await received(*(sent[at : at + size] for at in range(0, len(sent), size)))
         assert session.body == body
         assert session.frames == others
-    session = received(sent[MAX_FRAME_BYTES:], with_the_handshake=sent[:MAX_FRAME_BYTES])
+    session = await received(sent[MAX_FRAME_BYTES:], with_the_handshake=sent[:MAX_FRAME_BYTES])
     assert (session.body, session.frames, session.error) == (body, others, None)
 
 
-def test_a_header_in_single_bytes() -> None:
+async def test_a_header_in_single_bytes() -> None:
     data = frame(_DATA, b"abc", stream=_BODY_STREAM) + frame(_PING, b"squibber")
     session = Recorder()
 
-    async def main() -> None:
-        wire = FrameTransport(session, LoopBudget())
-        for byte in data:
-            wire.get_buffer(-1)[0] = byte
-            wire.buffer_updated(1)
-
-    asyncio.run(main())
+    transport = FrameTransport(session, LoopBudget())
+    for byte in data:
+        transport.get_buffer(-1)[0] = byte
+        transport.buffer_updated(1)
     assert (session.body, session.frames) == (b"abc", [frame(_PING, b"squibber")])
 
 
@@ -107,7 +102,7 @@ def test_a_header_in_single_bytes() -> None:
         frame(_DATA, b"\x01ab", flags=_PADDED, stream=_BODY_STREAM),
     ],
 )
-def test_what_no_agent_sends_ends_the_session(wrong: bytes) -> None:
-    session = received(frame(_DATA, b"good", stream=_BODY_STREAM) + wrong + frame(_PING, b"squibber"))
+async def test_what_no_agent_sends_ends_the_session(wrong: bytes) -> None:
+    session = await received(frame(_DATA, b"good", stream=_BODY_STREAM) + wrong + frame(_PING, b"squibber"))
     assert isinstance(session.error, ProtocolError)
     assert (session.body, session.frames) == (b"good", [])
