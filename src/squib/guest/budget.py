@@ -21,9 +21,12 @@ _FREE_SHARE = 0.05
 _FIRST_BALANCE_S = 0.02
 _MAX_BALANCE_S = 0.25
 _REQUEST_S = 0.003
-_BYTE_S = 15e-9
-"""Earned for a byte of a body. A byte of a large DATA frame costs about 1 ns; one of many small frames costs more."""
-_DELIVERY_S = 0.0001
+_RECEIVED_BYTE_S = 1e-7
+"""Earned for a byte of a response's body. A byte of a large DATA frame costs about 1 ns. One of a small frame with
+terminal output, of about 70 bytes, costs up to 100 ns. Frames of single bytes cost more than they earn.
+"""
+_SENT_BYTE_S = 15e-9
+_DELIVERY_S = 0.00002
 """Charged for waking the reader of a body, which passes on what has arrived."""
 
 
@@ -52,9 +55,13 @@ class LoopBudget:
         """Add what a request to this guest may cost."""
         self._earn(_REQUEST_S)
 
-    def earn_bytes(self, count: int) -> None:
-        """Add what ``count`` bytes of a body, sent or received, may cost."""
-        self._earn(count * _BYTE_S)
+    def earn_received(self, count: int) -> None:
+        """Add what receiving ``count`` bytes of a response's body may cost."""
+        self._earn(count * _RECEIVED_BYTE_S)
+
+    def earn_sent(self, count: int) -> None:
+        """Add what the replies to ``count`` bytes of a request's body may cost."""
+        self._earn(count * _SENT_BYTE_S)
 
     def throttle(self) -> float:
         """Return how long to leave this guest alone, in seconds; 0 if its budget is not used up.

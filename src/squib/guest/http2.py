@@ -156,7 +156,7 @@ class Http2Connection:
             self._h2.send_data(response.stream_id, view[:size])
             response.sent_bytes += size
             view = view[size:]
-            self._budget.earn_bytes(size)
+            self._budget.earn_sent(size)
             self._transport.made_progress()
             self._flush()
             await self._transport.drain()
@@ -200,7 +200,7 @@ class Http2Connection:
     def turn_ended(self) -> None:
         """Count progress, and send what the received frames require."""
         if self._body_bytes:
-            self._budget.earn_bytes(self._body_bytes)
+            self._budget.earn_received(self._body_bytes)
             self._transport.made_progress()
             self._body_bytes = 0
         if self._received >= CONNECTION_WINDOW_BYTES // 4:

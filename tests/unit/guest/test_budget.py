@@ -49,7 +49,7 @@ def test_useful_work_is_not_throttled() -> None:
     for _ in range(10_000):
         budget.earn_request()
         budget.spend(0.002)
-        budget.earn_bytes(256 * 1024)
+        budget.earn_received(256 * 1024)
         budget.spend(0.001)
         budget.spend_delivery()
         assert budget.throttle() == 0
@@ -57,7 +57,7 @@ def test_useful_work_is_not_throttled() -> None:
 
 def test_earnings_cannot_be_hoarded() -> None:
     budget = LoopBudget()
-    budget.earn_bytes(1 << 40)
+    budget.earn_received(1 << 40)
     budget.spend(0.3)
     assert budget.throttle() > 0
     budget.release()
