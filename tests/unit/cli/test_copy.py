@@ -6,29 +6,16 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from squib.cli import main, progress
-from squib.host import cgroup
-from squib.images.overlay import OverlayStore
+from squib.cli import progress
 from squib.models import Progress
-from tests.fakes.engine import Rig, write_overlay
 from tests.fakes.files import FakeFiles
 from tests.fakes.served import Served
 from tests.fakes.trees import snapshot
 from tests.unit.cli.conftest import Ended, Squib
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OverlayStore, "create", write_overlay)
-        patch.setattr(cgroup, "find_layout", cgroup.Layout)
-        with Served(Rig(tmp_path_factory.mktemp("served"))).running() as served:
-            yield served
 
 
 @pytest.fixture
@@ -40,19 +27,8 @@ def guest(engine: Served, tmp_path: Path) -> FakeFiles:
 
 
 @pytest.fixture
-def squib(
-    engine: Served, guest: FakeFiles, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
-) -> Squib:
-    """Runs a command line against the engine."""
-    monkeypatch.delenv("SQUIB_URL", raising=False)
-    monkeypatch.setenv("SQUIB_HOME", str(engine.rig.home.root))
-
-    def run(*arguments: str) -> Ended:
-        status = main.run(arguments)
-        out, err = capfdbinary.readouterr()
-        return Ended(status, out, err.decode())
-
-    return run
+def squib(local_squib: Squib, guest: FakeFiles) -> Squib:
+    return local_squib
 
 
 @pytest.fixture

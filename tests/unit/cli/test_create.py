@@ -8,34 +8,13 @@ from pathlib import Path
 import pytest
 
 from squib.cli import main, progress
-from squib.host import cgroup
-from squib.images.overlay import OverlayStore
-from tests.fakes.engine import Rig, write_overlay
 from tests.fakes.served import Served
-from tests.unit.cli.conftest import Ended, Squib
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OverlayStore, "create", write_overlay)
-        patch.setattr(cgroup, "find_layout", cgroup.Layout)
-        with Served(Rig(tmp_path_factory.mktemp("served"))).running() as served:
-            yield served
+from tests.unit.cli.conftest import Squib
 
 
 @pytest.fixture
-def squib(engine: Served, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Squib:
-    """Runs a command line against the engine."""
-    monkeypatch.delenv("SQUIB_URL", raising=False)
-    monkeypatch.setenv("SQUIB_HOME", str(engine.rig.home.root))
-
-    def run(*arguments: str) -> Ended:
-        status = main.run(arguments)
-        out, err = capfdbinary.readouterr()
-        return Ended(status, out, err.decode())
-
-    return run
+def squib(local_squib: Squib) -> Squib:
+    return local_squib
 
 
 @pytest.fixture

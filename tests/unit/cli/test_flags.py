@@ -87,3 +87,21 @@ def test_importing_the_command_line_imports_nothing_slow() -> None:
     assert done.stdout.startswith("Usage:")
     for slow in ("asyncio", "httpx", "pydantic", "rich", "fastapi", "uvicorn"):
         assert f"'{slow}'" not in done.stderr
+
+
+GROUPS = {"env": ["set", "list", "unset"], "image": ["list", "build", "remove", "pack"], "kernel": ["list", "build"]}
+
+
+@pytest.mark.parametrize(
+    "words", [[name, *sub] for name in NAMES for sub in ([], *([s] for s in GROUPS.get(name, [])))]
+)
+def test_help_starts_with_a_sentence_on_one_line_and_shows_no_python_types(words: list[str], squib: Squib) -> None:
+    text = squib(*words, "--help").text
+    first = text.splitlines()[2]
+    assert len(first) < 80 and first.endswith("."), first
+    assert "<str>" not in text and "<list" not in text and "{VM}" not in text
+
+
+def test_an_alias_names_the_other_spelling(squib: Squib) -> None:
+    assert "Alias: rm\n" in squib("remove", "--help").text.replace("  ", "")
+    assert "Alias: remove\n" in squib("rm", "--help").text.replace("  ", "")

@@ -1,5 +1,6 @@
 """``logs``: raw to a file, harmless on a terminal."""
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -31,19 +32,15 @@ def test_json_is_an_object_with_the_text(squib: Squib, api: FakeAPI) -> None:
     assert squib("--json", "logs", "web").json == {"vm": "web", "log": HOSTILE.decode(errors="replace")}
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize("size", [1, 2, 3, 100])
-def test_a_terminal_is_not_steered_wherever_chunks_end(size: int) -> None:
-    import asyncio
-    from collections.abc import AsyncIterator
-
+async def test_a_terminal_is_not_steered_wherever_chunks_end(size: int) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for start in range(0, len(HOSTILE), size):
             yield HOSTILE[start : start + size]
 
-    async def gather() -> bytes:
-        return b"".join([chunk async for chunk in logs._made_printable(chunks())])
-
-    assert asyncio.run(gather()).decode() == "␛[31mred␇\n�ä ok\n"
+    shown = b"".join([chunk async for chunk in logs._made_printable(chunks())])
+    assert shown.decode() == "␛[31mred␇\n�ä ok\n"
 
 
 @pytest.mark.parametrize("line", ["logs", "logs web --engine", "logs -f --json web", "logs -n -1 web"])
