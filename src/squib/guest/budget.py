@@ -18,6 +18,8 @@ TURN_S = 0.001
 
 _FREE_SHARE = 0.05
 """CPU time per time of waiting that all throttled guests together get."""
+_MAX_WAIT_S = 1.0
+"""A wait pays any debt: a guest that was charged for too much must not seem to be stalled."""
 _FIRST_BALANCE_S = 0.02
 _MAX_BALANCE_S = 0.25
 _REQUEST_S = 0.003
@@ -73,7 +75,7 @@ class LoopBudget:
             self.release()
             return 0.0
         self._throttled.add(self)
-        wait_s = -self._balance_s * len(self._throttled) / _FREE_SHARE
+        wait_s = min(-self._balance_s * len(self._throttled) / _FREE_SHARE, _MAX_WAIT_S)
         self._balance_s = 0.0
         return wait_s
 

@@ -55,6 +55,15 @@ def test_useful_work_is_not_throttled() -> None:
         assert budget.throttle() == 0
 
 
+def test_no_wait_is_long() -> None:
+    budget = LoopBudget()
+    budget.spend(100)
+    assert budget.throttle() == 1
+    budget.spend(0.001)
+    assert budget.throttle() < 0.1
+    budget.release()
+
+
 def test_earnings_cannot_be_hoarded() -> None:
     budget = LoopBudget()
     budget.earn_received(1 << 40)
