@@ -82,7 +82,7 @@ async def test_what_comes_with_the_answer_belongs_to_the_session(tmp_path: Path)
     assert await with_guest(tmp_path / "s", guest, retry_s=5) == b"first\x00\nsecond"
 
 
-async def test_a_silent_guest_is_flushed_out_of_its_old_session(tmp_path: Path) -> None:
+async def test_a_guest_that_does_not_respond_is_flushed_out_of_its_old_connection(tmp_path: Path) -> None:
     seen = bytearray()
 
     async def guest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -110,7 +110,7 @@ async def test_only_the_last_nonce_counts(tmp_path: Path) -> None:
     assert await with_guest(tmp_path / "s", guest) == b"second\n"
 
 
-async def test_a_guest_that_stays_silent_is_connected_to_anew(tmp_path: Path) -> None:
+async def test_a_guest_that_does_not_respond_after_the_flush_gets_a_new_connection(tmp_path: Path) -> None:
     """QEMU 7.2 loses what a guest sends if its port was closed while the VM was paused; a new connection heals it."""
     connections = 0
 

@@ -220,7 +220,7 @@ async def test_a_guest_cannot_speak_for_the_engine(tmp_path: Path, code: str) ->
             await client.exec(COMMAND)
 
 
-async def test_a_guest_that_shakes_hands_and_is_then_silent_holds_nobody_up(
+async def test_a_guest_that_does_not_respond_after_the_handshake_times_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(agent_module, "_REPLY_TIMEOUT_S", 0.2)

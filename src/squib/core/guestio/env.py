@@ -1,4 +1,4 @@
-"""``env``: the environment that every command of a VM starts with. It is part of the VM's configuration."""
+"""``env``: the VM-wide environment, which every command starts with. It is stored with the VM."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from squib.models import check_env
 
 
 def get_env(engine: Engine, ref: str) -> dict[str, str]:
-    """The VM-wide environment, with its values. Raises `NotFound`."""
+    """Return the VM-wide environment with its values. Raises `NotFound`."""
     return engine.store.get_vm(ref).spec.env_vars
 
 
 async def change_env(engine: Engine, ref: str, *, set: Mapping[str, str], unset: Collection[str]) -> dict[str, str]:
-    """Set and unset variables; returns the environment that later commands of the VM start with, in whatever state it
-    is now.
+    """Set and unset variables, in any state of the VM; return the environment of later commands.
 
-    Unsetting what is not set changes nothing. Raises `InvalidArgument` if a variable is in both, or all of them are
-    more than a command can be started with; `NotFound`.
+    Unsetting a variable that is not set has no effect. Raises `InvalidArgument` if a variable is in both, or if the
+    environment is too large to start a command with; `NotFound`.
     """
     if both := sorted(set.keys() & unset):
-        raise InvalidArgument(f"{both[0]!r} is both in set and in unset", hint="give it in one of them")
+        raise InvalidArgument(f"{both[0]!r} is both in set and in unset", hint="remove it from one of them")
     vm_id = engine.store.get_vm(ref).vm_id
 
     async def change(turn: Turn) -> dict[str, str]:
@@ -40,10 +39,10 @@ async def change_env(engine: Engine, ref: str, *, set: Mapping[str, str], unset:
 
 
 async def sync_env(engine: Engine, ref: str) -> None:
-    """Before a command starts: tell the guest the environment if it has changed since the guest was told.
+    """Send the environment to the guest if it has changed. Called before each command starts.
 
-    That way a change needs no guest that answers: it may be paused, or be running under an engine that has just been
-    started and does not know what the guest was told. Raises `AgentError`, `NotFound`.
+    A change thus does not depend on the guest: it may be paused, and a new engine does not know which environment the
+    guest has. Raises `AgentError`, `NotFound`.
     """
     record = engine.store.get_vm(ref)
     vm = engine.vm_of(record)
