@@ -45,25 +45,23 @@ def test_a_holder_that_goes_away_takes_the_vm_with_it(rig: Rig) -> None:
     rig.run(test)
 
 
-def test_an_engine_that_ends_does_not_delete_what_is_held(rig: Rig) -> None:
-    async def main() -> None:
-        async with rig.engine() as engine:
-            server, task = await serving(engine)
-            client = EngineClient(home=rig.home)
-            vm = await client.create_vm(rig.config)
-            holder = asyncio.create_task(client.request("POST", f"/vms/{vm.vm_id}/hold"))
-            async with asyncio.timeout(5):
-                while vm.vm_id not in engine._deleted:
-                    await asyncio.sleep(0.01)
-            server.config.timeout_graceful_shutdown = 0
-            server.should_exit = True
-            await task
-            with pytest.raises(Exception):  # noqa: B017 (whatever the transport says)
-                await holder
-            await client.close()
-            assert [record.vm_id for record in engine.store.list_vms()] == [vm.vm_id]
-
-    asyncio.run(main())
+@pytest.mark.anyio
+async def test_an_engine_that_ends_does_not_delete_what_is_held(rig: Rig) -> None:
+    async with rig.engine() as engine:
+        server, task = await serving(engine)
+        client = EngineClient(home=rig.home)
+        vm = await client.create_vm(rig.config)
+        holder = asyncio.create_task(client.request("POST", f"/vms/{vm.vm_id}/hold"))
+        async with asyncio.timeout(5):
+            while vm.vm_id not in engine._deleted:
+                await asyncio.sleep(0.01)
+        server.config.timeout_graceful_shutdown = 0
+        server.should_exit = True
+        await task
+        with pytest.raises(Exception):  # noqa: B017 (whatever the transport says)
+            await holder
+        await client.close()
+        assert [record.vm_id for record in engine.store.list_vms()] == [vm.vm_id]
 
 
 def test_a_with_block_holds_its_vm_and_deletes_it(rig: Rig) -> None:
@@ -99,34 +97,32 @@ def test_a_bound_vm_that_no_client_ever_holds_is_deleted(rig: Rig, monkeypatch: 
     rig.run(test)
 
 
-def test_a_bound_vm_whose_client_and_engine_are_both_gone_is_deleted_by_the_next_engine(
+@pytest.mark.anyio
+async def test_a_bound_vm_whose_client_and_engine_are_both_gone_is_deleted_by_the_next_engine(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def main() -> None:
-        async with rig.engine() as engine:
-            await create_bound(engine, rig)
-        assert len(rig.vmms()) == 1
-        monkeypatch.setattr(bonds, "GRACE_S", 0.05)
-        async with rig.engine() as engine:
-            await until_gone(engine)
-            assert rig.vmms() == []
-
-    asyncio.run(main())
+    async with rig.engine() as engine:
+        await create_bound(engine, rig)
+    assert len(rig.vmms()) == 1
+    monkeypatch.setattr(bonds, "GRACE_S", 0.05)
+    async with rig.engine() as engine:
+        await until_gone(engine)
+        assert rig.vmms() == []
 
 
-def test_a_client_that_comes_back_to_the_next_engine_keeps_its_vm(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def main() -> None:
-        async with rig.engine() as engine:
-            vm_id = await create_bound(engine, rig)
-        monkeypatch.setattr(bonds, "GRACE_S", 0.2)
-        async with rig.engine() as engine:
-            holding = asyncio.create_task(bonds.hold_vm(engine, vm_id))
-            done, _ = await asyncio.wait({holding}, timeout=0.6)
-            assert not done and engine.store.get_vm(vm_id).bound
-            await delete_vm(engine, vm_id)
-            await holding
-
-    asyncio.run(main())
+@pytest.mark.anyio
+async def test_a_client_that_comes_back_to_the_next_engine_keeps_its_vm(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig.engine() as engine:
+        vm_id = await create_bound(engine, rig)
+    monkeypatch.setattr(bonds, "GRACE_S", 0.2)
+    async with rig.engine() as engine:
+        holding = asyncio.create_task(bonds.hold_vm(engine, vm_id))
+        done, _ = await asyncio.wait({holding}, timeout=0.6)
+        assert not done and engine.store.get_vm(vm_id).bound
+        await delete_vm(engine, vm_id)
+        await holding
 
 
 def test_a_vm_with_two_holders_goes_with_the_last(rig: Rig) -> None:

@@ -29,49 +29,43 @@ def force_state(engine: Engine, vm_id: str, state: VMState) -> None:
     assert engine.store.change_state(vm_id, expected=set(VMState), to=state)
 
 
-def test_a_running_vm_is_adopted_and_works(rig: Rig) -> None:
-    async def main() -> None:
-        async with rig.engine() as engine:
-            vm = await make(engine, rig, start=True)
-        assert rig.vmms() == [vm.pid]
-        async with rig.engine() as engine:
-            assert engine.store.get_vm(vm.vm_id) == vm
-            async with await engine.running[vm.vm_id].agent.exec(ExecRequest(argv=["true"])) as response:
-                decoder = FrameDecoder()
-                kinds = [frame.kind async for chunk in response.stream() for frame in decoder.feed(chunk)]
-            assert kinds[-1] is FrameKind.EXIT
-            assert (await stop_vm(engine, vm.vm_id)).reason == "stopped"
-
-    asyncio.run(main())
+@pytest.mark.anyio
+async def test_a_running_vm_is_adopted_and_works(rig: Rig) -> None:
+    async with rig.engine() as engine:
+        vm = await make(engine, rig, start=True)
+    assert rig.vmms() == [vm.pid]
+    async with rig.engine() as engine:
+        assert engine.store.get_vm(vm.vm_id) == vm
+        async with await engine.running[vm.vm_id].agent.exec(ExecRequest(argv=["true"])) as response:
+            decoder = FrameDecoder()
+            kinds = [frame.kind async for chunk in response.stream() for frame in decoder.feed(chunk)]
+        assert kinds[-1] is FrameKind.EXIT
+        assert (await stop_vm(engine, vm.vm_id)).reason == "stopped"
 
 
-def test_the_end_of_an_adopted_vm_is_noticed(rig: Rig) -> None:
-    async def main() -> None:
-        async with rig.engine() as engine:
-            vm = await make(engine, rig, start=True)
-        async with rig.engine() as engine, asyncio.timeout(5):
-            assert vm.pid
-            os.kill(vm.pid, signal.SIGKILL)
-            while engine.store.get_vm(vm.vm_id).state is VMState.RUNNING:
-                await asyncio.sleep(0.01)
-            assert engine.store.get_vm(vm.vm_id).state is VMState.ERROR
-            assert (await start_vm(engine, vm.vm_id)).state is VMState.RUNNING
-
-    asyncio.run(main())
+@pytest.mark.anyio
+async def test_the_end_of_an_adopted_vm_is_noticed(rig: Rig) -> None:
+    async with rig.engine() as engine:
+        vm = await make(engine, rig, start=True)
+    async with rig.engine() as engine, asyncio.timeout(5):
+        assert vm.pid
+        os.kill(vm.pid, signal.SIGKILL)
+        while engine.store.get_vm(vm.vm_id).state is VMState.RUNNING:
+            await asyncio.sleep(0.01)
+        assert engine.store.get_vm(vm.vm_id).state is VMState.ERROR
+        assert (await start_vm(engine, vm.vm_id)).state is VMState.RUNNING
 
 
-def test_a_vm_that_ended_while_no_engine_ran_is_an_error(rig: Rig) -> None:
-    async def main() -> None:
-        async with rig.engine() as engine:
-            vm = await make(engine, rig, start=True)
-        rig.clean_up()
-        async with rig.engine() as engine:
-            found = engine.store.get_vm(vm.vm_id)
-            assert (found.state, found.pid) == (VMState.ERROR, None)
-            assert "no engine ran" in found.reason
-            assert [lease.kind for lease in engine.store.leases()] == [LeaseKind.DIRECTORY]
-
-    asyncio.run(main())
+@pytest.mark.anyio
+async def test_a_vm_that_ended_while_no_engine_ran_is_an_error(rig: Rig) -> None:
+    async with rig.engine() as engine:
+        vm = await make(engine, rig, start=True)
+    rig.clean_up()
+    async with rig.engine() as engine:
+        found = engine.store.get_vm(vm.vm_id)
+        assert (found.state, found.pid) == (VMState.ERROR, None)
+        assert "no engine ran" in found.reason
+        assert [lease.kind for lease in engine.store.leases()] == [LeaseKind.DIRECTORY]
 
 
 @pytest.mark.parametrize("start", [False, True])
@@ -107,28 +101,24 @@ def test_every_state_is_settled(rig: Rig, state: VMState, start: bool, monkeypat
     asyncio.run(main())
 
 
-def test_a_lease_without_a_vm_is_released(rig: Rig) -> None:
-    async def main() -> None:
-        async with rig.engine() as engine:
-            engine.store.add_lease(Owner.vm("vm-gone"), LeaseKind.DIRECTORY, "vm/vm-gone")
-            (rig.home.vms / "vm-gone").mkdir()
-        async with rig.engine() as engine:
-            assert engine.store.leases() == []
-            assert not (rig.home.vms / "vm-gone").exists()
-
-    asyncio.run(main())
+@pytest.mark.anyio
+async def test_a_lease_without_a_vm_is_released(rig: Rig) -> None:
+    async with rig.engine() as engine:
+        engine.store.add_lease(Owner.vm("vm-gone"), LeaseKind.DIRECTORY, "vm/vm-gone")
+        (rig.home.vms / "vm-gone").mkdir()
+    async with rig.engine() as engine:
+        assert engine.store.leases() == []
+        assert not (rig.home.vms / "vm-gone").exists()
 
 
-def test_only_one_engine_has_a_state_directory(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_only_one_engine_has_a_state_directory(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("squib.core.startup._LOCK_TIMEOUT_S", 0.05)
 
-    async def main() -> None:
-        async with rig.engine():
-            with pytest.raises(EngineStartFailed, match="another engine"):
-                async with rig.engine():
-                    pass
-
-    asyncio.run(main())
+    async with rig.engine():
+        with pytest.raises(EngineStartFailed, match="another engine"):
+            async with rig.engine():
+                pass
 
 
 def test_a_state_directory_that_is_a_file_is_refused(rig: Rig, tmp_path: Path) -> None:
@@ -164,17 +154,15 @@ def test_every_state_has_a_way_out() -> None:
 
 
 @pytest.mark.parametrize("damage", ["UPDATE vms SET spec = 'x'", "DELETE FROM vms"])
-def test_a_vmm_whose_record_is_damaged_or_lost_is_ended_and_its_disk_kept(rig: Rig, damage: str) -> None:
-    async def main() -> None:
-        async with rig.engine() as engine:
-            vm = await make(engine, rig, start=True)
-            engine.store._db.execute(damage)
-            if "DELETE" in damage:
-                engine.store._db.execute("DELETE FROM leases")
-        assert len(rig.vmms()) == 1
-        async with rig.engine() as engine:
-            assert rig.vmms() == []
-            assert rig.home.vm(vm.vm_id).overlay.exists()
-            assert engine.store.list_vms() == []
-
-    asyncio.run(main())
+@pytest.mark.anyio
+async def test_a_vmm_whose_record_is_damaged_or_lost_is_ended_and_its_disk_kept(rig: Rig, damage: str) -> None:
+    async with rig.engine() as engine:
+        vm = await make(engine, rig, start=True)
+        engine.store._db.execute(damage)
+        if "DELETE" in damage:
+            engine.store._db.execute("DELETE FROM leases")
+    assert len(rig.vmms()) == 1
+    async with rig.engine() as engine:
+        assert rig.vmms() == []
+        assert rig.home.vm(vm.vm_id).overlay.exists()
+        assert engine.store.list_vms() == []

@@ -118,13 +118,11 @@ def test_a_qemu_that_ends_is_an_error_now_and_later(path: Path) -> None:
     check(path, FakeMonitor(), test)
 
 
-def test_a_monitor_that_says_nothing(path: Path) -> None:
-    async def main() -> None:
-        async with serving(path, FakeMonitor(greet=False)):
-            with pytest.raises(ToolFailed, match="did not answer the connection within"):
-                await QMP.connect(path, timeout_s=0.02)
-
-    asyncio.run(main())
+@pytest.mark.anyio
+async def test_a_monitor_that_says_nothing(path: Path) -> None:
+    async with serving(path, FakeMonitor(greet=False)):
+        with pytest.raises(ToolFailed, match="did not answer the connection within"):
+            await QMP.connect(path, timeout_s=0.02)
 
 
 def test_a_monitor_that_is_not_there(path: Path) -> None:
@@ -132,26 +130,22 @@ def test_a_monitor_that_is_not_there(path: Path) -> None:
         asyncio.run(QMP.connect(path))
 
 
-def test_a_monitor_that_hangs_up(path: Path) -> None:
-    async def main() -> None:
-        async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            writer.close()
+@pytest.mark.anyio
+async def test_a_monitor_that_hangs_up(path: Path) -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
 
-        server = await asyncio.start_unix_server(hang_up, sock=sockets.listen(path))
-        with pytest.raises(ToolFailed, match="closed its monitor"):
-            await QMP.connect(path)
-        server.close()
-
-    asyncio.run(main())
+    server = await asyncio.start_unix_server(hang_up, sock=sockets.listen(path))
+    with pytest.raises(ToolFailed, match="closed its monitor"):
+        await QMP.connect(path)
+    server.close()
 
 
-def test_a_qemu_that_does_not_read_does_not_hold_up_closing(path: Path) -> None:
-    async def main() -> None:
-        async with by_hand(path) as (_, qmp):
-            with pytest.raises(ToolFailed, match="did not answer fill"):
-                await qmp.execute("fill", {"bytes": "x" * (4 << 20)}, timeout_s=0.02)
-
-    asyncio.run(main())
+@pytest.mark.anyio
+async def test_a_qemu_that_does_not_read_does_not_hold_up_closing(path: Path) -> None:
+    async with by_hand(path) as (_, qmp):
+        with pytest.raises(ToolFailed, match="did not answer fill"):
+            await qmp.execute("fill", {"bytes": "x" * (4 << 20)}, timeout_s=0.02)
 
 
 @contextlib.asynccontextmanager
@@ -188,62 +182,54 @@ def test_the_reason_of_a_shutdown_is_remembered(path: Path) -> None:
     check(path, monitor, test)
 
 
-def test_events_between_a_command_and_its_answer(path: Path) -> None:
+@pytest.mark.anyio
+async def test_events_between_a_command_and_its_answer(path: Path) -> None:
     event = b'{"event": "VSERPORT_CHANGE", "data": {"open": true, "id": "port"}, "timestamp": {}}\r\n'
 
-    async def main() -> None:
-        async with by_hand(path) as (peer, qmp):
-            asking = asyncio.create_task(qmp.execute("query-status"))
-            command = json.loads(await asyncio.to_thread(peer.recv, 4096))
-            answer = json.dumps({"return": {"status": "running"}, "id": command["id"]}).encode() + b"\r\n"
-            stream = event * 500 + answer + event * 500
-            for start in range(0, len(stream), 1000):
-                peer.sendall(stream[start : start + 1000])
-                await asyncio.sleep(0)
-            assert await asking == {"status": "running"}
-
-    asyncio.run(main())
+    async with by_hand(path) as (peer, qmp):
+        asking = asyncio.create_task(qmp.execute("query-status"))
+        command = json.loads(await asyncio.to_thread(peer.recv, 4096))
+        answer = json.dumps({"return": {"status": "running"}, "id": command["id"]}).encode() + b"\r\n"
+        stream = event * 500 + answer + event * 500
+        for start in range(0, len(stream), 1000):
+            peer.sendall(stream[start : start + 1000])
+            await asyncio.sleep(0)
+        assert await asking == {"status": "running"}
 
 
-def test_an_answer_that_comes_too_late_is_dropped(path: Path) -> None:
-    async def main() -> None:
-        async with by_hand(path) as (peer, qmp):
-            with pytest.raises(ToolFailed, match="did not answer stop"):
-                await qmp.execute("stop", timeout_s=0.01)
-            late = json.loads(await asyncio.to_thread(peer.recv, 4096))
-            asking = asyncio.create_task(qmp.execute("cont"))
-            command = json.loads(await asyncio.to_thread(peer.recv, 4096))
-            for number, value in ((late["id"], "late"), (command["id"], "right")):
-                peer.sendall(json.dumps({"return": value, "id": number}).encode() + b"\r\n")
-            assert await asking == "right"
-
-    asyncio.run(main())
+@pytest.mark.anyio
+async def test_an_answer_that_comes_too_late_is_dropped(path: Path) -> None:
+    async with by_hand(path) as (peer, qmp):
+        with pytest.raises(ToolFailed, match="did not answer stop"):
+            await qmp.execute("stop", timeout_s=0.01)
+        late = json.loads(await asyncio.to_thread(peer.recv, 4096))
+        asking = asyncio.create_task(qmp.execute("cont"))
+        command = json.loads(await asyncio.to_thread(peer.recv, 4096))
+        for number, value in ((late["id"], "late"), (command["id"], "right")):
+            peer.sendall(json.dumps({"return": value, "id": number}).encode() + b"\r\n")
+        assert await asking == "right"
 
 
 @pytest.mark.parametrize("nonsense", [b"no JSON\r\n", b"\xff\n"])
-def test_nonsense_ends_the_session(path: Path, nonsense: bytes) -> None:
-    async def main() -> None:
-        async with by_hand(path) as (peer, qmp):
-            asking = asyncio.create_task(qmp.execute("query-status"))
-            await asyncio.to_thread(peer.recv, 4096)
-            peer.sendall(nonsense)
-            with pytest.raises(ToolFailed, match="closed its monitor"):
-                await asking
-
-    asyncio.run(main())
+@pytest.mark.anyio
+async def test_nonsense_ends_the_session(path: Path, nonsense: bytes) -> None:
+    async with by_hand(path) as (peer, qmp):
+        asking = asyncio.create_task(qmp.execute("query-status"))
+        await asyncio.to_thread(peer.recv, 4096)
+        peer.sendall(nonsense)
+        with pytest.raises(ToolFailed, match="closed its monitor"):
+            await asking
 
 
-def test_a_qemu_that_ends_right_after_the_handshake(path: Path) -> None:
-    async def main() -> None:
-        async with by_hand(path) as (peer, qmp):
-            peer.sendall(b'{"event": "SHUTDOWN", "data": {"reason": "guest-shutdown"}}\r\n')
-            peer.close()
-            await qmp.drained()
-            assert qmp.shutdown_reason == "guest-shutdown"
-            with pytest.raises(ToolFailed, match="closed its monitor"):
-                await qmp.execute("query-status")
-
-    asyncio.run(main())
+@pytest.mark.anyio
+async def test_a_qemu_that_ends_right_after_the_handshake(path: Path) -> None:
+    async with by_hand(path) as (peer, qmp):
+        peer.sendall(b'{"event": "SHUTDOWN", "data": {"reason": "guest-shutdown"}}\r\n')
+        peer.close()
+        await qmp.drained()
+        assert qmp.shutdown_reason == "guest-shutdown"
+        with pytest.raises(ToolFailed, match="closed its monitor"):
+            await qmp.execute("query-status")
 
 
 def test_waiting_for_the_end_is_bounded(path: Path) -> None:

@@ -145,14 +145,12 @@ def test_a_long_path_of_a_state_directory_is_no_obstacle(tmp_path: Path, monkeyp
     assert lossy.requests == ["GET /v1/engine"]
 
 
-def test_a_client_can_be_used_again_after_it_was_closed(served: Served) -> None:
-    async def main() -> None:
-        async with EngineClient() as engine:
-            await engine.close()
-            await engine.close()
-            assert (await engine.info()).driver == "fake"
-
-    asyncio.run(main())
+@pytest.mark.anyio
+async def test_a_client_can_be_used_again_after_it_was_closed(served: Served) -> None:
+    async with EngineClient() as engine:
+        await engine.close()
+        await engine.close()
+        assert (await engine.info()).driver == "fake"
 
 
 # --- requests that are sent again -----------------------------------------------------------------------------------
@@ -210,20 +208,18 @@ def test_a_request_that_found_no_engine_is_sent_when_one_runs(home: Home, monkey
     assert lossy.requests == ["POST /v1/engine"]
 
 
-def test_an_engine_elsewhere_is_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_an_engine_elsewhere_is_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
     async def ensure_engine(home: Home) -> None:
         pytest.fail("an engine was started")
 
     monkeypatch.setattr(client_module, "ensure_engine", ensure_engine)
 
-    async def main() -> None:
-        async with EngineClient(url="http://127.0.0.1:1") as engine:
-            for request in (engine.info(), engine.create_vm(VMConfig())):
-                with pytest.raises(EngineUnavailable, match=r"no engine answers at http://127\.0\.0\.1:1") as caught:
-                    await request
-                assert "SQUIB_URL" in caught.value.hint
-
-    asyncio.run(main())
+    async with EngineClient(url="http://127.0.0.1:1") as engine:
+        for request in (engine.info(), engine.create_vm(VMConfig())):
+            with pytest.raises(EngineUnavailable, match=r"no engine answers at http://127\.0\.0\.1:1") as caught:
+                await request
+            assert "SQUIB_URL" in caught.value.hint
 
 
 # --- what is no engine -----------------------------------------------------------------------------------------------
@@ -248,33 +244,27 @@ def test_an_engine_elsewhere_is_not_started(monkeypatch: pytest.MonkeyPatch) -> 
         (302, ""),
     ],
 )
-def test_what_answers_and_is_no_engine_is_told(status: int, body: str) -> None:
-    async def main() -> None:
-        async with answering(status, body) as engine:
-            for ask in (engine.info, engine.vms, engine.images, engine.kernels, engine.doctor):
-                with pytest.raises(EngineUnavailable, match=r"not a squib engine|another version") as caught:
-                    await ask()
-                assert "SQUIB_URL" in caught.value.hint
-
-    asyncio.run(main())
+@pytest.mark.anyio
+async def test_what_answers_and_is_no_engine_is_told(status: int, body: str) -> None:
+    async with answering(status, body) as engine:
+        for ask in (engine.info, engine.vms, engine.images, engine.kernels, engine.doctor):
+            with pytest.raises(EngineUnavailable, match=r"not a squib engine|another version") as caught:
+                await ask()
+            assert "SQUIB_URL" in caught.value.hint
 
 
-def test_an_answer_with_a_field_of_a_newer_engine_is_read() -> None:
-    async def main() -> None:
-        async with answering(200, INFO.replace('"pid"', '"of_the_future":1,"pid"')) as engine:
-            assert (await engine.info()).pid > 0
-
-    asyncio.run(main())
+@pytest.mark.anyio
+async def test_an_answer_with_a_field_of_a_newer_engine_is_read() -> None:
+    async with answering(200, INFO.replace('"pid"', '"of_the_future":1,"pid"')) as engine:
+        assert (await engine.info()).pid > 0
 
 
-def test_an_answer_without_a_known_field_is_an_error() -> None:
-    async def main() -> None:
-        async with answering(200, INFO.replace('"pid"', '"process"')) as engine:
-            with pytest.raises(EngineUnavailable, match="another version") as caught:
-                await engine.info()
-            assert "squib version" in caught.value.hint
-
-    asyncio.run(main())
+@pytest.mark.anyio
+async def test_an_answer_without_a_known_field_is_an_error() -> None:
+    async with answering(200, INFO.replace('"pid"', '"process"')) as engine:
+        with pytest.raises(EngineUnavailable, match="another version") as caught:
+            await engine.info()
+        assert "squib version" in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -293,28 +283,24 @@ def test_a_token_that_cannot_be_one_is_refused_and_not_shown(token: str) -> None
     assert "hunter2" not in str(caught.value)
 
 
-def test_the_engines_errors_are_raised_again() -> None:
-    async def main() -> None:
-        async with FakeAPI().client() as engine:
-            with pytest.raises(NotFound, match="'nosuch'") as caught:
-                await engine.vm("nosuch")
-            assert caught.value.hint == "squib ls shows all VMs"
-
-    asyncio.run(main())
+@pytest.mark.anyio
+async def test_the_engines_errors_are_raised_again() -> None:
+    async with FakeAPI().client() as engine:
+        with pytest.raises(NotFound, match="'nosuch'") as caught:
+            await engine.vm("nosuch")
+        assert caught.value.hint == "squib ls shows all VMs"
 
 
 # --- builds ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_build_tells_its_progress_and_returns_the_image() -> None:
-    async def main() -> None:
-        steps: list[str] = []
-        async with FakeAPI().client() as engine:
-            image = await engine.build_image("base", on_progress=lambda progress: steps.append(progress.step))
-            assert (image.name, steps) == ("base", ["squashfs"])
-            assert (await engine.build_kernel()).version
-
-    asyncio.run(main())
+@pytest.mark.anyio
+async def test_a_build_tells_its_progress_and_returns_the_image() -> None:
+    steps: list[str] = []
+    async with FakeAPI().client() as engine:
+        image = await engine.build_image("base", on_progress=lambda progress: steps.append(progress.step))
+        assert (image.name, steps) == ("base", ["squashfs"])
+        assert (await engine.build_kernel()).version
 
 
 @pytest.mark.parametrize(
@@ -328,13 +314,11 @@ def test_a_build_tells_its_progress_and_returns_the_image() -> None:
         ('{"kernel": null}\n', EngineUnavailable),
     ],
 )
-def test_a_build_that_does_not_end_well_is_told(lines: str, error: type[SquibError]) -> None:
-    async def main() -> None:
-        async with answering(200, lines) as engine:
-            with pytest.raises(error):
-                await engine.build_image("base")
-
-    asyncio.run(main())
+@pytest.mark.anyio
+async def test_a_build_that_does_not_end_well_is_told(lines: str, error: type[SquibError]) -> None:
+    async with answering(200, lines) as engine:
+        with pytest.raises(error):
+            await engine.build_image("base")
 
 
 IMAGE = {"name": "base", "digest": "sha256:1", "size_bytes": 1, "built_at": "2026-01-01T00:00:00Z", "layers": 3}
@@ -353,12 +337,10 @@ def test_events_and_fields_that_a_newer_engine_adds_are_ignored() -> None:
     assert (asyncio.run(main()), steps) == ("base", ["boot"])
 
 
-def test_an_error_with_fields_that_a_newer_engine_adds_is_read() -> None:
+@pytest.mark.anyio
+async def test_an_error_with_fields_that_a_newer_engine_adds_is_read() -> None:
     body = json.dumps({"error": {"code": "not_found", "message": "m", "hint": "h", "docs": "url"}, "trace": "t"})
 
-    async def main() -> None:
-        async with answering(404, body) as engine:
-            with pytest.raises(NotFound, match="m"):
-                await engine.vm("web")
-
-    asyncio.run(main())
+    async with answering(404, body) as engine:
+        with pytest.raises(NotFound, match="m"):
+            await engine.vm("web")

@@ -1,6 +1,5 @@
 """`vm.env`, synchronous and not, through an engine."""
 
-import asyncio
 import json
 from collections.abc import Iterator
 
@@ -32,14 +31,12 @@ def test_variables_are_set_listed_and_unset() -> None:
     assert vm.refresh().env_names == ["B", "RAW"]
 
 
-def test_so_they_are_without_waiting_for_it() -> None:
-    async def main() -> None:
-        vm = await AsyncVM.from_id("web")
-        assert await vm.env.set(A="1") == {"A": "1"}
-        assert await vm.env.unset("A") == await vm.env.list() == {}
-        await vm.close()
-
-    asyncio.run(main())
+@pytest.mark.anyio
+async def test_so_they_are_without_waiting_for_it() -> None:
+    vm = await AsyncVM.from_id("web")
+    assert await vm.env.set(A="1") == {"A": "1"}
+    assert await vm.env.unset("A") == await vm.env.list() == {}
+    await vm.close()
 
 
 def test_what_is_printed_of_them_is_their_names() -> None:

@@ -159,38 +159,34 @@ def test_asynchronous_files(guest: FakeFiles) -> None:
     wait_until(lambda: guest.left_over() == [])
 
 
-def test_a_cancelled_read_takes_nothing() -> None:
-    async def main() -> None:
-        more = asyncio.Event()
+@pytest.mark.anyio
+async def test_a_cancelled_read_takes_nothing() -> None:
+    more = asyncio.Event()
 
-        async def chunks() -> AsyncGenerator[bytes, None]:
-            yield b"first "
-            await more.wait()
-            yield b"second"
+    async def chunks() -> AsyncGenerator[bytes, None]:
+        yield b"first "
+        await more.wait()
+        yield b"second"
 
-        reader = Reader(chunks())
-        reading = asyncio.create_task(reader.read(100))
-        await asyncio.sleep(0)
-        reading.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await reading
-        more.set()
-        assert await reader.read(100) == b"first second"
-        assert await reader.read(100) == b""
-
-    asyncio.run(main())
+    reader = Reader(chunks())
+    reading = asyncio.create_task(reader.read(100))
+    await asyncio.sleep(0)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    more.set()
+    assert await reader.read(100) == b"first second"
+    assert await reader.read(100) == b""
 
 
-def test_what_broke_off_does_not_look_like_the_end_later() -> None:
-    async def main() -> None:
-        async def chunks() -> AsyncGenerator[bytes, None]:
-            yield b"first"
-            raise TransferFailed("it broke off")
+@pytest.mark.anyio
+async def test_what_broke_off_does_not_look_like_the_end_later() -> None:
+    async def chunks() -> AsyncGenerator[bytes, None]:
+        yield b"first"
+        raise TransferFailed("it broke off")
 
-        reader = Reader(chunks())
-        for _ in range(2):
-            with pytest.raises(TransferFailed):
-                await reader.read(100)
-        await reader.close()
-
-    asyncio.run(main())
+    reader = Reader(chunks())
+    for _ in range(2):
+        with pytest.raises(TransferFailed):
+            await reader.read(100)
+    await reader.close()

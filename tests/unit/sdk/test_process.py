@@ -178,20 +178,18 @@ def test_all_of_a_long_output_comes_in_order(vm: VM) -> None:
     assert output == b"".join(b"%01023d\n" % number for number in range(4096))
 
 
-def test_asyncio_programs_do_the_same(served: Served) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(20):
-            vm = await AsyncVM.from_id("web")
-            async with await vm.spawn(["cat"], stdin=True) as process:
-                await process.stdin.write("hello")
-                await process.stdin.close()
-                assert [chunk.data async for chunk in process] == [b"hello"]
-                assert (await process.wait()).exit_code == 0
-                assert process.id in [info.id for info in await vm.processes()]
-                assert (await vm.process(process.id)).info == await process.refresh()
-            await vm.close()
-
-    asyncio.run(main())
+@pytest.mark.anyio
+async def test_asyncio_programs_do_the_same(served: Served) -> None:
+    async with asyncio.timeout(20):
+        vm = await AsyncVM.from_id("web")
+        async with await vm.spawn(["cat"], stdin=True) as process:
+            await process.stdin.write("hello")
+            await process.stdin.close()
+            assert [chunk.data async for chunk in process] == [b"hello"]
+            assert (await process.wait()).exit_code == 0
+            assert process.id in [info.id for info in await vm.processes()]
+            assert (await vm.process(process.id)).info == await process.refresh()
+        await vm.close()
 
 
 class Slow(FakeAPI):
@@ -212,20 +210,18 @@ class Slow(FakeAPI):
 
 
 @pytest.mark.parametrize("during", ["POST /vms/web/exec", "GET /vms/web/processes/p1"])
-def test_a_spawn_that_is_cancelled_leaves_no_process(during: str) -> None:
-    async def main() -> None:
-        api = Slow(during)
-        async with asyncio.timeout(20):
-            task = asyncio.create_task(aio_process.spawn(api.client(), "web", exec_request(["sleep", "9"])))
-            await api.done.wait()
-            task.cancel()
-            await asyncio.sleep(0)
-            api.go_on.set()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-        assert api.made[-1] == "DELETE /vms/web/processes/p1"
-
-    asyncio.run(main())
+@pytest.mark.anyio
+async def test_a_spawn_that_is_cancelled_leaves_no_process(during: str) -> None:
+    api = Slow(during)
+    async with asyncio.timeout(20):
+        task = asyncio.create_task(aio_process.spawn(api.client(), "web", exec_request(["sleep", "9"])))
+        await api.done.wait()
+        task.cancel()
+        await asyncio.sleep(0)
+        api.go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert api.made[-1] == "DELETE /vms/web/processes/p1"
 
 
 class SlowToKill(FakeAPI):
@@ -235,25 +231,23 @@ class SlowToKill(FakeAPI):
         return await super().answer(request)
 
 
-def test_a_block_that_is_cancelled_while_it_kills_its_process_kills_it_all_the_same() -> None:
-    async def main() -> None:
-        api = SlowToKill(processes={"p1": make_process("p1")})
-        api.add("web")
-        left = asyncio.Event()
+@pytest.mark.anyio
+async def test_a_block_that_is_cancelled_while_it_kills_its_process_kills_it_all_the_same() -> None:
+    api = SlowToKill(processes={"p1": make_process("p1")})
+    api.add("web")
+    left = asyncio.Event()
 
-        async def block() -> None:
-            async with await aio_process.spawn(api.client(), "web", exec_request(["sleep", "9"])):
-                left.set()
+    async def block() -> None:
+        async with await aio_process.spawn(api.client(), "web", exec_request(["sleep", "9"])):
+            left.set()
 
-        task = asyncio.create_task(block())
-        async with asyncio.timeout(5):
-            await left.wait()
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-        assert api.made[-1] == "DELETE /vms/web/processes/p1"
-
-    asyncio.run(main())
+    task = asyncio.create_task(block())
+    async with asyncio.timeout(5):
+        await left.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert api.made[-1] == "DELETE /vms/web/processes/p1"
 
 
 # --- an engine that is lost --------------------------------------------------------------------------------------
@@ -299,63 +293,55 @@ class Restarted:
         return AsyncProcess(self.client, "web", info)
 
 
-def test_output_goes_on_where_it_was_when_a_local_engine_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_output_goes_on_where_it_was_when_a_local_engine_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aio_process, "_REATTACH_PAUSES_S", (0.0, 0.0))
 
-    async def main() -> None:
-        engine = Restarted(b"abcdefghij")
-        process = engine.process()
-        assert [(chunk.offset, chunk.data) async for chunk in process] == [
-            (0, b"ab"), (2, b"cd"), (4, b"ef"), (6, b"gh"), (8, b"ij"),
-        ]  # fmt: skip
-        assert (await process.wait()).exit_code == 3
-        assert len(engine.asked) == 6
-
-    asyncio.run(main())
+    engine = Restarted(b"abcdefghij")
+    process = engine.process()
+    assert [(chunk.offset, chunk.data) async for chunk in process] == [
+        (0, b"ab"), (2, b"cd"), (4, b"ef"), (6, b"gh"), (8, b"ij"),
+    ]  # fmt: skip
+    assert (await process.wait()).exit_code == 3
+    assert len(engine.asked) == 6
 
 
-def test_it_is_not_tried_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_it_is_not_tried_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aio_process, "_REATTACH_PAUSES_S", (0.0, 0.0))
 
-    async def main() -> None:
-        engine = Restarted(b"ab")
+    engine = Restarted(b"ab")
 
-        async def never() -> AsyncIterator[bytes]:
-            raise EngineUnavailable("the connection broke")
-            yield b""
+    async def never() -> AsyncIterator[bytes]:
+        raise EngineUnavailable("the connection broke")
+        yield b""
 
-        engine.aiter_raw = never  # type: ignore[method-assign]
-        with pytest.raises(EngineUnavailable):
-            await engine.process().wait()
-        assert len(engine.asked) == 3
-
-    asyncio.run(main())
+    engine.aiter_raw = never  # type: ignore[method-assign]
+    with pytest.raises(EngineUnavailable):
+        await engine.process().wait()
+    assert len(engine.asked) == 3
 
 
-def test_a_remote_engine_that_is_lost_is_not_looked_for_again() -> None:
-    async def main() -> None:
-        engine = Restarted(b"abcd", local=False)
-        with pytest.raises(EngineUnavailable):
-            async for chunk in engine.process():
-                assert chunk.data == b"ab"
-        assert len(engine.asked) == 1
-
-    asyncio.run(main())
+@pytest.mark.anyio
+async def test_a_remote_engine_that_is_lost_is_not_looked_for_again() -> None:
+    engine = Restarted(b"abcd", local=False)
+    with pytest.raises(EngineUnavailable):
+        async for chunk in engine.process():
+            assert chunk.data == b"ab"
+    assert len(engine.asked) == 1
 
 
 @pytest.mark.parametrize("frames", [b"", b"\x63" * 64, encode(FrameKind.STDOUT, b"x")])
-def test_output_that_is_none_or_has_no_end_is_an_error_of_the_guest(frames: bytes) -> None:
-    async def main() -> None:
-        engine = Restarted(b"")
+@pytest.mark.anyio
+async def test_output_that_is_none_or_has_no_end_is_an_error_of_the_guest(frames: bytes) -> None:
+    engine = Restarted(b"")
 
-        async def answer() -> AsyncIterator[bytes]:
-            yield frames
+    async def answer() -> AsyncIterator[bytes]:
+        yield frames
 
-        engine.aiter_raw = answer  # type: ignore[method-assign]
-        with pytest.raises(AgentUnreachable):
-            await engine.process().wait()
-
-    asyncio.run(main())
+    engine.aiter_raw = answer  # type: ignore[method-assign]
+    with pytest.raises(AgentUnreachable):
+        await engine.process().wait()
 
 
 # --- Process is AsyncProcess, waited for --------------------------------------------------------------------------

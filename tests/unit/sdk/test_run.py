@@ -215,64 +215,56 @@ def test_many_commands_at_once_and_from_many_threads(vm: VM) -> None:
     assert answers == {number: f"{number}\n" for number in range(10)}
 
 
-def test_input_may_be_an_iterator_that_waits(served: Served) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(20), EngineClient() as engine:
-            echoed = asyncio.Event()
+@pytest.mark.anyio
+async def test_input_may_be_an_iterator_that_waits(served: Served) -> None:
+    async with asyncio.timeout(20), EngineClient() as engine:
+        echoed = asyncio.Event()
 
-            async def pieces() -> AsyncIterator[bytes]:
-                yield b"one"
-                await echoed.wait()
-                yield b"two"
+        async def pieces() -> AsyncIterator[bytes]:
+            yield b"one"
+            await echoed.wait()
+            yield b"two"
 
-            output = b""
+        output = b""
+        async with start_command(engine, "web", exec_request(["cat"]), stdin=pieces()) as command:
+            async for frame in command.output():
+                assert frame.kind is FrameKind.STDOUT
+                output += frame.payload
+                echoed.set()
+        assert (output, command.end.exit_code) == (b"onetwo", 0)
+
+
+@pytest.mark.anyio
+async def test_an_input_that_fails_ends_the_command_with_its_error(served: Served) -> None:
+    async with asyncio.timeout(20), EngineClient() as engine:
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield b"one"
+            raise ZeroDivisionError
+
+        killed = len(served.agent.killed)
+        with pytest.raises(ZeroDivisionError):
             async with start_command(engine, "web", exec_request(["cat"]), stdin=pieces()) as command:
-                async for frame in command.output():
-                    assert frame.kind is FrameKind.STDOUT
-                    output += frame.payload
-                    echoed.set()
-            assert (output, command.end.exit_code) == (b"onetwo", 0)
-
-    asyncio.run(main())
-
-
-def test_an_input_that_fails_ends_the_command_with_its_error(served: Served) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(20), EngineClient() as engine:
-
-            async def pieces() -> AsyncIterator[bytes]:
-                yield b"one"
-                raise ZeroDivisionError
-
-            killed = len(served.agent.killed)
-            with pytest.raises(ZeroDivisionError):
-                async with start_command(engine, "web", exec_request(["cat"]), stdin=pieces()) as command:
-                    async for _ in command.output():
-                        pass
-            await until_killed(served, killed)
-
-    asyncio.run(main())
-
-
-def test_a_signal_reaches_the_command_and_a_late_one_is_no_error(served: Served) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(20), EngineClient() as engine:
-            async with start_command(engine, "web", exec_request(["sleep"])) as command:
-                await command.signal(15)
                 async for _ in command.output():
                     pass
-            assert served.agent.killed[-1].endswith("signal 15")
-
-    asyncio.run(main())
+        await until_killed(served, killed)
 
 
-def test_the_end_is_known_only_when_the_output_was_read(served: Served) -> None:
-    async def main() -> None:
-        async with EngineClient() as engine, start_command(engine, "web", exec_request(["true"])) as command:
-            with pytest.raises(AgentUnreachable, match="before the command did"):
-                _ = command.end
+@pytest.mark.anyio
+async def test_a_signal_reaches_the_command_and_a_late_one_is_no_error(served: Served) -> None:
+    async with asyncio.timeout(20), EngineClient() as engine:
+        async with start_command(engine, "web", exec_request(["sleep"])) as command:
+            await command.signal(15)
+            async for _ in command.output():
+                pass
+        assert served.agent.killed[-1].endswith("signal 15")
 
-    asyncio.run(main())
+
+@pytest.mark.anyio
+async def test_the_end_is_known_only_when_the_output_was_read(served: Served) -> None:
+    async with EngineClient() as engine, start_command(engine, "web", exec_request(["true"])) as command:
+        with pytest.raises(AgentUnreachable, match="before the command did"):
+            _ = command.end
 
 
 def test_a_vm_that_does_not_run_says_what_to_do(served: Served) -> None:

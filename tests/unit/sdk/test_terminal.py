@@ -209,39 +209,35 @@ def test_a_remote_engine_is_reached_by_url_with_its_token(
     asyncio.run(main())
 
 
-def test_a_remote_engine_that_does_not_answer(listener: socket.socket) -> None:
+@pytest.mark.anyio
+async def test_a_remote_engine_that_does_not_answer(listener: socket.socket) -> None:
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     listener.close()
 
-    async def main() -> None:
-        async with EngineClient(url=url) as client:
-            with pytest.raises(EngineUnavailable, match="no terminal can be opened"):
-                async with open_terminal(client, "web"):
-                    pytest.fail("it was opened")
-
-    asyncio.run(main())
+    async with EngineClient(url=url) as client:
+        with pytest.raises(EngineUnavailable, match="no terminal can be opened"):
+            async with open_terminal(client, "web"):
+                pytest.fail("it was opened")
 
 
-def test_a_connection_that_is_lost_says_that_the_command_goes_on(rig: Rig, listener: socket.socket) -> None:
+@pytest.mark.anyio
+async def test_a_connection_that_is_lost_says_that_the_command_goes_on(rig: Rig, listener: socket.socket) -> None:
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
 
-    async def main() -> None:
-        async with (
-            asyncio.timeout(20),
-            rig.engine() as engine,
-            running_vm(engine, rig.config),
-            EngineClient(url=url) as client,
-        ):
-            async with serving(create_app(engine, allowed_hosts=["127.0.0.1"]), listener):
-                opening = open_terminal(client, "web")
-                terminal = await opening.__aenter__()
-                await until(terminal, b"$ ")
-            with pytest.raises(EngineUnavailable) as caught:
-                async for _ in terminal.output():
-                    pass
-            assert "squib attach" in caught.value.hint
-            with pytest.raises(EngineUnavailable):
-                await terminal.send(b"x")
-            await opening.__aexit__(None, None, None)
-
-    asyncio.run(main())
+    async with (
+        asyncio.timeout(20),
+        rig.engine() as engine,
+        running_vm(engine, rig.config),
+        EngineClient(url=url) as client,
+    ):
+        async with serving(create_app(engine, allowed_hosts=["127.0.0.1"]), listener):
+            opening = open_terminal(client, "web")
+            terminal = await opening.__aenter__()
+            await until(terminal, b"$ ")
+        with pytest.raises(EngineUnavailable) as caught:
+            async for _ in terminal.output():
+                pass
+        assert "squib attach" in caught.value.hint
+        with pytest.raises(EngineUnavailable):
+            await terminal.send(b"x")
+        await opening.__aexit__(None, None, None)

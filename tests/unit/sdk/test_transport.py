@@ -65,85 +65,77 @@ def test_waiting_is_cancelled_in_the_moment_in_which_it_would_end(
     assert reported == []
 
 
-def test_a_full_queue_is_waited_for(tmp_path: Path) -> None:
-    async def main() -> None:
-        with sockets.listen(tmp_path / "s") as server:
-            server.listen(0)
-            first = await connect(tmp_path / "s", timeout=5)
-            with pytest.raises(httpcore.ConnectTimeout):
-                await connect(tmp_path / "s", timeout=0.05)
-            second = asyncio.create_task(connect(tmp_path / "s", timeout=5))
-            peers = [(await asyncio.to_thread(server.accept))[0] for _ in range(2)]
-            await (await second).write(b"second")
-            assert peers[1].recv(10) == b"second"
-            for stream in (first, second.result()):
-                await stream.aclose()
-            for peer in peers:
-                peer.close()
-
-    asyncio.run(main())
-
-
-def test_silence_and_a_lost_peer_are_told_apart(tmp_path: Path) -> None:
-    async def main() -> None:
-        with pytest.raises(httpcore.ConnectError):
-            await connect(tmp_path / "s")
-        with sockets.listen(tmp_path / "s") as server:
-            stream = await connect(tmp_path / "s")
-            peer, _ = server.accept()
-            with pytest.raises(httpcore.ReadTimeout):
-                await stream.read(1, timeout=0.01)
-            with pytest.raises(httpcore.WriteTimeout):
-                await stream.write(TOO_MUCH, timeout=0.01)
-            assert not stream.get_extra_info("is_readable")
-            peer.close()
-            with pytest.raises(httpcore.WriteError):
-                await stream.write(b"x")
+@pytest.mark.anyio
+async def test_a_full_queue_is_waited_for(tmp_path: Path) -> None:
+    with sockets.listen(tmp_path / "s") as server:
+        server.listen(0)
+        first = await connect(tmp_path / "s", timeout=5)
+        with pytest.raises(httpcore.ConnectTimeout):
+            await connect(tmp_path / "s", timeout=0.05)
+        second = asyncio.create_task(connect(tmp_path / "s", timeout=5))
+        peers = [(await asyncio.to_thread(server.accept))[0] for _ in range(2)]
+        await (await second).write(b"second")
+        assert peers[1].recv(10) == b"second"
+        for stream in (first, second.result()):
             await stream.aclose()
+        for peer in peers:
+            peer.close()
 
-    asyncio.run(main())
+
+@pytest.mark.anyio
+async def test_silence_and_a_lost_peer_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(httpcore.ConnectError):
+        await connect(tmp_path / "s")
+    with sockets.listen(tmp_path / "s") as server:
+        stream = await connect(tmp_path / "s")
+        peer, _ = server.accept()
+        with pytest.raises(httpcore.ReadTimeout):
+            await stream.read(1, timeout=0.01)
+        with pytest.raises(httpcore.WriteTimeout):
+            await stream.write(TOO_MUCH, timeout=0.01)
+        assert not stream.get_extra_info("is_readable")
+        peer.close()
+        with pytest.raises(httpcore.WriteError):
+            await stream.write(b"x")
+        await stream.aclose()
 
 
 @pytest.mark.parametrize(
     "wait", [lambda stream: stream.write(TOO_MUCH), lambda stream: stream.read(1)], ids=["write", "read"]
 )
-def test_closing_ends_the_waiting_and_leaves_its_number_to_the_next(tmp_path: Path, wait: Wait) -> None:
-    async def main() -> None:
-        with sockets.listen(tmp_path / "s") as server:
-            stream = await connect(tmp_path / "s")
-            peer, _ = server.accept()
-            task = await begun(wait(stream))
-            await stream.aclose()
-            with pytest.raises((httpcore.ReadError, httpcore.WriteError)):
-                await asyncio.wait_for(task, 5)
-            with pytest.raises((httpcore.ReadError, httpcore.WriteError)):
-                await wait(stream)
-            peer.close()
+@pytest.mark.anyio
+async def test_closing_ends_the_waiting_and_leaves_its_number_to_the_next(tmp_path: Path, wait: Wait) -> None:
+    with sockets.listen(tmp_path / "s") as server:
+        stream = await connect(tmp_path / "s")
+        peer, _ = server.accept()
+        task = await begun(wait(stream))
+        await stream.aclose()
+        with pytest.raises((httpcore.ReadError, httpcore.WriteError)):
+            await asyncio.wait_for(task, 5)
+        with pytest.raises((httpcore.ReadError, httpcore.WriteError)):
+            await wait(stream)
+        peer.close()
 
-            following = await connect(tmp_path / "s")
-            peer, _ = server.accept()
-            reading = await begun(following.read(1, timeout=5))
-            peer.send(b"x")
-            assert await reading == b"x"
-            await following.aclose()
-            peer.close()
-
-    asyncio.run(main())
+        following = await connect(tmp_path / "s")
+        peer, _ = server.accept()
+        reading = await begun(following.read(1, timeout=5))
+        peer.send(b"x")
+        assert await reading == b"x"
+        await following.aclose()
+        peer.close()
 
 
-def test_a_client_is_closed_while_requests_are_under_way(tmp_path: Path) -> None:
-    async def main() -> None:
-        with sockets.listen(tmp_path / "s") as server:
-            transport = EngineTransport(socket_path=tmp_path / "s", limits=httpx.Limits(), tls=False)
-            async with httpx.AsyncClient(base_url="http://squib", transport=transport, timeout=None) as http:
-                tasks = [asyncio.create_task(http.get("/")) for _ in range(3)]
-                peers = [(await asyncio.to_thread(server.accept))[0] for _ in tasks]
-                for peer in peers:
-                    await asyncio.to_thread(peer.recv, 1)
-            done, waiting = await asyncio.wait(tasks, timeout=5)
-            assert not waiting
-            assert all(isinstance(task.exception(), httpx.ReadError) for task in done)
+@pytest.mark.anyio
+async def test_a_client_is_closed_while_requests_are_under_way(tmp_path: Path) -> None:
+    with sockets.listen(tmp_path / "s") as server:
+        transport = EngineTransport(socket_path=tmp_path / "s", limits=httpx.Limits(), tls=False)
+        async with httpx.AsyncClient(base_url="http://squib", transport=transport, timeout=None) as http:
+            tasks = [asyncio.create_task(http.get("/")) for _ in range(3)]
+            peers = [(await asyncio.to_thread(server.accept))[0] for _ in tasks]
             for peer in peers:
-                peer.close()
-
-    asyncio.run(main())
+                await asyncio.to_thread(peer.recv, 1)
+        done, waiting = await asyncio.wait(tasks, timeout=5)
+        assert not waiting
+        assert all(isinstance(task.exception(), httpx.ReadError) for task in done)
+        for peer in peers:
+            peer.close()

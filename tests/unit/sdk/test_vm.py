@@ -35,19 +35,17 @@ def test_a_vm_lives_in_a_with_block(served: Served) -> None:
     vm.delete()
 
 
-def test_an_async_vm_does_too(served: Served) -> None:
-    async def main() -> None:
-        unmade = AsyncVM(served.rig.config, name="mine", env_vars={"TOKEN": "hunter2"})
-        assert repr(unmade) == "<AsyncVM not made yet>"
-        assert "hunter2" not in repr(vars(unmade))
-        with pytest.raises(NotFound, match="not made yet"):
-            _ = unmade.vm_id
-        async with unmade as vm:
-            assert (vm.name, vm.status) == ("mine", VMState.RUNNING)
-            assert (await vm.run(["true"])).ok
-        assert [info.name for info in await AsyncVM.list()] == ["web"]
-
-    asyncio.run(main())
+@pytest.mark.anyio
+async def test_an_async_vm_does_too(served: Served) -> None:
+    unmade = AsyncVM(served.rig.config, name="mine", env_vars={"TOKEN": "hunter2"})
+    assert repr(unmade) == "<AsyncVM not made yet>"
+    assert "hunter2" not in repr(vars(unmade))
+    with pytest.raises(NotFound, match="not made yet"):
+        _ = unmade.vm_id
+    async with unmade as vm:
+        assert (vm.name, vm.status) == ("mine", VMState.RUNNING)
+        assert (await vm.run(["true"])).ok
+    assert [info.name for info in await AsyncVM.list()] == ["web"]
 
 
 def test_a_block_that_raises_deletes_its_vm(served: Served) -> None:
@@ -131,55 +129,49 @@ def test_delete_of_a_vm_that_was_never_made_is_nothing() -> None:
     asyncio.run(AsyncVM().delete())
 
 
-def test_an_engine_that_was_passed_in_is_not_closed(served: Served) -> None:
-    async def main() -> None:
-        async with EngineClient() as engine:
-            vm = await AsyncVM.from_id("web", engine=engine)
-            await vm.close()
-            assert engine._http is not None
-            assert [info.name for info in await AsyncVM.list(engine=engine)] == ["web"]
-        vm = await AsyncVM.from_id("web")
+@pytest.mark.anyio
+async def test_an_engine_that_was_passed_in_is_not_closed(served: Served) -> None:
+    async with EngineClient() as engine:
+        vm = await AsyncVM.from_id("web", engine=engine)
         await vm.close()
-        assert vm._engine._http is None
-
-    asyncio.run(main())
-
-
-def test_waiting_for_a_vm_that_somebody_starts(served: Served) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(20):
-            vm = await AsyncVM.create(served.rig.config, name="soon")
-            other = await AsyncVM.from_id("soon")
-            starting = asyncio.create_task(vm.start())
-            while (await other.refresh()).state is VMState.CREATED:
-                await asyncio.sleep(0)
-            await other.wait_for_ready()
-            assert other.status is VMState.RUNNING
-            await starting
-            await vm.delete()
-            await other.close()
-            await vm.close()
-
-    asyncio.run(main())
+        assert engine._http is not None
+        assert [info.name for info in await AsyncVM.list(engine=engine)] == ["web"]
+    vm = await AsyncVM.from_id("web")
+    await vm.close()
+    assert vm._engine._http is None
 
 
-def test_waiting_for_a_vm_that_is_never_ready_ends(served: Served) -> None:
-    async def main() -> None:
-        served.rig.driver.behaviour = "--hang"
-        vm = await AsyncVM.create(served.rig.config, name="never")
+@pytest.mark.anyio
+async def test_waiting_for_a_vm_that_somebody_starts(served: Served) -> None:
+    async with asyncio.timeout(20):
+        vm = await AsyncVM.create(served.rig.config, name="soon")
+        other = await AsyncVM.from_id("soon")
         starting = asyncio.create_task(vm.start())
-        other = await AsyncVM.from_id("never")
         while (await other.refresh()).state is VMState.CREATED:
             await asyncio.sleep(0)
-        with pytest.raises(BootTimeout, match=r"never was not ready within 0\.01 s"):
-            await other.wait_for_ready(0.01)
-        await other.delete()
-        with pytest.raises(WrongState, match="ended by a"):
-            await starting
+        await other.wait_for_ready()
+        assert other.status is VMState.RUNNING
+        await starting
+        await vm.delete()
         await other.close()
         await vm.close()
 
-    asyncio.run(main())
+
+@pytest.mark.anyio
+async def test_waiting_for_a_vm_that_is_never_ready_ends(served: Served) -> None:
+    served.rig.driver.behaviour = "--hang"
+    vm = await AsyncVM.create(served.rig.config, name="never")
+    starting = asyncio.create_task(vm.start())
+    other = await AsyncVM.from_id("never")
+    while (await other.refresh()).state is VMState.CREATED:
+        await asyncio.sleep(0)
+    with pytest.raises(BootTimeout, match=r"never was not ready within 0\.01 s"):
+        await other.wait_for_ready(0.01)
+    await other.delete()
+    with pytest.raises(WrongState, match="ended by a"):
+        await starting
+    await other.close()
+    await vm.close()
 
 
 def test_waiting_for_a_vm_that_nobody_starts_says_so(served: Served) -> None:
