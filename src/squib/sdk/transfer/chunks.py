@@ -1,4 +1,4 @@
-"""Bytes on their way through a program: what callers give as data, and blocking readers and writers in threads."""
+"""Convert caller data to byte chunks, and run blocking readers and writers in threads."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ CHUNK_BYTES = 1 << 18
 _LEAVE_S = 1.0
 
 Data = bytes | bytearray | memoryview | str | IO[bytes] | Iterable[bytes] | AsyncIterable[bytes]
-"""What can be written: bytes, text (as UTF-8), a binary file, or an iterable of bytes, which may be asynchronous."""
+"""Data to write: bytes, text (encoded as UTF-8), a binary file, or a sync or async iterable of bytes."""
 
 
 def chunks_of(data: Data) -> AsyncGenerator[bytes, None]:
-    """The bytes of ``data`` in pieces. Files and plain iterables are read in a thread.
+    """Yield the bytes of ``data`` in chunks.
 
-    Raises `InvalidArgument` for what holds no bytes, also later, when a piece is none.
+    Files and synchronous iterables are read in a thread. Raises `InvalidArgument` if ``data`` has an unsupported type.
+    If an item of a file or iterable is not bytes, the error is raised during iteration.
     """
     if isinstance(data, str):
         data = data.encode()
@@ -49,7 +50,7 @@ async def _checked(chunks: AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
 
 
 def _gathered(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Pieces of a good size out of those of any size."""
+    """Merge small pieces into chunks of at least ``CHUNK_BYTES``."""
     gathered = bytearray()
     for piece in pieces:
         gathered += _bytes(piece)
@@ -68,15 +69,16 @@ def _bytes(piece: object) -> bytes:
 
 def _not_bytes(value: object) -> InvalidArgument:
     return InvalidArgument(
-        f"{type(value).__name__} is not bytes",
-        hint="open a file in binary mode; encode text, or give all of it as one str",
+        f"expected bytes, got {type(value).__name__}",
+        hint="open files in binary mode; encode text, or pass it as a single str",
     )
 
 
 async def in_thread(pieces: Iterator[bytes]) -> AsyncGenerator[bytes, None]:
-    """What a blocking iterator yields. It runs in a thread of its own, one piece ahead, and is closed there.
+    """Yield the items of a blocking iterator, which runs in its own thread.
 
-    One that blocks for longer than a second when this is closed is left to itself until it has its next piece.
+    The thread reads one item ahead, and closes the iterator. Closing this generator waits at most one second for the
+    thread. If the iterator still blocks then, the thread closes it after its next item.
     """
     loop = asyncio.get_running_loop()
     asked: queue.SimpleQueue[asyncio.Future[bytes | None] | None] = queue.SimpleQueue()
@@ -113,9 +115,10 @@ def _answer(
 
 
 def threaded(work: Callable[[], T]) -> asyncio.Future[T]:
-    """Do ``work`` in a thread of its own: what may wait for long would keep the few of the event loop from others.
+    """Run ``work`` in a new daemon thread.
 
-    The thread does not hold up the end of the program.
+    Use this for work that may block for long: it would occupy a thread of the event loop's small pool. The thread does
+    not delay the exit of the program.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
@@ -130,7 +133,7 @@ def threaded(work: Callable[[], T]) -> asyncio.Future[T]:
 
 
 class _Outcome:
-    """What a thread has come to in a block, told to whoever waits for it in the event loop: ``value``, or an error."""
+    """Pass the result of a block from a thread to a future of the event loop: ``value``, or the error raised."""
 
     value: Any = None
 
@@ -141,7 +144,7 @@ class _Outcome:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        with suppress(RuntimeError):  # the loop has ended
+        with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._tell, error)
         return True
 
@@ -155,20 +158,20 @@ class _Outcome:
 
 
 def _look_at(future: asyncio.Future[Any]) -> None:
-    """So that nothing is logged of an error that nobody waits for any more."""
+    """Mark the exception as retrieved, so that asyncio does not log it if nothing awaits the future."""
     if not future.cancelled():
         future.exception()
 
 
 class Resumable(Generic[T]):
-    """An asynchronous generator. Waiting for an item of it may be cancelled, and begun again."""
+    """An async generator whose `next` can be cancelled and called again without losing an item."""
 
     def __init__(self, items: AsyncGenerator[T, None]) -> None:
         self._items = items
         self._coming: asyncio.Task[T] | None = None
 
     async def next(self) -> T:
-        """The next item. Raises `StopAsyncIteration` at the end; what the generator has raised is raised again."""
+        """Return the next item. Raises `StopAsyncIteration` at the end, and any error of the generator."""
         if self._coming is None:
             self._coming = asyncio.create_task(_next(self._items), name="next item")
         item = await asyncio.shield(self._coming)
@@ -176,7 +179,7 @@ class Resumable(Generic[T]):
         return item
 
     async def aclose(self) -> None:
-        """End it. Idempotent."""
+        """Close the generator. Idempotent."""
         if self._coming:
             self._coming.cancel()
             await asyncio.gather(self._coming, return_exceptions=True)
@@ -189,7 +192,7 @@ async def _next(items: AsyncGenerator[T, None]) -> T:
 
 
 class ThreadReader:
-    """Reads a stream of the event loop from a thread that may block."""
+    """Read an async stream from a thread that may block."""
 
     def __init__(self, chunks: AsyncIterator[bytes]) -> None:
         self._chunks = chunks
@@ -200,7 +203,7 @@ class ThreadReader:
         self.read_bytes = 0
 
     def read(self, size: int, /) -> bytes:
-        """Between 1 and ``size`` bytes; none at the end. Raises what the stream raises."""
+        """Return 1 to ``size`` bytes, or ``b""`` at the end. Raises any error of the stream."""
         if not self._rest:
             self._rest = memoryview(asyncio.run_coroutine_threadsafe(self._next(), self._loop).result())
         piece, self._rest = bytes(self._rest[:size]), self._rest[size:]
@@ -217,25 +220,25 @@ class ThreadReader:
         return b""
 
     def cancel(self) -> None:
-        """In the event loop: whoever reads gets `concurrent.futures.CancelledError`, now and later."""
+        """Make current and later reads raise `concurrent.futures.CancelledError`. Call it in the event loop."""
         self._cancelled = True
         if self._reading:
             self._reading.cancel()
 
 
 async def blocking(work: Callable[..., T], *args: Any) -> T:
-    """Do ``work``, which does not wait for anybody, in a thread. Cancelled, it waits until that has come to its end."""
+    """Run short blocking ``work`` in a thread. On cancellation, wait until it finishes."""
     return await to_its_end(asyncio.get_running_loop().run_in_executor(None, work, *args))
 
 
 async def reading(work: Callable[[ThreadReader], T], chunks: AsyncIterator[bytes]) -> T:
-    """Do ``work``, which reads ``chunks``, in a thread. Cancelled, it has that come to its end, and waits for it."""
+    """Run ``work``, which reads ``chunks``, in a thread. On cancellation, cancel the reader and wait for ``work``."""
     reader = ThreadReader(chunks)
     return await to_its_end(threaded(lambda: work(reader)), reader.cancel)
 
 
 async def to_its_end(running: asyncio.Future[T], on_cancel: Callable[[], None] = lambda: None) -> T:
-    """Wait for ``running``. Cancelled, this calls ``on_cancel`` and still waits until that has come to its end."""
+    """Wait for ``running``. On cancellation, call ``on_cancel`` and still wait until it finishes."""
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:

@@ -1,4 +1,4 @@
-"""Copying files and directories to a guest and from it; `AsyncFiles.upload` says by which rules."""
+"""Copy files and directories to and from a guest. `AsyncFiles.upload` documents the rules."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PERMISSIONS = 0o777
 
 @dataclass
 class _Counter:
-    """Tells how many bytes of ``step`` are copied."""
+    """Report how many bytes of ``step`` are copied."""
 
     on_progress: OnProgress | None
     step: str
@@ -51,7 +51,7 @@ class _Counter:
 
 @dataclass(frozen=True)
 class _Named:
-    """A source as it was named: its path, and its name in a directory (none if it stands for its contents)."""
+    """A source path and its name in a target directory. The name is empty if only the contents are copied."""
 
     path: str
     name: str
@@ -66,20 +66,24 @@ class _Named:
 
 
 def _targets(sources: Sequence[_Named], target: str, is_directory: bool) -> Iterator[tuple[_Named, str]]:
-    """Where each source goes."""
+    """Yield each source with its target path."""
     if not sources:
-        raise InvalidArgument("there is nothing to copy: no source was given")
+        raise InvalidArgument("nothing to copy: no source given")
     if len(sources) > 1 and not is_directory:
-        raise NotADirectory(f"{escaped(target)} is not a directory, and several sources need one", hint="make it first")
+        raise NotADirectory(
+            f"{escaped(target)} is not a directory: several sources need a directory as target",
+            hint="create the directory first",
+        )
     for source in sources:
         yield source, source.within(target) if is_directory else target
 
 
 def _refuse_slash(source: _Named, target: str, place: str) -> None:
-    """A file does not become a directory."""
+    """Raise `NotADirectory` if a file is copied to a missing directory, such as ``new/``."""
     if place == target and target.endswith("/"):
         raise NotADirectory(
-            f"{escaped(target)} is not there, and {escaped(source.path)} is a file", hint="make the directory first"
+            f"cannot copy the file {escaped(source.path)} to {escaped(target)}: the directory does not exist",
+            hint="create the directory first",
         )
 
 
@@ -98,7 +102,7 @@ async def upload(
 ) -> Copied:
     """See `AsyncFiles.upload`."""
     if owner is not None and keep_owner:
-        raise InvalidArgument("owner and keep_owner exclude each other")
+        raise InvalidArgument("owner and keep_owner cannot be used together")
     sources = [source] if isinstance(source, str | os.PathLike) else list(source)
     named = [_Named.of(os.fspath(path)) for path in sources]
     kinds = {each.path: await blocking(_look, each.path) for each in named}
@@ -121,7 +125,7 @@ def _look(path: str) -> os.stat_result:
     with local_errors(path):
         status = os.stat(path)  # noqa: PTH116
     if not stat.S_ISDIR(status.st_mode) and not stat.S_ISREG(status.st_mode):
-        raise NotAFile(f"{escaped(path)} is neither a file nor a directory, on this machine")
+        raise NotAFile(f"{escaped(path)} on this machine is neither a file nor a directory")
     return status
 
 
@@ -170,12 +174,14 @@ async def _upload_tree(
 async def _is_new_directory(client: FileClient, source: _Named, place: str) -> bool:
     there = await _stat_or_none(client, place)
     if there and there.type is not FileType.DIRECTORY:
-        raise NotADirectory(f"{escaped(place)} is a {there.type}, and {escaped(source.path)} is a directory")
+        raise NotADirectory(
+            f"cannot copy the directory {escaped(source.path)} to {escaped(place)}: the target is a {there.type}"
+        )
     return there is None
 
 
 async def _counted(chunks: AsyncGenerator[bytes, None], count: Callable[[int], None]) -> AsyncGenerator[bytes, None]:
-    """``chunks``; ``count`` is told of the size of each that was taken, and of 0 before."""
+    """Yield ``chunks``. Call ``count`` with 0 first, then with the size of each consumed chunk."""
     async with aclosing(chunks):
         count(0)
         async for chunk in chunks:
@@ -183,13 +189,13 @@ async def _counted(chunks: AsyncGenerator[bytes, None], count: Callable[[int], N
             count(len(chunk))
 
 
-# --- from a guest to another ---------------------------------------------------------------------------------------
+# --- between guests ------------------------------------------------------------------------------------------------
 
 
 async def relay(
-    giver: FileClient,
-    source: Sequence[GuestPath],
-    taker: FileClient,
+    source: FileClient,
+    paths: Sequence[GuestPath],
+    destination: FileClient,
     target: GuestPath,
     *,
     owner: str | None,
@@ -197,31 +203,31 @@ async def relay(
     keep_owner: bool,
     on_progress: OnProgress | None,
 ) -> Copied:
-    """Copy files and directories of one VM into another one, through this process, by the rules of `AsyncFiles.upload`.
+    """Copy files and directories from one VM to another through this process.
 
-    Archives are passed on as they come: it is the taking guest that unpacks what the giving one sends.
+    The rules are those of `AsyncFiles.upload`. Archives are forwarded unchanged; the destination guest unpacks them.
     """
     if owner is not None and keep_owner:
-        raise InvalidArgument("owner and keep_owner exclude each other")
-    named = [_Named.of(check_path(path)) for path in source]
+        raise InvalidArgument("owner and keep_owner cannot be used together")
+    named = [_Named.of(check_path(path)) for path in paths]
     place_of_all = check_path(target)
-    infos = {each.path: await _stat_to_copy(giver, each.path) for each in named}
-    there = await _stat_or_none(taker, place_of_all)
+    infos = {each.path: await _stat_to_copy(source, each.path) for each in named}
+    there = await _stat_or_none(destination, place_of_all)
     copied = Copied()
     for each, place in _targets(named, place_of_all, there is not None and there.type is FileType.DIRECTORY):
         info = infos[each.path]
         counter = _Counter(on_progress, each.path)
         if info.type is FileType.DIRECTORY:
-            create = await _is_new_directory(taker, each, place)
-            chunks = _counted(giver.read_tar(f"{each.path.rstrip('/')}/."), counter.add)
-            copied += await taker.write_tar(place, chunks, owner=owner, keep_owner=keep_owner, create=create)
+            create = await _is_new_directory(destination, each, place)
+            chunks = _counted(source.read_tar(f"{each.path.rstrip('/')}/."), counter.add)
+            copied += await destination.write_tar(place, chunks, owner=owner, keep_owner=keep_owner, create=create)
         else:
             _refuse_slash(each, place_of_all, place)
             counter.total = info.size
             owned = f"{info.uid}:{info.gid}" if keep_owner else owner
             kept = info.mode & _PERMISSIONS if mode is None else mode
-            chunks = _counted(giver.read(each.path), counter.add)
-            written = await taker.write(place, chunks, mode=kept, owner=owned, mtime_ns=info.mtime_ns)
+            chunks = _counted(source.read(each.path), counter.add)
+            written = await destination.write(place, chunks, mode=kept, owner=owned, mtime_ns=info.mtime_ns)
             copied += Copied(1, written.size)
     return copied
 
@@ -249,8 +255,8 @@ async def download(
     sources = [source] if isinstance(source, str | bytes | os.PathLike) else list(source)
     named = [_Named.of(check_path(path)) for path in sources]
     place_of_all = os.fspath(target)
-    if not place_of_all:  # it would be this directory
-        raise InvalidArgument("the target is empty", hint="'.' is the directory that this runs in")
+    if not place_of_all:  # Path("") would be the current directory
+        raise InvalidArgument("the target path is empty", hint="use '.' for the current directory")
     is_directory = await blocking(os.path.isdir, place_of_all)
     copied = Copied()
     infos = {each.path: await _stat_to_copy(client, each.path) for each in named}
@@ -291,13 +297,13 @@ async def _download_file(
 
 
 class _NewFile:
-    """The file of a guest that ``info`` describes in the making, under another name in the directory of ``place``."""
+    """A download in progress: written to a temporary file next to ``place``, and renamed by `finish`."""
 
     def __init__(self, place: Path, info: FileInfo, owner: tuple[int, int] | None) -> None:
         with local_errors(place):
-            self._place = place.resolve()  # a link is followed, as cp does
+            self._place = place.resolve()  # follow a symbolic link, as cp does
             if self._place.exists() and not self._place.is_file():
-                raise NotAFile(f"{escaped(place)} is there, and no regular file, on this machine")
+                raise NotAFile(f"{escaped(place)} on this machine exists and is not a regular file")
             self._temporary = _temporary_beside(self._place)
             self._fd = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._info, self._owner = info, owner
@@ -316,7 +322,7 @@ class _NewFile:
             self._written += len(data)
 
     def finish(self, data: bytes) -> None:
-        """The last of the data: then it takes its name."""
+        """Write the last data, set the attributes, and rename the file to its final name."""
         self.write(data)
         with local_errors(self._place):
             if self._owner:
@@ -346,13 +352,13 @@ async def _download_tree(
 
 @contextmanager
 def _directory(place: Path) -> Iterator[tuple[Path, bool]]:
-    """A directory that is to be filled: ``place`` if it is there, else a new one, which becomes it at the end."""
+    """Yield the directory to fill, and whether it is new. A new one is renamed to ``place`` on success."""
     if place.is_dir():
         yield place, False
         return
     with local_errors(place):
         if os.path.lexists(place):
-            raise NotADirectory(f"{escaped(place)} is there, and no directory, on this machine")
+            raise NotADirectory(f"{escaped(place)} on this machine exists and is not a directory")
         temporary = _temporary_beside(place.absolute())
         temporary.mkdir(mode=0o700)
     try:

@@ -1,7 +1,7 @@
-"""Packing a directory of this machine for a guest: a PAX tar as a stream of chunks.
+"""Pack a local directory for a guest, as a PAX tar in a stream of chunks.
 
-Each directory is opened relative to the one before it and each file relative to its directory, never through a symbolic
-link that has come in its place meanwhile.
+Directories and files are opened relative to their parent directory, and symbolic links are never followed. This is safe
+even if an entry is replaced by a symbolic link during packing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TYPES = {
 
 
 def measure(directory: str) -> int:
-    """How many bytes of files `Packing` would send, if nothing changes until then. Blocks. Raises as that does."""
+    """Return how many bytes of files `Packing` would send now. Blocks. Raises the same errors as `Packing.chunks`."""
     total = 0
     linked: set[tuple[int, int]] = set()
     for found in _walk(directory):
@@ -45,11 +45,11 @@ def measure(directory: str) -> int:
 
 
 class Packing:
-    """The archive of what is in a directory, and of the directory itself as ``./``.
+    """An archive of a directory's contents, and of the directory itself as ``./``.
 
-    It has permission bits with set-id, symbolic and hard links, FIFOs, times in nanoseconds, owners as numbers, and
-    names byte for byte. ``entries`` and ``bytes`` (of files) are what has been packed so far; ``left_out`` says which
-    files were not, with the reason: sockets, devices, and what vanished before it was reached.
+    It keeps permission bits including set-id, symbolic and hard links, FIFOs, times in nanoseconds, numeric owners, and
+    names byte for byte. ``entries`` and ``bytes`` (of file content) count what is packed so far. ``left_out`` lists
+    skipped files with the reason: sockets, devices, and files that disappeared during packing.
     """
 
     def __init__(self, directory: str) -> None:
@@ -61,11 +61,11 @@ class Packing:
         self._linked: dict[tuple[int, int], str] = {}
 
     def chunks(self) -> Iterator[bytes]:
-        """The archive, once, in chunks of about 256 KiB. Blocks while it reads.
+        """Yield the archive in chunks of about 256 KiB. Call it once. Blocks while reading.
 
-        Raises `NoSuchFile`, `NotADirectory`, `PermissionDenied` and other `FileError` for what cannot be read,
-        `TransferFailed` for a file that shrinks meanwhile (one that grows is cut), `InvalidArgument` for a tree of more
-        than 100 levels.
+        A file that grows during packing is truncated to its initial size. Raises `TransferFailed` for a file that
+        shrinks, `InvalidArgument` for a tree of more than 100 levels, and `NoSuchFile`, `NotADirectory`,
+        `PermissionDenied` or another `FileError` for an entry that cannot be read.
         """
         for found in _walk(self._directory):
             with local_errors(found.path):
@@ -84,7 +84,7 @@ class Packing:
                 link = os.readlink(found.name, dir_fd=found.directory) if type_ == tarfile.SYMTYPE else ""
                 yield from self._put(_header(found.member, type_, found.status, link=link))
         except (FileNotFoundError, _Replaced):
-            self.left_out.append(f"{found.path}: it is gone, or something else has come in its place")
+            self.left_out.append(f"{found.path}: it was removed or replaced during packing")
             return
         self.entries += 1
 
@@ -111,8 +111,8 @@ class Packing:
             data = os.read(fd, min(left, CHUNK))
             if not data:
                 raise TransferFailed(
-                    f"{escaped(path)} has shrunk while it was read, from {size} bytes to {size - left}",
-                    hint="copy it again when nothing writes to it",
+                    f"{escaped(path)} shrank while it was read, from {size} to {size - left} bytes",
+                    hint="copy it again when no process writes to it",
                 )
             left -= len(data)
             self.bytes += len(data)
@@ -143,13 +143,13 @@ def _header(member: str, type_: bytes, status: os.stat_result, *, size: int = 0,
 
 
 def _decimal(nanoseconds: int) -> str:
-    """Seconds with their fraction, as PAX has it."""
+    """Format nanoseconds as decimal seconds, as in PAX records."""
     seconds, fraction = divmod(abs(nanoseconds), 10**9)
     return f"{'-' if nanoseconds < 0 else ''}{seconds}.{fraction:09}"
 
 
 class _Replaced(Exception):
-    """Something else has come in the place of a file since it was found."""
+    """A file was replaced by another type of file after it was found."""
 
 
 def _open_file(found: _Found) -> int:
@@ -167,7 +167,7 @@ def _open_file(found: _Found) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Something that is to be packed: ``name`` in the open directory ``directory``; ``member`` in the archive."""
+    """An entry to pack: ``name`` in the open directory ``directory``, and ``member`` in the archive."""
 
     directory: int
     name: str
@@ -177,7 +177,7 @@ class _Found:
 
 
 def _walk(directory: str) -> Iterator[_Found]:
-    """The directory and all that is below it, directories before what is in them."""
+    """Yield the directory and everything below it, parents first."""
     with local_errors(directory):
         fd = os.open(directory, _DIRECTORY)
         try:
@@ -191,7 +191,7 @@ def _below(fd: int, path: str, prefix: str) -> Iterator[_Found]:
     with local_errors(path), os.scandir(fd) as entries:
         for entry in entries:
             if prefix.count("/") == MAX_DEPTH:
-                raise InvalidArgument(f"what is in {escaped(path)} is more than {MAX_DEPTH} directories deep")
+                raise InvalidArgument(f"{escaped(path)} is too deep: the limit is {MAX_DEPTH} nested directories")
             try:
                 status = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
@@ -207,7 +207,7 @@ def _below(fd: int, path: str, prefix: str) -> Iterator[_Found]:
 
 @contextlib.contextmanager
 def _opened(name: str, parent: int) -> Iterator[int | None]:
-    """A descriptor of a directory, or ``None`` if it is none any more."""
+    """Yield a descriptor of a directory, or ``None`` if it was removed or replaced."""
     try:
         fd = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
     except (FileNotFoundError, NotADirectoryError):

@@ -1,10 +1,11 @@
-"""Reading a tar that a guest sends: headers to plain members, with nothing in it trusted.
+"""Read an untrusted tar archive from a guest.
 
-Python's ``tarfile`` is not used: it reads sparse files, old formats and damaged headers leniently, holds every member
-that it has seen, and leaves the ways out of the target to filters that have had holes. What the agent and other PAX and
-GNU writers send is a short list of 512-byte headers, so this reads that list and refuses everything else.
+Python's ``tarfile`` is not used. It accepts sparse files, old formats and damaged headers, keeps every member in
+memory, and relies on filters against path traversal that have had vulnerabilities. The agent and other PAX and
+GNU writers use few header types. This reader supports those and rejects everything else.
 
-Known are ustar headers, PAX records (``x``; of global ones, ``g``, only `ERROR_RECORD` counts), and GNU's long names.
+Supported: ustar headers, PAX records (``x``), and GNU long names. In global PAX records (``g``), only `ERROR_RECORD` is
+used.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from squib.errors import ArchiveRefused, TransferFailed
 from squib.sdk.transfer.localfiles import escaped
 
 ERROR_RECORD = b"SQUIB.error"
-"""The record with which the agent ends an archive that it could not finish (protocol/agent.md)."""
+"""The record that ends an archive which the agent could not complete (protocol/agent.md)."""
 
 BLOCK = 512
 CHUNK = 1 << 18
 MAX_DEPTH = 100
-"""How many components a name in an archive may have, either way: each is an open directory."""
+"""Maximum number of components in a member name, packing or unpacking. Each one is an open directory."""
 
 _ZEROS = bytes(BLOCK)
 _MAX_EXTENSION = 1 << 20
 _MAX_EXTENSIONS = 8  # headers before one member
-_MAX_PADDING = 1 << 20  # after the end
+_MAX_PADDING = 1 << 20  # after the end marker
 _MAX_SIZE = (1 << 63) - 1
-_MAX_ID = (1 << 32) - 2  # 2^32 - 1 is "leave it" to chown
+_MAX_ID = (1 << 32) - 2  # chown(2) takes 2^32 - 1 as "unchanged"
 _MAX_TIME = 1 << 40
 _CHECKSUM = slice(148, 156)
 _POSIX, _GNU = b"ustar\x0000", b"ustar  \0"
@@ -44,7 +45,7 @@ _POSITIVE = 0x80
 
 
 class Kind(Enum):
-    """What a member is."""
+    """The type of a member."""
 
     FILE = b"0"
     HARD_LINK = b"1"
@@ -65,7 +66,7 @@ _SPARSE_RECORDS = (b"GNU.sparse.", b"SCHILY.realsize")
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """An entry of an archive, as it names itself. ``mode`` is permission bits only; ``link`` is where a link leads."""
+    """An unvalidated archive entry. ``mode`` is the permission bits only; ``link`` is the target of a link."""
 
     path: bytes
     kind: Kind
@@ -78,22 +79,22 @@ class Member:
 
 
 class Readable(Protocol):
-    """Where an archive comes from."""
+    """A source of archive bytes."""
 
     def read(self, size: int, /) -> bytes:
-        """Up to ``size`` bytes; none at the end."""
+        """Return up to ``size`` bytes, or ``b""`` at the end."""
         ...
 
 
 class TarReader:
-    """The members of an archive, in its order. The content of a file is read before the next member is asked for."""
+    """Iterate over the members of an archive. Read a file's `content` before you take the next member."""
 
     def __init__(self, source: Readable) -> None:
         self._input = _Input(source)
         self._left = 0
 
     def __iter__(self) -> Iterator[Member]:
-        """Raises `ArchiveRefused`, and `TransferFailed` if the guest says that it could not finish."""
+        """Yield the members. Raises `ArchiveRefused`, or `TransferFailed` if the guest reports an error."""
         while (member := self._next()) is not None:
             self._left = member.size
             yield member
@@ -101,7 +102,7 @@ class TarReader:
             self._input.exactly(-member.size % BLOCK)
 
     def content(self) -> Iterator[bytes]:
-        """The content of the present member, in pieces of at most `CHUNK` bytes."""
+        """Yield the content of the current member, in pieces of at most `CHUNK` bytes."""
         while self._left:
             piece = self._input.some(min(self._left, CHUNK))
             self._left -= len(piece)
@@ -125,21 +126,21 @@ class TarReader:
                 records.setdefault(key, self._extension(size).rstrip(b"\0"))
             else:
                 return _make_member(block, size, records)
-        raise ArchiveRefused(f"more than {_MAX_EXTENSIONS} headers extend one entry of the archive")
+        raise ArchiveRefused(f"an archive entry has more than {_MAX_EXTENSIONS} extension headers")
 
     def _extension(self, size: int) -> bytes:
         if size > _MAX_EXTENSION:
-            raise ArchiveRefused(f"a header of the archive is extended by {size} bytes; {_MAX_EXTENSION} is the limit")
+            raise ArchiveRefused(f"an extension header has {size} bytes: the limit is {_MAX_EXTENSION}")
         return self._input.exactly(size + -size % BLOCK)[:size]
 
     def _finish(self) -> None:
         if self._input.exactly(BLOCK) != _ZEROS:
-            raise ArchiveRefused("there is something after the end of the archive")
+            raise ArchiveRefused("the archive has data after its end marker")
         self._input.only_zeros(_MAX_PADDING)
 
 
 class _Input:
-    """The bytes of the archive, in whatever pieces they come."""
+    """Buffered reads from the archive source."""
 
     def __init__(self, source: Readable) -> None:
         self._source = source
@@ -147,11 +148,11 @@ class _Input:
         self._at = 0
 
     def some(self, limit: int) -> bytes:
-        """Between 1 and ``limit`` bytes."""
+        """Return 1 to ``limit`` bytes."""
         if self._at == len(self._data):
             self._data, self._at = self._source.read(CHUNK), 0
             if not self._data:
-                raise ArchiveRefused("the archive breaks off before its end")
+                raise ArchiveRefused("the archive is truncated")
         piece = self._data[self._at : self._at + limit]
         self._at += len(piece)
         return piece
@@ -169,25 +170,25 @@ class _Input:
         return b"".join(pieces)
 
     def only_zeros(self, limit: int) -> None:
-        """Read to the end, where nothing but zeros may come."""
+        """Read to the end. Raise `ArchiveRefused` for a nonzero byte or more than ``limit`` bytes."""
         data = self._data[self._at :]
         while not data.strip(b"\0") and len(data) <= limit:
             limit -= len(data)
             data = self._source.read(CHUNK)
             if not data:
                 return
-        raise ArchiveRefused("there is something after the end of the archive")
+        raise ArchiveRefused("the archive has data after its end marker")
 
 
 def _check_header(block: bytes) -> int:
-    """The size in a header that is one."""
+    """Validate a header and return its size field."""
     if block[257:265] not in (_POSIX, _GNU):
-        raise ArchiveRefused("what came is no archive: a header is neither of the POSIX nor of the GNU format")
+        raise ArchiveRefused("not a tar archive: a header is in neither POSIX nor GNU format")
     if _number(block[_CHECKSUM]) != sum(block) - sum(block[_CHECKSUM]) + 8 * ord(" "):
-        raise ArchiveRefused("the archive is damaged: the checksum of a header is wrong")
+        raise ArchiveRefused("the archive is damaged: wrong header checksum")
     size = _number(block[124:136])
     if not 0 <= size <= _MAX_SIZE:
-        raise ArchiveRefused(f"{escaped(_text(block[:100]))}: its size is {size} bytes")
+        raise ArchiveRefused(f"'{escaped(_text(block[:100]))}' in the archive: invalid size {size}")
     return size
 
 
@@ -198,37 +199,40 @@ def _make_member(block: bytes, size: int, records: dict[bytes, bytes]) -> Member
     path = records.get(b"path") or name
     kind = _KINDS.get(block[156:157])
     if kind is None:
-        what = _REFUSED.get(block[156:157], f"entries of type {escaped(block[156:157])} are not known")
+        what = _REFUSED.get(block[156:157], f"unknown entry type '{escaped(block[156:157])}'")
         raise refused(path, what)
     if b"size" in records:
         size = _decimal(path, "size", records[b"size"], _MAX_SIZE)
     if size and kind is not Kind.FILE:
-        raise refused(path, f"it is a {kind.name.lower().replace('_', ' ')} with a content of {size} bytes")
+        raise refused(path, f"it is a {kind.name.lower().replace('_', ' ')} with {size} bytes of content")
     uid, gid = (
         _decimal(path, name, records[name.encode()], _MAX_ID) if name.encode() in records else _number(block[field])
         for name, field in (("uid", slice(108, 116)), ("gid", slice(116, 124)))
     )
     if not (0 <= uid <= _MAX_ID and 0 <= gid <= _MAX_ID):
-        raise refused(path, f"its owner is {uid}:{gid}")
+        raise refused(path, f"invalid owner {uid}:{gid}")
     mtime_ns = _time(path, records[b"mtime"]) if b"mtime" in records else _number(block[136:148]) * 10**9
     if abs(mtime_ns) > _MAX_TIME * 10**9:
-        raise refused(path, f"its time is {mtime_ns // 10**9} seconds after 1970")
+        raise refused(path, f"invalid modification time {mtime_ns // 10**9}")
     link = records.get(b"linkpath") or _text(block[157:257])
     return Member(path, kind, size, _number(block[100:108]) & 0o777, uid, gid, mtime_ns, link)
 
 
 def refused(path: bytes, why: str, *, hint: str = "") -> ArchiveRefused:
-    """The error for an entry of an archive."""
+    """Return the error for an archive entry that is rejected."""
     return ArchiveRefused(f"'{escaped(path)}' in the archive: {why}", hint=hint)
 
 
 def _check_error(records: dict[bytes, bytes]) -> None:
     if ERROR_RECORD in records:
-        raise TransferFailed(f"the guest could not send all: {escaped(records[ERROR_RECORD])}")
+        raise TransferFailed(f"the guest could not complete the archive: {escaped(records[ERROR_RECORD])}")
 
 
 def _parse_records(data: bytes) -> dict[bytes, bytes]:
-    """PAX records that count here. One with an empty value takes its key away, as POSIX has it."""
+    """Parse PAX records and return the supported ones.
+
+    POSIX: a record with an empty value deletes the key.
+    """
     records: dict[bytes, bytes] = {}
     at = 0
     while at < len(data):
@@ -239,7 +243,7 @@ def _parse_records(data: bytes) -> dict[bytes, bytes]:
         if not start < end <= len(data) or data[end - 1] != ord("\n") or not key or not equals:
             raise ArchiveRefused("the archive is damaged: an extended header cannot be read")
         if key.startswith(_SPARSE_RECORDS):
-            raise ArchiveRefused("the archive has a sparse file, which it may not")
+            raise ArchiveRefused("the archive has a sparse file: sparse files are not supported")
         if key in _KEPT_RECORDS:
             records[key] = value
         at = end
@@ -251,25 +255,25 @@ def _text(field: bytes) -> bytes:
 
 
 def _number(field: bytes) -> int:
-    """A number of a header: octal digits, or GNU's binary for what does not fit."""
+    """Parse a header number: octal digits, or GNU's binary format for large values."""
     if field[0] in (_POSITIVE, _NEGATIVE):
         return int.from_bytes(field[1:], "big") - (256 ** (len(field) - 1) if field[0] == _NEGATIVE else 0)
     digits = _OCTAL.fullmatch(field)
     if digits is None:
-        raise ArchiveRefused(f"the archive is damaged: '{escaped(field)}' in a header is no number")
+        raise ArchiveRefused(f"the archive is damaged: invalid number '{escaped(field)}' in a header")
     return int(digits[1] or b"0", 8)
 
 
 def _decimal(path: bytes, name: str, value: bytes, limit: int) -> int:
     if not _DECIMAL.fullmatch(value) or int(value) > limit:
-        raise refused(path, f"its {name} is {escaped(value)}")
+        raise refused(path, f"invalid {name} '{escaped(value)}'")
     return int(value)
 
 
 def _time(path: bytes, value: bytes) -> int:
-    """Seconds with a fraction, in nanoseconds."""
+    """Parse decimal seconds and return nanoseconds."""
     parts = _TIME.fullmatch(value)
     if parts is None:
-        raise refused(path, f"its time is {escaped(value)}")
+        raise refused(path, f"invalid modification time '{escaped(value)}'")
     nanoseconds = int(parts[2]) * 10**9 + int((parts[3] or b"")[:9].ljust(9, b"0"))
     return -nanoseconds if parts[1] else nanoseconds

@@ -1,13 +1,13 @@
-"""Unpacking an archive that a guest sends, so that nothing of it lands outside the target, whatever it names.
+"""Unpack an untrusted archive from a guest, and never write outside the target directory.
 
-No path of the archive is ever given to the kernel as a whole: each component is opened (or made) relative to the
-directory before it, and never through a symbolic link. What an archive may not hold is refused with an error that names
-the entry; what was unpacked before that stays.
+No full path of the archive is passed to the kernel. Each component is opened or created relative to its parent
+directory, and symbolic links are never followed. A forbidden entry raises an error that names it; entries unpacked
+before it stay.
 
-A symbolic link may climb (``..``) only with the first components of where it leads, and not past the target. Then it
-stays inside whatever links of the archive it goes through: `a/..` is not where `a` is, if `a` is a link.
+In the target of a symbolic link, ``..`` is allowed only in the leading components, and only up to the target directory.
+``..`` after a name is rejected: if ``a`` is a symbolic link, ``a/..`` is not the directory that contains ``a``.
 
-FIFOs are refused as devices are: who opens one that nobody writes to hangs.
+FIFOs are rejected, like devices: opening a FIFO without a writer hangs.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from squib.sdk.transfer.tar import MAX_DEPTH, Kind, Member, Readable, TarReader,
 _MAX_PATH = 4096
 _MAX_NAME = 255
 _MAX_LINK = 4095
-_MAX_REMEMBERED = 128 << 20  # bytes, for what directories are to become at the end
-_REMEMBERED_EACH = 250  # what Python takes for one, besides its path
+_MAX_REMEMBERED = 128 << 20  # bytes, for the attributes that directories get at the end
+_REMEMBERED_EACH = 250  # bytes of Python objects per directory, without its path
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _BELOW = _DIRECTORY | os.O_NOFOLLOW
 
@@ -38,7 +38,7 @@ Names = tuple[bytes, ...]
 
 @dataclass(frozen=True)
 class Limits:
-    """How much an archive may hold: entries, and bytes of files (``None``: as much as the disk has room for)."""
+    """The maximum number of entries and of file bytes (``None``: limited by free disk space only)."""
 
     max_entries: int = 500_000
     max_bytes: int | None = None
@@ -53,23 +53,21 @@ def unpack(
     new_target: bool = False,
     limits: Limits | None = None,
 ) -> Copied:
-    """Unpack the archive that ``source`` reads below the directory ``target``, which must exist. Blocks.
+    """Unpack the archive ``source`` into the existing directory ``target``. Blocks.
 
-    Files get the permission bits, without set-id, and the time of the archive, and take their names in one step: what
-    was there is replaced, links are not followed. Directories are kept where they exist, and get mode and time too; the
-    target itself only if it is a ``new_target``. Owners are the caller's, or with ``keep_owner`` the numbers of the
-    archive, which needs root. Symbolic links that lead out of the target are refused, or with ``unsafe_links`` made as
-    they are.
+    Files get the archive's permission bits, without set-id, and its times. They are renamed into place: an existing
+    file or link is replaced, and links are not followed. Existing directories are kept and get the archive's mode and
+    time. The target itself gets them only with ``new_target``. Owners are the caller's; with ``keep_owner``, which
+    needs root, they are the archive's numeric ones. Symbolic links that lead out of the target are rejected; with
+    ``unsafe_links`` they are created unchanged.
 
-    On the target's disk a twentieth, or 1 GiB if that is less, stays free.
+    1/20 of the target's disk, or 1 GiB if that is less, stays free.
 
-    Raises `ArchiveRefused` for what may not be unpacked, `TransferFailed` if the guest could not send all, `DiskFull`,
-    `PermissionDenied` and other `FileError` for what the operating system refuses.
+    Raises `ArchiveRefused` for a forbidden entry, `TransferFailed` if the guest could not complete the archive, and
+    `DiskFull`, `PermissionDenied` or another `FileError` for an error of the operating system.
     """
     if keep_owner and os.geteuid() != 0:
-        raise PermissionDenied(
-            "only root can give files to other users", hint="leave --keep-owner out, or run it as root"
-        )
+        raise PermissionDenied("only root can change the owner of files", hint="remove --keep-owner, or run as root")
     with local_errors(target):
         tree = _Tree(Path(target))
     with contextlib.closing(tree):
@@ -77,7 +75,7 @@ def unpack(
 
 
 class _Unpacking:
-    """One archive on its way."""
+    """The state of unpacking one archive."""
 
     def __init__(
         self,
@@ -115,7 +113,7 @@ class _Unpacking:
             raise ArchiveRefused(f"the archive has more than {self._limits.max_entries} entries")
         limit = self._limits.max_bytes
         if limit is not None and self._bytes + member.size > limit:
-            raise ArchiveRefused(f"the files of the archive have more than {limit} bytes")
+            raise ArchiveRefused(f"the files in the archive have more than {limit} bytes")
         self._tree.check_room(member, member.size)
 
     def _make(self, member: Member, names: Names) -> None:
@@ -133,7 +131,7 @@ class _Unpacking:
             try:
                 os.rename(temporary, names[-1], src_dir_fd=parent, dst_dir_fd=parent)
             except IsADirectoryError:
-                raise refused(member.path, "a directory has this name already") from None
+                raise refused(member.path, "a directory with this name exists") from None
 
     def _make_directory(self, member: Member, names: Names) -> None:
         fd = self._tree.directory(member, names)
@@ -144,7 +142,7 @@ class _Unpacking:
         if path not in self._directories:
             self._remembered += len(path) + _REMEMBERED_EACH
             if self._remembered > _MAX_REMEMBERED:
-                raise ArchiveRefused(f"the archive has too many directories: more than {len(self._directories)}")
+                raise ArchiveRefused(f"the archive has too many directories: the limit is {len(self._directories)}")
         self._directories[path] = (member.mode, member.mtime_ns, member.uid, member.gid)
 
     def _write_file(self, member: Member, parent: int, name: bytes) -> None:
@@ -168,12 +166,12 @@ class _Unpacking:
     def _make_symlink(self, member: Member, names: Names, parent: int, name: bytes) -> None:
         link = member.link
         if not link or b"\0" in link or len(link) > _MAX_LINK:
-            raise refused(member.path, f"it is a symbolic link to '{escaped(link)}'")
+            raise refused(member.path, f"invalid symbolic link target '{escaped(link)}'")
         if not self._unsafe_links and not _stays_inside(link, len(names) - 1):
             raise refused(
                 member.path,
                 f"it is a symbolic link that leads out of the directory, to '{escaped(link)}'",
-                hint="--unsafe-links (in Python: unsafe_links=True) copies such links as they are",
+                hint="to copy such links unchanged, use --unsafe-links (in Python: unsafe_links=True)",
             )
         os.symlink(link, name, dir_fd=parent)
         os.utime(name, ns=(member.mtime_ns, member.mtime_ns), dir_fd=parent, follow_symlinks=False)
@@ -181,7 +179,9 @@ class _Unpacking:
             os.chown(name, member.uid, member.gid, dir_fd=parent, follow_symlinks=False)
 
     def _make_hard_link(self, member: Member, parent: int, name: bytes) -> None:
-        no_file = refused(member.path, f"it is a hard link to '{escaped(member.link)}', which is no file before it")
+        no_file = refused(
+            member.path, f"it is a hard link to '{escaped(member.link)}', which is not an earlier file of the archive"
+        )
         *way, last = _split_path(member.link) or [b""]
         if not last or b".." in (*way, last) or b"\0" in member.link or member.link.startswith(b"/"):
             raise no_file
@@ -195,7 +195,7 @@ class _Unpacking:
             os.link(last, name, src_dir_fd=directory, dst_dir_fd=parent, follow_symlinks=False)
 
     def _finish_directories(self) -> None:
-        """Give directories their modes and times: what is in one before itself, as that may close it."""
+        """Set the modes and times of directories, children first: a parent's mode may deny access to them."""
         for path in sorted(self._directories, reverse=True):
             with local_errors(path or b"."):
                 self._set_attributes(self._tree.reopen(_split_path(path)), *self._directories[path])
@@ -208,7 +208,10 @@ class _Unpacking:
 
 
 class _Tree:
-    """The directories below the target. Those on the way to the last one are kept open: archives are in their order."""
+    """The directories below the target.
+
+    The last used directory and its parents stay open, because consecutive entries usually share them.
+    """
 
     def __init__(self, target: Path) -> None:
         self._target = target
@@ -220,7 +223,7 @@ class _Tree:
         os.close(self._fds.pop())
 
     def directory(self, member: Member, names: Sequence[bytes]) -> int:
-        """The directory ``names`` below the target, made where missing. Good until the next call."""
+        """Open the directory ``names`` below the target; create missing ones. Valid until the next call."""
         self._leave(self._common(names))
         for name in names[len(self._names) :]:
             try:
@@ -232,7 +235,7 @@ class _Tree:
         return self._fds[-1]
 
     def reopen(self, names: Sequence[bytes]) -> int:
-        """A directory that was there before. Good until the next call."""
+        """Open an existing directory. Valid until the next call."""
         self._leave(self._common(names))
         for name in names[len(self._names) :]:
             self._fds.append(os.open(name, _BELOW, dir_fd=self._fds[-1]))
@@ -241,7 +244,7 @@ class _Tree:
 
     @contextlib.contextmanager
     def existing(self, names: Sequence[bytes]) -> Iterator[int | None]:
-        """The directory ``names``, or ``None`` if there is none."""
+        """Yield a descriptor of the directory ``names``, or ``None`` if it does not exist."""
         with contextlib.ExitStack() as stack:
             fd: int | None = self._fds[0]
             for name in names:
@@ -254,8 +257,8 @@ class _Tree:
             yield fd
 
     def check_room(self, member: Member, size: int) -> None:
-        """Raises `DiskFull` if the disk would have too little room after ``size`` bytes more of ``member``."""
-        what = f"'{escaped(member.path)}' in the archive, of {member.size} bytes,"
+        """Raise `DiskFull` if ``size`` more bytes of ``member`` would leave too little free space."""
+        what = f"'{escaped(member.path)}' in the archive ({member.size} bytes)"
         check_room(self._fds[0], size, what, self._target)
 
     def _common(self, names: Sequence[bytes]) -> int:
@@ -265,7 +268,7 @@ class _Tree:
         return min(len(self._names), len(names))
 
     def _leave(self, depth: int) -> None:
-        """Close the directories below that of this depth."""
+        """Close the directories that are deeper than ``depth``."""
         while len(self._names) > depth:
             self._names.pop()
             os.close(self._fds.pop())
@@ -273,30 +276,30 @@ class _Tree:
     def _in_the_way(self, name: bytes) -> str:
         place = escaped(b"/".join([*self._names, name]))
         mode = os.stat(name, dir_fd=self._fds[-1], follow_symlinks=False).st_mode
-        what = "a symbolic link, and nothing is unpacked through one" if stat.S_ISLNK(mode) else "no directory"
+        what = "a symbolic link: links are not followed" if stat.S_ISLNK(mode) else "not a directory"
         return f"'{place}' is {what}"
 
 
 def _split(member: Member) -> Names:
-    """The components of a member's name; none for the target itself."""
+    """Validate a member's name and return its components, empty for the target itself."""
     path = member.path
     if not path or b"\0" in path:
-        raise refused(path, "this is no name")
+        raise refused(path, "invalid name")
     if path.startswith(b"/"):
-        raise refused(path, "its name is absolute")
+        raise refused(path, "its path is absolute")
     if len(path) > _MAX_PATH:
-        raise refused(path, f"its name has more than {_MAX_PATH} bytes")
+        raise refused(path, f"its path has more than {_MAX_PATH} bytes")
     if path.endswith(b"/") and member.kind is not Kind.DIRECTORY:
-        raise refused(path, "it has the name of a directory and is none")
+        raise refused(path, "its path ends with '/', but it is not a directory")
     names = _split_path(path)
     if b".." in names:
-        raise refused(path, "its name leads out of the directory, or might: it has '..'")
+        raise refused(path, "its path contains '..'")
     if len(names) > MAX_DEPTH:
-        raise refused(path, f"it is more than {MAX_DEPTH} directories deep")
+        raise refused(path, f"it is too deep: the limit is {MAX_DEPTH} nested directories")
     if any(len(name) > _MAX_NAME for name in names):
-        raise refused(path, f"a part of its name has more than {_MAX_NAME} bytes")
+        raise refused(path, f"a component of its path has more than {_MAX_NAME} bytes")
     if not names and member.kind is not Kind.DIRECTORY:
-        raise refused(path, "only a directory can have this name")
+        raise refused(path, "this path is the target directory, but the entry is not a directory")
     return names
 
 
@@ -305,7 +308,10 @@ def _split_path(path: bytes) -> Names:
 
 
 def _stays_inside(link: bytes, depth: int) -> bool:
-    """Whether a symbolic link in a directory ``depth`` below the target leads to something below the target."""
+    """Return whether a symbolic link stays inside the target.
+
+    ``depth`` is the number of directories between the target and the link.
+    """
     names = _split_path(link)
     climbs = next((count for count, name in enumerate(names) if name != b".."), len(names))
     return not link.startswith(b"/") and climbs <= depth and b".." not in names[climbs:]
@@ -321,12 +327,14 @@ def _open_or_make(parent: int, name: bytes) -> int:
 
 @contextlib.contextmanager
 def _temporary_name(directory: int) -> Iterator[bytes]:
-    """A name in ``directory`` that is free. What has it after the block is removed."""
+    """Yield an unused name in ``directory``. A file with this name is removed after the block."""
     name = f".squib-{secrets.token_hex(8)}".encode()
     try:
         yield name
     finally:
-        with contextlib.suppress(FileNotFoundError):  # rename() took it, but not from a second link to the same file
+        with contextlib.suppress(
+            FileNotFoundError
+        ):  # usually renamed already; rename(2) between two links to one file does nothing
             os.unlink(name, dir_fd=directory)
 
 

@@ -342,7 +342,7 @@ def test_a_file_does_not_fill_the_disk_here(
 ) -> None:
     with guest.at("/f").open("wb") as file:
         file.truncate(200 << 20)
-    with pytest.raises(DiskFull, match="too little room"):
+    with pytest.raises(DiskFull, match="too little free space"):
         files.download("/f", here / "f")
     assert not list(filling_disk) and os.listdir(here) == []  # noqa: PTH208
 

@@ -69,7 +69,7 @@ def long(type_: bytes, value: bytes) -> bytes:
 FILE = member("f", b"content")
 
 HOSTILE = {
-    "absolute name": (member("/etc/squib-test", b"x"), "'/etc/squib-test' in the archive: its name is absolute"),
+    "absolute name": (member("/etc/squib-test", b"x"), "'/etc/squib-test' in the archive: its path is absolute"),
     "absolute directory": (directory("/squib-test"), "absolute"),
     "absolute PAX name": (records(b"x", path=b"/squib-test") + FILE, "absolute"),
     "absolute GNU name": (long(LONG_NAME, b"/squib-test") + FILE, "absolute"),
@@ -79,14 +79,14 @@ HOSTILE = {
     "climbing PAX name": (records(b"x", path=b"../secret") + FILE, "'..'"),
     "climbing GNU name": (long(LONG_NAME, b"../secret") + FILE, "'..'"),
     "climbing prefix": (damaged(header("secret"), 345, b".."), "'..'"),
-    "no name": (damaged(header("f"), 0, b"\0"), "'' in the archive: this is no name"),
-    "name with NUL": (records(b"x", path=b"f\0../../secret") + FILE, "this is no name"),
-    "file called .": (member(".", b"x"), "only a directory"),
-    "link called .": (symlink("./.", "own-dir"), "only a directory"),
-    "file with a slash": (damaged(header("f/"), 156, b"0"), "name of a directory"),
+    "no name": (damaged(header("f"), 0, b"\0"), "'' in the archive: invalid name"),
+    "name with NUL": (records(b"x", path=b"f\0../../secret") + FILE, "invalid name"),
+    "file called .": (member(".", b"x"), "not a directory"),
+    "link called .": (symlink("./.", "own-dir"), "not a directory"),
+    "file with a slash": (damaged(header("f/"), 156, b"0"), "not a directory"),
     "long name": (records(b"x", path=b"d/" * 2048 + b"f") + FILE, "more than 4096 bytes"),
     "long component": (records(b"x", path=b"n" * 256) + FILE, "more than 255 bytes"),
-    "deep name": (records(b"x", path=b"d/" * 100 + b"f") + FILE, "more than 100 directories"),
+    "deep name": (records(b"x", path=b"d/" * 100 + b"f") + FILE, "the limit is 100 nested directories"),
     "through a link of its own": (symlink("l", "own-dir") + member("l/f", b"x"), "'l' is a symbolic link"),
     "directory through a link": (symlink("l", "own-dir") + directory("l/d"), "'l' is a symbolic link"),
     "directory over a link": (symlink("l", "own-dir") + directory("l"), "'l' is a symbolic link"),
@@ -94,20 +94,23 @@ HOSTILE = {
     "directory over a link that is there": (directory("own-link", 0o777), "'own-link' is a symbolic link"),
     "link through a link": (symlink("own-link/l", "x"), "'own-link' is a symbolic link"),
     "hard link through a link": (FILE + hard_link("own-link/h", "f"), "'own-link' is a symbolic link"),
-    "hard link to below a link": (hard_link("h", "own-link/file"), "no file before it"),
-    "hard link to outside": (hard_link("h", "../secret"), "no file before it"),
-    "hard link to an absolute name": (FILE + hard_link("h", "/f"), "no file before it"),
-    "hard link to what was there": (hard_link("h", "own-file"), "no file before it"),
-    "hard link to a link": (symlink("l", "own-file") + hard_link("h", "l"), "no file before it"),
+    "hard link to below a link": (hard_link("h", "own-link/file"), "not an earlier file of the archive"),
+    "hard link to outside": (hard_link("h", "../secret"), "not an earlier file of the archive"),
+    "hard link to an absolute name": (FILE + hard_link("h", "/f"), "not an earlier file of the archive"),
+    "hard link to what was there": (hard_link("h", "own-file"), "not an earlier file of the archive"),
+    "hard link to a link": (symlink("l", "own-file") + hard_link("h", "l"), "not an earlier file of the archive"),
     "hard link to a link that may have a file's inode": (
         directory("d") + member("d/f") * 2 + symlink("d/l", "../own-file") + hard_link("h", "d/l"),
-        "no file before it",
+        "not an earlier file of the archive",
     ),
-    "hard link to a directory": (directory("d") + hard_link("h", "d"), "no file before it"),
-    "hard link to nothing": (hard_link("h", "missing/f"), "no file before it"),
-    "hard link to itself": (hard_link("h", "h"), "no file before it"),
-    "hard link to .": (hard_link("h", "."), "no file before it"),
-    "hard link with NUL": (FILE + records(b"x", linkpath=b"f\0") + hard_link("h", "f"), "no file before it"),
+    "hard link to a directory": (directory("d") + hard_link("h", "d"), "not an earlier file of the archive"),
+    "hard link to nothing": (hard_link("h", "missing/f"), "not an earlier file of the archive"),
+    "hard link to itself": (hard_link("h", "h"), "not an earlier file of the archive"),
+    "hard link to .": (hard_link("h", "."), "not an earlier file of the archive"),
+    "hard link with NUL": (
+        FILE + records(b"x", linkpath=b"f\0") + hard_link("h", "f"),
+        "not an earlier file of the archive",
+    ),
     "absolute link": (symlink("l", "/etc/passwd"), "leads out of the directory, to '/etc/passwd'"),
     "climbing link": (symlink("l", "../secret"), "leads out"),
     "climbing link below": (symlink("own-dir/l", "../../secret"), "leads out"),
@@ -116,53 +119,56 @@ HOSTILE = {
         directory("d") + directory("d/e") + symlink("d/e/up", "../..") + symlink("l", "d/e/up/../secret"),
         "leads out",
     ),
-    "long link": (symlink("l", "d/" * 49) + long(LONG_LINK, b"x" * 5000) + symlink("l2", "x"), "symbolic link to"),
-    "empty link": (symlink("l", ""), "symbolic link to ''"),
-    "link with NUL": (records(b"x", linkpath=b"f\0") + symlink("l", "f"), "symbolic link to"),
+    "long link": (
+        symlink("l", "d/" * 49) + long(LONG_LINK, b"x" * 5000) + symlink("l2", "x"),
+        "invalid symbolic link target",
+    ),
+    "empty link": (symlink("l", ""), "symbolic link target ''"),
+    "link with NUL": (records(b"x", linkpath=b"f\0") + symlink("l", "f"), "invalid symbolic link target"),
     "character device": (header("null", tarfile.CHRTYPE), "'null' in the archive: it is a character device"),
     "block device": (header("sda", tarfile.BLKTYPE), "block device"),
     "FIFO": (header("fifo", tarfile.FIFOTYPE), "FIFO"),
     "GNU sparse file": (header("s", tarfile.GNUTYPE_SPARSE), "sparse"),
     "PAX sparse file": (records(b"x", GNU_sparse_major=b"1") + FILE, "sparse"),
     "star sparse file": (records(b"x", SCHILY_realsize=b"99999999999") + FILE, "sparse"),
-    "unknown type": (header("v", b"V"), "entries of type V are not known"),
-    "contiguous file": (header("c", tarfile.CONTTYPE), "entries of type 7 are not known"),
-    "link with content": (header("l", SYMLINK, link="f", size=512) + bytes(BLOCK), "content of 512 bytes"),
-    "directory with content": (header("d", DIRECTORY, size=1) + bytes(BLOCK), "content of 1 bytes"),
+    "unknown type": (header("v", b"V"), "unknown entry type 'V'"),
+    "contiguous file": (header("c", tarfile.CONTTYPE), "unknown entry type '7'"),
+    "link with content": (header("l", SYMLINK, link="f", size=512) + bytes(BLOCK), "512 bytes of content"),
+    "directory with content": (header("d", DIRECTORY, size=1) + bytes(BLOCK), "1 bytes of content"),
     "wrong checksum": (header("f").replace(b"ustar\x0000", b"ustar\x0000", 1)[:-1] + b"x", "checksum"),
     "no checksum": (damaged(header("f"), 0, b"f")[:148] + bytes(8) + header("f")[156:], "checksum"),
-    "old header": (damaged(header("f"), 257, bytes(8)), "neither of the POSIX nor of the GNU format"),
-    "garbage": (b"<html>" * 512, "no archive"),
-    "negative size": (damaged(header("f"), 124, b"\xff" * 12), "its size is -1 bytes"),
-    "negative octal size": (damaged(header("f"), 124, b"-0000000001\0"), "no number"),
-    "size with underscore": (damaged(header("f"), 124, b"0000_000001\0"), "no number"),
-    "huge size": (damaged(header("f"), 124, b"\x80\x7f" + b"\xff" * 10), "its size is"),
-    "PAX size that is none": (records(b"x", size=b"-5") + FILE, "its size is -5"),
-    "PAX size with a sign": (records(b"x", size=b"+5") + FILE, "its size is +5"),
-    "huge PAX size": (records(b"x", size=b"9" * 25) + FILE, "its size is 999"),
-    "time that is none": (records(b"x", mtime=b"NaN") + FILE, "its time is NaN"),
-    "time too far": (records(b"x", mtime=b"9" * 13) + FILE, "its time is"),
-    "owner that is none": (records(b"x", uid=b"4294967295") + FILE, "its uid is 4294967295"),
-    "negative owner": (damaged(header("f"), 108, b"\xff" * 8), "its owner is -1:"),
-    "large PAX header": (header("pax", b"x", size=(1 << 20) + 1), "1048576 is the limit"),
-    "large global header": (header("pax", b"g", size=1 << 30), "1048576 is the limit"),
-    "large GNU name": (header("L", LONG_NAME, size=1 << 30), "1048576 is the limit"),
+    "old header": (damaged(header("f"), 257, bytes(8)), "in neither POSIX nor GNU format"),
+    "garbage": (b"<html>" * 512, "not a tar archive"),
+    "negative size": (damaged(header("f"), 124, b"\xff" * 12), "invalid size -1"),
+    "negative octal size": (damaged(header("f"), 124, b"-0000000001\0"), "invalid number"),
+    "size with underscore": (damaged(header("f"), 124, b"0000_000001\0"), "invalid number"),
+    "huge size": (damaged(header("f"), 124, b"\x80\x7f" + b"\xff" * 10), "invalid size"),
+    "PAX size that is none": (records(b"x", size=b"-5") + FILE, "invalid size '-5'"),
+    "PAX size with a sign": (records(b"x", size=b"+5") + FILE, "invalid size '+5'"),
+    "huge PAX size": (records(b"x", size=b"9" * 25) + FILE, "invalid size '999"),
+    "time that is none": (records(b"x", mtime=b"NaN") + FILE, "invalid modification time 'NaN'"),
+    "time too far": (records(b"x", mtime=b"9" * 13) + FILE, "invalid modification time"),
+    "owner that is none": (records(b"x", uid=b"4294967295") + FILE, "invalid uid '4294967295'"),
+    "negative owner": (damaged(header("f"), 108, b"\xff" * 8), "invalid owner -1:"),
+    "large PAX header": (header("pax", b"x", size=(1 << 20) + 1), "the limit is 1048576"),
+    "large global header": (header("pax", b"g", size=1 << 30), "the limit is 1048576"),
+    "large GNU name": (header("L", LONG_NAME, size=1 << 30), "the limit is 1048576"),
     "PAX record without end": (header("x", b"x", size=9) + padded(b"99 path=f"), "cannot be read"),
     "PAX record of length 0": (header("x", b"x", size=9) + padded(b"0 path=f\n"), "cannot be read"),
     "PAX record with no length": (header("x", b"x", size=7) + padded(b"path=f\n"), "cannot be read"),
     "PAX record with no key": (header("x", b"x", size=5) + padded(b"5 =f\n"), "cannot be read"),
-    "many headers before one": (records(b"x", path=b"f") * 9, "more than 8 headers"),
-    "header of nothing": (records(b"x", path=b"f"), "neither of the POSIX nor"),
-    "something after the end": (END + FILE, "after the end"),
-    "one zero block": (bytes(BLOCK) + FILE, "after the end"),
-    "directory over a file": (FILE + directory("f"), "'f' is no directory"),
-    "file below a file": (FILE + member("f/g", b"x"), "'f' is no directory"),
-    "directory over a file that is there": (directory("own-file"), "'own-file' is no directory"),
-    "file over a directory": (directory("d") + member("d", b"x"), "a directory has this name already"),
-    "link over a directory": (directory("own-dir") + symlink("own-dir", "f"), "a directory has this name already"),
+    "many headers before one": (records(b"x", path=b"f") * 9, "more than 8 extension headers"),
+    "header of nothing": (records(b"x", path=b"f"), "in neither POSIX nor GNU format"),
+    "something after the end": (END + FILE, "after its end marker"),
+    "one zero block": (bytes(BLOCK) + FILE, "after its end marker"),
+    "directory over a file": (FILE + directory("f"), "'f' is not a directory"),
+    "file below a file": (FILE + member("f/g", b"x"), "'f' is not a directory"),
+    "directory over a file that is there": (directory("own-file"), "'own-file' is not a directory"),
+    "file over a directory": (directory("d") + member("d", b"x"), "a directory with this name exists"),
+    "link over a directory": (directory("own-dir") + symlink("own-dir", "f"), "a directory with this name exists"),
     "hard link over a directory": (
         FILE + directory("own-dir") + hard_link("own-dir", "f"),
-        "a directory has this name already",
+        "a directory with this name exists",
     ),
 }
 
@@ -190,7 +196,7 @@ def test_a_name_in_an_error_is_one_line_that_steers_no_terminal(place: Path) -> 
 def test_an_archive_that_breaks_off_is_refused_and_leaves_no_part_of_a_file(place: Path, cut: int) -> None:
     data = archive(member("f", b"x" * 600)).getvalue()
     assert len(data) == 512 + 1024 + 1024
-    with pytest.raises(ArchiveRefused, match="breaks off"):
+    with pytest.raises(ArchiveRefused, match="is truncated"):
         unpack(io.BytesIO(data[:cut]), place)
     assert {path.name for path in place.iterdir()} - {"own-link", "own-file", "own-dir"} <= {"f"}
     assert not (place / "f").exists() or (place / "f").read_bytes() == b"x" * 600
@@ -198,7 +204,7 @@ def test_an_archive_that_breaks_off_is_refused_and_leaves_no_part_of_a_file(plac
 
 def test_the_guests_own_error_is_told(place: Path) -> None:
     error = records(b"g", SQUIB_error=b"/srv/x: input/output\nerror")
-    with pytest.raises(TransferFailed, match=r"could not send all: /srv/x: input/output\\nerror"):
+    with pytest.raises(TransferFailed, match=r"could not complete the archive: /srv/x: input/output\\nerror"):
         unpack(archive(FILE, error), place)
 
 
@@ -212,7 +218,7 @@ def test_other_global_records_count_for_nothing(place: Path) -> None:
 
 def test_a_bomb_is_refused_at_its_header(place: Path) -> None:
     bomb = damaged(header("bomb"), 124, b"\x80" + (1 << 50).to_bytes(11, "big"))
-    with pytest.raises(DiskFull, match="'bomb' in the archive, of 1125899906842624 bytes, would leave too little room"):
+    with pytest.raises(DiskFull, match=r"'bomb' in the archive \(1125899906842624 bytes\) would leave too little free"):
         unpack(io.BytesIO(bomb), place)
     assert not (place / "bomb").exists()
 
@@ -268,9 +274,9 @@ def test_more_entries_than_the_limit_are_refused(place: Path) -> None:
 
 def test_an_endless_stream_ends(place: Path) -> None:
     for again, message in (
-        (records(b"g", comment=b"x" * 1000), "more than 8 headers"),
+        (records(b"g", comment=b"x" * 1000), "more than 8 extension headers"),
         (member("f", b"x"), "more than 100 entries"),
-        (bytes(BLOCK), "after the end"),
+        (bytes(BLOCK), "after its end marker"),
     ):
         with pytest.raises(ArchiveRefused, match=message):
             unpack(_Endless(FILE, again), place, limits=Limits(max_entries=100))
