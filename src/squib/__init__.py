@@ -84,7 +84,7 @@ if TYPE_CHECKING:
     from squib.sdk.files import AsyncFiles
     from squib.sdk.images import AsyncImages, Images
     from squib.sdk.process import Process
-    from squib.sdk.result import Copied, ExecResult
+    from squib.sdk.result import CopyResult, ExecResult
     from squib.sdk.syncfiles import Files
     from squib.sdk.vm import VM
     from squib.sdk.watching import AsyncWatch, Watch
@@ -115,7 +115,7 @@ __all__ = [
     "CommandNotFound",
     "CommandTimeout",
     "Conflict",
-    "Copied",
+    "CopyResult",
     "DependencyMissing",
     "DirectoryNotEmpty",
     "DiskFull",
@@ -184,7 +184,7 @@ _HOME = {
     "EngineClient": "squib.sdk.client",
     "Env": "squib.sdk.env",
     "EnvVars": "squib.sdk.env",
-    "Copied": "squib.sdk.result",
+    "CopyResult": "squib.sdk.result",
     "ExecResult": "squib.sdk.result",
     "Files": "squib.sdk.syncfiles",
     "Images": "squib.sdk.images",

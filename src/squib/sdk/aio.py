@@ -1,4 +1,4 @@
-"""`AsyncVM`: one VM, for asyncio programs. `squib.VM` is its synchronous face."""
+"""The asyncio VM class, `AsyncVM`. `squib.VM` is the synchronous version."""
 
 from __future__ import annotations
 
@@ -20,17 +20,20 @@ from squib.sdk.files import AsyncFiles
 from squib.sdk.result import Collector, ExecResult, OnOutput
 
 _READY_POLL_S = 0.05
-_ON_THE_WAY = (VMState.CREATING, VMState.STARTING)
+_PENDING_STATES = (VMState.CREATING, VMState.STARTING)
 
 
 class AsyncVM:
-    """A Linux microVM. Made by `create` (registered, not running) or `from_id`; `start` boots it.
+    """A Linux microVM, for asyncio programs.
 
-        async with AsyncVM() as vm:                 # created and started; deleted on exit, even on kill -9
+        async with AsyncVM() as vm:  # creates and starts the VM; deletes it on exit, even after kill -9
             print((await vm.run("uname -a")).output)
 
-    ``engine`` is the engine to use, by default the local one or ``$SQUIB_URL``; an engine that is passed in is not
-    closed with the VM.
+    Use it as a context manager, or get one from `create` (registered, not running) or `from_id`, and boot it with
+    `start`.
+
+    ``config`` and ``options`` describe the VM; see `create`. ``engine`` defaults to the engine at ``$SQUIB_URL``, or
+    to the local one. `close` does not close an engine that you pass in.
     """
 
     def __init__(
@@ -46,16 +49,16 @@ class AsyncVM:
         self._engine = engine or EngineClient()
         self._owns_engine = engine is None
         self._info: VMInfo | None = None
-        self._held = AsyncExitStack()
+        self._binding = AsyncExitStack()
 
     def __repr__(self) -> str:
         return (
             f"<{type(self).__name__} {self._info.vm_id} {self._info.state}>"
             if self._info
-            else f"<{type(self).__name__} not made yet>"
+            else f"<{type(self).__name__} not created>"
         )
 
-    # --- making and finding -------------------------------------------------------------------------------------
+    # --- create and look up -------------------------------------------------------------------------------------
 
     @classmethod
     async def create(
@@ -66,10 +69,12 @@ class AsyncVM:
         on_progress: OnProgress | None = None,
         **options: Unpack[VMOptions],
     ) -> Self:
-        """Register a VM with ``config`` and ``options`` (the fields of `VMConfig`). It does not run yet.
+        """Register a VM without starting it.
 
-        ``on_progress`` is called with the steps of building its kernel and image, if they are not in the cache. Raises
-        `InvalidArgument`, `NameTaken`, `DiskFull`, and what building an image raises.
+        ``options`` are fields of `VMConfig` and override ``config``. If the kernel or the image is not in the cache,
+        it is built first, and ``on_progress`` is called with each build step.
+
+        Raises `InvalidArgument`, `NameTaken`, `DiskFull`, and the errors of `EngineClient.build_image`.
         """
         vm = cls(config, engine=engine, on_progress=on_progress, **options)
         try:
@@ -81,7 +86,7 @@ class AsyncVM:
 
     @classmethod
     async def from_id(cls, vm_id: str, *, engine: EngineClient | None = None) -> Self:
-        """The VM with this ID or name, whoever made it. Raises `NotFound`, `InvalidArgument`."""
+        """Look up a VM by ID or name. Raises `NotFound`, `InvalidArgument`."""
         vm = cls(engine=engine)
         try:
             vm._info = await vm._engine.vm(vm_id)
@@ -92,7 +97,7 @@ class AsyncVM:
 
     @classmethod
     async def list(cls, *, project: str | None = None, engine: EngineClient | None = None) -> list[VMInfo]:
-        """All VMs, or those of one project; oldest first."""
+        """List all VMs, or the VMs of one project, oldest first."""
         client = engine or EngineClient()
         try:
             return await client.vms(project=project)
@@ -104,84 +109,94 @@ class AsyncVM:
         if self._info is None:
             self._info = await self._engine.create_vm(self._config, bound=bound, on_progress=self._on_progress)
 
-    # --- what it is ---------------------------------------------------------------------------------------------
+    # --- properties ---------------------------------------------------------------------------------------------
 
     @property
     def info(self) -> VMInfo:
-        """The VM as last seen; `refresh` looks again. Raises `NotFound` if it was not made yet."""
+        """The cached VM details; `refresh` updates them.
+
+        Raises `NotFound` if the VM has not been created.
+        """
         if self._info is None:
-            raise NotFound("this VM was not made yet", hint="await vm.start(), or AsyncVM.create()")
+            raise NotFound("this VM has not been created", hint="use await vm.start() or await AsyncVM.create()")
         return self._info
 
     @property
     def vm_id(self) -> str:
+        """The VM's ID."""
         return self.info.vm_id
 
     @property
     def name(self) -> str:
+        """The VM's name."""
         return self.info.name
 
     @property
     def status(self) -> VMState:
-        """The state as last seen."""
+        """The cached VM state; `refresh` updates it."""
         return self.info.state
 
     @property
     def env(self) -> AsyncEnv:
-        """The environment that every command starts with."""
+        """The environment variables that every command gets."""
         return AsyncEnv(self._engine, self.vm_id)
 
     @property
     def files(self) -> AsyncFiles:
-        """The files of the guest."""
+        """The guest's files."""
         return AsyncFiles(self._engine, self.vm_id)
 
     async def refresh(self) -> VMInfo:
-        """Ask the engine for the VM as it is now. Raises `NotFound` if it was deleted."""
+        """Fetch the VM's current details. Raises `NotFound` if it was deleted."""
         self._info = await self._engine.vm(self.vm_id)
         return self._info
 
-    # --- its life -----------------------------------------------------------------------------------------------
+    # --- lifecycle ----------------------------------------------------------------------------------------------
 
     async def start(self, boot_timeout: float = 30.0) -> Self:
-        """Boot the VM and wait until the guest answers, at most ``boot_timeout`` seconds.
+        """Boot the VM and wait until the guest agent responds.
 
-        A running VM is left as it is. A VM that is not registered yet is registered first, as by `create`.
-        Raises `BootFailed`, `BootTimeout`, `WrongState`.
+        ``boot_timeout`` is in seconds. If the VM is already running, do nothing. If it is not registered, register it
+        first, as `create` does.
+
+        Raises `BootFailed`, `BootTimeout`, `WrongState`, and the errors of `create`.
         """
         await self._register()
         self._info = await self._engine.start_vm(self.vm_id, boot_timeout_s=boot_timeout)
         return self
 
     async def stop(self, timeout: float = 3.0) -> Self:
-        """Stop the VM in order: its disk is synced and kept. After ``timeout`` seconds it is forced."""
+        """Shut the VM down: sync its disk and keep it.
+
+        If the shutdown takes longer than ``timeout`` seconds, kill the VM.
+        """
         self._info = await self._engine.stop_vm(self.vm_id, timeout_s=timeout)
         return self
 
     async def pause(self) -> Self:
-        """Halt the VM's processors: it keeps its memory and its commands stand still. Raises `WrongState`."""
+        """Pause the VM: memory is kept, no CPU is used. Raises `WrongState`."""
         self._info = await self._engine.pause_vm(self.vm_id)
         return self
 
     async def resume(self) -> Self:
-        """Let the paused VM go on, with the time of now. Raises `WrongState`."""
+        """Resume the paused VM and set its clock. Raises `WrongState`."""
         self._info = await self._engine.resume_vm(self.vm_id)
         return self
 
     async def delete(self) -> None:
-        """Delete the VM for good, in whatever state it is. Done already: nothing."""
+        """Delete the VM permanently, in any state. Idempotent."""
         with suppress(NotFound):
             await self._engine.delete_vm(self.vm_id)
 
     async def close(self) -> None:
-        """Release this object's connections; the VM goes on. Idempotent."""
+        """Close this object's connections. The VM keeps running. Idempotent."""
         if self._owns_engine:
             await self._engine.close()
 
     async def __aenter__(self) -> Self:
         try:
             await self._register(bound=True)
-            await self._held.enter_async_context(self._engine.holding(self.vm_id))
+            await self._binding.enter_async_context(self._engine.bind_lifetime(self.vm_id))
             return await self.start()
         except BaseException:
             await self._discard()
@@ -197,19 +212,22 @@ class AsyncVM:
             if self._info is not None:
                 await self.delete()
         finally:
-            await self._held.aclose()
+            await self._binding.aclose()
             await self.close()
 
     async def wait_for_ready(self, timeout: float = 30.0) -> None:
-        """Wait until the VM, which somebody starts, answers. Raises `BootTimeout`; `WrongState` if nobody starts it."""
+        """Wait until the VM, started by another client, is running.
+
+        ``timeout`` is in seconds. Raises `BootTimeout`, and `WrongState` if the VM is not starting.
+        """
         try:
             async with asyncio.timeout(timeout):
-                while (await self.refresh()).state in _ON_THE_WAY:
+                while (await self.refresh()).state in _PENDING_STATES:
                     await asyncio.sleep(_READY_POLL_S)
         except TimeoutError:
             raise BootTimeout(f"VM {self.name} was not ready within {timeout:g} s") from None
         if self.info.state is not VMState.RUNNING:
-            await self.run(["true"])  # the engine says why not, and what to do
+            await self.run(["true"])  # raises the engine's error, with its reason and hint
 
     # --- commands -----------------------------------------------------------------------------------------------
 
@@ -227,18 +245,25 @@ class AsyncVM:
         on_stdout: OnOutput | None = None,
         on_stderr: OnOutput | None = None,
     ) -> ExecResult:
-        """Run a command to its end: a string through ``/bin/sh -c``, a list as program and arguments.
+        """Run a command and wait for it to exit.
 
-        ``timeout`` is in seconds: the command is then killed with its descendants and `ExecResult.timed_out` is set.
-        ``input`` is its standard input (text as UTF-8). ``on_stdout`` and ``on_stderr`` see the output's bytes as
-        they come. ``user`` is ``name``, ``uid``, ``name:group`` or ``uid:gid``; with ``sudo`` the command runs as root
-        on behalf of that user. Cancelling the call kills the command. With ``check``, any status but 0 raises
-        `CommandFailed` or `CommandTimeout`.
+        - ``cmd``: a string runs through ``/bin/sh -c``; a list is the program and its arguments.
+        - ``check``: raise `CommandFailed` or `CommandTimeout` if the exit code is not 0.
+        - ``timeout``: seconds until the command and its descendants are killed and `ExecResult.timed_out` is set. By
+          default there is no limit.
+        - ``env``: variables added to the VM's environment.
+        - ``cwd``: the working directory.
+        - ``user``: ``name``, ``uid``, ``name:group`` or ``uid:gid``.
+        - ``sudo``: run as root on behalf of ``user``.
+        - ``input``: the command's standard input; text is encoded as UTF-8.
+        - ``on_stdout``, ``on_stderr``: called with each chunk of output, in bytes.
 
-        Raises `CommandNotFound`, `NotExecutable`, `NoShell`, `BadWorkingDirectory`, `NoSuchUser` if it cannot be
-        started, `WrongState` if the VM does not run, `AgentUnreachable` if the VM is lost.
+        Cancelling the call kills the command.
+
+        Raises `CommandNotFound`, `NotExecutable`, `NoShell`, `BadWorkingDirectory` or `NoSuchUser` if the command
+        cannot start, `WrongState` if the VM is not running, and `AgentUnreachable` if the VM stops responding.
         """
-        if self.info.state in _ON_THE_WAY:
+        if self.info.state in _PENDING_STATES:
             await self.wait_for_ready()
         request = exec_request(cmd, timeout=timeout, env=env, cwd=cwd, user=user, sudo=sudo)
         stdin = input.encode() if isinstance(input, str) else input
@@ -261,28 +286,35 @@ class AsyncVM:
         timeout: float | None = None,
         pty: bool | PtySize = False,
     ) -> AsyncProcess:
-        """Start a command that goes on after this call, and after this program; parameters as of `run`.
+        """Start a background command, which keeps running after this program exits.
 
-        With ``stdin`` it reads what `AsyncProcess.stdin` is given, else nothing. With ``pty`` (its size, or ``True``
-        for 24 rows of 80) it gets a terminal, which is also its input. After ``timeout`` seconds it is killed.
+        ``cmd``, ``env``, ``cwd``, ``user``, ``sudo`` and ``timeout`` are as in `run`. With ``stdin``, write to the
+        command through `AsyncProcess.stdin`; otherwise its standard input is empty. With ``pty``, the command gets a
+        terminal of that size (``True``: 24 rows by 80 columns), and `AsyncProcess.stdin` writes to it.
 
-        Raises as `run`.
+        Raises the errors of `run`.
         """
-        if self.info.state in _ON_THE_WAY:
+        if self.info.state in _PENDING_STATES:
             await self.wait_for_ready()
         request = exec_request(cmd, timeout=timeout, env=env, cwd=cwd, user=user, sudo=sudo, stdin=stdin, pty=pty)
         return await spawn(self._engine, self.vm_id, request)
 
     async def processes(self) -> builtins.list[ProcessInfo]:
-        """The commands that run in the VM, whoever started them, and those of the background that have ended and are
-        still kept; oldest first. Raises `WrongState`, `AgentUnreachable`.
+        """List the VM's commands, oldest first.
+
+        The list holds all running commands, and the background commands that have exited and are still kept.
+
+        Raises `WrongState`, `AgentUnreachable`.
         """
         return await list_processes(self._engine, self.vm_id)
 
     async def process(self, id: str) -> AsyncProcess:
-        """The command with this id, whoever started it. Raises `NoSuchProcess`, `WrongState`."""
+        """Look up a command by its id. Raises `NoSuchProcess`, `WrongState`."""
         return await find_process(self._engine, self.vm_id, id)
 
     async def logs(self, *, lines: int | None = None) -> bytes:
-        """The last ``lines`` of the console (all that is kept, at most 2 MiB, by default), as the guest wrote them."""
+        """Return the last ``lines`` lines of the VM's console log.
+
+        By default, return the whole log. The engine keeps at most 2 MiB.
+        """
         return b"".join([chunk async for chunk in self._engine.vm_logs(self.vm_id, lines=lines)])

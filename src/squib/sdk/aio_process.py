@@ -1,6 +1,4 @@
-"""`AsyncProcess`: a command of the background in a VM, for asyncio programs. `squib.Process` is its synchronous
-face.
-"""
+"""The asyncio class for background commands. `squib.Process` is the synchronous version."""
 
 from __future__ import annotations
 
@@ -31,13 +29,15 @@ from squib.sdk.config import check_ref
 from squib.sdk.transfer.chunks import to_its_end
 
 _REATTACH_PAUSES_S = (0.0, 0.1, 0.5, 1.0)
-"""Before each attempt to go on reading when the local engine was lost; the count starts again with what is read."""
+"""Delays before each attempt to reattach to a lost local engine. Received output resets the count."""
 
 
 @dataclass(frozen=True)
 class OutputChunk:
-    """A piece of a command's output. ``offset`` is that of its first byte in its stream: where that is past the end of
-    the piece before, output in between was dropped. With a terminal, all is ``stdout``.
+    """A chunk of a command's output.
+
+    ``offset`` is the position of the chunk's first byte in its stream. If it is past the end of the previous chunk,
+    the output in between was dropped. A terminal's output is all ``stdout``.
     """
 
     stream: Literal["stdout", "stderr"]
@@ -46,38 +46,42 @@ class OutputChunk:
 
 
 class AsyncStdin:
-    """The standard input of a command that was spawned with ``stdin=True`` or a terminal."""
+    """The standard input of a command spawned with ``stdin=True`` or a terminal."""
 
     def __init__(self, engine: EngineClient, path: str) -> None:
         self._engine = engine
         self._path = f"{path}/stdin"
 
     async def write(self, data: bytes | str) -> None:
-        """Write all of ``data`` (text as UTF-8); waits while the command does not read. Calls take turns.
+        """Write all of ``data``; text is encoded as UTF-8.
 
-        Raises `StdinClosed` if the command reads no more, or never did; `NoSuchProcess`.
+        Blocks until the command reads. Concurrent calls run one after another.
+
+        Raises `StdinClosed` if the command closed its standard input or has none, and `NoSuchProcess`.
         """
         pieces = pieces_of(data.encode() if isinstance(data, str) else data)
         async with self._engine.stream("POST", self._path, pieces) as response:
             await response.aread()
 
     async def close(self) -> None:
-        """Close it: the command reads the end of the file (in a terminal: Ctrl-D). Closed already: nothing."""
+        """Send end-of-file; in a terminal, Ctrl-D. Idempotent."""
         with suppress(StdinClosed, NoSuchProcess):
             await self._engine.request("POST", f"{self._path}?close=true")
 
 
 class AsyncProcess:
-    """A command in a VM that goes on whether anybody looks at it or not. Made by `AsyncVM.spawn` and `AsyncVM.process`.
+    """A background command. Get one from `AsyncVM.spawn` or `AsyncVM.process`.
 
-        async with await vm.spawn("make -j4") as process:     # killed at the end of the block, if it still runs
+        async with await vm.spawn("make -j4") as process:  # kills the command on exit, if it still runs
             async for chunk in process:
                 print(chunk.stream, chunk.data)
             print((await process.wait()).exit_code)
 
-    Iterating attaches to its output, from the oldest that is kept (1 MiB of both streams) to its end; a reader that is
-    there holds the command up rather than lose output. Without one the command goes on after 10 s, and its oldest
-    output is dropped. `id` names it in this VM, for this program and all others (`AsyncVM.processes`).
+    Iterating attaches to the output. It starts at the oldest output that is kept (1 MiB for both streams together) and
+    ends when the command exits. While a reader is attached, the command waits for it and no output is lost. Without a
+    reader, the command waits at most 10 s when the buffer is full; then the oldest output is dropped.
+
+    `id` is unique in the VM. Any program can use it to find the command.
     """
 
     def __init__(self, engine: EngineClient, vm_id: str, info: ProcessInfo) -> None:
@@ -92,26 +96,29 @@ class AsyncProcess:
 
     @property
     def id(self) -> str:
-        """Its name in the VM, such as ``p3``."""
+        """The process ID in the VM, such as ``p3``."""
         return self._info.id
 
     @property
     def pid(self) -> int:
-        """That of its first process, in the guest."""
+        """The PID of the command's first process, in the guest."""
         return self._info.pid
 
     @property
     def info(self) -> ProcessInfo:
-        """The process as last seen; `refresh` looks again."""
+        """The cached process details; `refresh` updates them."""
         return self._info
 
     @property
     def stdin(self) -> AsyncStdin:
-        """Its standard input."""
+        """The command's standard input."""
         return self._stdin
 
     async def refresh(self) -> ProcessInfo:
-        """Ask for the process as it is now. Raises `NoSuchProcess` if it is not kept any more."""
+        """Fetch the current process details.
+
+        Raises `NoSuchProcess` if the process is no longer kept.
+        """
         self._info = read_value(ProcessInfo, await self._engine.request("GET", self._path))
         return self._info
 
@@ -119,12 +126,13 @@ class AsyncProcess:
         return self.output()
 
     async def output(self, stdout_offset: int = 0, stderr_offset: int = 0) -> AsyncGenerator[OutputChunk, None]:
-        """Its output as it comes, to its end: from these offsets on, or from the oldest that is kept.
+        """Yield the command's output until it exits.
 
-        If a local engine ends meanwhile, another one is started and the output goes on where it was. Leaving (close the
-        generator, as `contextlib.aclosing` does) detaches; the command goes on.
+        The output starts at the two offsets, in bytes, or at the oldest output that is kept. If a local engine exits,
+        a new one is started and the output continues without a gap. To detach, close the generator, for example with
+        `contextlib.aclosing`; the command keeps running.
 
-        Raises `NoSuchProcess`, `AgentUnreachable` if the VM is lost, `EngineUnavailable`.
+        Raises `NoSuchProcess`, `EngineUnavailable`, and `AgentUnreachable` if the VM stops responding.
         """
         offsets = {FrameKind.STDOUT: stdout_offset, FrameKind.STDERR: stderr_offset}
         async with aclosing(self._follow(offsets)) as frames:
@@ -132,28 +140,34 @@ class AsyncProcess:
                 yield OutputChunk("stdout" if frame.kind is FrameKind.STDOUT else "stderr", frame.payload, frame.offset)
 
     async def wait(self, timeout: float | None = None) -> CommandEnd:
-        """Wait until it ends, at most ``timeout`` seconds. Does not read its output, nor hold it up.
+        """Wait until the command exits, without reading its output.
 
-        Raises `TimeoutError` (the command goes on), `NoSuchProcess` if somebody else has killed it before, and as
-        `output`.
+        ``timeout`` is in seconds; by default there is no limit. After a `TimeoutError` the command keeps running.
+
+        Raises `TimeoutError`, `NoSuchProcess` if another client killed the command, and the errors of `output`.
         """
         try:
             async with asyncio.timeout(timeout), aclosing(self._follow(None)) as frames:
                 async for _ in frames:
                     pass
         except TimeoutError:
-            raise TimeoutError(f"process {self.id} has not ended within {timeout:g} s; it goes on") from None
+            raise TimeoutError(f"process {self.id} did not exit within {timeout:g} s; it is still running") from None
         assert self._end is not None
         return self._end
 
     async def signal(self, number: int) -> None:
-        """Send a signal to its process group; in a terminal, to the group in the foreground. Has it ended: nothing."""
+        """Send a signal to the process group; in a terminal, to the foreground one.
+
+        If the command has exited, do nothing.
+        """
         with suppress(NoSuchProcess):
             await self._engine.request("POST", f"{self._path}/signal", {"signal": number})
 
     async def kill(self, signal: int = SIGKILL) -> None:
-        """Kill it with all its descendants, and forget its output; returns when they are gone. Another ``signal`` than
-        SIGKILL is only sent, as by `signal`. Has it been forgotten: nothing.
+        """Kill the command and its descendants, and discard its output.
+
+        Returns when all of them have exited. A ``signal`` other than SIGKILL is only sent, as with `signal`.
+        Idempotent.
         """
         if signal != SIGKILL:
             await self.signal(signal)
@@ -169,7 +183,10 @@ class AsyncProcess:
                 self._end = self._end or _end_of(info)
 
     async def resize(self, rows: int, cols: int) -> None:
-        """Set the size of its terminal. Raises `NoTerminal` if it has none, `NoSuchProcess`."""
+        """Resize the command's terminal, in characters.
+
+        Raises `NoTerminal` if the command has no terminal, and `NoSuchProcess`.
+        """
         await self._engine.request("POST", f"{self._path}/resize", {"rows": rows, "cols": cols})
 
     async def __aenter__(self) -> Self:
@@ -178,15 +195,18 @@ class AsyncProcess:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Who is cancelled here leaves no process either.
-        await to_its_end(asyncio.create_task(self._kill_if_there(), name=f"kill {self.id}"))
+        # The kill must complete even if this task is cancelled.
+        await to_its_end(asyncio.create_task(self._kill_if_exists(), name=f"kill {self.id}"))
 
-    async def _kill_if_there(self) -> None:
-        with suppress(NotFound, WrongState, AgentUnreachable):  # with its VM it is gone too
+    async def _kill_if_exists(self) -> None:
+        with suppress(NotFound, WrongState, AgentUnreachable):  # the VM is down, and the command with it
             await self.kill()
 
     async def _follow(self, offsets: dict[FrameKind, int] | None) -> AsyncGenerator[Frame, None]:
-        """Its output from ``offsets`` on, which are moved on, or only its end."""
+        """Yield output frames from ``offsets`` on, and advance ``offsets``.
+
+        With ``None``, yield nothing and wait for the exit.
+        """
         failures = 0
         while self._end is None or offsets is not None:
             try:
@@ -220,9 +240,9 @@ class AsyncProcess:
                         case FrameKind.ERROR:
                             raise from_wire(frame.json())
         except FrameError as error:
-            raise AgentUnreachable(f"the guest sent what is no output of a command: {error}") from error
+            raise AgentUnreachable(f"invalid command output from the guest: {error}") from error
         if not ended:
-            raise AgentUnreachable("the output ended before the command did")
+            raise AgentUnreachable("the output ended before the command exited")
 
 
 def _end_of(info: ProcessInfo) -> CommandEnd:
@@ -230,7 +250,7 @@ def _end_of(info: ProcessInfo) -> CommandEnd:
 
 
 async def spawn(engine: EngineClient, vm_id: str, request: ExecRequest) -> AsyncProcess:
-    """Start a command of the background. Raises as `squib.sdk.command.start_command`."""
+    """Start a background command. Raises the errors of `squib.sdk.command.start_command`."""
     process_id = await start_background(engine, vm_id, request)
     try:
         return await find_process(engine, vm_id, process_id)
@@ -241,11 +261,11 @@ async def spawn(engine: EngineClient, vm_id: str, request: ExecRequest) -> Async
 
 
 async def find_process(engine: EngineClient, vm_id: str, process_id: str) -> AsyncProcess:
-    """The process with this id. Raises `NoSuchProcess`, `InvalidArgument`."""
+    """Look up a process by its id. Raises `NoSuchProcess`, `InvalidArgument`."""
     info = read_value(ProcessInfo, await engine.request("GET", process_path(vm_id, process_id)))
     return AsyncProcess(engine, vm_id, info)
 
 
 async def list_processes(engine: EngineClient, vm_id: str) -> list[ProcessInfo]:
-    """The processes of a VM that run, and those of the background that have ended and are kept; oldest first."""
+    """List a VM's running processes and its kept background ones, oldest first."""
     return read_list(ProcessInfo, await engine.request("GET", f"/vms/{check_ref(vm_id)}/processes"), "processes")

@@ -1,4 +1,4 @@
-"""Requests to an engine, local or remote: the one transport under SDK and command line."""
+"""The HTTP client for an engine, local or remote. The SDK and the command line use it."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ M = TypeVar("M", bound=ResponseModel)
 _BASE_URL = "http://squib"
 _CONNECT_TIMEOUT_S = 10.0
 _ANSWER_TIMEOUT_S = 60.0
-"""For what an engine answers at once; starting a VM or a build takes its time."""
+"""For GET requests. Others, such as booting a VM or building an image, have no limit."""
 _HOLD_AGAIN_S = 0.5
 _HOLD_END_S = 0.5
 PAUSES_S = (0.0, 0.05, 0.25)
-"""Before a request is sent again: an engine that was killed still accepts connections for a moment, and drops them."""
-_REPEATABLE = ("GET", "DELETE")
-"""Requests that may be sent again when the engine was lost before it answered."""
+"""Delays before each retry: a killed engine still accepts connections for a moment, and drops them."""
+_RETRYABLE_METHODS = ("GET", "DELETE")
+"""Requests that are retried if the connection breaks before the response."""
 
 
 class EngineClient:
-    """An engine: by default that of the state directory (started if need be), or a remote one by ``url`` and ``token``.
+    """A client for one engine, in one event loop. `close` it, or use it as an async context manager.
 
-    ``url`` defaults to ``$SQUIB_URL`` and ``token`` to ``$SQUIB_TOKEN``; with neither, the engine is local. Belongs
-    to one event loop. `close` it, or use it as an async context manager. Raises `InvalidArgument` for a URL or token
-    that cannot be one.
+    With ``url`` (default ``$SQUIB_URL``) the engine is remote, and ``token`` defaults to ``$SQUIB_TOKEN``. Without a
+    URL it is the local engine of ``home`` (default ``$SQUIB_HOME``), which is started if it is not running. Raises
+    `InvalidArgument` for an invalid URL or token.
     """
 
     def __init__(self, *, url: str | None = None, token: str | None = None, home: Home | None = None) -> None:
@@ -61,34 +61,34 @@ class EngineClient:
 
     @property
     def home(self) -> Home | None:
-        """The state directory of a local engine; ``None`` for one that is reached by URL."""
+        """The local engine's state directory, or ``None`` for a remote engine."""
         return self._home
 
     @property
     def url(self) -> str | None:
-        """The address of an engine that is reached by URL; ``None`` for the one of a state directory."""
+        """The remote engine's URL, or ``None`` for a local engine."""
         return self._url
 
     @property
     def headers(self) -> dict[str, str]:
-        """What every request needs to be let in; holds the token."""
+        """The authorization headers of every request. They contain the token."""
         return {"authorization": f"Bearer {self._token}"} if self._url and self._token else {}
 
     @property
     def key(self) -> tuple[str, ...]:
-        """Equal for clients of the same engine with the same rights."""
+        """A key that is equal for clients with the same engine and token."""
         return (self._url or "", self._token or "", str(self._home and self._home.root))
 
     async def close(self) -> None:
-        """Give up the connections; the engine and its VMs go on. Idempotent."""
+        """Close the connections. The engine and its VMs keep running. Idempotent."""
         if self._http:
             await self._http.aclose()
             self._http = None
 
     async def request(self, method: str, path: str, body: object | None = None) -> Any:
-        """Send a request with a JSON body and return the JSON of the answer (``None`` if it is empty).
+        """Send ``body`` as JSON and return the parsed response, ``None`` if it is empty.
 
-        Raises the `SquibError` that the engine reports; `EngineUnavailable`, `EngineStartFailed`.
+        A GET request times out after 60 s. Raises the engine's `SquibError`, `EngineUnavailable`, `EngineStartFailed`.
         """
         content = None if body is None else json.dumps(body).encode()
         timeout_s = _ANSWER_TIMEOUT_S if method == "GET" else None
@@ -109,9 +109,9 @@ class EngineClient:
         timeout_s: float | None = None,
         accept: str = "*/*",
     ) -> AsyncIterator[httpx.Response]:
-        """Send a request; the block reads the response as it comes.
+        """Send a request and stream its response. Raises the errors of `request`.
 
-        Raises as `request`; `EngineUnavailable` too if nothing comes for ``timeout_s``.
+        Raises `EngineUnavailable` if no data arrives for ``timeout_s`` seconds (default: no limit).
         """
         headers = {"accept": accept} | ({"content-type": "application/json"} if isinstance(content, bytes) else {})
         http = self._client()
@@ -127,13 +127,13 @@ class EngineClient:
                 await response.aclose()
         except httpx.ReadTimeout as error:
             raise EngineUnavailable(
-                f"the engine {self._where} did not answer within {timeout_s:g} s",
-                hint="is it suspended, or its host overloaded? squib version shows its pid",
+                f"the engine {self._where} did not respond within {timeout_s:g} s",
+                hint="it may be suspended, or its host overloaded; squib version shows its PID",
             ) from error
         except httpx.TransportError as error:
             raise EngineUnavailable(
                 f"the connection to the engine {self._where} broke: {error or type(error).__name__}",
-                hint="squib logs --engine shows what it did",
+                hint="squib logs --engine shows the engine's log",
             ) from error
 
     async def _send(self, http: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
@@ -141,13 +141,13 @@ class EngineClient:
             try:
                 return await http.send(request, stream=True)
             except httpx.TransportError as error:
-                lost_before_an_answer = request.method in _REPEATABLE and not isinstance(error, httpx.ReadTimeout)
-                if not isinstance(error, httpx.ConnectError) and not lost_before_an_answer:
+                retryable = request.method in _RETRYABLE_METHODS and not isinstance(error, httpx.ReadTimeout)
+                if not isinstance(error, httpx.ConnectError) and not retryable:
                     raise
                 if self._home is None:
                     raise EngineUnavailable(
                         f"no engine answers at {self._url}: {error}",
-                        hint="is squib serve running there? check SQUIB_URL",
+                        hint="check SQUIB_URL, and that squib serve is running on that host",
                     ) from error
                 await asyncio.sleep(pause_s)
                 await ensure_engine(self._home)
@@ -162,7 +162,7 @@ class EngineClient:
             timeout = httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S)
             limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
             if self._home:
-                # No TLS on a unix socket; reading the certificates of all authorities would take 20 ms.
+                # A Unix socket needs no TLS, and loading the CA certificates would take 20 ms.
                 transport = EngineTransport(socket_path=self._home.engine_socket, limits=limits, tls=False)
                 self._http = httpx.AsyncClient(base_url=_BASE_URL, transport=transport, timeout=timeout)
             else:
@@ -177,29 +177,29 @@ class EngineClient:
         return self._http
 
     async def info(self) -> EngineInfo:
-        """What the engine is."""
+        """Return the engine's version and settings."""
         return read_value(EngineInfo, await self.request("GET", "/engine"))
 
     async def doctor(self) -> list[Check]:
-        """What the engine finds when it looks at its host and its state directory."""
+        """Run the engine's checks of its host and state directory."""
         return read_list(Check, await self.request("GET", "/doctor"), "checks")
 
     async def vms(self, *, project: str | None = None) -> list[VMInfo]:
-        """All VMs, or those of one project; oldest first."""
+        """List all VMs, or the VMs of one project, oldest first."""
         query = f"?project={check_ref(project)}" if project is not None else ""
         return read_list(VMInfo, await self.request("GET", f"/vms{query}"), "vms")
 
     async def vm(self, ref: str) -> VMInfo:
-        """The VM with this ID or name. Raises `NotFound`."""
+        """Look up a VM by ID or name. Raises `NotFound`."""
         return read_value(VMInfo, await self.request("GET", _vm_path(ref)))
 
     async def create_vm(
         self, config: VMConfig, *, bound: bool = False, on_progress: OnProgress | None = None
     ) -> VMInfo:
-        """Register a VM. The engine deletes a ``bound`` one unless it is held (`holding`) within 10 s.
+        """Register a VM without starting it.
 
-        ``on_progress`` is called with the steps of building its kernel and image. Raises `NameTaken`, `DiskFull` and
-        as `build_image`.
+        With ``bound``, the engine deletes the VM unless `bind_lifetime` is called within 10 s. ``on_progress`` gets
+        each step of building the kernel and image. Raises `NameTaken`, `DiskFull`, and the errors of `build_image`.
         """
         body = {"config": config.model_dump(exclude_unset=True), "start": False} | ({"bound": True} if bound else {})
         return await self._create(body, on_progress)
@@ -207,7 +207,7 @@ class EngineClient:
     async def launch_vm(
         self, config: VMConfig, *, boot_timeout_s: float, on_progress: OnProgress | None = None
     ) -> VMInfo:
-        """Create a VM and boot it. If the boot fails, the VM is removed. Raises as `create_vm` and `start_vm`."""
+        """Create and boot a VM; remove it if the boot fails. Raises as `create_vm` and `start_vm`."""
         body = {"config": config.model_dump(exclude_unset=True), "start": True, "boot_timeout_s": boot_timeout_s}
         return await self._create(body, on_progress)
 
@@ -222,15 +222,15 @@ class EngineClient:
         return read_value(VMInfo, await self.request("POST", f"{_vm_path(ref)}/start", body))
 
     async def stop_vm(self, ref: str, *, timeout_s: float) -> VMInfo:
-        """Stop a VM, by force after ``timeout_s``. Raises `NotFound`."""
+        """Stop a VM; kill it after ``timeout_s`` seconds. Raises `NotFound`."""
         return read_value(VMInfo, await self.request("POST", f"{_vm_path(ref)}/stop", {"timeout_s": timeout_s}))
 
     async def pause_vm(self, ref: str) -> VMInfo:
-        """Halt a VM's processors. Raises `WrongState`, `NotFound`."""
+        """Pause a VM. Raises `WrongState`, `NotFound`."""
         return VMInfo.model_validate(await self.request("POST", f"{_vm_path(ref)}/pause"))
 
     async def resume_vm(self, ref: str) -> VMInfo:
-        """Let a paused VM go on. Raises `WrongState`, `NotFound`."""
+        """Resume a paused VM. Raises `WrongState`, `NotFound`."""
         return VMInfo.model_validate(await self.request("POST", f"{_vm_path(ref)}/resume"))
 
     async def delete_vm(self, ref: str) -> None:
@@ -238,20 +238,20 @@ class EngineClient:
         await self.request("DELETE", _vm_path(ref))
 
     @asynccontextmanager
-    async def holding(self, ref: str) -> AsyncIterator[None]:
-        """While the block runs, the VM lives only as long as this process: if that is gone, the engine deletes it.
+    async def bind_lifetime(self, ref: str) -> AsyncIterator[None]:
+        """Bind a VM's lifetime to this process for the duration of the block.
 
-        Whoever wants to keep the VM does not hold it: at the end of the block it should be deleted.
+        If the process exits, the engine deletes the VM. Delete the VM before the block ends.
         """
-        holder = asyncio.create_task(self._hold(ref), name=f"hold {ref}")
+        binding = asyncio.create_task(self._bind(ref), name=f"bind {ref}")
         try:
             yield
         finally:
-            await asyncio.wait({holder}, timeout=_HOLD_END_S)  # the VM's deletion ends it
-            holder.cancel()
-            await asyncio.wait({holder})
+            await asyncio.wait({binding}, timeout=_HOLD_END_S)  # the request ends when the VM is deleted
+            binding.cancel()
+            await asyncio.wait({binding})
 
-    async def _hold(self, ref: str) -> None:
+    async def _bind(self, ref: str) -> None:
         while True:
             with suppress(EngineUnavailable):
                 with suppress(NotFound, EngineStartFailed):
@@ -260,15 +260,15 @@ class EngineClient:
             await asyncio.sleep(_HOLD_AGAIN_S)
 
     async def vm_logs(self, ref: str, *, lines: int | None = None, follow: bool = False) -> AsyncIterator[bytes]:
-        """What the guest wrote to its console: the last ``lines`` of it and, with ``follow``, what comes until it ends.
+        """Yield the last ``lines`` (default: all) of a VM's console log. Raises `NotFound`.
 
-        Raises `NotFound`.
+        With ``follow``, also yield new output until the VM stops.
         """
         async for chunk in self._chunks(f"{_vm_path(ref)}/logs", lines=lines, follow=follow):
             yield chunk
 
     async def engine_logs(self, *, lines: int | None = None, follow: bool = False) -> AsyncIterator[bytes]:
-        """The engine's own log, as `vm_logs`."""
+        """Yield the engine's log in chunks; parameters as in `vm_logs`."""
         async for chunk in self._chunks("/engine/logs", lines=lines, follow=follow):
             yield chunk
 
@@ -279,33 +279,34 @@ class EngineClient:
                 yield chunk
 
     async def images(self) -> list[ImageInfo]:
-        """The images in the engine's cache."""
+        """List the images in the engine's cache."""
         return read_list(ImageInfo, await self.request("GET", "/images"), "images")
 
     async def kernels(self) -> list[KernelInfo]:
-        """The kernels in the engine's cache."""
+        """List the kernels in the engine's cache."""
         return read_list(KernelInfo, await self.request("GET", "/kernels"), "kernels")
 
     async def build_image(
         self, name: str, *, rebuild: bool = False, on_progress: OnProgress = lambda _: None
     ) -> ImageInfo:
-        """Build a runtime's image unless it is there. Raises `NotFound`, `ToolFailed`, `DependencyMissing`,
-        `DiskFull`.
+        """Build a runtime's image if it is not cached, or always with ``rebuild``.
+
+        Raises `NotFound`, `ToolFailed`, `DependencyMissing`, `DiskFull`.
         """
         result = await self._with_progress("/images", {"name": name, "rebuild": rebuild}, on_progress, "image")
         return read_value(ImageInfo, result["image"])
 
     async def build_kernel(self, *, rebuild: bool = False, on_progress: OnProgress = lambda _: None) -> KernelInfo:
-        """Fetch the kernel unless it is there. Raises as `build_image`."""
+        """Download the kernel if it is not cached. Raises the errors of `build_image`."""
         result = await self._with_progress("/kernels", {"rebuild": rebuild}, on_progress, "kernel")
         return read_value(KernelInfo, result["kernel"])
 
     async def remove_image(self, name: str) -> None:
-        """Remove an image from the cache. Raises `NotFound`, `Conflict` if a VM uses it."""
+        """Remove a cached image. Raises `NotFound`, and `Conflict` if a VM uses it."""
         await self.request("DELETE", f"/images/{check_ref(name)}")
 
     async def remove_kernel(self, ref: str) -> None:
-        """Remove a kernel from the cache by its version or digest. Raises `NotFound`, `Conflict` if a VM uses it."""
+        """Remove a kernel, by version or digest. Raises `Conflict` if a VM uses it, `NotFound`."""
         try:
             check_kernel_ref(ref)
         except ValueError as error:
@@ -315,9 +316,9 @@ class EngineClient:
     async def _with_progress(
         self, path: str, body: dict[str, Any], on_progress: OnProgress, result: str
     ) -> dict[str, Any]:
-        """Send a request whose response streams its progress; return the event that has ``result``.
+        """Send a request, report its progress, and return the event with ``result``.
 
-        Events that this client does not know are ignored. An engine that cannot stream responds with the result alone.
+        Unknown events are ignored. An engine that cannot stream responds with the result only.
         """
         async with self.stream("POST", path, json.dumps(body).encode(), accept="application/x-ndjson") as response:
             if response.headers.get("content-type") == "application/json":
@@ -330,7 +331,7 @@ class EngineClient:
                     raise from_wire(error)
                 elif event.get(result) is not None:
                     return event
-        raise EngineUnavailable(f"the engine ended before it had the {result}", hint="repeat the command")
+        raise EngineUnavailable(f"the engine exited before it returned the {result}", hint="retry the command")
 
 
 def _checked_url(url: str) -> str:
@@ -340,7 +341,7 @@ def _checked_url(url: str) -> str:
         parsed = httpx.URL()
     if parsed.scheme not in ("http", "https") or not parsed.host or not 0 < (parsed.port or 80) < 1 << 16:
         raise InvalidArgument(
-            f"{url!r} is not the URL of an engine", hint="it is like http://127.0.0.1:8765; check SQUIB_URL"
+            f"invalid engine URL {url!r}", hint="set SQUIB_URL to a URL such as http://127.0.0.1:8765"
         )
     return url
 
@@ -348,12 +349,12 @@ def _checked_url(url: str) -> str:
 def _checked_token(token: str) -> str:
     token = token.strip()
     if not token.isascii() or not token.isprintable():
-        raise InvalidArgument("the token holds characters that no token has", hint="check SQUIB_TOKEN")
+        raise InvalidArgument("the token contains invalid characters", hint="check SQUIB_TOKEN")
     return token
 
 
 def read_value(model: type[M], answer: object) -> M:
-    """A value in an engine's answer. Raises `EngineUnavailable` if it is none."""
+    """Parse a value in a response. Raises `EngineUnavailable` if it is invalid."""
     try:
         return model.model_validate(answer)
     except ValidationError as error:
@@ -366,12 +367,12 @@ def _event(line: str) -> dict[str, Any]:
     except ValueError:
         event = None
     if not isinstance(event, dict):
-        raise _not_understood("a step of a build")
+        raise _not_understood("progress event")
     return event
 
 
 def read_list(model: type[M], answer: object, name: str) -> list[M]:
-    """The values that an answer has under ``name``. Raises as `read_value`."""
+    """Parse the list under the key ``name``. Raises the errors of `read_value`."""
     values = answer.get(name) if isinstance(answer, dict) else None
     if not isinstance(values, list):
         raise _not_understood(name)
@@ -380,7 +381,7 @@ def read_list(model: type[M], answer: object, name: str) -> list[M]:
 
 def _not_understood(what: str) -> EngineUnavailable:
     return EngineUnavailable(
-        f"the answer cannot be read ({what}): the engine is of another version, or it is not a squib engine",
+        f"invalid response ({what}): the engine has another version, or the server is not a squib engine",
         hint="squib version shows both versions; check SQUIB_URL",
     )
 
@@ -390,8 +391,8 @@ def _vm_path(ref: str) -> str:
 
 
 def error_of(status: int, body: bytes) -> SquibError:
-    """The error in an answer with ``status``; one that says it is no engine if there is none."""
+    """Parse the error in a response; `EngineUnavailable` if there is none."""
     try:
         return from_wire(json.loads(body)["error"])
     except (ValueError, KeyError, TypeError, AttributeError):
-        return EngineUnavailable(f"what answered with status {status} is not a squib engine", hint="check SQUIB_URL")
+        return EngineUnavailable(f"not a squib engine: the server returned status {status}", hint="check SQUIB_URL")

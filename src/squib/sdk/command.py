@@ -1,4 +1,4 @@
-"""A command in a VM, followed while it runs: what lies under `AsyncVM.run` and the command line."""
+"""Starting commands in a VM and streaming their output, for `AsyncVM.run` and the command line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PIECE_BYTES = 1 << 18
 
 
 class Command:
-    """A command that runs. Read its `output` to the end; `end` then says how it ended."""
+    """A running command. Read `output` to the end; `end` then holds the exit status."""
 
     def __init__(self, engine: EngineClient, path: str, frames: AsyncIterator[Frame]) -> None:
         self._engine = engine
@@ -30,14 +30,20 @@ class Command:
 
     @property
     def end(self) -> CommandEnd:
-        """How the command ended. Raises `AgentUnreachable` if that was not read."""
+        """The exit status.
+
+        Raises `AgentUnreachable` if the output ended without one.
+        """
         if self._end is None:
-            raise AgentUnreachable("the output ended before the command did")
+            raise AgentUnreachable("the output ended before the command exited")
         return self._end
 
     async def output(self) -> AsyncIterator[Frame]:
-        """Its ``STDOUT`` and ``STDERR`` frames, as they come. Raises `AgentUnreachable` if the VM is lost."""
-        async for frame in self._frames:  # to the end of the answer, so that its connection can be used again
+        """Yield the ``STDOUT`` and ``STDERR`` frames.
+
+        Raises `AgentUnreachable` if the VM stops responding.
+        """
+        async for frame in self._frames:  # reads the whole response, so that the connection can be reused
             match frame.kind:
                 case FrameKind.STDOUT | FrameKind.STDERR:
                     yield frame
@@ -47,14 +53,17 @@ class Command:
                     raise from_wire(frame.json())
 
     async def feed(self, data: bytes | AsyncIterable[bytes]) -> None:
-        """Write all of its standard input and close it. A command that does not want it all is no error."""
+        """Write all of the standard input and close it.
+
+        It is not an error if the command stops reading.
+        """
         pieces = pieces_of(data) if isinstance(data, bytes) else data
         with suppress(StdinClosed, NoSuchProcess):
             async with self._engine.stream("POST", f"{self._path}/stdin?close=true", aiter(pieces)) as response:
                 await response.aread()
 
     async def signal(self, number: int) -> None:
-        """Send a signal to its process group. A command that has ended is no error."""
+        """Send a signal to the process group. If the command has exited, do nothing."""
         with suppress(NoSuchProcess):
             await self._engine.request("POST", f"{self._path}/signal", {"signal": number})
 
@@ -70,7 +79,7 @@ def exec_request(
     stdin: bool = False,
     pty: bool | PtySize = False,
 ) -> ExecRequest:
-    """A command, from what a caller gave: a string is for the shell, a list is program and arguments.
+    """Build an `ExecRequest`; parameters as in `AsyncVM.spawn`.
 
     Raises `InvalidArgument`.
     """
@@ -87,9 +96,11 @@ def exec_request(
 async def start_command(
     engine: EngineClient, ref: str, request: ExecRequest, *, stdin: bytes | AsyncIterable[bytes] | None = None
 ) -> AsyncIterator[Command]:
-    """Start a command in the VM ``ref``, feed it ``stdin``, and run the block with it. Leaving early kills it.
+    """Start a command in the VM ``ref`` and write ``stdin`` to it.
 
-    Raises the `ExecError` that says why it could not be started, `WrongState`, `NotFound`, `AgentUnreachable`.
+    If the block ends before the command exits, the command is killed.
+
+    Raises an `ExecError` if the command cannot start, `WrongState`, `NotFound`, and `AgentUnreachable`.
     """
     request = request.model_copy(update={"stdin": stdin is not None})
     try:
@@ -106,14 +117,16 @@ async def start_command(
                 feeder.cancel()
                 await asyncio.wait([feeder])
     except FrameError as error:
-        raise AgentUnreachable(f"the guest sent what is no output of a command: {error}") from error
+        raise AgentUnreachable(f"invalid command output from the guest: {error}") from error
 
 
 async def start_background(engine: EngineClient, ref: str, request: ExecRequest) -> str:
-    """Start a command of the background in the VM ``ref``, and leave it; returns its id, such as ``p3``. Its output is
-    kept until somebody attaches. A call that is cancelled leaves nothing: whose id nobody knows is killed.
+    """Start a background command in the VM ``ref`` and return its id, such as ``p3``.
 
-    Raises as `start_command`.
+    The command is not attached: its output is buffered. If the call is cancelled, the command is killed, because the
+    caller does not have its id.
+
+    Raises the errors of `start_command`.
     """
     starting = asyncio.create_task(_start_background(engine, ref, request), name=f"start in {ref}")
     try:
@@ -129,30 +142,33 @@ async def _start_background(engine: EngineClient, ref: str, request: ExecRequest
         async with _exec(engine, ref, request.model_copy(update={"background": True})) as (process_id, _):
             return process_id
     except FrameError as error:
-        raise AgentUnreachable(f"the guest sent what is no output of a command: {error}") from error
+        raise AgentUnreachable(f"invalid command output from the guest: {error}") from error
 
 
 @asynccontextmanager
 async def _exec(
     engine: EngineClient, ref: str, request: ExecRequest
 ) -> AsyncIterator[tuple[str, AsyncIterator[Frame]]]:
-    """Start a command; yield its id and its frames after the first. Raises `FrameError` too."""
+    """Start a command; yield its id and the frames after ``STARTED``.
+
+    Raises `FrameError`, and the errors of `start_command`.
+    """
     body = json.dumps(request.model_dump(exclude_defaults=True)).encode("ascii")
     async with engine.stream("POST", f"/vms/{check_ref(ref)}/exec", body) as response:
         frames = decode(response.aiter_raw())
         started = await anext(frames, None)
         if started is None or started.kind is not FrameKind.STARTED:
-            raise FrameError("the first frame does not say that the command has started")
+            raise FrameError("the first frame is not a STARTED frame")
         yield check_ref(str(started.json().get("id"))), frames
 
 
 def process_path(ref: str, process_id: str) -> str:
-    """Where the engine has a process. Raises `InvalidArgument` for what is no id."""
+    """Return the API path of a process. Raises `InvalidArgument`."""
     return f"/vms/{check_ref(ref)}/processes/{check_ref(process_id)}"
 
 
 async def decode(chunks: AsyncIterator[bytes]) -> AsyncIterator[Frame]:
-    """The frames in an answer. Raises `squib.protocol.frames.FrameError`."""
+    """Decode a response into frames. Raises `squib.protocol.frames.FrameError`."""
     decoder = FrameDecoder()
     async for chunk in chunks:
         for frame in decoder.feed(chunk):
@@ -160,14 +176,17 @@ async def decode(chunks: AsyncIterator[bytes]) -> AsyncIterator[Frame]:
 
 
 async def pieces_of(data: bytes) -> AsyncIterator[bytes]:
-    """``data`` as the body of a request that takes its time."""
+    """Split ``data`` into chunks for a streamed request body."""
     for start in range(0, len(data), _PIECE_BYTES):
         yield data[start : start + _PIECE_BYTES]
 
 
 @contextmanager
 def _interrupted_by(helper: asyncio.Task[None]) -> Iterator[None]:
-    """Cancel the block if ``helper`` fails, and raise its error: a command whose input broke off waits for ever."""
+    """Cancel the block if ``helper`` fails, and raise the error of ``helper``.
+
+    Otherwise a command whose input is interrupted would wait for more input forever.
+    """
     task = asyncio.current_task()
     assert task is not None
     cancelling = task.cancelling()

@@ -1,4 +1,4 @@
-"""Turning what a caller typed into checked values."""
+"""Validation of arguments from the caller."""
 
 from __future__ import annotations
 
@@ -32,15 +32,17 @@ class VMOptions(TypedDict, total=False):
 def make_config(
     config: VMConfig | None, options: VMOptions, *, names: Mapping[str, str] = MappingProxyType({})
 ) -> VMConfig:
-    """``config`` with ``options`` laid over it. Raises `InvalidArgument`; for ``names`` see `describe`.
+    """Merge ``options`` into ``config`` and validate the result.
 
-    Relative paths are made absolute: the engine has another working directory.
+    Relative paths become absolute, because the engine has another working directory. ``names`` is as in `describe`.
+
+    Raises `InvalidArgument`.
     """
     values: dict[str, object] = dict(config.model_dump(exclude_unset=True) if config else {})
     values.update(options)
     for name in ("kernel_path", "rootfs_path"):
         if isinstance(path := values.get(name), str | os.PathLike):
-            values[name] = os.path.abspath(path)  # noqa: PTH100 (a path may be bytes-like; symbolic links stay)
+            values[name] = os.path.abspath(path)  # noqa: PTH100 (keeps symbolic links)
     try:
         return VMConfig.model_validate(values)
     except ValidationError as error:
@@ -48,8 +50,10 @@ def make_config(
 
 
 def describe(error: ValidationError, names: Mapping[str, str] = MappingProxyType({})) -> str:
-    """A validation error as one line: each field and what is wrong with it. Values of environment variables are not
-    shown. ``names`` are what the caller typed for a field, such as ``--memory``.
+    """Format a validation error as one line, with each field and its problem.
+
+    ``names`` maps a field to the name that the caller used, such as ``--memory``. Values of environment variables are
+    omitted, because they may be secrets.
     """
     problems = []
     for problem in error.errors(include_url=False, include_context=False):
@@ -67,7 +71,7 @@ def describe(error: ValidationError, names: Mapping[str, str] = MappingProxyType
 
 
 def check_ref(ref: str) -> str:
-    """An ID or name of a VM, safe in a URL. Raises `InvalidArgument`."""
+    """Validate a VM's ID or name for use in a URL. Raises `InvalidArgument`."""
     try:
         return check_name(ref)
     except ValueError as error:

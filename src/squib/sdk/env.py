@@ -1,4 +1,4 @@
-"""`AsyncEnv` and `Env`: the environment that every command of a VM starts with."""
+"""A VM's environment variables: `AsyncEnv` and `Env`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from squib.sdk.portal import Portal
 
 
 class EnvVars(Mapping[str, str]):
-    """Environment variables, read-only. What is printed of them is their names: values may be secrets."""
+    """A read-only mapping of environment variables.
+
+    ``repr`` shows the names only, because values may be secrets.
+    """
 
     def __init__(self, variables: Mapping[str, str]) -> None:
         self._variables = dict(sorted(variables.items()))
@@ -30,8 +33,10 @@ class EnvVars(Mapping[str, str]):
 
 
 class AsyncEnv:
-    """The VM-wide environment, which is kept with the VM: it holds for every command that is started later, after a
-    restart of the VM too. Commands that run keep theirs.
+    """The VM's environment variables, for asyncio programs.
+
+    A change applies to commands that are started after it. Running commands keep their environment. The variables
+    persist when the VM restarts.
     """
 
     def __init__(self, engine: EngineClient, ref: str) -> None:
@@ -39,26 +44,29 @@ class AsyncEnv:
         self._path = f"/vms/{check_ref(ref)}/env"
 
     async def list(self) -> EnvVars:
-        """All variables. Raises `NotFound`."""
+        """Return all variables. Raises `NotFound`."""
         return _read(await self._engine.request("GET", self._path))
 
     async def set(self, variables: Mapping[str, str] | None = None, /, **more: str) -> EnvVars:
-        """Set variables, ``set({"KEY": "value"})`` or ``set(KEY="value")``; returns all of them.
+        """Set variables and return all variables.
 
-        Raises `InvalidArgument` for a name that is none, or more than a command can be started with; `NotFound`.
+        Call it as ``set({"KEY": "value"})`` or ``set(KEY="value")``.
+
+        Raises `NotFound`, and `InvalidArgument` if a name is invalid or the environment becomes too large.
         """
         body = {"set": {**(variables or {}), **more}}
         return _read(await self._engine.request("PATCH", self._path, body))
 
     async def unset(self, *names: str) -> EnvVars:
-        """Remove variables; those that are not set are no error. Returns what is left. Raises `InvalidArgument`,
-        `NotFound`.
+        """Remove variables and return the remaining ones.
+
+        Names that are not set are ignored. Raises `InvalidArgument`, `NotFound`.
         """
         return _read(await self._engine.request("PATCH", self._path, {"unset": names}))
 
 
 class Env:
-    """`AsyncEnv` for programs without an event loop."""
+    """The VM's environment variables. The synchronous version of `AsyncEnv`."""
 
     def __init__(self, portal: Portal, env: AsyncEnv) -> None:
         self._portal = portal
@@ -80,5 +88,5 @@ class Env:
 def _read(answer: object) -> EnvVars:
     env = answer.get("env") if isinstance(answer, dict) else None
     if not isinstance(env, dict) or not all(isinstance(value, str) for value in env.values()):
-        raise EngineUnavailable("the answer is no environment", hint="squib version shows what the engine is")
+        raise EngineUnavailable("invalid response (env)", hint="squib version shows the engine's version")
     return EnvVars(env)

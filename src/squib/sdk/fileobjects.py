@@ -1,4 +1,4 @@
-"""Files of a guest as file objects: what `Files.open` and `AsyncFiles.open` return."""
+"""File objects for guest files, as `Files.open` and `AsyncFiles.open` return them."""
 
 from __future__ import annotations
 
@@ -20,18 +20,21 @@ from squib.sdk.transfer.chunks import CHUNK_BYTES, Resumable
 Mode = Literal["r", "rb", "w", "wb"]
 
 _BUFFER_BYTES = 1 << 20
-_WHENCE = "whence has to be 0, 1 or 2"
+_WHENCE = "whence must be 0, 1 or 2"
 
 
 class Reader:
-    """Reads a file in order: one request, whose answer is read as far as it is asked for."""
+    """A sequential reader. It sends one request and reads its response on demand."""
 
     def __init__(self, chunks: AsyncGenerator[bytes, None]) -> None:
         self._chunks = Resumable(chunks)
         self._rest = bytearray()
 
     async def read(self, size: int) -> bytes:
-        """``size`` bytes, fewer at the end; all if it is negative. Cancelled, it has taken none."""
+        """Return ``size`` bytes, or fewer at the end of the file.
+
+        A negative ``size`` reads all remaining bytes. A cancelled call consumes nothing.
+        """
         with suppress(StopAsyncIteration):
             while size < 0 or len(self._rest) < size:
                 self._rest += await self._chunks.next()
@@ -41,12 +44,12 @@ class Reader:
         return piece
 
     async def close(self) -> None:
-        """Stop the guest."""
+        """Cancel the request."""
         await self._chunks.aclose()
 
 
 class Writer:
-    """Writes a file in order: one request, whose body is what is written."""
+    """A sequential writer. It sends one request and streams the written data as its body."""
 
     def __init__(self, client: FileClient, path: GuestPath) -> None:
         self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=1)
@@ -54,7 +57,7 @@ class Writer:
         self._writing = asyncio.create_task(client.write(path, self._chunks()), name="write a file")
 
     async def write(self, data: bytes) -> None:
-        """Take ``data``. Raises what the guest says, as soon as it is known."""
+        """Buffer or send ``data``. Raises the guest's error as soon as it arrives."""
         self._buffer += data
         if len(self._buffer) >= CHUNK_BYTES:
             piece = bytes(self._buffer)
@@ -62,14 +65,14 @@ class Writer:
             await self._put(piece)
 
     async def close(self) -> FileInfo:
-        """The file appears. Raises what the guest says."""
+        """Finish the request, so that the file appears. Raises the guest's error."""
         if self._buffer:
             await self._put(bytes(self._buffer))
         await self._put(None)
         return await self._writing
 
     async def discard(self) -> None:
-        """The file does not appear. Idempotent."""
+        """Cancel the request, so that the file does not appear. Idempotent."""
         self._writing.cancel()
         await asyncio.gather(self._writing, return_exceptions=True)
 
@@ -86,7 +89,10 @@ class Writer:
 
 
 class AsyncFile:
-    """An open file of a guest, read or written in order. Use it as an async context manager, or `aclose` it."""
+    """An open guest file, read or written sequentially.
+
+    Use it as an async context manager, or call `aclose` when done.
+    """
 
     def __init__(self, reader: Reader | None, writer: Writer | None, encoding: str | None, errors: str) -> None:
         self._reader = reader
@@ -108,7 +114,10 @@ class AsyncFile:
         await self.aclose()
 
     async def read(self, size: int = -1) -> Any:
-        """``size`` bytes (or characters, in a text mode), fewer at the end; all that is left by default."""
+        """Return ``size`` bytes, or characters in text mode; fewer at the end.
+
+        By default, return everything that remains.
+        """
         if self._reader is None:
             raise io.UnsupportedOperation("the file is not open for reading")
         if self._decoder is None:
@@ -123,14 +132,17 @@ class AsyncFile:
         return piece
 
     async def write(self, data: Any) -> int:
-        """Write bytes (or text, in a text mode); returns how many."""
+        """Write bytes, or text in text mode. Returns the length of ``data``."""
         if self._writer is None:
             raise io.UnsupportedOperation("the file is not open for writing")
         await self._writer.write(data.encode(self._encoding, self._errors) if self._encoding else bytes(data))
         return len(data)
 
     async def aclose(self) -> None:
-        """Close it; a file that was written appears. Idempotent. Raises what the guest says."""
+        """Close the file. A written file now appears. Idempotent.
+
+        Raises the guest's error.
+        """
         reader, writer = self._reader, self._writer
         self._reader = self._writer = None
         if reader:
@@ -144,7 +156,7 @@ class AsyncFile:
 
 
 async def open_async(client: FileClient, path: GuestPath, mode: Mode, encoding: str, errors: str) -> AsyncFile:
-    """See `AsyncFiles.open`."""
+    """Open a file for asyncio. See `AsyncFiles.open`."""
     check_mode(mode)
     text = None if mode.endswith("b") else encoding
     if mode.startswith("w"):
@@ -155,9 +167,9 @@ async def open_async(client: FileClient, path: GuestPath, mode: Mode, encoding: 
 
 
 def check_mode(mode: str) -> None:
-    """Raises `InvalidArgument` for a mode that there is not."""
+    """Raise `InvalidArgument` for an unknown mode."""
     if mode not in ("r", "rb", "w", "wb"):
-        raise InvalidArgument(f"mode: {mode!r} is none of r, rb, w, wb")
+        raise InvalidArgument(f"invalid mode {mode!r}: use r, rb, w or wb")
 
 
 async def _check_readable(client: FileClient, path: GuestPath) -> FileInfo:
@@ -168,10 +180,10 @@ async def _check_readable(client: FileClient, path: GuestPath) -> FileInfo:
 
 
 class _RawReader(io.RawIOBase):
-    """A file that can be read from anywhere.
+    """A raw reader with random access.
 
-    Up to the first seek it is read by one request, so that all of it is of one file, also if another takes its name
-    meanwhile. After that each piece is a request of its own.
+    Until the first seek it uses a single request, so all data comes from the same file even if the file is replaced
+    meanwhile. After a seek, each read is a separate request.
     """
 
     def __init__(self, portal: Portal, client: FileClient, path: GuestPath) -> None:
@@ -238,13 +250,13 @@ class _RawReader(io.RawIOBase):
             self._in_order = Reader(self._client.read(self._path, offset=self._at))
         data = await self._in_order.read(length)
         self._at += len(data)
-        if length < 0 or len(data) < length:  # it is asked again whether there is more by now
+        if length < 0 or len(data) < length:  # at the end; the next read checks for appended data
             await self._leave()
         return data
 
 
 class _RawWriter(io.RawIOBase):
-    """A file that is written in order, and appears when this is closed."""
+    """A sequential raw writer. The file appears when the writer is closed."""
 
     def __init__(self, portal: Portal, client: FileClient, path: GuestPath) -> None:
         self.name = check_path(path)
@@ -304,7 +316,7 @@ class _TextWriter(io.TextIOWrapper):
 
 
 def open_sync(portal: Portal, client: FileClient, path: GuestPath, mode: Mode, encoding: str, errors: str) -> IO[Any]:
-    """See `Files.open`."""
+    """Open a file as an `io` object. See `Files.open`."""
     check_mode(mode)
     match mode:
         case "rb":

@@ -1,4 +1,4 @@
-"""`AsyncFiles`: the files of a VM, for asyncio programs. `squib.VM.files` is its synchronous face."""
+"""A VM's files, for asyncio programs: `AsyncFiles`. `Files` is the synchronous version."""
 
 from __future__ import annotations
 
@@ -12,30 +12,32 @@ from squib.protocol.guestfiles import GuestPath, parse_info
 from squib.sdk.client import EngineClient
 from squib.sdk.fileclient import FileClient
 from squib.sdk.fileobjects import AsyncFile, Mode, open_async
-from squib.sdk.result import Copied
+from squib.sdk.result import CopyResult
 from squib.sdk.transfer import copying
 from squib.sdk.transfer.chunks import Data, chunks_of
 from squib.sdk.watching import AsyncWatch
 
 MAX_ENTRIES = 1_000_000
-"""Of a directory that is listed."""
+"""The most entries that `AsyncFiles.list` returns."""
 
 LocalPath = str | os.PathLike[str]
 
 
 class AsyncFiles:
-    """The files of a VM: `AsyncVM.files`. Everything is done as the guest's root.
+    """The VM's files; get it from `AsyncVM.files`. All methods act as the guest's root user.
 
         await vm.files.write("/etc/motd", "hello\\n")
         async for chunk in vm.files.stream("/var/log/syslog"):
             ...
 
-    Paths are absolute. They are text, where bytes that are not UTF-8 are lone surrogates (as `os.listdir` has it),
-    bytes, or path objects. Symbolic links are followed, but by `remove` and `rename`, which act on the link itself.
+    Guest paths are absolute. A path is a string (with surrogate escapes for bytes that are not UTF-8, as in
+    `os.listdir`), bytes, or a path object. Methods follow symbolic links, except `remove` and `rename`, which act on
+    the link itself.
 
-    Raises `NoSuchFile`, `NotAFile`, `NotADirectory`, `FileExists`, `DirectoryNotEmpty`, `PermissionDenied`,
-    `GuestDiskFull` as the guest says; `InvalidArgument` for what is no path; `TransferFailed` for what breaks off;
-    `WrongState` if the VM does not run, `AgentUnreachable` if it is lost.
+    Methods raise the error that the guest reports: `NoSuchFile`, `NotAFile`, `NotADirectory`, `FileExists`,
+    `DirectoryNotEmpty`, `PermissionDenied` or `GuestDiskFull`. They also raise `InvalidArgument` for an invalid path,
+    `TransferFailed` if a transfer is interrupted, `WrongState` if the VM is not running, and `AgentUnreachable` if the
+    VM stops responding.
     """
 
     def __init__(self, engine: EngineClient, ref: str) -> None:
@@ -44,16 +46,22 @@ class AsyncFiles:
     # --- content ------------------------------------------------------------------------------------------------
 
     async def read(self, path: GuestPath) -> bytes:
-        """All bytes of a file, which are then in memory; see `stream` for large ones."""
+        """Read a whole file into memory. Use `stream` for large files."""
         async with aclosing(self._client.read(path)) as chunks:
             return b"".join([chunk async for chunk in chunks])
 
     async def read_text(self, path: GuestPath, encoding: str = "utf-8", errors: str = "strict") -> str:
-        """All of a file as text, with its line ends as they are. Raises `UnicodeDecodeError`."""
+        """Read a whole file as text, without newline translation.
+
+        ``encoding`` and ``errors`` are as in `bytes.decode`. Raises `UnicodeDecodeError`.
+        """
         return (await self.read(path)).decode(encoding, errors)
 
     def stream(self, path: GuestPath, offset: int = 0, length: int | None = None) -> AsyncGenerator[bytes, None]:
-        """The bytes of a file as they come, from ``offset``, at most ``length``. Who reads slowly slows the guest."""
+        """Yield at most ``length`` bytes of a file in chunks, starting at ``offset``.
+
+        By default, yield the whole file. The guest sends only as fast as the caller reads.
+        """
         return self._client.read(path, offset=offset, length=length)
 
     async def write(
@@ -64,31 +72,37 @@ class AsyncFiles:
         owner: str | None = None,
         parents: bool = False,
     ) -> FileInfo:
-        """Make ``data`` a file, in one step: it has its name when all of it is there. If that fails nothing is changed.
+        """Write a file atomically. If the write fails, nothing changes.
 
-        ``data`` is bytes, text (written as UTF-8), a binary file, or an iterable of bytes, which may be asynchronous;
-        it may be of any size. A new file has mode 0644 and belongs to root, one that is replaced keeps both, unless
-        ``mode`` or ``owner`` (``name``, ``uid``, ``name:group``, ``uid:gid``) say otherwise. With ``parents``, missing
-        directories are made.
+        - ``data``: bytes, text (written as UTF-8), a binary file object, or a synchronous or asynchronous iterable of
+          bytes. The size is not limited.
+        - ``mode``: the permission bits. By default, 0644 for a new file; an existing file keeps its mode.
+        - ``owner``: ``name``, ``uid``, ``name:group`` or ``uid:gid``. By default, root for a new file; an existing
+          file keeps its owner.
+        - ``parents``: create missing directories.
         """
         return await self._client.write(path, chunks_of(data), mode=mode, owner=owner, parents=parents)
 
     async def open(
         self, path: GuestPath, mode: Mode = "r", *, encoding: str = "utf-8", errors: str = "strict"
     ) -> AsyncFile:
-        """A file object: ``r`` and ``rb`` read, ``w`` and ``wb`` write; ``b`` is bytes, else text.
+        """Open a file: ``r`` and ``rb`` read, ``w`` and ``wb`` write.
 
             async with await vm.files.open("/tmp/x", "wb") as file:
                 await file.write(b"...")
 
-        What is written becomes the file, in one step, when the object is closed; if the block raises, it does not.
+        ``r`` and ``w`` use text with ``encoding`` and ``errors``; ``rb`` and ``wb`` use bytes. A written file appears
+        atomically when it is closed. If the block raises, the file is not written.
         """
         return await open_async(self._client, path, mode, encoding, errors)
 
-    # --- what is there ------------------------------------------------------------------------------------------
+    # --- listing and metadata -----------------------------------------------------------------------------------
 
     async def list(self, path: GuestPath) -> list[FileInfo]:
-        """What is in a directory, by name. Raises `InvalidArgument` for more than a million entries."""
+        """List a directory's entries, sorted by name.
+
+        Raises `InvalidArgument` if there are more than a million entries.
+        """
         found = []
         async with aclosing(self._client.lines("list", path)) as lines:
             async for line in lines:
@@ -98,11 +112,17 @@ class AsyncFiles:
         return sorted(found, key=lambda info: info.name)
 
     async def stat(self, path: GuestPath, follow_symlinks: bool = True) -> FileInfo:
-        """A file's description."""
+        """Return a file's metadata.
+
+        Without ``follow_symlinks``, a symbolic link is not followed.
+        """
         return await self._client.stat(path, follow=follow_symlinks)
 
     async def exists(self, path: GuestPath) -> bool:
-        """Whether there is something, as `os.path.exists`: a link that leads nowhere is not."""
+        """Return whether ``path`` exists.
+
+        As with `os.path.exists`, a broken symbolic link does not exist.
+        """
         with suppress(NoSuchFile, NotADirectory):
             await self._client.stat(path)
             return True
@@ -113,30 +133,39 @@ class AsyncFiles:
     async def mkdir(
         self, path: GuestPath, parents: bool = False, mode: int | None = None, owner: str | None = None
     ) -> None:
-        """Make a directory, with mode 0755 unless ``mode`` says otherwise. With ``parents``, missing ones above it are
-        made, and one that exists is no error.
+        """Create a directory, by default with mode 0755 and owned by root.
+
+        With ``parents``, create missing parent directories and accept an existing directory.
         """
         await self._client.mkdir(path, parents=parents, mode=mode, owner=owner)
 
     async def remove(self, path: GuestPath, recursive: bool = False, missing_ok: bool = False) -> None:
-        """Remove a file, a link or an empty directory; with ``recursive``, a directory and all that is in it."""
+        """Remove a file, a symbolic link or an empty directory.
+
+        With ``recursive``, remove a directory and its contents. With ``missing_ok``, ignore a missing file.
+        """
         with suppress(*((NoSuchFile,) if missing_ok else ())):
             await self._client.remove(path, recursive=recursive)
 
     async def rename(self, source: GuestPath, target: GuestPath) -> None:
-        """Give a file the path ``target``. What is there is replaced: a file, or an empty directory by a directory."""
+        """Rename a file or directory to ``target``.
+
+        An existing file is replaced. A directory replaces an empty directory.
+        """
         await self._client.rename(source, target)
 
     def watch(self, path: GuestPath, recursive: bool = False) -> AsyncWatch:
-        """What happens in a directory, as `FileEvent`; with ``recursive``, in all that are below it too.
+        """Watch a directory and yield a `FileEvent` for each change.
 
-        async with vm.files.watch("/srv") as events:     # here it begins
+        With ``recursive``, also watch all directories below it.
+
+        async with vm.files.watch("/srv") as events:  # the watch starts here
             async for event in events:
                 print(event.type, event.path)
         """
         return AsyncWatch(self._client.lines("watch", path, recursive=recursive))
 
-    # --- to and from this machine -------------------------------------------------------------------------------
+    # --- upload and download ------------------------------------------------------------------------------------
 
     async def upload(
         self,
@@ -146,23 +175,25 @@ class AsyncFiles:
         mode: int | None = None,
         keep_owner: bool = False,
         on_progress: OnProgress | None = None,
-    ) -> Copied:
-        """Copy files and directories of this machine into the guest, as ``cp -r`` does.
+    ) -> CopyResult:
+        """Copy local files and directories into the guest, as ``cp -r`` does.
 
-        - If ``target`` is a directory, each source goes into it under its own name; a directory that is there already
-          is merged with.
-        - Else the one source becomes ``target``, whose directory must exist. Several sources need a directory, and a
-          ``target`` with a slash at its end must be one unless the source is.
-        - A source that ends with ``/.`` stands for what is in that directory: it goes straight into ``target``.
-        - A source that is a symbolic link is followed. Links in directories are copied as links.
+        - If ``target`` is a directory, each source is copied into it under its own name. Existing directories are
+          merged.
+        - Otherwise ``target`` is the name of the copy, and its parent directory must exist. Multiple sources require a
+          directory. If ``target`` ends with a slash, it must be a directory, unless the source is one.
+        - If a source ends with ``/.``, the contents of that directory are copied into ``target``.
+        - A source that is a symbolic link is followed. Links inside directories are copied as links.
 
-        Permission bits and times are kept; a ``mode`` replaces those of files that are named as a source (not of what
-        is in directories). All belongs to root, to ``owner``, or with ``keep_owner`` to the numbers that it has here.
+        Permission bits and times are preserved. ``mode`` sets the permission bits of files given as a source, but not
+        of files inside directories. The copies belong to root by default, to ``owner``, or with ``keep_owner`` to the
+        same numeric user and group as the source.
 
-        Each file appears in one step, and so does a directory that is new: what breaks off leaves nothing of it.
-        ``on_progress`` is told of the bytes of each source. Sockets and devices are left out, which the answer tells.
-        Raises, besides what the guest says, `NoSuchFile` and
-        `PermissionDenied` for what cannot be read here.
+        Each file and each new directory appears atomically: an interrupted copy leaves no part of it. ``on_progress``
+        reports the bytes copied for each source. Sockets and devices are skipped and listed in
+        `CopyResult.left_out`.
+
+        Raises the guest's errors, and `NoSuchFile` or `PermissionDenied` if a local file cannot be read.
         """
         return await copying.upload(
             self._client, source, target, owner=owner, mode=mode, keep_owner=keep_owner, on_progress=on_progress
@@ -175,14 +206,15 @@ class AsyncFiles:
         keep_owner: bool = False,
         unsafe_links: bool = False,
         on_progress: OnProgress | None = None,
-    ) -> Copied:
-        """Copy files and directories of the guest to this machine, by the rules of `upload`.
+    ) -> CopyResult:
+        """Copy files and directories from the guest to this machine.
 
-        What the guest sends is not trusted: nothing lands outside ``target``. Devices, FIFOs, and links that lead out
-        of it (unless ``unsafe_links``) are refused with `ArchiveRefused`; set-id bits are dropped. All belongs to the
-        caller, or with ``keep_owner``, which needs root, to the numbers that it has in the guest.
+        Sources and ``target`` follow the rules of `upload`. The guest is not trusted: nothing is written outside
+        ``target``. Devices, FIFOs, and links that point outside ``target`` are rejected with `ArchiveRefused`;
+        ``unsafe_links`` allows such links. Set-user-ID and set-group-ID bits are cleared. The copies belong to the
+        caller, or with ``keep_owner`` (requires root) to the same numeric user and group as in the guest.
 
-        Raises `DiskFull`, `NoSuchFile` and `PermissionDenied` for this machine's files too.
+        Raises the guest's errors, and `DiskFull`, `NoSuchFile` or `PermissionDenied` for local files.
         """
         return await copying.download(
             self._client,

@@ -1,4 +1,4 @@
-"""`AsyncImages` and `Images`: building and bringing root filesystems from Python."""
+"""Building and managing root filesystem images: `AsyncImages` and `Images`."""
 
 from __future__ import annotations
 
@@ -12,45 +12,55 @@ from squib.sdk.portal import Portal
 
 
 class AsyncImages:
-    """The root filesystems of an engine, by default the local one or ``$SQUIB_URL``."""
+    """An engine's root filesystem images, for asyncio programs.
+
+    ``engine`` defaults to the engine at ``$SQUIB_URL``, or to the local one.
+    """
 
     def __init__(self, *, engine: EngineClient | None = None) -> None:
         self._engine = engine or EngineClient()
         self._owns_engine = engine is None
 
     async def close(self) -> None:
-        """Release this object's connections. Idempotent."""
+        """Close this object's connections. Idempotent."""
         if self._owns_engine:
             await self._engine.close()
 
     async def list(self) -> list[ImageInfo]:
-        """The images in the cache, by name."""
+        """List the images in the cache."""
         return await self._engine.images()
 
     async def build(
         self, runtime: str, *, rebuild: bool = False, on_progress: OnProgress = lambda _: None
     ) -> ImageInfo:
-        """Build a runtime's image unless it is there; with ``rebuild``, build it again from today's packages.
+        """Build a runtime's image if it is not in the cache.
 
-        Raises `NotFound` for a name that is no runtime, `ToolFailed`, `DependencyMissing`, `DiskFull`.
+        With ``rebuild``, build it again with the current packages. ``on_progress`` is called with each build step.
+
+        Raises `NotFound` for an unknown runtime, `ToolFailed`, `DependencyMissing`, and `DiskFull`.
         """
         return await self._engine.build_image(runtime, rebuild=rebuild, on_progress=on_progress)
 
     async def remove(self, name: str) -> None:
-        """Remove an image from the cache. Raises `NotFound`, `Conflict` if a VM uses it."""
+        """Remove an image from the cache.
+
+        Raises `NotFound`, and `Conflict` if a VM uses the image.
+        """
         await self._engine.remove_image(name)
 
     async def pack(self, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> Path:
-        """Pack a directory or a tar (plain or compressed) into the new squashfs ``target``, on this machine.
+        """Pack a local directory or tar archive into a new squashfs image.
 
-        Returns its path, for `VMConfig.rootfs_path`. Raises `InvalidArgument`, `ToolFailed`, `DependencyMissing`,
-        `DiskFull`; nothing is left then.
+        The archive may be compressed. Returns the path of the image ``target``, for `VMConfig.rootfs_path`. On error,
+        no file is left behind.
+
+        Raises `InvalidArgument`, `ToolFailed`, `DependencyMissing`, `DiskFull`.
         """
         return (await pack_rootfs(Path(source), Path(target))).path
 
 
 class Images:
-    """`AsyncImages` for programs without an event loop."""
+    """An engine's root filesystem images. The synchronous version of `AsyncImages`."""
 
     def __init__(self, *, engine: EngineClient | None = None) -> None:
         self._portal = Portal.get()
@@ -65,7 +75,7 @@ class Images:
         return self._portal.run(self._images.list())
 
     def build(self, runtime: str, *, rebuild: bool = False, on_progress: OnProgress = lambda _: None) -> ImageInfo:
-        """See `AsyncImages.build`. The callback is called on a thread of squib's."""
+        """See `AsyncImages.build`. ``on_progress`` runs on squib's thread."""
         return self._portal.run(self._images.build(runtime, rebuild=rebuild, on_progress=on_progress))
 
     def remove(self, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Finding the engine of a state directory, and starting one if none runs."""
+"""Finding the local engine of a state directory, and starting it on demand."""
 
 from __future__ import annotations
 
@@ -21,32 +21,40 @@ _LOG_TAIL_BYTES = 2000
 
 
 def engine_answers(home: Home) -> bool:
-    """Whether an engine listens for this state directory."""
+    """Return whether the engine of a state directory is listening.
+
+    Raises `EngineStartFailed` if its socket belongs to another user.
+    """
     try:
         return sockets.is_served(home.engine_socket)
     except PermissionError as error:
         raise EngineStartFailed(
             f"the engine's socket {home.engine_socket} belongs to another user",
-            hint="set SQUIB_HOME to a directory of your own, or use the engine by SQUIB_URL and SQUIB_TOKEN",
+            hint="set SQUIB_HOME to your own directory, or SQUIB_URL and SQUIB_TOKEN to use that engine",
         ) from error
 
 
 def make_state_directory(home: Home) -> None:
-    """Make the state directory if it is not there. Raises `EngineStartFailed`, `DiskFull`."""
+    """Create the state directory if it is missing.
+
+    Raises `EngineStartFailed`, `DiskFull`.
+    """
     try:
         with disk_errors(home.root):
             home.root.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise EngineStartFailed(
-            f"the state directory {home.root} cannot be made: {error.strerror}",
-            hint="set SQUIB_HOME to a directory that this user may write",
+            f"the state directory {home.root} cannot be created: {error.strerror}",
+            hint="set SQUIB_HOME to a writable directory",
         ) from error
 
 
 async def ensure_engine(home: Home) -> None:
-    """Return when an engine listens; start one if none does. Of many callers at once, one starts it.
+    """Start the engine of a state directory if it is not listening.
 
-    Raises `EngineStartFailed` with what the engine said.
+    Returns when the engine is listening. Of several concurrent callers, one starts it and the others wait.
+
+    Raises `EngineStartFailed`, `DiskFull`, and the error that the engine reports.
     """
     if engine_answers(home):
         return
@@ -59,12 +67,12 @@ async def ensure_engine(home: Home) -> None:
     except TimeoutError:
         raise EngineStartFailed(
             f"another process has been starting the engine of {home.root} for {START_TIMEOUT_S:g} s",
-            hint=f"is it suspended? fuser {home.start_lock} shows it",
+            hint=f"it may be suspended; find it with: fuser {home.start_lock}",
         ) from None
     except OSError as error:
         raise EngineStartFailed(
             f"the engine of {home.root} cannot be started: {error.strerror}",
-            hint="set SQUIB_HOME to a directory that this user may write",
+            hint="set SQUIB_HOME to a writable directory",
         ) from error
 
 
@@ -81,19 +89,19 @@ async def _start_engine(home: Home) -> None:
     answer = await _read_all(read_fd)
     if answer is None:
         raise EngineStartFailed(
-            f"the engine did not start within {START_TIMEOUT_S:g} s", hint=f"its log is {home.engine_log}"
+            f"the engine did not start within {START_TIMEOUT_S:g} s", hint=f"see the log {home.engine_log}"
         )
     verdict = _verdict(answer)
     if verdict is None:
         raise EngineStartFailed(
-            "the engine ended before it was ready", detail=_tail(home.engine_log), hint=f"its log is {home.engine_log}"
+            "the engine exited before it was ready", detail=_tail(home.engine_log), hint=f"see {home.engine_log}"
         )
     if error := verdict.get("error"):
         raise from_wire(error)
 
 
 def _verdict(answer: bytes) -> dict[str, Any] | None:
-    """What the engine reported; ``None`` if it ended before it had said all of it."""
+    """Parse the engine's startup report; ``None`` if it is incomplete."""
     with suppress(ValueError):
         verdict = json.loads(answer)
         return verdict if isinstance(verdict, dict) else None
@@ -101,7 +109,7 @@ def _verdict(answer: bytes) -> dict[str, Any] | None:
 
 
 async def _read_all(fd: int) -> bytes | None:
-    """Everything from a pipe up to its end; ``None`` if that does not come in time."""
+    """Read a pipe to its end; return ``None`` after `START_TIMEOUT_S` seconds."""
     reader = asyncio.StreamReader()
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb", buffering=0)

@@ -1,4 +1,4 @@
-"""One event loop in a background thread, on which the synchronous API runs the asynchronous one."""
+"""The event loop in a background thread that runs the asyncio API for the synchronous API."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from squib.sdk.client import EngineClient
 
 T = TypeVar("T")
 
-_CLEAN_UP_S = 10.0
-_LEAVE_S = 1.0
+_CANCEL_TIMEOUT_S = 10.0
+_EXIT_TIMEOUT_S = 1.0
 _END = object()
 
 
 class Portal:
-    """An event loop of its own thread, and the connections to engines that all `VM` objects share.
+    """An event loop in its own thread, and the engine clients that all `VM` objects share.
 
-    Made at first use, once per process (a fork gets its own).
+    `get` creates one portal per process, on first use. A forked process gets its own.
     """
 
     _current: Portal | None = None
@@ -39,34 +39,35 @@ class Portal:
 
     @classmethod
     def get(cls) -> Portal:
-        """The portal of this process."""
+        """Return the portal of this process; create it if needed."""
         with cls._guard:
             if cls._current is None or cls._current._pid != os.getpid():
                 cls._current = Portal()
             return cls._current
 
     def engine(self) -> EngineClient:
-        """The engine that the environment names now (``$SQUIB_URL``, ``$SQUIB_HOME``)."""
+        """Return the client for the engine of ``$SQUIB_URL`` or ``$SQUIB_HOME``."""
         engine = EngineClient()
         return self._engines.setdefault(engine.key, engine)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine to its end. Ctrl-C cancels it, waits for its clean-up, and is raised on.
+        """Run a coroutine and return its result.
 
-        Raises `WrongState` where that would wait for ever: on this loop itself, in a fork of the process, and at the
-        end of the program, when Python closes what was left open.
+        Ctrl-C cancels the coroutine, waits at most 10 s for its cleanup, and raises `KeyboardInterrupt`.
+
+        Raises `WrongState` where the call would deadlock: on the portal's own thread, in a forked process, and while
+        the interpreter shuts down.
         """
         if self._ended:
             work.close()
-            raise WrongState("the program is at its end", hint="close files, and leave loops, before")
+            raise WrongState("the program is at its end", hint="close files and iterators before the program exits")
         if self._pid != os.getpid():
             work.close()
-            raise WrongState("this VM object was made before a fork of the process", hint="use VM.from_id after it")
+            raise WrongState("this VM object was created before a fork", hint="call VM.from_id in the child process")
         if threading.current_thread() is self._thread:
             work.close()
             raise WrongState(
-                "a callback of run() cannot wait for a VM: what it waits for comes after it",
-                hint="use another thread, or AsyncVM",
+                "a callback cannot make a blocking VM call: it would deadlock", hint="use another thread, or AsyncVM"
             )
         tasks: list[asyncio.Task[T]] = []
         ended = threading.Event()
@@ -82,23 +83,23 @@ class Portal:
                 work.close()
                 ended.set()
 
-        # Not run_coroutine_threadsafe: a Ctrl-C inside it would leave work behind that nobody can cancel.
+        # Not run_coroutine_threadsafe: after a Ctrl-C inside it, the task could not be cancelled.
         try:
             self._loop.call_soon_threadsafe(start)
             ended.wait()
         except BaseException:
             self._loop.call_soon_threadsafe(cancel)
-            ended.wait(_CLEAN_UP_S)
+            ended.wait(_CANCEL_TIMEOUT_S)
             raise
         return tasks[0].result()
 
     def iterate(self, items: AsyncGenerator[T, None]) -> Generator[T, None, None]:
-        """What ``items`` yields, one after the other. Leaving the loop closes it."""
+        """Iterate over ``items``; close it when the loop ends."""
         try:
             while (item := self.run(_next(items))) is not _END:
-                yield item  # type: ignore[misc]  # it is not the end
+                yield item  # type: ignore[misc]  # _END is excluded above
         finally:
-            if threading.current_thread() is self._thread:  # a garbage collector may run there, which cannot wait
+            if threading.current_thread() is self._thread:  # garbage collection may run here; it must not block
                 self._closing = self._loop.create_task(items.aclose())
             elif self._pid == os.getpid() and not self._ended:
                 self.run(items.aclose())
@@ -118,9 +119,9 @@ async def _next(items: AsyncGenerator[T, None]) -> T | object:
 
 
 async def _cancel_all() -> None:
-    """End what was left open, such as a file that is written: it does not appear."""
+    """Cancel open operations. For example, an unfinished file does not appear."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()
     if tasks:
-        await asyncio.wait(tasks, timeout=_LEAVE_S)
+        await asyncio.wait(tasks, timeout=_EXIT_TIMEOUT_S)

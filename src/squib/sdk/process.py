@@ -1,6 +1,4 @@
-"""`Process`: a command of the background in a VM, for programs without an event loop. Every method is that of
-`squib.AsyncProcess`, waited for.
-"""
+"""Background commands: `Process`, the synchronous version of `squib.AsyncProcess`."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from squib.sdk.portal import Portal
 
 
 class Stdin:
-    """`squib.sdk.aio_process.AsyncStdin`, for programs without an event loop."""
+    """A command's standard input. The synchronous version of `AsyncStdin`."""
 
     def __init__(self, portal: Portal, stdin: AsyncStdin) -> None:
         self._portal = portal
@@ -32,14 +30,14 @@ class Stdin:
 
 
 class Process:
-    """A command in a VM that goes on whether anybody looks at it or not. Made by `VM.spawn` and `VM.process`.
+    """A background command. Get one from `VM.spawn` or `VM.process`.
 
-        with vm.spawn("make -j4") as process:                 # killed at the end of the block, if it still runs
+        with vm.spawn("make -j4") as process:  # kills the command on exit, if it still runs
             for chunk in process:
                 print(chunk.stream, chunk.data)
             print(process.wait().exit_code)
 
-    See `AsyncProcess`. Methods may be called from several threads: one may iterate while another writes.
+    See `AsyncProcess`. The methods are thread-safe: one thread can iterate while another writes.
     """
 
     def __init__(self, portal: Portal, process: AsyncProcess) -> None:
@@ -52,22 +50,22 @@ class Process:
 
     @property
     def id(self) -> str:
-        """Its name in the VM, such as ``p3``."""
+        """The process ID in the VM, such as ``p3``."""
         return self._process.id
 
     @property
     def pid(self) -> int:
-        """That of its first process, in the guest."""
+        """The PID of the command's first process, in the guest."""
         return self._process.pid
 
     @property
     def info(self) -> ProcessInfo:
-        """The process as last seen; `refresh` looks again."""
+        """The cached process details; `refresh` updates them."""
         return self._process.info
 
     @property
     def stdin(self) -> Stdin:
-        """Its standard input."""
+        """The command's standard input."""
         return self._stdin
 
     def refresh(self) -> ProcessInfo:

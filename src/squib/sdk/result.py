@@ -1,4 +1,4 @@
-"""What a command left behind, and how it is gathered from its frames."""
+"""Results of commands and of copying."""
 
 from __future__ import annotations
 
@@ -10,33 +10,39 @@ from squib.protocol.frames import CommandEnd as CommandEnd
 from squib.protocol.frames import Frame, FrameKind
 
 MAX_OUTPUT_BYTES = 64 << 20
-"""Of a command's output this much is kept; the rest is read and dropped, and `ExecResult.truncated` says so."""
+"""The most output that `ExecResult` keeps. The rest is discarded and `ExecResult.truncated` is set."""
 
 _SHOWN_COMMAND_CHARS = 200
 _SHOWN_STDERR_CHARS = 2000
 
 
 @dataclass(frozen=True)
-class Copied:
-    """What was copied: ``entries`` (files, directories, links) and ``bytes`` of files. ``left_out`` names the files of
-    this machine that were not, each with the reason.
+class CopyResult:
+    """The result of an upload or download.
+
+    ``entries`` counts the copied files, directories and links. ``bytes`` is the total size of the files. ``left_out``
+    lists the local files that were skipped, each with the reason.
     """
 
     entries: int = 0
     bytes: int = 0
     left_out: tuple[str, ...] = ()
 
-    def __add__(self, other: Copied) -> Copied:
-        return Copied(self.entries + other.entries, self.bytes + other.bytes, self.left_out + other.left_out)
+    def __add__(self, other: CopyResult) -> CopyResult:
+        return CopyResult(self.entries + other.entries, self.bytes + other.bytes, self.left_out + other.left_out)
 
 
 @dataclass(frozen=True)
 class ExecResult:
-    """The end of a command.
+    """The result of a command.
 
-    ``exit_code`` is as a shell shows it: 128 + n after signal n, 124 after a timeout. Text is decoded as UTF-8, with
-    U+FFFD for what is not; the ``_bytes`` are what the command wrote. ``output`` holds both streams in the order in
-    which they were read.
+    - ``exit_code``: as in a shell, 128 + n after signal n, and 124 after a timeout.
+    - ``signal``: the signal that ended the command, or ``None``.
+    - ``timed_out``: whether the timeout killed the command.
+    - ``duration_s``: the run time in seconds.
+    - ``stdout_bytes``, ``stderr_bytes``, ``output_bytes``: the raw output. ``output_bytes`` holds both streams in the
+      order in which they were read.
+    - ``truncated``: whether output beyond 64 MiB was discarded.
     """
 
     exit_code: int
@@ -50,37 +56,43 @@ class ExecResult:
 
     @property
     def ok(self) -> bool:
-        """Whether the command ended with status 0."""
+        """Whether the exit code is 0."""
         return self.exit_code == 0
 
     @property
     def stdout(self) -> str:
+        """Standard output, decoded as UTF-8 with U+FFFD for invalid bytes."""
         return self.stdout_bytes.decode(errors="replace")
 
     @property
     def stderr(self) -> str:
+        """Standard error, decoded as UTF-8 with U+FFFD for invalid bytes."""
         return self.stderr_bytes.decode(errors="replace")
 
     @property
     def output(self) -> str:
+        """Both streams, decoded as UTF-8 with U+FFFD for invalid bytes."""
         return self.output_bytes.decode(errors="replace")
 
     def check(self, command: str) -> ExecResult:
-        """This result if it is `ok`. Raises `CommandTimeout` or `CommandFailed` with the end of standard error."""
+        """Return this result if it is `ok`; otherwise raise an error.
+
+        Raises `CommandTimeout` or `CommandFailed`, with the last 2000 characters of standard error as detail.
+        """
         if self.ok:
             return self
         shown = command if len(command) <= _SHOWN_COMMAND_CHARS else command[:_SHOWN_COMMAND_CHARS] + "…"
         detail = self.stderr[-_SHOWN_STDERR_CHARS:].rstrip()
         if self.timed_out:
-            raise CommandTimeout(f"the command was killed by its timeout: {shown}", detail=detail)
-        raise CommandFailed(f"the command ended with status {self.exit_code}: {shown}", detail=detail)
+            raise CommandTimeout(f"the command timed out: {shown}", detail=detail)
+        raise CommandFailed(f"the command failed with exit code {self.exit_code}: {shown}", detail=detail)
 
 
 OnOutput = Callable[[bytes], None]
 
 
 class Collector:
-    """Gathers a command's output, bounded, and makes its result."""
+    """Collects a command's output, up to `MAX_OUTPUT_BYTES`, and builds its result."""
 
     def __init__(self, on_stdout: OnOutput | None, on_stderr: OnOutput | None) -> None:
         self._callbacks = {FrameKind.STDOUT: on_stdout, FrameKind.STDERR: on_stderr}
@@ -89,7 +101,7 @@ class Collector:
         self._dropped = False
 
     def add(self, frame: Frame) -> None:
-        """Take one frame of output."""
+        """Add one output frame and call its callback."""
         if callback := self._callbacks[frame.kind]:
             callback(frame.payload)
         room = MAX_OUTPUT_BYTES - self._kept
@@ -101,7 +113,7 @@ class Collector:
             self._kept += len(piece)
 
     def result(self, end: CommandEnd) -> ExecResult:
-        """The result of a command whose output was all taken."""
+        """Build the result. Call it after the last frame was added."""
         return ExecResult(
             exit_code=end.exit_code,
             signal=end.signal,

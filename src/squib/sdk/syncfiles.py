@@ -1,4 +1,4 @@
-"""`Files`: the files of a VM, for programs without an event loop. Every method is that of `AsyncFiles`, waited for."""
+"""A VM's files: `Files`, the synchronous version of `AsyncFiles`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from squib.protocol.guestfiles import GuestPath
 from squib.sdk.fileobjects import Mode, open_sync
 from squib.sdk.files import AsyncFiles, LocalPath
 from squib.sdk.portal import Portal
-from squib.sdk.result import Copied
+from squib.sdk.result import CopyResult
 from squib.sdk.transfer.chunks import Data
 from squib.sdk.watching import Watch
 
 
 class Files:
-    """The files of a VM: `VM.files`. See `AsyncFiles` for paths and errors.
+    """The VM's files; get it from `VM.files`. See `AsyncFiles` for paths and errors.
 
     vm.files.write("/etc/motd", "hello\\n")
     with vm.files.open("/var/log/syslog") as file:
@@ -52,9 +52,11 @@ class Files:
         return self._portal.run(self._files.write(path, data, mode, owner, parents))
 
     def open(self, path: GuestPath, mode: Mode = "r", *, encoding: str = "utf-8", errors: str = "strict") -> IO[Any]:
-        """A file object of `io`: ``r`` and ``rb`` read, from anywhere; ``w`` and ``wb`` write, in order.
+        """Open a file as an `io` object: ``r`` and ``rb`` read, ``w`` and ``wb`` write.
 
-        What is written becomes the file, in one step, when the object is closed; if the with block raises, it does not.
+        ``r`` and ``w`` use text with ``encoding`` and ``errors``; ``rb`` and ``wb`` use bytes. Files opened for reading
+        are seekable; files opened for writing are not. A written file appears atomically when it is closed. If the
+        ``with`` block raises, the file is not written.
         """
         return open_sync(self._portal, self._files._client, path, mode, encoding, errors)
 
@@ -83,7 +85,7 @@ class Files:
         self._portal.run(self._files.rename(source, target))
 
     def watch(self, path: GuestPath, recursive: bool = False) -> Watch:
-        """See `AsyncFiles.watch`. It is in place when this returns."""
+        """See `AsyncFiles.watch`. The watch is active when this returns."""
         return Watch(self._portal, self._files.watch(path, recursive))
 
     def upload(
@@ -94,8 +96,8 @@ class Files:
         mode: int | None = None,
         keep_owner: bool = False,
         on_progress: OnProgress | None = None,
-    ) -> Copied:
-        """See `AsyncFiles.upload`. The callback is called on a thread of squib's."""
+    ) -> CopyResult:
+        """See `AsyncFiles.upload`. ``on_progress`` runs on squib's thread."""
         return self._portal.run(self._files.upload(source, target, owner, mode, keep_owner, on_progress))
 
     def download(
@@ -105,6 +107,6 @@ class Files:
         keep_owner: bool = False,
         unsafe_links: bool = False,
         on_progress: OnProgress | None = None,
-    ) -> Copied:
-        """See `AsyncFiles.download`. The callback is called on a thread of squib's."""
+    ) -> CopyResult:
+        """See `AsyncFiles.download`. ``on_progress`` runs on squib's thread."""
         return self._portal.run(self._files.download(source, target, keep_owner, unsafe_links, on_progress))

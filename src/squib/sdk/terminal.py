@@ -1,4 +1,4 @@
-"""A terminal in a VM, over a WebSocket: what lies under ``squib connect``."""
+"""Terminals in a VM over a WebSocket, used by ``squib connect``."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _CLOSE_TIMEOUT_S = 1.0
 _PING_S = 20.0
 _PING_TIMEOUT_S = 60.0
 _PIECE_BYTES = 1 << 18
-"""Of input: well below the engine's limit of a message."""
+"""The size of an input message, well below the engine's message limit."""
 
 
 @dataclass(frozen=True)
 class Attach:
-    """A terminal that is there already: the process ``id``.
+    """A request to attach to the existing terminal of the process ``id``.
 
-    Its output begins at ``offset``, or with the oldest that is kept. With ``size`` its window gets that size, and a
-    full-screen program draws itself anew.
+    The output starts at ``offset``, in bytes, or at the oldest output that is kept. With ``size``, the terminal is
+    resized, and a full-screen program redraws itself.
     """
 
     id: str
@@ -43,7 +43,10 @@ class Attach:
 
 
 class Terminal:
-    """A terminal in a VM; made by `open_terminal`. One task reads `output`, others may write meanwhile."""
+    """A terminal in a VM; see `open_terminal`.
+
+    Only one task may read `output`. Other tasks may write at the same time.
+    """
 
     def __init__(self, socket: ClientConnection, where: str, process_id: str, pid: int) -> None:
         self._socket = socket
@@ -51,27 +54,33 @@ class Terminal:
         self._end: CommandEnd | None = None
         self._offset = 0
         self.id = process_id
-        """Its process in the VM, such as ``p3``."""
+        """The process ID in the VM, such as ``p3``."""
         self.pid = pid
-        """That of its first process, in the guest."""
+        """The PID of the terminal's first process, in the guest."""
 
     @property
     def offset(self) -> int:
-        """How far `output` has come: where to `Attach` again so that nothing is missed or seen twice."""
+        """The position of `output` in bytes.
+
+        `Attach` with this offset continues without gaps or repeats.
+        """
         return self._offset
 
     @property
     def end(self) -> CommandEnd:
-        """How the command ended. Raises `AgentUnreachable` if `output` was not read to its end."""
+        """The exit status.
+
+        Raises `AgentUnreachable` if `output` was not read to its end.
+        """
         if self._end is None:
-            raise AgentUnreachable("the terminal's output ended before its command did")
+            raise AgentUnreachable("the terminal's output ended before the command exited")
         return self._end
 
     async def output(self) -> AsyncIterator[bytes]:
-        """What the terminal prints, as it comes, until its command ends; then `end` says how.
+        """Yield the terminal's output until its command exits. Then read `end`.
 
-        Raises `EngineUnavailable` if the connection is lost (the command goes on: `Attach`), `AgentUnreachable` if the
-        VM is lost, and what else the engine reports.
+        Raises `EngineUnavailable` if the connection is lost, `AgentUnreachable` if the VM stops responding, and other
+        errors that the engine reports. After a lost connection the command keeps running; `Attach` to it again.
         """
         while self._end is None:
             message = await _receive(self._socket, self._where)
@@ -87,19 +96,22 @@ class Terminal:
                     self._end = _end_of(message, self._where)
 
     async def send(self, data: bytes) -> None:
-        """Type ``data``. Waits while the terminal takes no more. If the command has ended: nothing.
+        """Send ``data`` as terminal input. Blocks while the terminal's buffer is full.
 
-        Raises `EngineUnavailable` if the connection is lost.
+        If the command has exited, do nothing. Raises `EngineUnavailable` if the connection is lost.
         """
         for start in range(0, len(data), _PIECE_BYTES):
             await self._send(data[start : start + _PIECE_BYTES])
 
     async def resize(self, rows: int, cols: int) -> None:
-        """Set the window's size, in characters. Raises as `send`."""
+        """Resize the terminal, in characters. Raises the errors of `send`."""
         await self._send(json.dumps({"type": "resize", "rows": rows, "cols": cols}))
 
     async def signal(self, number: int) -> None:
-        """Send a signal to the terminal's foreground process group. Raises as `send`."""
+        """Send a signal to the terminal's foreground process group.
+
+        Raises the errors of `send`.
+        """
         await self._send(json.dumps({"type": "signal", "signal": number}))
 
     async def _send(self, message: bytes | str) -> None:
@@ -116,13 +128,14 @@ class Terminal:
 async def open_terminal(
     engine: EngineClient, ref: str, what: ExecRequest | Attach | None = None
 ) -> AsyncIterator[Terminal]:
-    """Open a terminal in the VM ``ref`` and run the block with it. Leaving the block detaches: the command goes on.
+    """Open a terminal in the VM ``ref``, or attach to an existing one.
 
-    ``what`` is a command to start (the size is its ``pty``, by default 24 rows of 80), or a terminal to attach to; by
-    default the login shell of root. A local engine is started if none runs.
+    ``what`` is the command to start or the terminal to attach to; by default, root's login shell is started. The
+    ``pty`` of a command is the terminal's size, by default 24 rows by 80 columns. When the block ends, the terminal is
+    detached and the command keeps running. A local engine is started if it is not running.
 
-    Raises `NoShell` and the other `ExecError` that say why a command could not be started, `NoSuchProcess`,
-    `NoTerminal`, `WrongState`, `NotFound`, `InvalidArgument`, `EngineUnavailable`, `EngineStartFailed`.
+    Raises `NoShell` or another `ExecError` if the command cannot start, `NoSuchProcess`, `NoTerminal`, `WrongState`,
+    `NotFound`, `InvalidArgument`, `EngineUnavailable`, and `EngineStartFailed`.
     """
     where = engine.url or str(engine.home and engine.home.root)
     socket = await _connect(engine, f"/v1/vms/{check_ref(ref)}/pty", where)
@@ -157,7 +170,10 @@ def _first_message(what: ExecRequest | Attach) -> dict[str, Any]:
 
 
 async def _receive(socket: ClientConnection, where: str) -> bytes | dict[str, Any]:
-    """The next message: output, or a control message that is no error."""
+    """Receive the next message: output, or a control message.
+
+    Raises the error that an error message holds.
+    """
     from websockets.exceptions import ConnectionClosed
 
     try:
@@ -172,8 +188,8 @@ async def _receive(socket: ClientConnection, where: str) -> bytes | dict[str, An
         message = None
     if not isinstance(message, dict):
         raise _not_understood(where)
-    if message.get("type") == "error" and isinstance(told := message.get("error"), dict):
-        raise from_wire(told)
+    if message.get("type") == "error" and isinstance(reported := message.get("error"), dict):
+        raise from_wire(reported)
     return message
 
 
@@ -184,9 +200,9 @@ async def _connect(engine: EngineClient, path: str, where: str) -> ClientConnect
     for last, pause_s in [(False, pause_s) for pause_s in PAUSES_S] + [(True, 0.0)]:
         try:
             if engine.home:
-                # Whether the engine is there is told by the socket.
+                # Connect here, so that a missing engine raises OSError.
                 sock = sockets.connect(engine.home.engine_socket)
-                opening = connect(
+                connecting = connect(
                     f"ws://squib{path}",
                     sock=sock,
                     compression=None,
@@ -195,7 +211,7 @@ async def _connect(engine: EngineClient, path: str, where: str) -> ClientConnect
                     close_timeout=_CLOSE_TIMEOUT_S,
                 )
             else:
-                opening = connect(
+                connecting = connect(
                     "ws" + (engine.url or "").removeprefix("http").rstrip("/") + path,
                     additional_headers=engine.headers,
                     compression=None,
@@ -205,14 +221,16 @@ async def _connect(engine: EngineClient, path: str, where: str) -> ClientConnect
                     open_timeout=_OPEN_TIMEOUT_S,
                     close_timeout=_CLOSE_TIMEOUT_S,
                 )
-            return await opening
+            return await connecting
         except InvalidStatus as error:
             raise error_of(error.response.status_code, bytes(error.response.body or b"")) from None
         except (OSError, InvalidHandshake, ssl.SSLError) as error:
             if engine.home is None or last:
                 raise EngineUnavailable(
-                    f"no terminal can be opened at the engine {where}: {error or type(error).__name__}",
-                    hint="is squib serve running there? check SQUIB_URL" if engine.url else "squib version shows it",
+                    f"cannot open a terminal at the engine {where}: {error or type(error).__name__}",
+                    hint="check SQUIB_URL, and that squib serve is running on that host"
+                    if engine.url
+                    else "squib version shows the engine",
                 ) from error
             await asyncio.sleep(pause_s)
             await ensure_engine(engine.home)
@@ -236,12 +254,12 @@ def _end_of(message: dict[str, Any], where: str) -> CommandEnd:
 def _lost(where: str, error: Exception) -> EngineUnavailable:
     return EngineUnavailable(
         f"the connection to the engine {where} broke: {error}",
-        hint="the command goes on in the VM: squib ps VM shows it, squib attach VM joins it again",
+        hint="the command is still running: list it with squib ps VM, reattach with squib attach VM",
     )
 
 
 def _not_understood(where: str) -> EngineUnavailable:
     return EngineUnavailable(
-        f"what answers at {where} does not speak as a squib engine of this version",
+        f"invalid message from {where}: the engine has another version, or the server is not a squib engine",
         hint="squib version shows both versions; check SQUIB_URL",
     )

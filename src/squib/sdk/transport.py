@@ -1,10 +1,11 @@
-"""The transport to an engine: httpcore's connection pool behind httpx, with network streams of our own.
+"""The httpx transport to an engine: httpcore's connection pool with custom network streams.
 
-httpx reads no response before it has sent the whole request. An engine whose guest rejects a file, because its disk is
-full, would still be sent the rest of it, which may be endless. Our streams stop sending when a response has begun.
+httpx reads the response only after it has sent the whole request. If the guest rejects an upload early, for example
+because its disk is full, httpx would still send the rest, which may be endless. These streams stop sending when the
+response arrives.
 
-Unix socket paths may have any length here. Waiting on a unix socket may be cancelled at any moment: anyio's stream,
-which httpcore would use, then sometimes makes the event loop print a traceback.
+Unix socket paths may have any length. Reads and writes on a Unix socket can be cancelled at any time. With anyio's
+stream, httpcore's default, a cancellation sometimes makes the event loop print a traceback.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ import httpx
 
 from squib.host import sockets
 
-_CONNECT_AGAIN_S = 0.01
+_CONNECT_RETRY_S = 0.01
 
 
 class EngineTransport(httpx.AsyncBaseTransport):
-    """Send requests over the unix socket at ``socket_path``, or over TCP without one (``tls`` for https URLs)."""
+    """A transport over the Unix socket ``socket_path``, or over TCP if that is ``None``.
+
+    Set ``tls`` for https URLs.
+    """
 
     def __init__(self, *, socket_path: Path | None, limits: httpx.Limits, tls: bool) -> None:
         self._pool = httpcore.AsyncConnectionPool(
@@ -40,7 +44,10 @@ class EngineTransport(httpx.AsyncBaseTransport):
         )
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send ``request``; return when the head of the response is there. Raises `httpx.TransportError`."""
+        """Send a request; return when the response headers have arrived.
+
+        Raises `httpx.TransportError`.
+        """
         assert isinstance(request.stream, httpx.AsyncByteStream)
         url = httpcore.URL(
             scheme=request.url.raw_scheme,
@@ -85,7 +92,7 @@ class _ResponseStream(httpx.AsyncByteStream):
 
 @contextlib.contextmanager
 def _httpx_errors() -> Iterator[None]:
-    """Raise httpcore's errors as httpx's, which have the same names."""
+    """Convert httpcore errors to the httpx errors of the same name."""
     try:
         yield
     except _HTTPCORE_ERRORS as error:
@@ -128,12 +135,12 @@ async def _connect(path: Path) -> socket.socket:
     while True:
         try:
             return sockets.connect(path, blocking=False)
-        except BlockingIOError:  # its queue is full
-            await asyncio.sleep(_CONNECT_AGAIN_S)
+        except BlockingIOError:  # the listen backlog is full
+            await asyncio.sleep(_CONNECT_RETRY_S)
 
 
 class _Stream(httpcore.AsyncNetworkStream):
-    """A connection that takes no more of a request when something has come back."""
+    """A connection that stops sending when response data has arrived."""
 
     def __init__(self, inner: httpcore.AsyncNetworkStream) -> None:
         self._inner = inner
@@ -143,7 +150,7 @@ class _Stream(httpcore.AsyncNetworkStream):
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         if self._inner.get_extra_info("is_readable"):
-            raise httpcore.WriteError("the answer is there already")  # httpcore then reads it
+            raise httpcore.WriteError("the response has already arrived")  # httpcore then reads it
         await self._inner.write(buffer, timeout)
 
     async def aclose(self) -> None:
@@ -152,7 +159,7 @@ class _Stream(httpcore.AsyncNetworkStream):
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.AsyncNetworkStream:
-        # (What comes back in TLS need not be an answer.)
+        # Plain stream: with TLS, readable data is not always a response.
         return await self._inner.start_tls(ssl_context, server_hostname, timeout)
 
     def get_extra_info(self, info: str) -> Any:
@@ -160,7 +167,10 @@ class _Stream(httpcore.AsyncNetworkStream):
 
 
 class _UnixStream(httpcore.AsyncNetworkStream):
-    """A connected unix socket. Other tasks run before each of its steps: a busy connection must not shut them out."""
+    """A connected Unix socket.
+
+    Each read and write first yields to other tasks, so that a busy connection does not starve them.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
@@ -182,17 +192,20 @@ class _UnixStream(httpcore.AsyncNetworkStream):
                     await asyncio.get_running_loop().sock_sendall(self._socket, buffer)
 
     async def aclose(self) -> None:
-        """Those who wait in `read` and `write` get an error. Idempotent."""
+        """Close the socket. Pending reads and writes raise an error. Idempotent."""
         if not self._closed:
             self._closed = True
-            with contextlib.suppress(OSError):  # the peer is gone
-                self._socket.shutdown(socket.SHUT_RDWR)  # wakes them
+            with contextlib.suppress(OSError):  # the peer has disconnected
+                self._socket.shutdown(socket.SHUT_RDWR)  # wakes pending reads and writes
             if not self._users:
                 self._socket.close()
 
     @contextlib.contextmanager
     def _in_use(self) -> Iterator[None]:
-        """The descriptor stays for the block: the event loop would wait for whatever has its number next."""
+        """Keep the file descriptor open for the duration of the block.
+
+        If it were closed and its number reused, the event loop would wait for the wrong file.
+        """
         self._check_open()
         self._users += 1
         try:
@@ -205,13 +218,13 @@ class _UnixStream(httpcore.AsyncNetworkStream):
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ConnectionAbortedError("this end of the connection was closed")
+            raise ConnectionAbortedError("the connection was closed locally")
 
     def get_extra_info(self, info: str) -> Any:
         if info != "is_readable":
             return None
         if self._closed:
-            return True  # a read says so at once
+            return True  # a read fails immediately
         poller = select.poll()
         poller.register(self._socket, select.POLLIN)
         return bool(poller.poll(0))

@@ -1,4 +1,4 @@
-"""`VM`: one VM, for programs without an event loop. Every method is that of `squib.AsyncVM`, waited for."""
+"""The synchronous VM class, `VM`. Its methods are the methods of `squib.AsyncVM`."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ from squib.sdk.syncfiles import Files
 
 
 class VM:
-    """A Linux microVM, registered when this object is made; `start` boots it.
+    """A Linux microVM. The constructor registers the VM; `start` boots it.
 
-        with VM() as vm:                            # started; stopped and deleted on exit
+        with VM() as vm:  # starts the VM; deletes it on exit
             print(vm.run("uname -a").output)
 
-    ``options`` are the fields of `VMConfig`, laid over ``config``. ``engine`` is the engine to use, by default the
-    local one or ``$SQUIB_URL``, whose connections all `VM` objects share.
-    ``on_progress`` is called with the steps of building its kernel and image, from another thread. Methods may be
-    called from several threads.
+    ``options`` are fields of `VMConfig` and override ``config``. ``engine`` defaults to the engine at ``$SQUIB_URL``,
+    or to the local one; all `VM` objects share its connections. If the kernel or the image is not in the cache, it is
+    built first, and ``on_progress`` is called with each build step, on squib's thread. The methods are thread-safe.
 
-    Raises `InvalidArgument`, `NameTaken`, `DiskFull`, and what building an image raises if that is not in the cache.
+    Raises `InvalidArgument`, `NameTaken`, `DiskFull`, and the errors of `Images.build`.
     """
 
     def __init__(
@@ -56,42 +55,44 @@ class VM:
 
     @classmethod
     def from_id(cls, vm_id: str, *, engine: EngineClient | None = None) -> Self:
-        """The VM with this ID or name, whoever made it. Raises `NotFound`, `InvalidArgument`."""
+        """Look up a VM by ID or name. Raises `NotFound`, `InvalidArgument`."""
         portal = Portal.get()
         return cls._wrap(portal, portal.run(AsyncVM.from_id(vm_id, engine=engine or portal.engine())))
 
     @classmethod
     def list(cls, *, project: str | None = None, engine: EngineClient | None = None) -> list[VMInfo]:
-        """All VMs, or those of one project; oldest first."""
+        """List all VMs, or the VMs of one project, oldest first."""
         portal = Portal.get()
         return portal.run(AsyncVM.list(project=project, engine=engine or portal.engine()))
 
     @property
     def info(self) -> VMInfo:
-        """The VM as last seen; `refresh` looks again."""
+        """The cached VM details; `refresh` updates them."""
         return self._vm.info
 
     @property
     def vm_id(self) -> str:
+        """The VM's ID."""
         return self._vm.vm_id
 
     @property
     def name(self) -> str:
+        """The VM's name."""
         return self._vm.name
 
     @property
     def status(self) -> VMState:
-        """The state as last seen."""
+        """The cached VM state; `refresh` updates it."""
         return self._vm.status
 
     @property
     def env(self) -> Env:
-        """The environment that every command starts with."""
+        """The environment variables that every command gets."""
         return Env(self._portal, self._vm.env)
 
     @property
     def files(self) -> Files:
-        """The files of the guest."""
+        """The guest's files."""
         return Files(self._portal, self._vm.files)
 
     def refresh(self) -> VMInfo:
@@ -153,7 +154,7 @@ class VM:
         on_stdout: OnOutput | None = None,
         on_stderr: OnOutput | None = None,
     ) -> ExecResult:
-        """See `AsyncVM.run`. The callbacks are called on a thread of squib's."""
+        """See `AsyncVM.run`. ``on_stdout`` and ``on_stderr`` run on squib's thread."""
         return self._portal.run(
             self._vm.run(
                 cmd,

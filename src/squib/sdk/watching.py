@@ -1,4 +1,4 @@
-"""`AsyncWatch` and `Watch`: what happens in a directory of a guest, as it happens."""
+"""Watching a guest directory for changes: `AsyncWatch` and `Watch`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Lines = AsyncGenerator[dict[str, Any], None]
 
 
 class AsyncWatch:
-    """An iterator of `FileEvent`. It begins with its block, or else with the first event that is asked for.
+    """An asynchronous iterator of `FileEvent`; see `AsyncFiles.watch`.
 
-    Waiting for an event may be cancelled, and begun again. It ends with its block, with `aclose`, or when the directory
-    is gone.
+    The watch starts when its ``async with`` block is entered, or else when the first event is requested. It ends with
+    the block, with `aclose`, or when the directory is removed. Waiting for an event can be cancelled and retried.
     """
 
     def __init__(self, lines: Lines) -> None:
@@ -29,7 +29,7 @@ class AsyncWatch:
         self._ready = False
 
     async def __aenter__(self) -> Self:
-        """Returns when the watch is in place: what happens from then on is told."""
+        """Start the watch. Every change after this returns is reported."""
         try:
             await self.ready()
         except BaseException:
@@ -52,17 +52,20 @@ class AsyncWatch:
         return parse_event(line)
 
     async def ready(self) -> None:
-        """Wait until the watch is in place."""
+        """Wait until the watch is active."""
         while not self._ready:
             self._ready = (await self._lines.next()).get("type") == "ready"
 
     async def aclose(self) -> None:
-        """End it. Idempotent."""
+        """Stop the watch. Idempotent."""
         await self._lines.aclose()
 
 
 class Watch:
-    """`AsyncWatch` for programs without an event loop: it is in place when it is made."""
+    """An iterator of `FileEvent`. The synchronous version of `AsyncWatch`.
+
+    The watch is active when the constructor returns.
+    """
 
     def __init__(self, portal: Portal, watch: AsyncWatch) -> None:
         self._portal = portal

@@ -136,7 +136,7 @@ def test_output_that_is_no_output_is_an_error(squib: Squib, api: FakeAPI) -> Non
     api.script = script
     ended = squib("exec", "web", "x")
     assert ended.status == 1
-    assert "what is no output of a command" in ended.err
+    assert "invalid command output from the guest" in ended.err
 
 
 def test_json_is_one_object_with_the_output(squib: Squib, api: FakeAPI) -> None:

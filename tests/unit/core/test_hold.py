@@ -35,7 +35,7 @@ def test_a_holder_that_goes_away_takes_the_vm_with_it(rig: Rig) -> None:
         async with EngineClient(home=rig.home) as client:
             vm = await client.create_vm(rig.config)
             await client.start_vm(vm.vm_id, boot_timeout_s=5)
-            async with client.holding(vm.vm_id):
+            async with client.bind_lifetime(vm.vm_id):
                 assert (await client.vm(vm.vm_id)).pid in rig.vmms()
             await until_gone(engine)
             assert rig.vmms() == []

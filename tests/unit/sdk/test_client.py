@@ -271,7 +271,7 @@ async def test_an_answer_without_a_known_field_is_an_error() -> None:
     "url", ["http://[::1", "http://host:port", "vms.example.org:8765", "ftp://host", "//host", "http://", "nonsense"]
 )
 def test_what_is_no_url_is_refused(url: str) -> None:
-    with pytest.raises(InvalidArgument, match="is not the URL of an engine") as caught:
+    with pytest.raises(InvalidArgument, match="invalid engine URL") as caught:
         EngineClient(url=url)
     assert "SQUIB_URL" in caught.value.hint
 

@@ -132,7 +132,7 @@ def test_an_engine_that_ends_without_a_word_is_told_with_its_log(
     home.root.mkdir()
     home.engine_log.write_text("old line\n" * 1000)
     before = open_fds()
-    with pytest.raises(EngineStartFailed, match="ended before it was ready") as caught:
+    with pytest.raises(EngineStartFailed, match="exited before it was ready") as caught:
         ensure(home)
     assert caught.value.detail.endswith("Traceback: no module named é")
     assert len(caught.value.detail) <= 2000 and str(home.engine_log) in caught.value.hint
@@ -155,7 +155,7 @@ def test_a_report_that_broke_off_is_a_failed_start(home: Home, daemons: Daemons,
     daemons.report = report
     home.root.mkdir()
     home.engine_log.write_text("Killed\n")
-    with pytest.raises(EngineStartFailed, match="ended before it was ready") as caught:
+    with pytest.raises(EngineStartFailed, match="exited before it was ready") as caught:
         ensure(home)
     assert caught.value.detail == "Killed"
 

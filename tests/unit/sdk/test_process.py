@@ -105,7 +105,7 @@ def test_a_terminal_is_talked_with(vm: VM) -> None:
 
 def test_waiting_has_a_limit_and_the_command_goes_on(vm: VM) -> None:
     with vm.spawn(["sleep"]) as process:
-        with pytest.raises(TimeoutError, match=rf"process {process.id} has not ended within 0\.01 s; it goes on"):
+        with pytest.raises(TimeoutError, match=rf"process {process.id} did not exit within 0\.01 s; it is still"):
             process.wait(0.01)
         assert process.refresh().running
         process.signal(15)

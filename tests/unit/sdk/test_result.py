@@ -82,6 +82,6 @@ def test_output_is_not_in_the_repr() -> None:
 
 def test_a_failed_command_is_shown_with_the_end_of_its_standard_error_and_both_are_bounded() -> None:
     done = ExecResult(1, None, False, 0.1, b"", b"x" * 5000 + b"the last words\n", b"")
-    with pytest.raises(CommandFailed, match="status 1") as caught:
+    with pytest.raises(CommandFailed, match="exit code 1") as caught:
         done.check("c" * 5000)
     assert caught.value.detail.endswith("the last words") and len(str(caught.value)) < 2500

@@ -75,9 +75,9 @@ def test_a_status_is_no_exception(vm: VM, status: int) -> None:
 
 def test_with_check_it_is(vm: VM) -> None:
     assert vm.run(["true"], check=True).ok
-    with pytest.raises(CommandFailed, match="ended with status 3: exit 3"):
+    with pytest.raises(CommandFailed, match="failed with exit code 3: exit 3"):
         vm.run(["exit", "3"], check=True)
-    with pytest.raises(CommandTimeout, match="killed by its timeout: sleep"):
+    with pytest.raises(CommandTimeout, match="timed out: sleep"):
         vm.run(["sleep"], check=True, timeout=0.01)
 
 
@@ -263,7 +263,7 @@ async def test_a_signal_reaches_the_command_and_a_late_one_is_no_error(served: S
 @pytest.mark.anyio
 async def test_the_end_is_known_only_when_the_output_was_read(served: Served) -> None:
     async with EngineClient() as engine, start_command(engine, "web", exec_request(["true"])) as command:
-        with pytest.raises(AgentUnreachable, match="before the command did"):
+        with pytest.raises(AgentUnreachable, match="before the command exited"):
             _ = command.end
 
 

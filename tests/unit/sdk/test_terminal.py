@@ -55,7 +55,7 @@ def test_a_login_shell_is_opened_typed_into_and_ends(served: Served) -> None:
             assert served.agent.processes[terminal.id].spec["pty"] == {"rows": 24, "cols": 80}
             assert terminal.pid == served.agent.processes[terminal.id].pid
             await until(terminal, b"$ ")
-            with pytest.raises(AgentUnreachable, match="before its command"):
+            with pytest.raises(AgentUnreachable, match="before the command exited"):
                 _ = terminal.end
             await terminal.resize(50, 132)
             await until(terminal, b"[50x132]")
@@ -147,7 +147,7 @@ def test_an_engine_is_started_where_none_runs(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("squib.sdk.terminal.ensure_engine", ensure)
 
     async def test(engine: EngineClient) -> None:
-        with pytest.raises(EngineUnavailable, match="no terminal can be opened"):
+        with pytest.raises(EngineUnavailable, match="cannot open a terminal"):
             async with open_terminal(engine, "web"):
                 pytest.fail("it was opened")
 
@@ -215,7 +215,7 @@ async def test_a_remote_engine_that_does_not_answer(listener: socket.socket) -> 
     listener.close()
 
     async with EngineClient(url=url) as client:
-        with pytest.raises(EngineUnavailable, match="no terminal can be opened"):
+        with pytest.raises(EngineUnavailable, match="cannot open a terminal"):
             async with open_terminal(client, "web"):
                 pytest.fail("it was opened")
 

@@ -38,9 +38,9 @@ def test_a_vm_lives_in_a_with_block(served: Served) -> None:
 @pytest.mark.anyio
 async def test_an_async_vm_does_too(served: Served) -> None:
     unmade = AsyncVM(served.rig.config, name="mine", env_vars={"TOKEN": "hunter2"})
-    assert repr(unmade) == "<AsyncVM not made yet>"
+    assert repr(unmade) == "<AsyncVM not created>"
     assert "hunter2" not in repr(vars(unmade))
-    with pytest.raises(NotFound, match="not made yet"):
+    with pytest.raises(NotFound, match="has not been created"):
         _ = unmade.vm_id
     async with unmade as vm:
         assert (vm.name, vm.status) == ("mine", VMState.RUNNING)

@@ -19,7 +19,7 @@ from squib.sdk.client import EngineClient
 from squib.sdk.config import check_ref
 from squib.sdk.fileclient import FileClient
 from squib.sdk.files import AsyncFiles
-from squib.sdk.result import Copied
+from squib.sdk.result import CopyResult
 from squib.sdk.transfer import copying
 
 _STREAM = "-"
@@ -71,7 +71,7 @@ class Copy:
                 _check_stream(sources)
                 chunks = _counted(read_chunks(sys.stdin.fileno()), report.on_progress)
                 info = await files.write(target, chunks, mode=self._mode, owner=self._owner)
-                report.done(Copied(1, info.size))
+                report.done(CopyResult(1, info.size))
                 return
             report.done(
                 await files.upload(
@@ -196,7 +196,7 @@ class _Report:
         self._target = target
         self._began = time.monotonic()
 
-    def done(self, copied: Copied) -> None:
+    def done(self, copied: CopyResult) -> None:
         duration_s = time.monotonic() - self._began
         for left_out in copied.left_out:
             self._output.note(f"skipped: {left_out}")

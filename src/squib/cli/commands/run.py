@@ -85,7 +85,7 @@ async def run(
         await launch.ensure_assets(output, engine, config)
         # A signal has to wait for the answer, which says which VM to remove.
         vm = await shielded(engine.create_vm(config, bound=not keep))
-        async with nullcontext() if keep else engine.holding(vm.vm_id):
+        async with nullcontext() if keep else engine.bind_lifetime(vm.vm_id):
             try:
                 if keep:  # before the boot, which may fail or be interrupted
                     output.note(f"VM {vm.name} is kept; remove it with: squib rm {vm.name}")

@@ -18,7 +18,7 @@ from squib.host.files import open_regular
 from squib.models import FileInfo, FileType, OnProgress, Progress
 from squib.protocol.guestfiles import GuestPath, check_path
 from squib.sdk.fileclient import FileClient
-from squib.sdk.result import Copied
+from squib.sdk.result import CopyResult
 from squib.sdk.transfer.chunks import CHUNK_BYTES, ThreadReader, blocking, in_thread, reading
 from squib.sdk.transfer.localfiles import CHECK_ROOM_EVERY, check_room, escaped, local_errors
 from squib.sdk.transfer.pack import Packing, measure
@@ -99,7 +99,7 @@ async def upload(
     mode: int | None,
     keep_owner: bool,
     on_progress: OnProgress | None,
-) -> Copied:
+) -> CopyResult:
     """See `AsyncFiles.upload`."""
     if owner is not None and keep_owner:
         raise InvalidArgument("owner and keep_owner cannot be used together")
@@ -108,7 +108,7 @@ async def upload(
     kinds = {each.path: await blocking(_look, each.path) for each in named}
     place_of_all = check_path(target)
     there = await _stat_or_none(client, place_of_all)
-    copied = Copied()
+    copied = CopyResult()
     for each, place in _targets(named, place_of_all, there is not None and there.type is FileType.DIRECTORY):
         status = kinds[each.path]
         counter = _Counter(on_progress, each.path)
@@ -138,7 +138,7 @@ async def _stat_or_none(client: FileClient, path: str) -> FileInfo | None:
 
 async def _upload_file(
     client: FileClient, source: _Named, place: str, owner: str | None, mode: int | None, counter: _Counter
-) -> Copied:
+) -> CopyResult:
     def start() -> tuple[BinaryIO, os.stat_result]:
         with local_errors(source.path):
             file = open_regular(Path(source.path))
@@ -150,7 +150,7 @@ async def _upload_file(
         mode = stat.S_IMODE(status.st_mode) if mode is None else mode
         chunks = _counted(in_thread(_read(file, source.path)), counter.add)
         info = await client.write(place, chunks, mode=mode, owner=owner, mtime_ns=status.st_mtime_ns)
-    return Copied(1, info.size)
+    return CopyResult(1, info.size)
 
 
 def _read(file: BinaryIO, path: str) -> Iterator[bytes]:
@@ -161,14 +161,14 @@ def _read(file: BinaryIO, path: str) -> Iterator[bytes]:
 
 async def _upload_tree(
     client: FileClient, source: _Named, place: str, owner: str | None, keep_owner: bool, counter: _Counter
-) -> Copied:
+) -> CopyResult:
     create = await _is_new_directory(client, source, place)
     if counter.on_progress:
         counter.total = await blocking(measure, source.path)
     packing = Packing(source.path)
     chunks = _counted(in_thread(packing.chunks()), lambda size: counter.reach(packing.bytes))
     await client.write_tar(place, chunks, owner=owner, keep_owner=keep_owner, create=create)
-    return Copied(packing.entries, packing.bytes, tuple(packing.left_out))
+    return CopyResult(packing.entries, packing.bytes, tuple(packing.left_out))
 
 
 async def _is_new_directory(client: FileClient, source: _Named, place: str) -> bool:
@@ -202,7 +202,7 @@ async def relay(
     mode: int | None,
     keep_owner: bool,
     on_progress: OnProgress | None,
-) -> Copied:
+) -> CopyResult:
     """Copy files and directories from one VM to another through this process.
 
     The rules are those of `AsyncFiles.upload`. Archives are forwarded unchanged; the destination guest unpacks them.
@@ -213,7 +213,7 @@ async def relay(
     place_of_all = check_path(target)
     infos = {each.path: await _stat_to_copy(source, each.path) for each in named}
     there = await _stat_or_none(destination, place_of_all)
-    copied = Copied()
+    copied = CopyResult()
     for each, place in _targets(named, place_of_all, there is not None and there.type is FileType.DIRECTORY):
         info = infos[each.path]
         counter = _Counter(on_progress, each.path)
@@ -228,7 +228,7 @@ async def relay(
             kept = info.mode & _PERMISSIONS if mode is None else mode
             chunks = _counted(source.read(each.path), counter.add)
             written = await destination.write(place, chunks, mode=kept, owner=owned, mtime_ns=info.mtime_ns)
-            copied += Copied(1, written.size)
+            copied += CopyResult(1, written.size)
     return copied
 
 
@@ -250,7 +250,7 @@ async def download(
     keep_owner: bool,
     unsafe_links: bool,
     on_progress: OnProgress | None,
-) -> Copied:
+) -> CopyResult:
     """See `AsyncFiles.download`."""
     sources = [source] if isinstance(source, str | bytes | os.PathLike) else list(source)
     named = [_Named.of(check_path(path)) for path in sources]
@@ -258,7 +258,7 @@ async def download(
     if not place_of_all:  # Path("") would be the current directory
         raise InvalidArgument("the target path is empty", hint="use '.' for the current directory")
     is_directory = await blocking(os.path.isdir, place_of_all)
-    copied = Copied()
+    copied = CopyResult()
     infos = {each.path: await _stat_to_copy(client, each.path) for each in named}
     for each, place in _targets(named, place_of_all, is_directory):
         info = infos[each.path]
@@ -273,7 +273,7 @@ async def download(
 
 async def _download_file(
     client: FileClient, source: _Named, place: Path, info: FileInfo, keep_owner: bool, counter: _Counter
-) -> Copied:
+) -> CopyResult:
     counter.total = info.size
     counter.add(0)
     owner = (info.uid, info.gid) if keep_owner else None
@@ -293,7 +293,7 @@ async def _download_file(
             counter.add(size)
     finally:
         await blocking(file.close)
-    return Copied(1, counter.done)
+    return CopyResult(1, counter.done)
 
 
 class _NewFile:
@@ -340,10 +340,10 @@ class _NewFile:
 
 async def _download_tree(
     client: FileClient, source: _Named, place: Path, keep_owner: bool, unsafe_links: bool, counter: _Counter
-) -> Copied:
+) -> CopyResult:
     async with aclosing(_counted(client.read_tar(f"{source.path.rstrip('/')}/."), counter.add)) as chunks:
 
-        def work(archive: ThreadReader) -> Copied:
+        def work(archive: ThreadReader) -> CopyResult:
             with _directory(place) as (directory, is_new):
                 return unpack(archive, directory, keep_owner=keep_owner, unsafe_links=unsafe_links, new_target=is_new)
 

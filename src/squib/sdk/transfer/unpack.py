@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from squib.errors import ArchiveRefused, PermissionDenied
-from squib.sdk.result import Copied
+from squib.sdk.result import CopyResult
 from squib.sdk.transfer.localfiles import CHECK_ROOM_EVERY, check_room, escaped, local_errors
 from squib.sdk.transfer.tar import MAX_DEPTH, Kind, Member, Readable, TarReader, refused
 
@@ -52,7 +52,7 @@ def unpack(
     unsafe_links: bool = False,
     new_target: bool = False,
     limits: Limits | None = None,
-) -> Copied:
+) -> CopyResult:
     """Unpack the archive ``source`` into the existing directory ``target``. Blocks.
 
     Files get the archive's permission bits, without set-id, and its times. They are renamed into place: an existing
@@ -96,7 +96,7 @@ class _Unpacking:
         self._remembered = 0
         self._files: set[tuple[int, int]] = set()
 
-    def run(self, new_target: bool) -> Copied:
+    def run(self, new_target: bool) -> CopyResult:
         for member in self._archive:
             self._count(member)
             names = _split(member)
@@ -105,7 +105,7 @@ class _Unpacking:
         if not new_target:
             self._directories.pop(b"", None)
         self._finish_directories()
-        return Copied(self._entries, self._bytes)
+        return CopyResult(self._entries, self._bytes)
 
     def _count(self, member: Member) -> None:
         self._entries += 1

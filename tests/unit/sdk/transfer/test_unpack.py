@@ -27,7 +27,7 @@ from squib.errors import (
     SquibError,
     TransferFailed,
 )
-from squib.sdk.result import Copied
+from squib.sdk.result import CopyResult
 from squib.sdk.transfer.unpack import Limits, unpack
 from tests.fakes.trees import BLOCK, END, archive, damaged, header, member, padded, records, snapshot
 
@@ -358,7 +358,7 @@ def test_files_directories_and_links_are_made(place: Path) -> None:
         hard_link("d/h", "d/f"),
         hard_link("./h", "./d//f"),
     )
-    assert unpack(data, place) == Copied(entries=6, bytes=7)
+    assert unpack(data, place) == CopyResult(entries=6, bytes=7)
     assert (place / "d/f").read_bytes() == b"content"
     assert (place / "d/f").stat().st_nlink == 3
     assert (place / "d/up").read_text() == "own"
