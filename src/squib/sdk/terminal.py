@@ -155,10 +155,10 @@ async def _begin(socket: ClientConnection, where: str, first: dict[str, Any]) ->
         await socket.send(json.dumps(first))
     except ConnectionClosed as error:
         raise _lost(where, error) from error
-    answer = await _receive(socket, where)
-    if isinstance(answer, bytes) or answer.get("type") not in ("started", "attached"):
-        raise _not_understood(where)
-    return Terminal(socket, where, check_ref(str(answer.get("id"))), _number(answer, "pid", where))
+    while isinstance(answer := await _receive(socket, where), dict):
+        if answer.get("type") in ("started", "attached"):
+            return Terminal(socket, where, check_ref(str(answer.get("id"))), _number(answer, "pid", where))
+    raise _not_understood(where)  # output before the command has started
 
 
 def _first_message(what: ExecRequest | Attach) -> dict[str, Any]:
