@@ -119,7 +119,7 @@ def test_a_background_child_does_not_hold_the_command_up(shared_vm: VM) -> None:
 
 
 def test_check_raises(shared_vm: VM) -> None:
-    with pytest.raises(CommandFailed, match="status 3") as failed:
+    with pytest.raises(CommandFailed, match="exit code 3") as failed:
         shared_vm.run("echo why >&2; exit 3", check=True)
     assert failed.value.detail == "why"
     with pytest.raises(CommandTimeout):
