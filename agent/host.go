@@ -36,7 +36,7 @@ func runOnHost(args []string) {
 // Nothing here boots, mounts, makes cgroups, sets the machine's identity or signals processes that the agent has not
 // started. It ends with its standard input, so that an agent never outlives its test.
 func serveUnix(socket, root string) error {
-	syscall.Umask(0o177) // whoever connects acts as this user: 0600
+	syscall.Umask(0o177) // 0600: a client acts as this user
 	listener, err := net.Listen("unix", socket)
 	syscall.Umask(0o022) // as in a guest
 	if err != nil {

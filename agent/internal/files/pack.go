@@ -43,7 +43,7 @@ type Packer struct {
 // item is a requested file and its name in the archive.
 type item struct{ path, member string }
 
-// hardLink is a file with several links, of which one is in the archive.
+// hardLink is a file with several links; one of them is in the archive.
 type hardLink struct {
 	member string
 	left   uint64 // links not yet found
