@@ -386,7 +386,13 @@ def to_wire(error: SquibError) -> dict[str, str]:
     return wire | {"detail": error.detail} if error.detail else wire
 
 
-def from_wire(wire: dict[str, str]) -> SquibError:
-    """Return the error that an engine reported. An unknown code gives an `InternalError`."""
-    cls = BY_CODE.get(wire.get("code", ""), InternalError)
-    return cls(wire.get("message", "unknown error"), hint=wire.get("hint", ""), detail=wire.get("detail", ""))
+def from_wire(wire: object) -> SquibError:
+    """Return the error that an engine reported.
+
+    An unknown code, or a value that is not an error's JSON form, gives an `InternalError`.
+    """
+    fields = wire if isinstance(wire, dict) else {}
+    code, message, hint, detail = (
+        value if isinstance(value := fields.get(name), str) else "" for name in ("code", "message", "hint", "detail")
+    )
+    return BY_CODE.get(code, InternalError)(message or "unknown error", hint=hint, detail=detail)

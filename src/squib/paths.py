@@ -59,11 +59,6 @@ class VMPaths:
     def overlay(self) -> Path:
         return self.root / "overlay.ext4"
 
-    @property
-    def vmm_lock(self) -> Path:
-        """Held by the VMM process of this VM for as long as it exists."""
-        return process_lock(self.root, "vmm")
-
     def driver(self, name: str) -> Path:
         """Return the directory of the VM's driver: its sockets and logs."""
         return self.root / name

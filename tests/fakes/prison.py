@@ -24,7 +24,7 @@ from squib.host.jail import Credentials, JailMode
 from squib.host.locks import FileLock
 from squib.host.processes import ProcessIdentity
 from squib.models import ExecRequest
-from squib.paths import VMPaths
+from squib.paths import VMPaths, process_lock
 from tests.fakes.machines import machine_spec
 
 VMM = Credentials(0x7700_0002, 0x7700_0002)
@@ -72,7 +72,7 @@ async def boot(folder: Path) -> dict[str, object]:
     paths.qemu.root.mkdir(parents=True)
     spec = machine_spec("jail-test", **{name: folder / name for name in ("kernel", "initramfs", "base", "overlay")})
     credentials = Credentials(VMM.uid, VMM.gid, driver.groups) if os.geteuid() == 0 else None
-    identity = ProcessIdentity(paths.vmm_lock)
+    identity = ProcessIdentity(process_lock(paths.root, "vmm"))
     machine = await driver.launch(spec, paths.qemu.root, identity, credentials, lambda pid: None)
     agent = AgentClient(machine.connect_agent)
     try:

@@ -42,6 +42,13 @@ def test_an_unknown_code_is_an_internal_error() -> None:
     assert type(from_wire({"code": "of the future", "message": "m"})) is errors.InternalError
 
 
+@pytest.mark.parametrize("wire", [None, 7, "no", [], {}, {"code": {}, "message": [1], "hint": 2, "detail": {"a": 1}}])
+def test_a_value_that_is_not_an_error_is_an_internal_error(wire: object) -> None:
+    error = from_wire(wire)
+    assert type(error) is errors.InternalError
+    assert (error.message, error.hint, error.detail, str(error)) == ("unknown error", "", "", "unknown error")
+
+
 def test_the_picture_in_the_docstring_is_the_tree() -> None:
     drawn = dict(re.findall(r"[├└]── (\w+) +(\w+)$", errors.__doc__ or "", re.MULTILINE))
     assert drawn == {cls.__name__: code for code, cls in BY_CODE.items()}

@@ -24,7 +24,7 @@ from squib.images.store import ImageStore
 from squib.kernels.catalog import KernelStore
 from squib.kernels.initramfs import InitramfsStore
 from squib.models import ExecRequest
-from squib.paths import Home, VMPaths
+from squib.paths import Home, VMPaths, process_lock
 from tests.fakes.machines import machine_spec
 
 BOOT_TIMEOUT_S = 60.0
@@ -72,8 +72,8 @@ def vm(boot_files: BootFiles) -> Iterator[tuple[MachineSpec, VMPaths]]:
     """A VM to launch. Afterwards nothing may be left of it but its directory."""
     spec, paths = asyncio.run(boot_files.make_vm("driver-test"))
     yield spec, paths
-    left = processes.holders(paths.vmm_lock)
-    processes.kill(ProcessIdentity(paths.vmm_lock))
+    left = processes.holders(process_lock(paths.root, "vmm"))
+    processes.kill(ProcessIdentity(process_lock(paths.root, "vmm")))
     sockets = list(paths.root.rglob("*.sock"))
     shutil.rmtree(paths.root)
     assert (left, sockets) == ([], [])
@@ -95,7 +95,9 @@ def credentials() -> Credentials | None:
 async def launch(driver: QemuDriver, spec: MachineSpec, paths: VMPaths) -> QemuMachine:
     who = credentials()
     groups = replace(who, groups=driver.groups) if who else None
-    return await driver.launch(spec, paths.qemu.root, ProcessIdentity(paths.vmm_lock), groups, lambda pid: None)
+    return await driver.launch(
+        spec, paths.qemu.root, ProcessIdentity(process_lock(paths.root, "vmm")), groups, lambda pid: None
+    )
 
 
 async def poweroff(machine: QemuMachine) -> None:
@@ -157,7 +159,7 @@ def test_qemu_has_no_privileges_and_no_files_but_its_own(vm: tuple[MachineSpec, 
                 spec.initramfs,
                 *(disk.path for disk in spec.disks),
                 paths.qemu.vmm_log,
-                paths.vmm_lock,
+                process_lock(paths.root, "vmm"),
             )
         }
         assert {name for name in names if name.startswith(str(paths.root.parents[1]))} <= own
@@ -184,12 +186,12 @@ def test_a_machine_outlives_the_engine_and_is_adopted(vm: tuple[MachineSpec, VMP
     async def test() -> None:
         first = await launch(driver, *vm)
         await first.detach()
-        second = await driver.adopt(vm[1].qemu.root, ProcessIdentity(vm[1].vmm_lock))
+        second = await driver.adopt(vm[1].qemu.root, ProcessIdentity(process_lock(vm[1].root, "vmm")))
         assert second
         assert second.pid == first.pid
         await poweroff(second)
         assert (await second.wait()).kind is ExitKind.POWERED_OFF
-        assert await driver.adopt(vm[1].qemu.root, ProcessIdentity(vm[1].vmm_lock)) is None
+        assert await driver.adopt(vm[1].qemu.root, ProcessIdentity(process_lock(vm[1].root, "vmm"))) is None
 
     run(test)
 

@@ -35,6 +35,9 @@ class FrameKind(IntEnum):
     """
 
 
+_KINDS = frozenset(FrameKind)
+
+
 class FrameError(ValueError):
     """The bytes are not a valid frame."""
 
@@ -69,7 +72,10 @@ def encode_json(kind: FrameKind, value: object) -> bytes:
 
 
 class FrameDecoder:
-    """Decode a byte stream, in pieces of any size, into frames. Buffers at most one unfinished frame."""
+    """Decode a byte stream, in pieces of any size, into frames. Buffers at most one unfinished frame.
+
+    Frames of an unknown kind, which a newer engine may send, are skipped.
+    """
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -80,19 +86,15 @@ class FrameDecoder:
         start = 0
         while len(self._buffer) - start >= HEADER.size:
             kind, length, offset = HEADER.unpack_from(self._buffer, start)
-            if length > MAX_PAYLOAD_BYTES or kind > max(FrameKind):
+            if length > MAX_PAYLOAD_BYTES:
                 raise FrameError(f"invalid frame: kind {kind}, {length} bytes")
             end = start + HEADER.size + length
             if len(self._buffer) < end:
                 break
-            yield Frame(FrameKind(kind), bytes(self._buffer[start + HEADER.size : end]), offset)
+            if kind in _KINDS:
+                yield Frame(FrameKind(kind), bytes(self._buffer[start + HEADER.size : end]), offset)
             start = end
         del self._buffer[:start]
-
-    @property
-    def pending(self) -> bool:
-        """Whether the stream so far ends in the middle of a frame."""
-        return bool(self._buffer)
 
 
 @dataclass(frozen=True)

@@ -86,8 +86,10 @@ def parse_line(line: bytes) -> dict[str, Any]:
     return value
 
 
-def parse_info(values: dict[str, Any]) -> FileInfo:
+def parse_info(values: object) -> FileInfo:
     """Parse a file description. Raises `AgentProtocolError`."""
+    if not isinstance(values, dict):
+        raise AgentProtocolError("the guest sent an invalid FileInfo: not a JSON object")
     return _parse(FileInfo, values, FileInfo.model_fields)
 
 

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from squib.errors import (
+    AgentProtocolError,
     AgentUnreachable,
     EngineUnavailable,
     NoSuchProcess,
@@ -240,9 +241,9 @@ class AsyncProcess:
                         case FrameKind.ERROR:
                             raise from_wire(frame.json())
         except FrameError as error:
-            raise AgentUnreachable(f"invalid command output from the guest: {error}") from error
+            raise AgentProtocolError(f"invalid command output from the guest: {error}") from error
         if not ended:
-            raise AgentUnreachable("the output ended before the command exited")
+            raise AgentProtocolError("the output ended before the command exited")
 
 
 def _end_of(info: ProcessInfo) -> CommandEnd:

@@ -96,7 +96,7 @@ class EngineClient:
             answer = await response.aread()
         try:
             return json.loads(answer) if answer else None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise _not_understood(self._where) from None
 
     @asynccontextmanager
@@ -227,11 +227,11 @@ class EngineClient:
 
     async def pause_vm(self, ref: str) -> VMInfo:
         """Pause a VM. Raises `WrongState`, `NotFound`."""
-        return VMInfo.model_validate(await self.request("POST", f"{_vm_path(ref)}/pause"))
+        return read_value(VMInfo, await self.request("POST", f"{_vm_path(ref)}/pause"))
 
     async def resume_vm(self, ref: str) -> VMInfo:
         """Resume a paused VM. Raises `WrongState`, `NotFound`."""
-        return VMInfo.model_validate(await self.request("POST", f"{_vm_path(ref)}/resume"))
+        return read_value(VMInfo, await self.request("POST", f"{_vm_path(ref)}/resume"))
 
     async def delete_vm(self, ref: str) -> None:
         """Delete a VM. Raises `NotFound`."""
@@ -364,7 +364,7 @@ def read_value(model: type[M], answer: object) -> M:
 def _event(line: str) -> dict[str, Any]:
     try:
         event = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         event = None
     if not isinstance(event, dict):
         raise _not_understood("progress event")
@@ -393,6 +393,9 @@ def _vm_path(ref: str) -> str:
 def error_of(status: int, body: bytes) -> SquibError:
     """Parse the error in a response; `EngineUnavailable` if there is none."""
     try:
-        return from_wire(json.loads(body)["error"])
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return EngineUnavailable(f"not a squib engine: the server returned status {status}", hint="check SQUIB_URL")
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        answer = None
+    if isinstance(answer, dict) and isinstance(error := answer.get("error"), dict):
+        return from_wire(error)
+    return EngineUnavailable(f"not a squib engine: the server returned status {status}", hint="check SQUIB_URL")

@@ -9,8 +9,16 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 
 from pydantic import ValidationError
 
-from squib.errors import AgentUnreachable, InvalidArgument, NoSuchProcess, SquibError, StdinClosed, from_wire
+from squib.errors import (
+    AgentProtocolError,
+    InvalidArgument,
+    NoSuchProcess,
+    SquibError,
+    StdinClosed,
+    from_wire,
+)
 from squib.models import ExecRequest, PtySize
+from squib.models.base import check_name
 from squib.protocol.frames import Frame, FrameDecoder, FrameError, FrameKind
 from squib.sdk.client import EngineClient
 from squib.sdk.config import check_ref, describe
@@ -32,10 +40,10 @@ class Command:
     def end(self) -> CommandEnd:
         """The exit status.
 
-        Raises `AgentUnreachable` if the output ended without one.
+        Raises `AgentProtocolError` if the output ended without one.
         """
         if self._end is None:
-            raise AgentUnreachable("the output ended before the command exited")
+            raise AgentProtocolError("the output ended before the command exited")
         return self._end
 
     async def output(self) -> AsyncIterator[Frame]:
@@ -117,7 +125,7 @@ async def start_command(
                 feeder.cancel()
                 await asyncio.wait([feeder])
     except FrameError as error:
-        raise AgentUnreachable(f"invalid command output from the guest: {error}") from error
+        raise AgentProtocolError(f"invalid command output from the guest: {error}") from error
 
 
 async def start_background(engine: EngineClient, ref: str, request: ExecRequest) -> str:
@@ -142,7 +150,7 @@ async def _start_background(engine: EngineClient, ref: str, request: ExecRequest
         async with _exec(engine, ref, request.model_copy(update={"background": True})) as (process_id, _):
             return process_id
     except FrameError as error:
-        raise AgentUnreachable(f"invalid command output from the guest: {error}") from error
+        raise AgentProtocolError(f"invalid command output from the guest: {error}") from error
 
 
 @asynccontextmanager
@@ -157,9 +165,18 @@ async def _exec(
     async with engine.stream("POST", f"/vms/{check_ref(ref)}/exec", body) as response:
         frames = decode(response.aiter_raw())
         started = await anext(frames, None)
+        if started and started.kind is FrameKind.ERROR:
+            raise from_wire(started.json())
         if started is None or started.kind is not FrameKind.STARTED:
             raise FrameError("the first frame is not a STARTED frame")
-        yield check_ref(str(started.json().get("id"))), frames
+        yield _process_id(started), frames
+
+
+def _process_id(started: Frame) -> str:
+    try:
+        return check_name(str(started.json().get("id", "")))
+    except ValueError as error:
+        raise FrameError(f"invalid process id: {error}") from None
 
 
 def process_path(ref: str, process_id: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from squib.errors import EngineUnavailable, InvalidArgument, TransferFailed
+from squib.errors import AgentProtocolError, EngineUnavailable, InvalidArgument, TransferFailed
 from squib.models import FileInfo
 from squib.protocol.guestfiles import GuestPath, LineDecoder, check_path, encode_query, parse_info, parse_line
 from squib.sdk.client import EngineClient
@@ -100,8 +100,7 @@ class FileClient:
         query = encode_query(
             ("path", check_path(path)), ("user", owner), ("keep_owner", keep_owner), ("create", create)
         )
-        count = await self._put(f"/tar{query}", chunks)
-        return CopyResult(count["entries"], count["bytes"])
+        return _copy_result(await self._put(f"/tar{query}", chunks))
 
     async def _put(self, url: str, chunks: AsyncGenerator[bytes, None]) -> dict[str, Any]:
         async with aclosing(chunks), self._engine.stream("PUT", self._url + url, chunks) as response:
@@ -136,6 +135,13 @@ def octal(mode: int | None) -> str | None:
     if not 0 <= mode <= _MAX_MODE:
         raise InvalidArgument(f"invalid mode {mode}", hint="use permission bits such as 0o644")
     return f"{mode:o}"
+
+
+def _copy_result(counts: dict[str, Any]) -> CopyResult:
+    entries, size = counts.get("entries"), counts.get("bytes")
+    if type(entries) is not int or type(size) is not int:
+        raise AgentProtocolError("the guest's response to an upload has no counts")
+    return CopyResult(entries, size)
 
 
 def _interrupted(path: GuestPath) -> TransferFailed:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from squib.errors import AgentUnreachable, EngineUnavailable, from_wire
 from squib.host import sockets
 from squib.models import ExecRequest, PtySize
+from squib.models.base import check_name
 from squib.protocol.frames import CommandEnd
 from squib.sdk.client import PAUSES_S, EngineClient, error_of
 from squib.sdk.config import check_ref
@@ -157,7 +158,7 @@ async def _begin(socket: ClientConnection, where: str, first: dict[str, Any]) ->
         raise _lost(where, error) from error
     while isinstance(answer := await _receive(socket, where), dict):
         if answer.get("type") in ("started", "attached"):
-            return Terminal(socket, where, check_ref(str(answer.get("id"))), _number(answer, "pid", where))
+            return Terminal(socket, where, _process_id(answer, where), _number(answer, "pid", where))
     raise _not_understood(where)  # output before the command has started
 
 
@@ -184,7 +185,7 @@ async def _receive(socket: ClientConnection, where: str) -> bytes | dict[str, An
         return data
     try:
         message = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         message = None
     if not isinstance(message, dict):
         raise _not_understood(where)
@@ -235,6 +236,13 @@ async def _connect(engine: EngineClient, path: str, where: str) -> ClientConnect
             await asyncio.sleep(pause_s)
             await ensure_engine(engine.home)
     raise AssertionError("not reached")
+
+
+def _process_id(message: dict[str, Any], where: str) -> str:
+    try:
+        return check_name(str(message.get("id", "")))
+    except ValueError:
+        raise _not_understood(where) from None
 
 
 def _number(message: dict[str, Any], name: str, where: str) -> int:

@@ -19,7 +19,7 @@ from squib.host.jail import Jail, JailMode
 from squib.host.probe import KVMProbe
 from squib.host.processes import ProcessIdentity
 from squib.models import CheckStatus
-from squib.paths import VMPaths
+from squib.paths import VMPaths, process_lock
 from tests.fakes import qemu as fake_qemu
 from tests.fakes.machines import machine_spec
 from tests.fakes.tools import ToolBox
@@ -44,8 +44,8 @@ def paths(tmp_path: Path, tools: ToolBox) -> Iterator[VMPaths]:
         path.write_bytes(b"content")
     before = open_files()
     yield paths
-    left = processes.holders(paths.vmm_lock)
-    processes.kill(ProcessIdentity(paths.vmm_lock))
+    left = processes.holders(process_lock(paths.root, "vmm"))
+    processes.kill(ProcessIdentity(process_lock(paths.root, "vmm")))
     assert left == []
     assert list(paths.root.rglob("*.sock")) == []
     assert open_files() == before
@@ -76,7 +76,7 @@ def spec(paths: VMPaths, behaviour: str) -> MachineSpec:
 
 async def launch(paths: VMPaths, behaviour: str, on_spawned: Callable[[int], None] = lambda pid: None) -> QemuMachine:
     return await QemuDriver(NO_KVM, NO_JAIL).launch(
-        spec(paths, behaviour), paths.qemu.root, ProcessIdentity(paths.vmm_lock), None, on_spawned
+        spec(paths, behaviour), paths.qemu.root, ProcessIdentity(process_lock(paths.root, "vmm")), None, on_spawned
     )
 
 
@@ -106,7 +106,7 @@ def test_a_machine_from_launch_to_kill(paths: VMPaths) -> None:
     async def test() -> None:
         spawned: list[int] = []
         machine: Machine = await launch(paths, "run", spawned.append)
-        assert spawned == [machine.pid] == processes.holders(paths.vmm_lock)
+        assert spawned == [machine.pid] == processes.holders(process_lock(paths.root, "vmm"))
         (await machine.connect_agent()).close()
         assert paths.qemu.agent_socket.is_socket()
         await until(lambda: b"squib-agent: ready" in machine.console_tail())
@@ -150,11 +150,11 @@ def test_a_vmm_that_ends_at_once(paths: VMPaths) -> None:
 def test_a_cancelled_launch_leaves_nothing(paths: VMPaths) -> None:
     async def test() -> None:
         task = asyncio.create_task(launch(paths, "hang"))
-        await until(lambda: processes.holders(paths.vmm_lock) != [])
+        await until(lambda: processes.holders(process_lock(paths.root, "vmm")) != [])
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert processes.holders(paths.vmm_lock) == []
+        assert processes.holders(process_lock(paths.root, "vmm")) == []
 
     run(test)
 
@@ -235,8 +235,10 @@ def test_a_detached_machine_goes_on_and_is_adopted(paths: VMPaths) -> None:
     async def test() -> None:
         first = await launch(paths, "run")
         await first.detach()
-        assert processes.holders(paths.vmm_lock) == [first.pid]
-        second = await QemuDriver(NO_KVM, NO_JAIL).adopt(paths.qemu.root, ProcessIdentity(paths.vmm_lock))
+        assert processes.holders(process_lock(paths.root, "vmm")) == [first.pid]
+        second = await QemuDriver(NO_KVM, NO_JAIL).adopt(
+            paths.qemu.root, ProcessIdentity(process_lock(paths.root, "vmm"))
+        )
         assert second
         assert second.pid == first.pid
         assert second.qmp
@@ -255,8 +257,11 @@ def test_a_machine_whose_engine_ended_before_its_guest_ran_is_ended(paths: VMPat
     async def test() -> None:
         first = await launch(paths, "stuck")
         await first.detach()
-        assert await QemuDriver(NO_KVM, NO_JAIL).adopt(paths.qemu.root, ProcessIdentity(paths.vmm_lock)) is None
-        assert processes.holders(paths.vmm_lock) == []
+        assert (
+            await QemuDriver(NO_KVM, NO_JAIL).adopt(paths.qemu.root, ProcessIdentity(process_lock(paths.root, "vmm")))
+            is None
+        )
+        assert processes.holders(process_lock(paths.root, "vmm")) == []
         assert list(paths.root.rglob("*.sock")) == []
 
     run(test)
@@ -269,7 +274,9 @@ def test_a_machine_that_hangs_is_adopted_all_the_same(paths: VMPaths, monkeypatc
         first = await launch(paths, "run")
         os.kill(first.pid, 19)  # SIGSTOP
         await first.detach()
-        second = await QemuDriver(NO_KVM, NO_JAIL).adopt(paths.qemu.root, ProcessIdentity(paths.vmm_lock))
+        second = await QemuDriver(NO_KVM, NO_JAIL).adopt(
+            paths.qemu.root, ProcessIdentity(process_lock(paths.root, "vmm"))
+        )
         assert second
         assert second.qmp is None
         await second.kill()
@@ -282,7 +289,10 @@ def test_there_is_nothing_to_adopt(paths: VMPaths) -> None:
     paths.qemu.qmp_socket.touch()
 
     async def test() -> None:
-        assert await QemuDriver(NO_KVM, NO_JAIL).adopt(paths.qemu.root, ProcessIdentity(paths.vmm_lock)) is None
+        assert (
+            await QemuDriver(NO_KVM, NO_JAIL).adopt(paths.qemu.root, ProcessIdentity(process_lock(paths.root, "vmm")))
+            is None
+        )
         assert not paths.qemu.qmp_socket.exists()
 
     run(test)
