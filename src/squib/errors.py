@@ -37,6 +37,7 @@ HTTP statuses are in `squib.api.errors`, exit statuses in `squib.cli.exit_codes`
     ├── ExecError
     │   ├── CommandNotFound         command_not_found
     │   ├── NotExecutable           not_executable
+    │   ├── ArgumentsTooLong        arguments_too_long
     │   ├── NoShell                 no_shell
     │   ├── BadWorkingDirectory     bad_cwd
     │   ├── NoSuchUser              no_such_user
@@ -265,6 +266,15 @@ class NotExecutable(ExecError):
     """The program exists in the guest but cannot be executed."""
 
     code = "not_executable"
+
+
+class ArgumentsTooLong(ExecError):
+    """The arguments and the environment take more than the guest's kernel allows.
+
+    Linux allows 128 KiB for one string and, usually, 2 MiB for all of them.
+    """
+
+    code = "arguments_too_long"
 
 
 class NoShell(ExecError):

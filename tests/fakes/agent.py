@@ -32,6 +32,8 @@ from tests.fakes.wire import PREFACE, Input, Session, Stream
 
 _LINE = re.compile(rb"SQUIB-(SYNC|GO) (\d{1,9}) ([0-9a-f]{32})\n\Z")
 _MAX_ENDED = 32
+_MAX_STRING_BYTES = (128 << 10) - 1
+_MAX_STRINGS_BYTES = (2 << 20) - 8192
 
 
 @dataclass
@@ -230,6 +232,11 @@ class FakeAgent:
             raise Refused(422, "no_shell", "the image has no /bin/sh")
         if self.files and spec.get("cwd") and not self.files.at(spec["cwd"]).is_dir():
             raise Refused(422, "bad_cwd", f"{spec['cwd']}: cannot be entered")
+        strings = [os.fsencode(text) for text in program_of(spec)] + [
+            os.fsencode(f"{name}={value}") for name, value in spec.get("env", {}).items()
+        ]
+        if max(map(len, strings)) > _MAX_STRING_BYTES or sum(map(len, strings)) > _MAX_STRINGS_BYTES:
+            raise Refused(422, "arguments_too_long", "the arguments and the environment are too long")
         program = program_of(spec)[0]
         if "/" in program and self.files:
             path = self.files.at(program)

@@ -10,6 +10,7 @@ import pytest
 
 from squib import (
     VM,
+    ArgumentsTooLong,
     AsyncVM,
     BadWorkingDirectory,
     CommandFailed,
@@ -156,6 +157,22 @@ def test_what_cannot_be_started_says_why(
 ) -> None:
     with pytest.raises(error):
         shared_vm.run(command, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["x" * 65_536] * 16, ["é" * 60_000] * 3, ["\x01" * 65_536] * 30, ["x" * ((128 << 10) - 1)]],
+    ids=["1 MiB", "two-byte characters", "nearly 2 MiB, escaped", "one string"],
+)
+def test_a_command_may_have_the_arguments_that_linux_takes(shared_vm: VM, arguments: list[str]) -> None:
+    assert shared_vm.run(["printf", "%s", *arguments]).stdout == "".join(arguments)
+
+
+@pytest.mark.parametrize("arguments", [["x" * (128 << 10)], ["x" * 65_536] * 33], ids=["one string", "all"])
+def test_more_arguments_than_linux_takes_have_an_error_of_their_own(shared_vm: VM, arguments: list[str]) -> None:
+    with pytest.raises(ArgumentsTooLong, match="2 MiB in total") as caught:
+        shared_vm.run(["printf", "%s", *arguments])
+    assert "vm.files.write" in caught.value.hint
 
 
 @pytest.mark.parametrize("command", [[], ["a\0b"]])

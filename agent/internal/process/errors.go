@@ -11,6 +11,7 @@ const (
 	NoShell         Code = "no_shell"
 	CommandNotFound Code = "command_not_found"
 	NotExecutable   Code = "not_executable"
+	ArgsTooLong     Code = "arguments_too_long"
 	BadCwd          Code = "bad_cwd"
 	NoSuchUser      Code = "no_such_user"
 	NoSuchProcess   Code = "no_such_process"

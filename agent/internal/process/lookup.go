@@ -89,7 +89,7 @@ func execError(file string, err error) error {
 		return fail(NotExecutable, file+": "+err.Error())
 	}
 	if err == syscall.E2BIG {
-		return fail(BadRequest, "arguments and environment are too long in total, or one of them is longer than 131071 bytes")
+		return fail(ArgsTooLong, "the arguments and the environment are too long: Linux allows 131071 bytes for each string and usually 2 MiB in total")
 	}
 	return fail(Internal, file+": "+err.Error())
 }

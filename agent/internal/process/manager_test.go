@@ -149,7 +149,7 @@ func TestExecErrors(t *testing.T) {
 		"cwd is relative":        {with(argv("ls"), "tmp", "", ""), BadRequest},
 		"no such user":           {with(argv("ls"), "", "nobody-here", ""), NoSuchUser},
 		"no such group":          {with(argv("ls"), "", "me:nobody-here", ""), NoSuchUser},
-		"too long":               {argv("ls", strings.Repeat("x", 200_000)), BadRequest},
+		"too long":               {argv("ls", strings.Repeat("x", 200_000)), ArgsTooLong},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p, _, err := newManager(t, cgroups).Start(c.spec)

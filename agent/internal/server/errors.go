@@ -18,6 +18,7 @@ var statusOf = map[process.Code]int{
 	process.BadRequest:      http.StatusBadRequest,
 	process.NoShell:         http.StatusUnprocessableEntity,
 	process.CommandNotFound: http.StatusUnprocessableEntity,
+	process.ArgsTooLong:     http.StatusUnprocessableEntity,
 	process.NotExecutable:   http.StatusUnprocessableEntity,
 	process.BadCwd:          http.StatusUnprocessableEntity,
 	process.NoSuchUser:      http.StatusUnprocessableEntity,

@@ -32,6 +32,7 @@ HTTP_STATUS = {
     "unsupported": 422,
     "command_not_found": 422,
     "not_executable": 422,
+    "arguments_too_long": 422,
     "no_shell": 422,
     "bad_cwd": 422,
     "no_such_user": 422,

@@ -14,8 +14,11 @@ from squib.api.errors import error_response
 from squib.core.engine import Engine
 from squib.errors import BodyTooLarge, HostNotAllowed, SquibError, Unauthorized
 
-MAX_BODY_BYTES = 1 << 20
-"""The limit for every request except streams of bytes into a guest, which are passed on as they come."""
+MAX_BODY_BYTES = 16 << 20
+"""The limit for every request except streams of bytes into a guest, which are passed on as they come.
+
+Linux takes 2 MiB of arguments and environment. In JSON a byte may be escaped to six.
+"""
 _STREAMED = re.compile(r"POST .*/stdin|PUT .*/files(/tar)?")
 _MAX_LENGTH_DIGITS = 18
 _POLICY_VIOLATION = 1008
@@ -108,4 +111,7 @@ def _limited(headers: Headers, receive: Receive) -> Receive:
 
 
 def _too_large() -> BodyTooLarge:
-    return BodyTooLarge(f"the request body is larger than {MAX_BODY_BYTES} bytes")
+    return BodyTooLarge(
+        f"the request body is larger than {MAX_BODY_BYTES >> 20} MiB",
+        hint="pass long data to a command as standard input (input=), or write it to a file (vm.files.write)",
+    )

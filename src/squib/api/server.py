@@ -17,7 +17,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from squib.api.app import create_app
-from squib.api.guards import host_of
+from squib.api.guards import MAX_BODY_BYTES, host_of
 from squib.core.lifecycle.release import kill_all
 from squib.core.startup import open_engine
 from squib.drivers.registry import find_drivers
@@ -28,7 +28,7 @@ from squib.paths import Home
 
 log = logging.getLogger("squib.server")
 
-MAX_MESSAGE_BYTES = 1 << 20
+MAX_MESSAGE_BYTES = MAX_BODY_BYTES
 """The limit of a WebSocket message. A longer one closes the connection."""
 _LOG_BYTES = 4 << 20
 _IDLE_POLL_S = 1.0

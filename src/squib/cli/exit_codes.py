@@ -14,6 +14,7 @@ _EXIT_CODES = {
     "bad_cwd": 126,
     "no_such_user": 126,
     "not_executable": 126,
+    "arguments_too_long": 126,
     "command_not_found": 127,
     "no_shell": 127,
 }

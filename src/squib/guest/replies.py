@@ -18,6 +18,7 @@ AGENT_ERRORS: dict[str, type[SquibError]] = {
             errors.NoShell,
             errors.CommandNotFound,
             errors.NotExecutable,
+            errors.ArgumentsTooLong,
             errors.BadWorkingDirectory,
             errors.NoSuchUser,
             errors.NoSuchProcess,
@@ -37,6 +38,7 @@ AGENT_ERRORS: dict[str, type[SquibError]] = {
 
 _HINTS = {
     "no_shell": 'pass the program and its arguments as a list: run(["prog", "arg"]), or squib exec VM prog arg',
+    "arguments_too_long": "pass long data as standard input (input=), or write it to a file (vm.files.write)",
     "directory_not_empty": "recursive=True removes it with its contents",
     "guest_disk_full": "squib exec VM df -h shows the free space; squib create --disk 20gb makes a larger disk",
     "no_such_process": "squib ps VM lists the processes; only background commands are kept after their end",

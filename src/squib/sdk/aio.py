@@ -260,8 +260,11 @@ class AsyncVM:
 
         Cancelling the call kills the command.
 
-        Raises `CommandNotFound`, `NotExecutable`, `NoShell`, `BadWorkingDirectory` or `NoSuchUser` if the command
-        cannot start, `WrongState` if the VM is not running, and `AgentUnreachable` if the VM stops responding.
+        The arguments and the environment may take what Linux allows: 128 KiB for one string, 2 MiB in total.
+
+        Raises `CommandNotFound`, `NotExecutable`, `ArgumentsTooLong`, `NoShell`, `BadWorkingDirectory` or `NoSuchUser`
+        if the command cannot start, `WrongState` if the VM is not running, and `AgentUnreachable` if the VM stops
+        responding.
         """
         if self.info.state in _PENDING_STATES:
             await self.wait_for_ready()

@@ -86,6 +86,29 @@ async def test_a_program_that_cannot_be_executed(agent: Implementation) -> None:
         assert await refused(agent, argv=[str(program)]) == (422, "not_executable")
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"argv": ["true", "x" * (128 << 10)]},
+        {"argv": ["true"] + ["x" * 65_536] * 33},
+        {"argv": ["true"], "env": {"X": "x" * (128 << 10)}},
+    ],
+    ids=["one argument", "all arguments", "one variable"],
+)
+async def test_more_arguments_than_linux_takes(agent: Implementation, spec: dict[str, Any]) -> None:
+    assert await refused(agent, **spec) == (422, "arguments_too_long")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["x" * ((128 << 10) - 1)], ["x" * 65_536] * 30, ["\x01" * 65_536] * 30],
+    ids=["one argument", "all arguments", "escaped"],
+)
+async def test_the_arguments_that_linux_takes(agent: Implementation, argv: list[str]) -> None:
+    async with agent.session() as session:
+        assert (await run(session, argv=["true", *argv])).exit["exit_code"] == 0
+
+
 async def test_a_file_that_is_not_a_program(real: Implementation) -> None:
     for content in (b"\x00no program", b"#!/nosuch/interpreter\n"):
         (real.folder / "text").write_bytes(content)

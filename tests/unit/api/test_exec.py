@@ -66,6 +66,15 @@ async def test_the_environment_of_a_command_reaches_it(rig: Rig) -> None:
         assert json.loads(output.payload) == {"A": "caf\udce9"}
 
 
+async def test_a_request_may_hold_what_linux_takes(rig: Rig) -> None:
+    async with guest_of(rig) as (app, _):
+        for argument, count in (("x" * 65_536, 16), ("é" * 60_000, 3), ("\x01" * 65_536, 30)):
+            assert frames_of(await command("true", *[argument] * count).send_to(app))[-1].json()["exit_code"] == 0
+        request = await command("true", "x" * (128 << 10)).send_to(app)
+        assert (request.status, request.error["code"]) == (422, "arguments_too_long")
+        assert "vm.files.write" in request.error["hint"]
+
+
 async def test_a_timeout_is_in_the_last_frame(rig: Rig) -> None:
     async with guest_of(rig) as (app, _):
         end = frames_of(await command("sleep", timeout_s=0.01).send_to(app))[-1]

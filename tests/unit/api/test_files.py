@@ -11,6 +11,7 @@ from urllib.parse import quote
 import pytest
 from starlette.types import ASGIApp
 
+from squib.api import guards
 from squib.api.app import create_app
 from squib.api.guards import MAX_BODY_BYTES
 from squib.core.guestio import stall
@@ -142,13 +143,14 @@ async def test_a_vm_that_does_not_run_has_no_files(rig: Rig, suffix: str) -> Non
         assert (request.error["code"], request.error["hint"]) == ("wrong_state", "squib start web")
 
 
-async def test_a_body_has_no_limit_and_is_not_gathered(rig: Rig) -> None:
+async def test_a_body_has_no_limit_and_is_not_gathered(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guards, "MAX_BODY_BYTES", limit := 1 << 20)
     piece = os.urandom(1 << 16)
-    count = 3 * MAX_BODY_BYTES // len(piece)
+    count = 3 * limit // len(piece)
 
     async with guest_of(rig) as (app, files):
         headers = [("content-length", str(count * len(piece)))]
-        assert (await send(app, "PUT", at("/big"), [piece] * count, headers=headers)).json["size"] == 3 * MAX_BODY_BYTES
+        assert (await send(app, "PUT", at("/big"), [piece] * count, headers=headers)).json["size"] == 3 * limit
         assert files.at("/big").read_bytes() == piece * count
 
 

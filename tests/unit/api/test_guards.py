@@ -133,8 +133,9 @@ def test_a_body_of_the_limit_is_read(answer: Send) -> None:
 
 
 @pytest.mark.anyio
-async def test_standard_input_has_no_limit(rig: Rig) -> None:
-    count = 3 * MAX_BODY_BYTES // len(PIECE)
+async def test_standard_input_has_no_limit(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guards, "MAX_BODY_BYTES", limit := 1 << 20)
+    count = 3 * limit // len(PIECE)
 
     async with asyncio.timeout(20), rig.engine() as engine, running_vm(engine, rig.config):
         app = create_app(engine)

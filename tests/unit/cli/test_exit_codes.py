@@ -12,6 +12,7 @@ OTHERS = {
     "bad_cwd": 126,
     "no_such_user": 126,
     "not_executable": 126,
+    "arguments_too_long": 126,
     "command_not_found": 127,
     "no_shell": 127,
 }
