@@ -30,7 +30,13 @@ class QemuPaths:
 
     @property
     def vmm_log(self) -> Path:
+        """What QEMU printed, copied from the `output_pipe` by the engine."""
         return self.root / "vmm.log"
+
+    @property
+    def output_pipe(self) -> Path:
+        """A named pipe: QEMU's standard output and error. A guest can make QEMU print without end."""
+        return self.root / "output.pipe"
 
     @property
     def agent_socket(self) -> Path:
@@ -44,9 +50,9 @@ class QemuPaths:
     def console_socket(self) -> Path:
         return self.root / "console.sock"
 
-    def sockets(self) -> tuple[Path, ...]:
-        """Return the sockets of a running VM."""
-        return (self.agent_socket, self.qmp_socket, self.console_socket)
+    def endpoints(self) -> tuple[Path, ...]:
+        """Return the sockets and the pipe of a running VM."""
+        return (self.agent_socket, self.qmp_socket, self.console_socket, self.output_pipe)
 
 
 @dataclass(frozen=True)

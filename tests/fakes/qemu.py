@@ -7,12 +7,15 @@ What it does is the word after ``fake=`` in the kernel's command line:
     panic      print a panic to the console, report a reset, end
     die        print an error, end with status 1
     hang       accept nothing, say nothing
+    abort      serve QMP once, then print an error and end by SIGABRT
     crash      serve QMP once, then end by SIGSEGV
+    complain   print 1 MiB of errors before each answer
     stuck      serve QMP, and stay in the state in which QEMU has not run its guest yet
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -62,6 +65,8 @@ def serve(peer: socket.socket, behaviour: str) -> None:
     decoder = CommandDecoder()
     while data := peer.recv(65536):
         for command in decoder.feed(data):
+            if behaviour == "complain":
+                complain()
             if command["execute"] == "cont" and behaviour != "stuck":
                 status = "running"
             send(peer, {"return": {"status": status}, "id": command.get("id")})
@@ -71,11 +76,21 @@ def serve(peer: socket.socket, behaviour: str) -> None:
                 act(peer, behaviour)
 
 
+def complain() -> None:
+    """As QEMU does, ignore that the message could not be written."""
+    for _ in range(1024):
+        with contextlib.suppress(BlockingIOError):
+            os.write(2, b"qemu-system-x86_64: virtio-serial-bus: Guest failure in adding port".ljust(1023) + b"\n")
+
+
 def act(peer: socket.socket, behaviour: str) -> None:
     if behaviour == "poweroff":
         shut_down(peer, "guest-shutdown")
     elif behaviour == "panic":
         shut_down(peer, "guest-reset")
+    elif behaviour == "abort":
+        print("qemu-system-x86_64: Assertion failed", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGABRT)
     elif behaviour == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
 

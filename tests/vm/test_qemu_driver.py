@@ -158,7 +158,7 @@ def test_qemu_has_no_privileges_and_no_files_but_its_own(vm: tuple[MachineSpec, 
                 spec.kernel,
                 spec.initramfs,
                 *(disk.path for disk in spec.disks),
-                paths.qemu.vmm_log,
+                paths.qemu.output_pipe,
                 process_lock(paths.root, "vmm"),
             )
         }

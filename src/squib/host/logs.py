@@ -1,12 +1,15 @@
-"""Logs of bounded size, for what a guest prints."""
+"""Logs of bounded size, for what a guest prints or makes its VMM print."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from pathlib import Path
 
 _MIB = 1 << 20
+_READ_BYTES = 1 << 16
+_MAX_LAST_READS = 64
 
 
 class BoundedLog:
@@ -63,6 +66,76 @@ class BoundedLog:
         self.close()
         self.path.replace(rotated(self.path))
         self._open()
+
+
+class LogPump:
+    """Copies what arrives on a descriptor into a log, without ever waiting for it.
+
+    A guest may print as fast as it can. So after each read of at most 64 KiB the pump leaves the descriptor alone for
+    ``pause_s``: the event loop spends little time on it.
+    """
+
+    def __init__(self, fd: int, log: BoundedLog, *, pause_s: float) -> None:
+        """Take over the descriptor of a pipe or a socket."""
+        os.set_blocking(fd, False)
+        self._fd = fd
+        self._log = log
+        self._pause_s = pause_s
+        self._loop = asyncio.get_running_loop()
+        self._next_read: asyncio.TimerHandle | None = None
+        self._wait()
+
+    def close(self) -> None:
+        """Copy what has arrived, within limits, and close the descriptor. Idempotent."""
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):
+                for _ in range(_MAX_LAST_READS):
+                    if not self._copy():
+                        break
+            self._end()
+
+    def _wait(self) -> None:
+        self._next_read = None
+        self._loop.add_reader(self._fd, self._read)
+
+    def _read(self) -> None:
+        self._loop.remove_reader(self._fd)
+        try:
+            ended = not self._copy()
+        except BlockingIOError:
+            ended = False
+        except OSError:
+            ended = True
+        if ended:
+            self._end()
+        else:
+            self._next_read = self._loop.call_later(self._pause_s, self._wait)
+
+    def _copy(self) -> bool:
+        """Copy one piece; return whether more may come. Raises `BlockingIOError` if nothing has arrived."""
+        data = os.read(self._fd, _READ_BYTES)
+        self._log.append(data)
+        return bool(data)
+
+    def _end(self) -> None:
+        if self._next_read:
+            self._next_read.cancel()
+        self._loop.remove_reader(self._fd)
+        os.close(self._fd)
+        self._fd = -1
+        self._log.close()
+
+
+def make_pipe(path: Path) -> None:
+    """Make a named pipe that only this user may open, in place of what is at ``path``."""
+    path.unlink(missing_ok=True)
+    os.mkfifo(path, 0o600)
+
+
+def pump_pipe(path: Path, log: BoundedLog, *, pause_s: float) -> LogPump:
+    """Copy what arrives on a named pipe into a log. Raises `OSError`."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    return LogPump(fd, log, pause_s=pause_s)
 
 
 def rotated(path: Path) -> Path:

@@ -171,11 +171,13 @@ def spawn(
 ) -> Process:
     """Start a process in a session of its own that outlives the engine.
 
-    It inherits ``lock`` (which the caller holds) and ``pass_fds`` and nothing else; its output goes to ``log_path``;
-    its environment is empty but for PATH; it leaves no core dump. Raises `DependencyMissing`.
+    It inherits ``lock`` (which the caller holds) and ``pass_fds`` and nothing else; its output goes to ``log_path``,
+    a file or a named pipe; its environment is empty but for PATH; it leaves no core dump. The process never waits for
+    a reader of the pipe, and needs none: what does not fit in is lost. Raises `DependencyMissing`.
     """
     program = find_tool(argv[0])
-    log_fd = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    # Open for reading too, the process keeps the pipe alive while no engine runs.
+    log_fd = os.open(log_path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     try:
         with _no_core_dump():
             child = subprocess.Popen(

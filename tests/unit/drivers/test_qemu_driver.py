@@ -14,7 +14,7 @@ from squib.drivers.qemu import driver as qemu_driver
 from squib.drivers.qemu.driver import QemuDriver, parse_version
 from squib.drivers.qemu.machine import QemuMachine
 from squib.errors import BootFailed, DependencyMissing, HostError, WrongState
-from squib.host import processes
+from squib.host import logs, processes
 from squib.host.jail import Jail, JailMode
 from squib.host.probe import KVMProbe
 from squib.host.processes import ProcessIdentity
@@ -281,6 +281,37 @@ def test_a_machine_that_hangs_is_adopted_all_the_same(paths: VMPaths, monkeypatc
         assert second.qmp is None
         await second.kill()
         assert (await second.wait()).kind is ExitKind.KILLED
+
+    run(test)
+
+
+def test_a_guest_that_makes_qemu_complain_fills_no_disk_and_blocks_nothing(paths: VMPaths) -> None:
+    """Neither while an engine reads, nor without one, nor for the next engine."""
+
+    async def test() -> None:
+        machine = await launch(paths, "complain")
+        for _ in range(10):
+            assert machine.qmp
+            await machine.qmp.execute("query-status")
+        await machine.detach()
+        adopted = await QemuDriver(NO_KVM, NO_JAIL).adopt(
+            paths.qemu.root, ProcessIdentity(process_lock(paths.root, "vmm"))
+        )
+        assert adopted
+        assert adopted.qmp
+        await adopted.qmp.execute("query-status")
+        await until(lambda: b"Guest failure" in logs.tail(paths.qemu.vmm_log))
+        await adopted.kill()
+        assert sum(path.stat().st_size for path in paths.qemu.root.iterdir()) < 256 * 1024
+
+    run(test)
+
+
+def test_what_qemu_printed_last_is_in_its_log(paths: VMPaths) -> None:
+    async def test() -> None:
+        reason = await (await launch(paths, "abort")).wait()
+        assert reason.kind is ExitKind.FAILED
+        assert "Assertion failed" in reason.detail
 
     run(test)
 

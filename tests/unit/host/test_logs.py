@@ -1,5 +1,6 @@
 """Logs of bounded size."""
 
+import asyncio
 import os
 import random
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from squib.host import logs
-from squib.host.logs import BoundedLog
+from squib.host.logs import BoundedLog, LogPump
 
 
 def sizes(path: Path) -> list[int]:
@@ -83,3 +84,76 @@ def test_removing_a_log_removes_its_predecessor(tmp_path: Path) -> None:
     assert len(sizes(path)) == 2
     logs.remove(path)
     assert list(tmp_path.iterdir()) == []
+
+
+# --- pumps ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_a_pump_copies_what_arrives(tmp_path: Path) -> None:
+    source, target = os.pipe()
+    pump = LogPump(source, BoundedLog(tmp_path / "log"), pause_s=0)
+    for text in (b"one\n", b"two\n"):
+        os.write(target, text)
+        async with asyncio.timeout(5):
+            while not logs.tail(tmp_path / "log").endswith(text):
+                await asyncio.sleep(0)
+    os.write(target, b"three\n")
+    os.close(target)
+    pump.close()
+    pump.close()
+    assert logs.tail(tmp_path / "log") == b"one\ntwo\nthree\n"
+
+
+@pytest.mark.anyio
+async def test_a_pump_reads_one_piece_in_each_pause(tmp_path: Path) -> None:
+    """However fast the other side writes, and the last pieces are copied at the end."""
+    source, target = os.pipe()
+    pump = LogPump(source, BoundedLog(tmp_path / "log"), pause_s=60)
+    os.write(target, b"one\n")
+    async with asyncio.timeout(5):
+        while not logs.tail(tmp_path / "log"):
+            await asyncio.sleep(0)
+    os.write(target, b"two\n")
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert logs.tail(tmp_path / "log") == b"one\n"
+    pump.close()
+    assert logs.tail(tmp_path / "log") == b"one\ntwo\n"
+    os.close(target)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("moment", ["before", "while"])
+async def test_a_pump_ends_with_its_source(tmp_path: Path, moment: str) -> None:
+    source, target = os.pipe()
+    os.write(target, b"last\n")
+    if moment == "before":
+        os.close(target)
+    pump = LogPump(source, BoundedLog(tmp_path / "log"), pause_s=0)
+    if moment == "while":
+        await asyncio.sleep(0)
+        os.close(target)
+    async with asyncio.timeout(5):
+        while pump._fd >= 0:
+            await asyncio.sleep(0)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(source)
+    assert logs.tail(tmp_path / "log") == b"last\n"
+
+
+@pytest.mark.anyio
+async def test_a_pipe_survives_its_readers(tmp_path: Path) -> None:
+    """As QEMU does, the writer has the pipe open for reading, too: it neither fails nor waits without a reader."""
+    path = tmp_path / "output.pipe"
+    for _ in range(2):
+        logs.make_pipe(path)
+    writer = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+    for text in (b"first engine\n", b"second engine\n"):
+        os.write(writer, text)
+        logs.pump_pipe(path, BoundedLog(tmp_path / "log"), pause_s=60).close()
+    with pytest.raises(BlockingIOError):
+        while True:
+            os.write(writer, bytes(4096))
+    os.close(writer)
+    assert logs.tail(tmp_path / "log") == b"first engine\nsecond engine\n"

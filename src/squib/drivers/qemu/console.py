@@ -1,46 +1,32 @@
-"""The guest's serial console: from QEMU's socket into a log of bounded size."""
+"""What a guest prints on its serial console, and what QEMU prints itself, on the way into logs of bounded size."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import socket
 
-from squib.host.logs import BoundedLog
+from squib.host import logs
+from squib.host.logs import BoundedLog, LogPump
+from squib.paths import QemuPaths
+
+_CONSOLE_PAUSE_S = 0.002
+"""QEMU sends each byte on its own, and the socket holds about 280 such pieces: 140 KB/s, more than a serial port."""
+_OUTPUT_PAUSE_S = 0.25
+_OUTPUT_BYTES = 64 * 1024
+"""QEMU prints little, except for a guest that makes it complain."""
 
 
-class ConsolePump(asyncio.Protocol):
-    """Writes what the guest prints to ``log``. Made by `pump`."""
+def pump_console(connection: socket.socket, paths: QemuPaths) -> LogPump:
+    """Copy the guest's console into its log. Takes over a connection to the console's socket.
 
-    def __init__(self, log: BoundedLog) -> None:
-        self._log = log
-        self._closed = asyncio.Event()
-        self._transport: asyncio.BaseTransport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self._log.append(data)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._log.close()
-        self._closed.set()
-
-    async def drained(self, *, timeout_s: float = 1.0) -> None:
-        """Return when QEMU has closed the console and all of it is in the log; or after ``timeout_s``."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._closed.wait(), timeout_s)
-
-    def close(self) -> None:
-        """Stop reading. What the guest prints from now on is lost; it does not wait for a reader. Idempotent."""
-        if self._transport is not None:
-            self._transport.close()
+    A guest that prints faster than the engine reads waits, as for any serial port. Without an engine, QEMU drops what
+    it prints.
+    """
+    return LogPump(connection.detach(), BoundedLog(paths.console_log), pause_s=_CONSOLE_PAUSE_S)
 
 
-async def pump(connection: socket.socket, log: BoundedLog) -> ConsolePump:
-    """Take over a connection to the console's socket and write to ``log`` until QEMU closes it."""
-    connection.setblocking(False)
-    loop = asyncio.get_running_loop()
-    _, protocol = await loop.create_unix_connection(lambda: ConsolePump(log), sock=connection)
-    return protocol
+def pump_output(paths: QemuPaths) -> LogPump:
+    """Copy what QEMU prints into its log. QEMU never waits: what a full pipe does not take is lost.
+
+    Raises `OSError`, such as for a QEMU of an older squib, which had no pipe.
+    """
+    return logs.pump_pipe(paths.output_pipe, BoundedLog(paths.vmm_log, _OUTPUT_BYTES), pause_s=_OUTPUT_PAUSE_S)

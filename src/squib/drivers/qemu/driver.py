@@ -16,13 +16,13 @@ from pathlib import Path
 from squib.drivers.base import Capabilities, MachineSpec, check_supported
 from squib.drivers.qemu import console
 from squib.drivers.qemu.command import Acceleration, Descriptors, command_line
-from squib.drivers.qemu.machine import QemuMachine, remove_sockets
+from squib.drivers.qemu.machine import QemuMachine, remove_endpoints
 from squib.drivers.qemu.qmp import QMP
 from squib.errors import BootFailed, DependencyMissing, HostError, ToolFailed, WrongState
 from squib.host import jail, logs, proc, processes, sockets
 from squib.host.jail import Credentials, Jail
 from squib.host.locks import FileLock
-from squib.host.logs import BoundedLog
+from squib.host.logs import LogPump
 from squib.host.probe import KVMProbe
 from squib.host.processes import Process, ProcessIdentity
 from squib.models import Check, CheckStatus, Fix
@@ -90,7 +90,7 @@ class QemuDriver:
                 lock = opened.enter_context(FileLock(identity.lock_path))
                 if not lock.try_acquire():
                     raise WrongState(f"a VMM of VM {spec.vm_id} is still running", hint=f"squib stop {spec.vm_id}")
-                undo.callback(remove_sockets, paths)
+                undo.callback(remove_endpoints, paths)
                 undo.callback(processes.kill, identity)
                 fds = _open(spec, paths, opened, private=credentials is not None)
                 argv = command_line(spec, fds, self._acceleration, program=PROGRAM)
@@ -99,21 +99,25 @@ class QemuDriver:
                 plan = jail.plan(
                     self._jail, argv, cgroups=identity.cgroups, credentials=credentials, devices=self._devices()
                 )
-                confined = await jail.start(plan, lock=lock, pass_fds=fds.all(), log_path=paths.vmm_log)
+                logs.make_pipe(paths.output_pipe)
+                logs.remove(paths.vmm_log)
+                output = console.pump_output(paths)
+                undo.callback(output.close)
+                confined = await jail.start(plan, lock=lock, pass_fds=fds.all(), log_path=paths.output_pipe)
                 undo.push_async_callback(confined.kill)
                 on_spawned(confined.process.pid)
             logs.remove(paths.console_log)
-            pump = await console.pump(connection, BoundedLog(paths.console_log))
-            undo.callback(pump.close)
+            serial = console.pump_console(connection, paths)
+            undo.callback(serial.close)
             try:
                 qmp = await QMP.connect(paths.qmp_socket, timeout_s=_MONITOR_TIMEOUT_S)
                 undo.callback(qmp.close)
                 await confined.seal()
                 await qmp.execute("cont")
             except (HostError, ToolFailed) as error:
-                raise await _launch_failed(confined.process, paths, error) from error
+                raise await _launch_failed(confined.process, output, paths, error) from error
             undo.pop_all()
-            return QemuMachine(confined.process, paths, qmp, pump)
+            return QemuMachine(confined.process, paths, qmp, serial, output)
 
     def _devices(self) -> tuple[str, ...]:
         return (str(_KVM),) if self._acceleration.kvm else ()
@@ -122,22 +126,24 @@ class QemuDriver:
         paths = QemuPaths(folder)
         process = processes.adopt(identity)
         if process is None:
-            remove_sockets(paths)
+            remove_endpoints(paths)
             return None
         async with contextlib.AsyncExitStack() as undo:
             undo.callback(process.forget)
-            qmp, pump = None, None
+            qmp, serial, output = None, None, None
             with contextlib.suppress(ToolFailed):  # a QEMU that hangs is still a process to wait for and to kill
                 qmp = await QMP.connect(paths.qmp_socket, timeout_s=_ADOPT_TIMEOUT_S)
                 undo.callback(qmp.close)
                 if await _never_ran(qmp):
                     await process.kill()
-                    remove_sockets(paths)
+                    remove_endpoints(paths)
                     return None
             with contextlib.suppress(OSError):
-                pump = await console.pump(sockets.connect(paths.console_socket), BoundedLog(paths.console_log))
+                serial = console.pump_console(sockets.connect(paths.console_socket), paths)
+            with contextlib.suppress(OSError):
+                output = console.pump_output(paths)
             undo.pop_all()
-            return QemuMachine(process, paths, qmp, pump)
+            return QemuMachine(process, paths, qmp, serial, output)
 
     async def checks(self) -> list[Check]:
         return [await _program_check(), self._acceleration_check(), jail.check(self._jail)]
@@ -220,11 +226,14 @@ async def _never_ran(qmp: QMP) -> bool:
     return isinstance(status, dict) and status.get("status") == "prelaunch"
 
 
-async def _launch_failed(process: Process, paths: QemuPaths, error: HostError | ToolFailed) -> BootFailed:
+async def _launch_failed(
+    process: Process, output: LogPump, paths: QemuPaths, error: HostError | ToolFailed
+) -> BootFailed:
     """The error for a QEMU that did not get as far as its monitor: with its own words, if it has ended."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_END_TIMEOUT_S):
             await process.wait()
+    output.close()
     said = logs.tail(paths.vmm_log, _LOG_BYTES).decode(errors="replace").strip()
     if process.running:
         return BootFailed(error.message, detail=said)

@@ -6,11 +6,11 @@ import asyncio
 import socket
 
 from squib.drivers.base import ExitReason
-from squib.drivers.qemu.console import ConsolePump
 from squib.drivers.qemu.exit import Evidence, exit_reason
 from squib.drivers.qemu.qmp import QMP
 from squib.errors import ToolFailed
 from squib.host import logs, sockets
+from squib.host.logs import LogPump
 from squib.host.processes import Process
 from squib.paths import QemuPaths
 
@@ -20,15 +20,18 @@ _EVIDENCE_BYTES = 16 * 1024
 class QemuMachine:
     """`squib.drivers.base.Machine` for QEMU.
 
-    ``qmp`` and ``console`` may be missing for a machine that was adopted in bad shape.
+    ``console`` and ``output`` copy what the guest and QEMU print. They and ``qmp`` may be missing for a machine that
+    was adopted in bad shape.
     """
 
-    def __init__(self, process: Process, paths: QemuPaths, qmp: QMP | None, console: ConsolePump | None) -> None:
+    def __init__(
+        self, process: Process, paths: QemuPaths, qmp: QMP | None, console: LogPump | None, output: LogPump | None
+    ) -> None:
         self.pid = process.pid
         self.qmp = qmp
         self._process = process
         self._paths = paths
-        self._console = console
+        self._pumps = [pump for pump in (console, output) if pump]
         self._killed = False
         self._ended = asyncio.create_task(self._watch(), name=f"qemu-{self.pid}")
 
@@ -69,18 +72,15 @@ class QemuMachine:
 
     async def _watch(self) -> ExitReason:
         await self._process.wait()
-        # What QEMU said last may still be in the sockets.
         if self.qmp is not None:
-            await self.qmp.drained()
-        if self._console is not None:
-            await self._console.drained()
+            await self.qmp.drained()  # QEMU's last event may still be in the socket
         self._disconnect()
-        remove_sockets(self._paths)
+        remove_endpoints(self._paths)
         return exit_reason(self._evidence())
 
     def _disconnect(self) -> None:
-        if self._console is not None:
-            self._console.close()
+        for pump in self._pumps:
+            pump.close()
         if self.qmp is not None:
             self.qmp.close()
 
@@ -94,6 +94,6 @@ class QemuMachine:
         )
 
 
-def remove_sockets(paths: QemuPaths) -> None:
-    for path in paths.sockets():
+def remove_endpoints(paths: QemuPaths) -> None:
+    for path in paths.endpoints():
         path.unlink(missing_ok=True)
