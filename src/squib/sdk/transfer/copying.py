@@ -22,6 +22,7 @@ from squib.sdk.result import CopyResult
 from squib.sdk.transfer.chunks import CHUNK_BYTES, ThreadReader, blocking, in_thread, reading
 from squib.sdk.transfer.localfiles import CHECK_ROOM_EVERY, check_room, escaped, local_errors
 from squib.sdk.transfer.pack import Packing, measure
+from squib.sdk.transfer.repack import repacked
 from squib.sdk.transfer.unpack import unpack
 
 LocalPath = str | os.PathLike[str]
@@ -205,7 +206,8 @@ async def relay(
 ) -> CopyResult:
     """Copy files and directories from one VM to another through this process.
 
-    The rules are those of `AsyncFiles.upload`. Archives are forwarded unchanged; the destination guest unpacks them.
+    The rules are those of `AsyncFiles.upload`, and what `squib.sdk.transfer.repack` says of archives: the destination
+    must not trust the source.
     """
     if owner is not None and keep_owner:
         raise InvalidArgument("owner and keep_owner cannot be used together")
@@ -219,7 +221,7 @@ async def relay(
         counter = _Counter(on_progress, each.path)
         if info.type is FileType.DIRECTORY:
             create = await _is_new_directory(destination, each, place)
-            chunks = _counted(source.read_tar(f"{each.path.rstrip('/')}/."), counter.add)
+            chunks = repacked(_counted(source.read_tar(f"{each.path.rstrip('/')}/."), counter.add))
             copied += await destination.write_tar(place, chunks, owner=owner, keep_owner=keep_owner, create=create)
         else:
             _refuse_slash(each, place_of_all, place)

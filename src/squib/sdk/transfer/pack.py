@@ -129,16 +129,24 @@ class Packing:
 
 
 def _header(member: str, type_: bytes, status: os.stat_result, *, size: int = 0, link: str = "") -> bytes:
+    mode, owner = stat.S_IMODE(status.st_mode), (status.st_uid, status.st_gid)
+    return encode_header(member, type_, mode=mode, owner=owner, mtime_ns=status.st_mtime_ns, size=size, link=link)
+
+
+def encode_header(
+    member: str, type_: bytes, *, mode: int, owner: tuple[int, int], mtime_ns: int, size: int, link: str
+) -> bytes:
+    """Encode the header of an archive entry. ``type_`` is one of `tarfile`'s, ``owner`` a user and a group ID."""
     info = tarfile.TarInfo(member)
     info.type = type_
-    info.mode = stat.S_IMODE(status.st_mode)
-    info.uid, info.gid = status.st_uid, status.st_gid
+    info.mode = mode
+    info.uid, info.gid = owner
     info.size = size
     info.linkname = link
-    seconds, fraction = divmod(status.st_mtime_ns, 10**9)
+    seconds, fraction = divmod(mtime_ns, 10**9)
     info.mtime = max(seconds, 0)
     if fraction or seconds < 0:
-        info.pax_headers = {"mtime": _decimal(status.st_mtime_ns)}
+        info.pax_headers = {"mtime": _decimal(mtime_ns)}
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
 
