@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from squib.errors import SquibError
 
-_LINE_END = re.compile("\r+\n")
+_LINE_END = re.compile("(?<!\r)\r+\n")  # each run of CR is looked at once, however long
 _KEPT_CONTROLS = "\n\t"
 _CONTROL_PICTURES = 0x2400
 _DELETE, _PICTURE_OF_DELETE = 0x7F, 0x2421

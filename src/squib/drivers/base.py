@@ -99,7 +99,10 @@ class ExitKind(StrEnum):
 
 @dataclass(frozen=True)
 class ExitReason:
-    """Why a VMM ended, and one sentence about it; ``detail`` is the end of the log that shows it, or empty."""
+    """Why a VMM ended, and one sentence about it; ``detail`` is the end of the log that shows it, or empty.
+
+    Both are printable text, although they may quote the guest (`squib.protocol.text`).
+    """
 
     kind: ExitKind
     text: str

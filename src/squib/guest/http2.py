@@ -26,7 +26,6 @@ from h2.settings import SettingCodes
 from squib.errors import AgentLost, AgentProtocolError, AgentUnreachable
 from squib.guest.budget import LoopBudget
 from squib.guest.response import Response
-from squib.guest.text import printable
 from squib.guest.transport import (
     MAX_FRAME_BYTES,
     MAX_HEADER_BLOCK_BYTES,
@@ -35,6 +34,7 @@ from squib.guest.transport import (
     empty_last_data,
     window_update,
 )
+from squib.protocol.text import printable
 
 STREAM_WINDOW_BYTES = 256 * 1024
 CONNECTION_WINDOW_BYTES = 256 * STREAM_WINDOW_BYTES

@@ -7,7 +7,7 @@ from typing import Any
 
 from squib import errors
 from squib.errors import AgentProtocolError, SquibError
-from squib.guest.text import printable
+from squib.protocol.text import printable
 
 AGENT_ERRORS: dict[str, type[SquibError]] = {
     "bad_request": errors.InvalidArgument,

@@ -126,5 +126,5 @@ def _number(values: dict[str, Any], name: str, highest: int) -> int | None:
     if value is None:
         return None
     if type(value) is not int or not 0 <= value <= highest:
-        raise FrameError(f"invalid exit frame: {name} is {str(value)[:40]}")
+        raise FrameError(f"invalid exit frame: {name} is not a number from 0 to {highest}")
     return value

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from squib.errors import CommandFailed, CommandTimeout
 from squib.protocol.frames import CommandEnd as CommandEnd
 from squib.protocol.frames import Frame, FrameKind
+from squib.protocol.text import printable_lines
 
 MAX_OUTPUT_BYTES = 64 << 20
 """The most output that `ExecResult` keeps. The rest is discarded and `ExecResult.truncated` is set."""
@@ -77,12 +78,13 @@ class ExecResult:
     def check(self, command: str) -> ExecResult:
         """Return this result if it is `ok`; otherwise raise an error.
 
-        Raises `CommandTimeout` or `CommandFailed`, with the last 2000 characters of standard error as detail.
+        Raises `CommandTimeout` or `CommandFailed`, with the last 2000 characters of standard error as detail, without
+        control characters.
         """
         if self.ok:
             return self
         shown = command if len(command) <= _SHOWN_COMMAND_CHARS else command[:_SHOWN_COMMAND_CHARS] + "…"
-        detail = self.stderr[-_SHOWN_STDERR_CHARS:].rstrip()
+        detail = printable_lines(self.stderr[-_SHOWN_STDERR_CHARS:]).rstrip()
         if self.timed_out:
             raise CommandTimeout(f"the command timed out: {shown}", detail=detail)
         raise CommandFailed(f"the command failed with exit code {self.exit_code}: {shown}", detail=detail)

@@ -63,6 +63,10 @@ def test_what_would_steer_a_terminal_is_made_visible(text: str, shown: str) -> N
     assert printable(text) == shown
 
 
+def test_no_text_takes_long() -> None:
+    assert printable("\r" * 300_000) == "␍" * 300_000
+
+
 def test_an_error_cannot_steer_the_terminal(on_terminal: Callable[[], Terminal]) -> None:
     terminal = on_terminal()
     Output().error(NotFound("\x1b[2Jgone", hint="\x9b31m"))

@@ -62,3 +62,22 @@ def test_qemus_own_words_are_kept() -> None:
 def test_signals_are_named() -> None:
     assert "SIGSEGV" in exit_reason(Evidence(-signal.SIGSEGV, None)).text
     assert "sandbox" in exit_reason(Evidence(-signal.SIGSYS, None)).text
+
+
+@pytest.mark.parametrize(
+    "evidence",
+    [
+        Evidence(
+            0, "guest-reset", console="Kernel panic - not syncing: \x1b[2J\u202eno\x9b\rroot@host# \x07\r\n\x1b[31mCPU"
+        ),
+        Evidence(0, "guest-shutdown", console="squib-agent: fatal: \x1b]0;owned\x07\u202e\r\nreboot: Power down"),
+        Evidence(0, None, console="\x1b[2J\u2066 no word\r\n"),
+        Evidence(1, None, vmm_log="qemu: \x1b[2J\x07\u202e"),
+        Evidence(-signal.SIGSYS, None, vmm_log="qemu: \x1b[2J\x07\u202e"),
+        Evidence(0, "\x1b[2J\nhost-\u202equit"),
+    ],
+)
+def test_a_guest_cannot_control_a_terminal_or_forge_a_line(evidence: Evidence) -> None:
+    reason = exit_reason(evidence)
+    assert reason.text.isprintable()
+    assert all(line.isprintable() for line in reason.detail.split("\n"))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from squib.errors import CommandFailed
+from squib.errors import CommandFailed, CommandTimeout
 from squib.protocol.frames import Frame, FrameError, FrameKind
 from squib.sdk.result import Collector, CommandEnd, ExecResult
 
@@ -48,11 +48,21 @@ def test_an_end_is_told_as_a_shell_does(
         {"exit_code": 0, "duration_ms": 10**400},
         {"exit_code": 0, "duration_ms": "long"},
         {"exit_code": 0, "duration_ms": float("nan")},
+        {"exit_code": "\x1b[2J\nforged"},
+        {"signal": ["\u202e"]},
     ],
 )
 def test_an_end_that_says_nothing_is_refused(values: dict[str, object]) -> None:
-    with pytest.raises(FrameError, match="exit frame"):
+    with pytest.raises(FrameError, match="exit frame") as caught:
         end_of(**values)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("depth", [400, 900, 940, 960, 980, 990, 5000])
+def test_a_deep_end_is_refused(depth: int) -> None:
+    payload = b'{"exit_code": ' + b"[" * depth + b"]" * depth + b"}"
+    with pytest.raises(FrameError):
+        CommandEnd.of(Frame(FrameKind.EXIT, payload).json())
 
 
 @settings(max_examples=40)
@@ -85,3 +95,13 @@ def test_a_failed_command_is_shown_with_the_end_of_its_standard_error_and_both_a
     with pytest.raises(CommandFailed, match="exit code 1") as caught:
         done.check("c" * 5000)
     assert caught.value.detail.endswith("the last words") and len(str(caught.value)) < 2500
+
+
+@pytest.mark.parametrize("timed_out", [True, False])
+def test_what_a_guest_printed_cannot_control_the_terminal_that_shows_the_error(timed_out: bool) -> None:
+    said = b"\x1b[31mred\x1b[0m\r\n\x1b]0;title\x07\xe2\x80\xae reversed\n"
+    done = ExecResult(1, None, timed_out, 0.1, b"", said, said)
+    with pytest.raises((CommandFailed, CommandTimeout)) as caught:
+        done.check("make")
+    assert caught.value.detail.split("\n")[0] == "red"
+    assert all(line.isprintable() for line in caught.value.detail.split("\n"))

@@ -22,6 +22,7 @@ from squib.images import rootfs
 from squib.kernels import user
 from squib.kernels.catalog import Kernel
 from squib.models import AssetRef, HostFileRef, VMState
+from squib.protocol.text import printable_lines
 from squib.store.database import now
 from squib.store.records import LeaseKind, Owner, VMRecord
 
@@ -36,6 +37,7 @@ _VMM_EXTRA_CPUS = 0.5
 _VMM_PIDS = 256
 _END_GRACE_S = 1.0
 _SHOWN_LINES = 30
+_SHOWN_BYTES = 16 * 1024
 
 
 async def start_vm(engine: Engine, ref: str, *, boot_timeout_s: float = DEFAULT_BOOT_TIMEOUT_S) -> VMRecord:
@@ -179,13 +181,9 @@ async def _introduce(record: VMRecord, agent: AgentClient, boot_timeout_s: float
 
 
 def _tail(machine: Machine) -> str:
-    lines = machine.console_tail().decode(errors="replace").splitlines()[-_SHOWN_LINES:]
-    printable = ("".join(char if char.isprintable() else " " for char in line) for line in lines)
-    return (
-        "last lines of its console:\n" + "\n".join(f"  {line}" for line in printable)
-        if lines
-        else "its console is empty"
-    )
+    said = printable_lines(machine.console_tail(_SHOWN_BYTES, lines=_SHOWN_LINES).decode(errors="replace"))
+    shown = "\n".join(f"  {line}" for line in said.rstrip().split("\n"))
+    return f"last lines of its console:\n{shown}" if shown.strip() else "its console is empty"
 
 
 def watch(engine: Engine, vm_id: str, vm: RunningVM) -> None:

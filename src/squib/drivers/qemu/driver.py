@@ -27,6 +27,7 @@ from squib.host.probe import KVMProbe
 from squib.host.processes import Process, ProcessIdentity
 from squib.models import Check, CheckStatus, Fix
 from squib.paths import QemuPaths
+from squib.protocol.text import printable_lines
 
 PROGRAM = "qemu-system-x86_64"
 MINIMUM_VERSION = (7, 2)
@@ -234,7 +235,7 @@ async def _launch_failed(
         async with asyncio.timeout(_END_TIMEOUT_S):
             await process.wait()
     output.close()
-    said = logs.tail(paths.vmm_log, _LOG_BYTES).decode(errors="replace").strip()
+    said = printable_lines(logs.tail(paths.vmm_log, _LOG_BYTES).decode(errors="replace")).strip()
     if process.running:
         return BootFailed(error.message, detail=said)
     return BootFailed(f"QEMU ended at once with status {process.returncode}", detail=said)

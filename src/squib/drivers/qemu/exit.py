@@ -1,4 +1,4 @@
-"""Why a QEMU ended. Pure: evidence in, a sentence out.
+"""Why a QEMU ended. Pure: evidence in, a sentence out. The guest controls most of the evidence.
 
 With ``-no-reboot`` a power-off, a reboot and a panic of the guest all end QEMU with status 0. QEMU's SHUTDOWN event
 tells a power-off from a reset; the guest's console tells a panic, which resets the machine (``panic=-1``), from a
@@ -11,6 +11,7 @@ import signal
 from dataclasses import dataclass
 
 from squib.drivers.base import ExitKind, ExitReason
+from squib.protocol.text import printable, printable_lines
 
 _PANIC = "Kernel panic - not syncing"
 _AGENT_FATAL = "squib-agent: fatal:"
@@ -36,6 +37,11 @@ class Evidence:
 
 def exit_reason(evidence: Evidence) -> ExitReason:
     """Why QEMU ended: by its own word, else by its exit status, else by what the guest's kernel printed last."""
+    reason = _reason(evidence)
+    return ExitReason(reason.kind, printable(reason.text), printable_lines(reason.detail))
+
+
+def _reason(evidence: Evidence) -> ExitReason:
     if evidence.shutdown is not None:
         return _by_event(evidence.shutdown, evidence.console)
     if evidence.killed:
