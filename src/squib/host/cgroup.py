@@ -1,10 +1,10 @@
-"""Limits of a VM on memory, CPU time and processes, by control groups of either version.
+"""Limit the memory, CPU time and processes of a VM with control groups (cgroups), version 1 or 2.
 
-Groups are made beneath the topmost group that this user may change: for root the root group, so next to systemd's
-slices and not in them (systemd owns what is in its slices, and would end VMs with the session that started the engine);
-for others the top of what was delegated to them. Version 1 has a hierarchy for each controller, version 2 one for all,
-and hybrid hosts have both; a controller is in one of them only. Where no controller can be had, a `Layout` is empty and
-VMs have no limits but their own size.
+Groups are created below the topmost group that this user may change. For root that is the root group: beside systemd's
+slices, not in them, because systemd ends what is in the slice of a session that ends. For other users it is the top of
+what was delegated to them. Version 1 has one hierarchy per controller, version 2 one hierarchy for all controllers. A
+hybrid host has both, and each controller is in only one of them. If no controller is available, the `Layout` has no
+hierarchies and VMs run without these limits.
 
 Sources: the kernel's ``admin-guide/cgroup-v2`` and ``admin-guide/cgroup-v1``; ``proc_pid_mountinfo(5)``.
 """
@@ -32,7 +32,7 @@ _CREATE_ATTEMPTS = 4
 
 @dataclass(frozen=True)
 class Limits:
-    """What a VM may take: its guest and its VMM together. ``cpus`` is in processors, such as 1.5."""
+    """The limits of a VM: its guest and its VMM together. ``cpus`` is a number of CPUs, such as 1.5."""
 
     memory_mib: int
     cpus: float
@@ -41,7 +41,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Hierarchy:
-    """A mounted hierarchy: groups are made beneath ``root`` for ``controllers``. ``version`` is 1 or 2."""
+    """A mounted hierarchy. Groups are created below ``root`` for ``controllers``. ``version`` is 1 or 2."""
 
     version: int
     root: Path
@@ -50,7 +50,7 @@ class Hierarchy:
 
 @dataclass(frozen=True)
 class Layout:
-    """What this user may limit on this host. ``missing`` says of the other controllers why not."""
+    """What this user can limit on this host. ``missing`` maps each unavailable controller to the reason."""
 
     hierarchies: tuple[Hierarchy, ...] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Write:
-    """A control file and what to write to it. ``optional``: not every kernel has it."""
+    """A control file and the text to write to it. An ``optional`` file is skipped if the kernel lacks it."""
 
     path: Path
     text: str
@@ -67,30 +67,30 @@ class Write:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a group is made: directories, from the top down, then writes, in order. Doing it twice is harmless."""
+    """The steps that create a group: directories, parents first, then writes, in order. Idempotent."""
 
     directories: tuple[Path, ...]
     writes: tuple[Write, ...]
 
 
 def find_layout() -> Layout:
-    """What can be limited here, from ``/proc/self`` and the control files."""
+    """Find out what this user can limit, from ``/proc/self`` and the control files."""
     return layout_from(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text())
 
 
 def layout_from(mountinfo: str, own_groups: str, writable: Callable[[Path], bool] | None = None) -> Layout:
-    """The layout for the text of ``/proc/self/mountinfo`` and ``/proc/self/cgroup``.
+    """Compute the layout from the text of ``/proc/self/mountinfo`` and ``/proc/self/cgroup``.
 
-    Reads the control files at the mount points. ``writable`` says whether this user may write to a path.
+    Reads the control files at the mount points. ``writable`` returns whether this user may write to a path.
     """
     writable = writable or _is_writable
     hierarchies: list[Hierarchy] = []
-    missing = dict.fromkeys(CONTROLLERS, "the kernel has no such controller, or it is not mounted")
+    missing = dict.fromkeys(CONTROLLERS, "the kernel lacks this controller, or it is not mounted")
     for mount in _mounts(mountinfo):
         own = _own_group(mount, own_groups)
         offered = mount.options if mount.version == 1 else _words(mount.path / "cgroup.controllers")
         for name in offered & missing.keys():
-            missing[name] = f"{mount.path} cannot be written to, or nothing in it is delegated to this user"
+            missing[name] = f"{mount.path} is not writable and no group in it is delegated to this user"
         for folder in _from_the_top(mount.path, own):
             usable = offered if mount.version == 1 else _delegated(folder)
             found = tuple(name for name in CONTROLLERS if name in missing and name in usable)
@@ -102,7 +102,7 @@ def layout_from(mountinfo: str, own_groups: str, writable: Callable[[Path], bool
 
 
 _CONTROL_FILES = {1: ("", "cgroup.procs"), 2: ("", "cgroup.procs", "cgroup.subtree_control")}
-"""What must be writable in a group, itself included, to make others beneath it and to move processes there."""
+"""What must be writable in a group, to create groups below it and move processes there. ``""`` is its directory."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,10 @@ class _Mount:
 
 
 def _mounts(mountinfo: str) -> list[_Mount]:
-    """The mounted hierarchies.
+    """Return the mounted hierarchies.
 
-    A line is: ids, device, root, mount point, options, …, ``-``, type, source, super options. Those of version 1 are
-    the names of its controllers.
+    A line is: ids, device, root, mount point, options, …, ``-``, type, source, super options. In version 1 the super
+    options are the names of the controllers.
     """
     found = []
     for line in mountinfo.splitlines():
@@ -130,9 +130,9 @@ def _mounts(mountinfo: str) -> list[_Mount]:
 
 
 def _own_group(mount: _Mount, own_groups: str) -> Path:
-    """This process's group of version 2 as a directory; the mount point where it cannot be seen from there.
+    """Return the directory of this process's version 2 group; the mount point if the group is not visible in it.
 
-    A container sees only a part of the hierarchy: ``mount.root``. For version 1 squib uses the mount point.
+    A container sees only the part of the hierarchy below ``mount.root``. For version 1, return the mount point.
     """
     own = next((line[3:] for line in own_groups.splitlines() if line.startswith("0::")), "/")
     if mount.version == 2 and ".." not in own:
@@ -142,15 +142,15 @@ def _own_group(mount: _Mount, own_groups: str) -> Path:
 
 
 def _from_the_top(top: Path, folder: Path) -> list[Path]:
-    """``top``, …, ``folder``."""
+    """Return the directories from ``top`` down to ``folder``, both included."""
     return [*(parent for parent in reversed(folder.parents) if parent.is_relative_to(top)), folder]
 
 
 def _delegated(folder: Path) -> set[str]:
-    """The controllers that groups beneath a group of version 2 can have.
+    """Return the controllers that groups below a version 2 group can use.
 
-    A group with processes of its own cannot give controllers to groups beneath it, but for the root of all, which
-    alone has no ``cgroup.type``.
+    A group that contains processes cannot enable controllers for groups below it. The root group is the exception. It
+    is the only one without a file ``cgroup.type``.
     """
     usable = _words(folder / "cgroup.subtree_control")
     if not (folder / "cgroup.type").exists() or not _words(folder / "cgroup.procs"):
@@ -170,7 +170,7 @@ def _words(path: Path) -> set[str]:
 
 
 def plan(layout: Layout, name: str, limits: Limits) -> Plan:
-    """How to make the group ``name``, a relative path, with ``limits``."""
+    """Plan how to create the group ``name``, a relative path, with ``limits``."""
     directories: list[Path] = []
     writes: list[Write] = []
     for hierarchy in layout.hierarchies:
@@ -198,7 +198,10 @@ def _cpu_v2(group: Path, limits: Limits) -> list[Write]:
 
 
 def _memory_v1(group: Path, limits: Limits) -> list[Write]:
-    """memsw limits memory and swap together, and must never be the lower of the two, so it is lifted first."""
+    """Plan the memory limit of version 1.
+
+    ``memsw`` limits memory and swap together. The kernel rejects a value below the memory limit, so it is lifted first.
+    """
     size = str(limits.memory_mib << 20)
     both = group / "memory.memsw.limit_in_bytes"
     return [
@@ -234,19 +237,19 @@ _LIMIT_WRITES: Mapping[tuple[int, str], Callable[[Path, Limits], list[Write]]] =
 
 
 def create(layout: Layout, name: str, limits: Limits) -> None:
-    """Make the group ``name`` with ``limits``, or give the one that is there new limits. Raises `HostError`."""
+    """Create the group ``name`` with ``limits``, or change the limits of an existing one. Raises `HostError`."""
     wanted = plan(layout, name, limits)
     try:
         for _ in range(_CREATE_ATTEMPTS):
-            # The removal of another VM's group takes empty parents with it, perhaps the one that was just made.
+            # Removing another VM's group also removes empty parents, possibly one that was just created here.
             with contextlib.suppress(FileNotFoundError):
-                return _carry_out(wanted)
-        return _carry_out(wanted)
+                return _apply(wanted)
+        return _apply(wanted)
     except OSError as error:
         raise _failed(name, error) from error
 
 
-def _carry_out(wanted: Plan) -> None:
+def _apply(wanted: Plan) -> None:
     for folder in wanted.directories:
         folder.mkdir(exist_ok=True)
     for write in wanted.writes:
@@ -255,14 +258,14 @@ def _carry_out(wanted: Plan) -> None:
 
 
 def directories(layout: Layout, name: str) -> tuple[Path, ...]:
-    """The directory of the group in each hierarchy. A process joins by writing its pid to their ``cgroup.procs``."""
+    """Return the group's directory in each hierarchy. To join, a process writes its pid to each ``cgroup.procs``."""
     return tuple(hierarchy.root / name for hierarchy in layout.hierarchies)
 
 
 def remove(layout: Layout, name: str, *, timeout_s: float = 5.0) -> None:
-    """Kill what is left in the group, remove it, and its parents up to squib's if they are empty. Idempotent.
+    """Kill the processes in a group, and remove it and its empty parents. Idempotent.
 
-    Blocks until the processes are gone, mostly for milliseconds; raises `HostError` after ``timeout_s``.
+    Blocks until the processes have ended, which usually takes milliseconds. Raises `HostError` after ``timeout_s``.
     """
     deadline = time.monotonic() + timeout_s
     for hierarchy in layout.hierarchies:
@@ -287,7 +290,7 @@ def _remove(group: Path, deadline: float) -> None:
             if error.errno != errno.EBUSY:
                 raise
             if time.monotonic() > deadline:
-                raise HostError(f"the processes in {group} do not end: {members(group)}") from error
+                raise HostError(f"processes in {group} were killed and did not end: {members(group)}") from error
             time.sleep(_POLL_S)
 
 
@@ -296,14 +299,14 @@ def _kill_members(group: Path) -> None:
         with contextlib.suppress(ProcessLookupError):
             pidfd = os.pidfd_open(pid)
             try:
-                if pid in members(group):  # the descriptor is of the member, not of a process that got its pid since
+                if pid in members(group):  # still a member, so the pidfd is not of a newer process with its pid
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             finally:
                 os.close(pidfd)
 
 
 def members(group: Path) -> list[int]:
-    """The pids in the group at this directory; without those of other pid namespaces, which show as 0."""
+    """Return the pids in the group at this directory. Processes of other pid namespaces, listed as 0, are omitted."""
     return [int(pid) for pid in sorted(_words(group / "cgroup.procs")) if pid != "0"]
 
 
@@ -315,11 +318,11 @@ def children(layout: Layout, name: str) -> set[str]:
 
 def _failed(name: str, error: OSError) -> HostError:
     place = f" ({error.filename})" if error.filename else ""
-    return HostError(f"the cgroup {name} could not be set up: {error.strerror}{place}", hint="squib doctor")
+    return HostError(f"cgroup {name} could not be changed: {error.strerror}{place}", hint="squib doctor")
 
 
 def check(layout: Layout) -> Check:
-    """What `squib doctor` says about limits."""
+    """Return the check of limits for `squib doctor`."""
     if layout.missing:
         without = "; ".join(f"{name}: {why}" for name, why in layout.missing.items())
         return Check(name="cgroups", status=CheckStatus.WARN, detail=f"VMs run without some limits. {without}")

@@ -38,14 +38,14 @@ def disk_full(path: Path) -> DiskFull:
     free_mib = shutil.disk_usage(path).free // (1 << 20)
     return DiskFull(
         f"no space left on the disk of {path} ({free_mib} MiB free)",
-        hint="free some: squib rm VM, squib image rm NAME; or move the state with SQUIB_HOME=/other/disk/squib",
+        hint="free space: squib rm VM, squib image rm NAME; or use another disk: SQUIB_HOME=/other/disk/squib",
     )
 
 
 def sparse_copy(source: Path, target: Path) -> None:
-    """Copy a file's allocated blocks; share them (reflink) where the file system can. ``target`` must not exist.
+    """Copy a file's allocated blocks, or share them (reflink) if the file system can. ``target`` must not exist.
 
-    Raises `DiskFull`; the half-written target is then removed.
+    On any error, a partly written target is removed. Raises `DiskFull`.
     """
     with disk_errors(target.parent), source.open("rb") as src, target.open("xb") as dst:
         try:
@@ -76,7 +76,7 @@ def _copy_extents(src: int, dst: int) -> None:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading. Raises `OSError` for any other kind, which could block."""
+    """Open a regular file for reading. Raises `OSError` for other kinds of files, because reading them could block."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
@@ -85,9 +85,9 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """Replace the content of ``path`` in one step that survives a power cut. Raises `DiskFull`.
+    """Replace the content of ``path`` atomically and durably. Raises `DiskFull`.
 
-    Readers see the old content or the new, never a part.
+    Readers, and a reboot after a power failure, find either the old content or the new, never a part of it.
     """
     with disk_errors(path.parent):
         fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -114,7 +114,7 @@ def sync(path: Path) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable, such as that of a file that was just renamed."""
+    """Flush the names in a directory to the disk, for example after a rename."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -131,7 +131,7 @@ def remove_tree(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Return ``sha256:`` and the hex digest of the file's content."""
+    """Hash a file's content; return ``sha256:`` and the hex digest."""
     with path.open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 

@@ -1,11 +1,11 @@
-"""Start a VMM confined: in its own cgroup and namespaces, with an empty root, and without privileges.
+"""Start a VMM in a jail: its own cgroup and namespaces, an empty root directory, and no privileges.
 
-`plan` says how, without side effects; `start` has a launcher process (`squib.host.jailer`) carry it out. The engine
-then waits until the VMM is ready, and calls `Confined.seal` before the guest runs: until then the VMM can read the
-system's programs and libraries, which it needs to start, and afterwards nothing.
+`plan` computes the steps, without side effects. `start` lets a launcher process (`squib.host.jailer`) carry them out.
+The engine then waits until the VMM is ready, and calls `Confined.seal` before the guest runs. Before the seal the VMM
+can read the system's programs and libraries, which it needs to start. After the seal it sees no files.
 
-How much is possible depends on the host (`probe_jail`): root can make namespaces; an ordinary user needs a user
-namespace for that; where neither is allowed a VMM has only its user, its cgroup and its own seccomp filter.
+The host decides how much of this is possible (`probe_jail`). Root can create namespaces; an ordinary user needs a user
+namespace for that. If neither is allowed, only the VMM's user, cgroup and seccomp filter confine it.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from squib.host.processes import Process
 from squib.models import Check, CheckStatus, Fix
 
 SYSTEM_FOLDERS = ("usr", "bin", "sbin", "etc", "opt", "nix", "gnu", "proc")
-"""What programs need to start, besides ``lib*``. QEMU opens ``/proc/self/fd/N``."""
+"""The directories that programs need to start, besides ``lib*``. QEMU opens ``/proc/self/fd/N``."""
 SYSTEM_DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 _BESIDE_BIN = ("lib", "lib64", "libexec", "share")
 _LAUNCHER = next(path for path in (getattr(jailer, "__cached__", ""), jailer.__file__) if Path(path).exists())
-"""Compiled, if that is there: compiling takes 7 ms."""
-_ANSWER_TIMEOUT_S = 20.0
+"""The compiled file if it exists, because compiling takes 7 ms."""
+_REPORT_TIMEOUT_S = 20.0
 _STAGES = {"pid": "created", "started": "started", "sealed": "sealed"}
 _SYSCTLS = (
     ("kernel.unprivileged_userns_clone", "0", "1"),
     ("kernel.apparmor_restrict_unprivileged_userns", "1", "0"),
     ("user.max_user_namespaces", "0", "15000"),
 )
-"""Settings that forbid user namespaces: name, the value that forbids them, a value that allows them."""
+"""Settings that can forbid user namespaces: the name, the value that forbids them, and a value that allows them."""
 
 
 class JailMode(StrEnum):
-    """What confines a VMM, besides its user, its cgroup and its own seccomp filter."""
+    """What confines a VMM in addition to its user, its cgroup and its seccomp filter."""
 
     ROOT = "root"
     USER_NAMESPACE = "user namespace"
@@ -54,7 +54,7 @@ class JailMode(StrEnum):
 
 @dataclass(frozen=True)
 class Jail:
-    """How this engine confines VMMs. ``reason`` says why, if the mode is ``none``."""
+    """How this engine confines VMMs. ``reason`` is set if the mode is ``none``, and says why."""
 
     mode: JailMode
     reason: str = ""
@@ -62,7 +62,7 @@ class Jail:
 
 @dataclass(frozen=True)
 class Credentials:
-    """Which user a process runs as. ``groups`` are supplementary."""
+    """The user and groups that a process runs as. ``groups`` are its supplementary groups."""
 
     uid: int
     gid: int
@@ -74,7 +74,7 @@ _PROBE_USER = Credentials(65534, 65534)
 
 @dataclass(frozen=True)
 class Bind:
-    """A directory or a device of the host that the VMM sees, read-only, until it is sealed."""
+    """A directory or device of the host that the VMM sees, read-only, until the seal."""
 
     path: str
     directory: bool
@@ -82,7 +82,7 @@ class Bind:
 
 @dataclass(frozen=True)
 class View:
-    """What the VMM sees as its root until it is sealed. ``links`` are symbolic links: path and target."""
+    """The VMM's root directory until the seal. ``links`` are symbolic links: path and target."""
 
     binds: tuple[Bind, ...] = ()
     links: tuple[tuple[str, str], ...] = ()
@@ -90,7 +90,7 @@ class View:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that the launcher needs to know. ``cgroups`` are directories."""
+    """All that the launcher needs to know. ``cgroups`` are directories."""
 
     mode: str
     program: str
@@ -101,7 +101,7 @@ class Plan:
 
 
 class Confined:
-    """A VMM that was started and not yet sealed."""
+    """A VMM that was started in a jail, with its launcher until the seal."""
 
     def __init__(self, process: Process, launcher: Launcher) -> None:
         """See `start`."""
@@ -109,10 +109,10 @@ class Confined:
         self._launcher = launcher
 
     async def seal(self) -> None:
-        """Take the VMM's file system away; its root is an empty read-only directory from now on.
+        """Remove all files from the VMM's view: its root becomes an empty read-only directory.
 
-        To be called when the VMM has opened everything that it needs, such as its libraries.
-        Raises `HostError` if that fails, or the VMM or the launcher has ended. The VMM must not run a guest then.
+        Call this when the VMM has opened everything that it needs, such as its libraries. Raises `HostError` if the
+        seal fails, or if the VMM or the launcher has ended. The VMM must then not run a guest.
         """
         await self._launcher.seal()
 
@@ -123,43 +123,43 @@ class Confined:
 
 
 class Launcher:
-    """The engine's end of the conversation with a `squib.host.jailer`."""
+    """The engine's connection to a launcher process (`squib.host.jailer`)."""
 
     def __init__(self, process: Process, connection: socket.socket) -> None:
-        """Take over both."""
+        """Take over ``process`` and ``connection``."""
         self._process = process
         self._connection = connection
 
-    async def answer(self, wanted: str) -> str:
-        """Wait for the report ``wanted`` and return what follows that word. Raises `HostError` if another one comes."""
+    async def wait_for_report(self, wanted: str) -> str:
+        """Wait for the report ``wanted`` and return its text. Raises `HostError` for any other report."""
         try:
-            async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+            async with asyncio.timeout(_REPORT_TIMEOUT_S):
                 message = await asyncio.get_running_loop().sock_recv(self._connection, 1 << 16)
         except TimeoutError:
-            raise HostError(f"the launcher of a VMM did not answer within {_ANSWER_TIMEOUT_S:g} s") from None
+            raise HostError(f"the launcher of a VMM did not respond within {_REPORT_TIMEOUT_S:g} s") from None
         except ConnectionResetError:
             message = b""
         name, _, text = message.decode().partition(" ")
         if name == wanted:
             return text
         if name == "error":
-            raise HostError(f"the VMM could not be started: {text}", hint="squib doctor")
-        raise HostError(f"the VMM or its launcher has ended before it was {_STAGES[wanted]}")
+            raise HostError(f"the VMM cannot be started: {text}", hint="squib doctor")
+        raise HostError(f"the VMM or its launcher ended before the VMM was {_STAGES[wanted]}")
 
     def send(self, data: bytes) -> None:
-        """Send a message. A launcher that has ended is noticed by `answer`."""
+        """Send a message. If the launcher has ended, the next `wait_for_report` raises."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._connection.send(data)
 
     async def seal(self) -> None:
-        """Ask for the seal and wait until no process with privileges is left in the VMM's namespaces."""
+        """Ask for the seal. Return when the launcher, the last privileged process in the jail, has exited."""
         self.send(b"s")
-        await self.answer("sealed")
+        await self.wait_for_report("sealed")
         await self._process.wait()
         self._connection.close()
 
     async def close(self) -> None:
-        """End the launcher. Idempotent."""
+        """Kill the launcher and close the connection. Idempotent."""
         await self._process.kill()
         self._connection.close()
 
@@ -167,9 +167,9 @@ class Launcher:
 async def start(plan: Plan, *, lock: FileLock, pass_fds: Sequence[int] = (), log_path: Path) -> Confined:
     """Start a VMM as planned; return when its program runs.
 
-    It inherits ``lock``, which the caller holds, and ``pass_fds``; its output goes to ``log_path``. After an error and
-    after a cancellation no process of the launch is left that this engine knows of; what was forked in the very moment
-    of a cancellation is found by its identity (`squib.host.processes.kill`). Raises `HostError`.
+    It inherits ``lock``, which the caller holds, and ``pass_fds``. Its output goes to ``log_path``. On an error or a
+    cancellation, every process whose pid the launcher has reported is killed. A VMM that was forked at that very moment
+    can survive this: end it by its identity (`squib.host.processes.kill`). Raises `HostError`.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
@@ -181,10 +181,10 @@ async def start(plan: Plan, *, lock: FileLock, pass_fds: Sequence[int] = (), log
         launcher = Launcher(process, ours)
         undo.push_async_callback(launcher.close)
         launcher.send(marshal.dumps(asdict(plan)))
-        pid = int(await launcher.answer("pid"))
-        vmm = Process(pid, os.pidfd_open(pid))  # a child of this process that nobody else reaps: the pid is right
+        pid = int(await launcher.wait_for_report("pid"))
+        vmm = Process(pid, os.pidfd_open(pid))  # only this process reaps it: the pid cannot be reused
         undo.push_async_callback(vmm.kill)
-        await launcher.answer("started")
+        await launcher.wait_for_report("started")
         undo.pop_all()
         return Confined(vmm, launcher)
 
@@ -197,10 +197,10 @@ def plan(
     credentials: Credentials | None = None,
     devices: Sequence[str] = (),
 ) -> Plan:
-    """Plan the start of ``argv``, whose first word names a program as `squib.host.proc.find_tool` takes it.
+    """Plan the start of ``argv``. `squib.host.proc.find_tool` finds the program by its first word.
 
-    The VMM joins ``cgroups`` (directories) and runs as the user of ``credentials``, else as this one. It sees
-    ``devices`` besides `SYSTEM_DEVICES` until it is sealed. Raises `DependencyMissing`.
+    The VMM joins ``cgroups`` (directories) and runs as the user of ``credentials``, by default as this user. Until the
+    seal it sees ``devices`` in addition to `SYSTEM_DEVICES`. Raises `DependencyMissing`.
     """
     program = proc.find_tool(argv[0]).resolve()
     seen = View() if jail.mode is JailMode.NONE else view(program, devices)
@@ -208,7 +208,7 @@ def plan(
 
 
 def view(program: Path, devices: Sequence[str] = (), *, root: Path = Path("/")) -> View:
-    """What of the host's file system below ``root`` a ``program`` needs to start."""
+    """Return the files below ``root`` that ``program`` needs to start."""
     tops = [*(root / name for name in SYSTEM_FOLDERS), *sorted(root.glob("lib*"))]
     links = tuple((_inside(root, path), str(path.readlink())) for path in tops if path.is_symlink())
     folders = [_inside(root, path) for path in tops if path.is_dir() and not path.is_symlink()]
@@ -219,7 +219,7 @@ def view(program: Path, devices: Sequence[str] = (), *, root: Path = Path("/")) 
 
 
 def _own_folders(program: Path, root: Path) -> list[str]:
-    """The directory of a program that is not the system's, and those beside a ``bin``, where its files are."""
+    """Return the program's directory and, if that is a ``bin``, the directories beside it that hold its files."""
     above = program.parent
     folders = [above, *(above.with_name(name) for name in _BESIDE_BIN if above.name == "bin")]
     return [str(path) for path in folders if (root / str(path)[1:]).is_dir()]
@@ -230,7 +230,7 @@ def _inside(root: Path, path: Path) -> str:
 
 
 async def probe_jail() -> Jail:
-    """Find out how VMMs can be confined on this host, by confining a program. Takes about 30 ms."""
+    """Find out how this host can confine VMMs, by starting a program in a jail. Takes about 30 ms."""
     mode = JailMode.ROOT if os.geteuid() == 0 else JailMode.USER_NAMESPACE
     try:
         await _try(Jail(mode))
@@ -251,7 +251,7 @@ async def _try(jail: Jail) -> None:
 
 
 def check(jail: Jail) -> Check:
-    """What `squib doctor` says about the confinement of VMMs."""
+    """Return the check of the jail for `squib doctor`."""
     if jail.mode is JailMode.NONE:
         detail = (
             "VMMs see the host's files, processes and network: only their user, their cgroup and QEMU's seccomp "
@@ -263,7 +263,7 @@ def check(jail: Jail) -> Check:
 
 
 def sysctl_fix(settings: Path = Path("/proc/sys")) -> Fix | None:
-    """The command that allows user namespaces, if a setting forbids them."""
+    """Return the command that allows user namespaces; ``None`` if no setting forbids them."""
     for name, forbids, allows in _SYSCTLS:
         with contextlib.suppress(FileNotFoundError, PermissionError):
             if (settings / name.replace(".", "/")).read_text().strip() == forbids:

@@ -1,18 +1,18 @@
-"""Confine a VMM: join its cgroup, enter namespaces of its own, start it, and take its file system away.
+"""Start a VMM in a jail: join its cgroup, create its namespaces, start it, and remove all files from its view.
 
-A program, not a library: see `squib.host.jail`. A bare interpreter runs it as a script, so it imports nothing of
-squib, and nothing that takes milliseconds to import either (json, socket, signal, contextlib, typing, pathlib): every
-launch of a VM waits for this. Its argument is the number of a socket (SOCK_SEQPACKET), on which it receives the plan,
-a marshalled dictionary with the fields of `squib.host.jail.Plan`. It answers with reports, a message each:
+A program, not a library: see `squib.host.jail`. A bare interpreter runs it as a script. It imports nothing from squib,
+and no module whose import takes milliseconds (json, socket, signal, contextlib, typing, pathlib), because every launch
+of a VM waits for it. Its argument is the file descriptor of a socket (SOCK_SEQPACKET). There it receives the plan, a
+marshalled dictionary with the fields of `squib.host.jail.Plan`, and sends these reports, one message each:
 
 - ``pid N``: the VMM's process exists;
-- ``started``: it has executed the program, which may still be loading its libraries;
-- ``sealed``: the engine has asked for the seal (one byte), and the VMM's root is an empty read-only directory now;
+- ``started``: the process has executed the VMM's program, which may still be loading its libraries;
+- ``sealed``: the engine asked for the seal by sending one byte, and the VMM's root is now an empty read-only directory;
 - ``error TEXT`` instead of any of these.
 
-The VMM is a child of the engine and not of this process (CLONE_PARENT), so the engine can wait for it. This process
-keeps the capabilities in the VMM's namespaces until the seal. If the engine goes away before that, it kills the VMM: a
-VMM that was never sealed never runs a guest.
+The VMM is a child of the engine, not of this process (CLONE_PARENT), so that the engine can wait for it. This process
+keeps its capabilities in the VMM's namespaces until the seal. If the engine ends before the seal, this process kills
+the VMM. So a VMM that is not sealed never runs a guest.
 
 Sources: ``clone(2)``, ``pivot_root(2)``, ``mount_setattr(2)``, ``user_namespaces(7)``, ``capabilities(7)``.
 """
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from typing import Any
 
 MOUNT_POINT = "/proc"
-"""Where the new root is mounted for a moment. Any directory that exists everywhere will do."""
+"""Where the new root is mounted for a moment. Any directory that exists on every host would do."""
 OLD_ROOT, VIEW = "/old", "/view"
-"""In the new root: what was the root before, and what the VMM sees as its root."""
+"""Directories in the new root: the former root, and the root that the VMM sees."""
 
-# Numbers of system calls that the C library has no function for everywhere (asm/unistd.h).
+# System calls that not every C library has a function for (asm/unistd.h).
 NR_CLONE, NR_PIVOT_ROOT = {"x86_64": (56, 155), "aarch64": (220, 41)}[os.uname().machine]
 NR_PIDFD_SEND_SIGNAL, NR_MOUNT_SETATTR = 424, 442
 
@@ -49,8 +49,8 @@ FORBIDDEN = {
     "x86_64": (41, 248, 249, 250, 425),  # socket, add_key, request_key, keyctl, io_uring_setup
     "aarch64": (198, 217, 218, 219, 425),
 }[os.uname().machine]
-"""Ways out that no namespace closes: sockets of families such as vsock, which reaches the hypervisor that this host
-runs under; keyrings; io_uring, which makes sockets too. A VMM inherits the sockets that it needs.
+"""System calls that reach outside the namespaces. Sockets of families such as vsock reach the hypervisor under this
+host; keyrings are shared; io_uring can create sockets too. A VMM inherits the sockets that it needs.
 """
 
 # linux/sched.h
@@ -96,11 +96,11 @@ class Program(ctypes.Structure):
 
 
 class Failed(Exception):
-    """A step that did not work, and why."""
+    """A step failed. The text says which one, and why."""
 
 
 class step:
-    """Name what the block does in the error of anything that fails in it."""
+    """Convert an `OSError` in the block into `Failed`, with ``what`` before the reason."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -114,7 +114,7 @@ class step:
 
 
 def call(result: int) -> int:
-    """Check the result of a function of the C library. Raises `OSError`."""
+    """Return the result of a C library function, or raise `OSError` from its errno."""
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
@@ -145,7 +145,7 @@ def main() -> int:
     os.set_inheritable(engine, False)
     plan = os.read(engine, 1 << 20)
     try:
-        if plan:  # if not, the engine has ended
+        if plan:  # empty if the engine has ended
             launch(marshal.loads(plan), engine)
     except Failed as error:
         report(engine, f"error {error}")
@@ -167,7 +167,7 @@ def launch(plan: dict[str, Any], engine: int) -> None:
     try:
         report(engine, f"pid {pid}")
         os.close(status_write)
-        if failure := os.read(status_read, 65536):  # closed without a word when the program is executed
+        if failure := os.read(status_read, 65536):  # exec closes the pipe; before that, an error is written to it
             raise Failed(failure.decode())
         report(engine, "started")
         if not wait_for_engine(engine, pidfd):
@@ -185,7 +185,10 @@ def report(engine: int, text: str) -> None:
 
 
 def wait_for_engine(engine: int, pidfd: int) -> bool:
-    """Whether the engine asks for the seal; not if the VMM has ended. Raises `BrokenPipeError` if the engine has."""
+    """Wait until the engine asks for the seal. Return whether it did; ``False``: the VMM has ended.
+
+    Raises `BrokenPipeError` if the engine has ended.
+    """
     poller = select.poll()
     poller.register(engine, select.POLLIN)
     poller.register(pidfd, select.POLLIN)
@@ -199,21 +202,21 @@ def wait_for_engine(engine: int, pidfd: int) -> bool:
 
 def join_cgroups(groups: list[str]) -> None:
     for group in groups:
-        with step(f"the cgroup {group} could not be joined"), open(f"{group}/cgroup.procs", "w") as file:  # noqa: PTH123
-            file.write("0")  # the writer itself
+        with step(f"cannot join the cgroup {group}"), open(f"{group}/cgroup.procs", "w") as file:  # noqa: PTH123
+            file.write("0")  # 0 means the writing process
 
 
 def isolate(plan: dict[str, Any], view: View) -> None:
-    """Enter namespaces that are this process's own, with a root that holds what the plan binds."""
-    os.umask(0o022)  # the VMM's user may look into the directories that are made here
+    """Enter new namespaces, with a root that contains what the plan lists."""
+    os.umask(0o022)  # the VMM's user must be able to read the directories that are created here
     if plan["mode"] == "user namespace":
-        with step("a user namespace could not be entered"):
+        with step("cannot create a user namespace"):
             enter_user_namespace()
-    with step("namespaces could not be entered"):
+    with step("cannot create namespaces"):
         call(libc.unshare(NAMESPACES))
-    with step("the mounts could not be made private"):
+    with step("cannot make the mounts private"):
         mount(None, "/", None, MS_REC | MS_PRIVATE)
-    with step("a new root could not be mounted"):
+    with step("cannot mount a new root"):
         mount("squib", MOUNT_POINT, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=0755,size=1M")
         os.mkdir(MOUNT_POINT + OLD_ROOT)  # noqa: PTH102 (no pathlib here: it takes 5 ms to import)
         os.mkdir(MOUNT_POINT + VIEW)  # noqa: PTH102
@@ -221,18 +224,18 @@ def isolate(plan: dict[str, Any], view: View) -> None:
         call(libc.syscall(NR_PIVOT_ROOT, b".", OLD_ROOT[1:].encode()))
         os.chdir("/")
     for path, target in plan["view"]["links"]:
-        with step(f"{path} could not be linked in the new root"):
+        with step(f"cannot link {path} in the new root"):
             view.link(path, target)
     for bind in plan["view"]["binds"]:
-        with step(f"{bind['path']} could not be mounted in the new root"):
+        with step(f"cannot mount {bind['path']} in the new root"):
             view.bind(bind["path"], directory=bind["directory"])
-    with step("the old root could not be detached"):
+    with step("cannot detach the old root"):
         call(libc.umount2(OLD_ROOT.encode(), MNT_DETACH))
         os.rmdir(OLD_ROOT)  # noqa: PTH106
 
 
 def enter_user_namespace() -> None:
-    """Enter a user namespace in which only this user exists, with the same number."""
+    """Enter a new user namespace that maps only this user, to the same uid and gid."""
     uid, gid = os.geteuid(), os.getegid()
     call(libc.unshare(CLONE_NEWUSER))
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
@@ -241,7 +244,7 @@ def enter_user_namespace() -> None:
 
 
 class View:
-    """What the VMM sees as its root until it is sealed."""
+    """The VMM's root directory until the seal."""
 
     def __init__(self) -> None:
         self._mounted: list[str] = []
@@ -254,7 +257,7 @@ class View:
         self._files.append(VIEW + path)
 
     def bind(self, path: str, *, directory: bool) -> None:
-        """Show what the host has at ``path``, read-only. A device can be written to on a read-only mount."""
+        """Bind-mount the host's ``path`` read-only. A device on a read-only mount can still be written to."""
         self._make_parents(path)
         target = VIEW + path
         if directory:
@@ -276,8 +279,8 @@ class View:
                 self._directories.append(above)
 
     def seal(self) -> None:
-        """Take everything away: an empty read-only directory stays. Only what this object made is removed."""
-        with step("the VMM's root could not be emptied"):
+        """Unmount and remove all that this object created, and make the empty root read-only."""
+        with step("cannot empty the VMM's root"):
             for target in reversed(self._mounted):
                 call(libc.umount2(os.fsencode(target), MNT_DETACH))
             for path in self._files:
@@ -288,36 +291,36 @@ class View:
 
 
 def clone() -> tuple[int, int]:
-    """Fork a child of this process's parent. Return its pid, as this process sees it, and a pidfd; 0 in the child.
+    """Fork a child of this process's parent. Return its pid as this process sees it, and a pidfd; 0 in the child.
 
-    The C library has no function that does this without a new stack.
+    The C library's clone() needs a new stack, so the system call is made directly.
     """
     pidfd = ctypes.c_int(-1)
     none = ctypes.c_void_p(None)
     flags = ctypes.c_ulong(CLONE_PARENT | CLONE_PIDFD | SIGCHLD)
-    with step("the VMM's process could not be made"):
+    with step("cannot create the VMM's process"):
         pid = call(libc.syscall(NR_CLONE, flags, none, ctypes.byref(pidfd), none, none))
     return pid, pidfd.value
 
 
 def become_vmm(plan: dict[str, Any], status: int) -> None:
-    """In the VMM's process: give up every privilege and execute the program. A failure is written to ``status``.
+    """Drop all privileges of this process, the VMM's, and execute the program. Never returns.
 
-    It does not return.
+    An error is written to the pipe ``status``.
     """
     try:
-        with step("its privileges could not be dropped"):
+        with step("cannot drop its privileges"):
             os.setsid()
             if plan["mode"] != "none":
-                # Not the root of the mount namespace: a process in a chroot may not make user namespaces.
+                # chroot, not pivot_root: the kernel forbids a process in a chroot to create user namespaces.
                 os.chroot(VIEW)
             os.chdir("/")
             os.umask(0o077)
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            for number in (SIGPIPE, SIGXFSZ):  # ignored by the interpreter, and that is inherited
+            for number in (SIGPIPE, SIGXFSZ):  # the interpreter ignores them, and exec would keep that
                 libc.signal(number, SIG_DFL)
             drop_privileges(plan["credentials"])
-        with step(f"{plan['program']} could not be executed"):
+        with step(f"cannot execute {plan['program']}"):
             os.execve(plan["program"], plan["argv"], {"PATH": os.environ["PATH"]})
     except Failed as error:
         os.write(status, str(error).encode())
@@ -326,9 +329,9 @@ def become_vmm(plan: dict[str, Any], status: int) -> None:
 
 
 def drop_privileges(credentials: dict[str, Any] | None) -> None:
-    """Become the user of ``credentials``, without any capability and without a way to get one."""
+    """Become the user of ``credentials``; drop all capabilities and every way to gain one."""
     for capability in range(CAPABILITY_COUNT):
-        # Refused for a capability that the kernel does not know, and without CAP_SETPCAP (an ordinary user).
+        # Fails for capabilities that the kernel does not know, and for users without CAP_SETPCAP. Both are harmless.
         libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
     libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     if credentials:
@@ -342,7 +345,7 @@ def drop_privileges(credentials: dict[str, Any] | None) -> None:
 
 
 def forbid_system_calls() -> None:
-    """Answer the calls in `FORBIDDEN` with EPERM, from now on and in every program that is executed."""
+    """Make the system calls in `FORBIDDEN` fail with EPERM, in this process and all that it executes."""
     code = [
         Instruction(BPF_LOAD, 0, 0, 4),  # struct seccomp_data: the architecture at 4, the number at 0
         Instruction(BPF_JUMP_IF_EQUAL, 1, 0, AUDIT_ARCH),
@@ -358,4 +361,4 @@ def forbid_system_calls() -> None:
 
 
 if __name__ == "__main__":
-    os._exit(main())  # nothing to flush; the interpreter's own end takes 2 ms
+    os._exit(main())  # nothing to flush, and a normal exit of the interpreter takes 2 ms

@@ -1,19 +1,19 @@
-"""A tiny guest that tells whether ``/dev/kvm`` runs a stock x86-64 kernel. A program, not a library: see
-`squib.host.probe`.
+"""Run a tiny guest that shows whether ``/dev/kvm`` can run a stock x86-64 kernel. A program, not a library.
 
-It is run as a script by a bare interpreter, so it imports nothing of squib. What the guest does is printed as it
-happens, a line each: ``name value monotonic-seconds``.
+`squib.host.probe` runs this file as a script with a bare interpreter, so it imports nothing from squib. It prints one
+line for each step that the guest reports, as it happens: ``name value monotonic-seconds``.
 
-The guest runs where a stock Linux is linked, in 64-bit mode, ring 0, at 0xffffffff80001000, and reports over I/O ports:
+The guest runs at the address where a stock Linux kernel is linked (0xffffffff80001000), in 64-bit mode and ring 0. It
+reports each of these steps through an I/O port:
 
-- its CS: paravirtual KVM may run a "ring 0" guest in ring 3;
-- an SSE2 instruction: a KVM that interprets guest code knows few of them and dies with KVM_EXIT_INTERNAL_ERROR;
-- an exception through its own IDT: paravirtual KVM may not honour it;
-- 20,000 turns of a loop: microseconds on a processor, tens of milliseconds in an interpreter;
+- its CS register: paravirtual KVM may run the guest's "ring 0" in ring 3;
+- an SSE2 instruction: a KVM that interprets guest code supports few of them and exits with KVM_EXIT_INTERNAL_ERROR;
+- an exception that its own IDT handles: paravirtual KVM may ignore the guest's IDT;
+- a loop of 20,000 turns: microseconds on a CPU, tens of milliseconds if it is interpreted;
 - HLT.
 
-Numbers and layouts are those of ``linux/kvm.h`` and ``asm/kvm.h`` (x86) and of the Intel manual, volume 3, chapters 3
-to 6.
+Numbers and layouts come from ``linux/kvm.h`` and ``asm/kvm.h`` (x86) and from the Intel manual, volume 3, chapters 3 to
+6.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ import sys
 import time
 
 LIMIT_S = 1.0
-"""SIGALRM ends this process after that, also inside KVM_RUN. A guest that hangs says nothing more."""
+"""SIGALRM ends this process after this time, also inside KVM_RUN. The report of a guest that hangs is incomplete."""
 LOOP_TURNS = 20_000
 
-# ioctl numbers: _IO(0xAE, n), or with the direction in the top two bits and the size of the structure below.
+# ioctl numbers: _IO(0xAE, n); for the others the top two bits are the direction, the bits below the structure's size.
 KVM_GET_API_VERSION = 0xAE00
 KVM_CREATE_VM = 0xAE01
 KVM_GET_VCPU_MMAP_SIZE = 0xAE04
@@ -105,7 +105,7 @@ def _guest_memory() -> mmap.mmap:
 
 
 def _set_cpuid(kvm: int, vcpu: int) -> None:
-    """Let the guest see all that KVM supports: without long mode in its CPUID, current kernels refuse it that mode.
+    """Show the guest all CPU features that KVM supports. Current host kernels allow long mode only if CPUID has it.
 
     struct kvm_cpuid2: u32 entries, padding; then entries of 40 bytes.
     """
@@ -116,8 +116,9 @@ def _set_cpuid(kvm: int, vcpu: int) -> None:
 
 
 def _segment(selector: int, kind: int, *, long_mode: bool) -> bytes:
-    """struct kvm_segment: u64 base; u32 limit; u16 selector; u8 type, present, dpl, db, s, l, g, avl, unusable,
-    padding.
+    """Return a struct kvm_segment.
+
+    u64 base; u32 limit; u16 selector; u8 type, present, dpl, db, s, l, g, avl, unusable, padding.
     """
     return struct.pack("<QIH10B", 0, 0xFFFF_FFFF, selector, kind, 1, 0, not long_mode, 1, long_mode, 1, 0, 0, 0)
 
@@ -145,21 +146,21 @@ def _set_registers(vcpu: int) -> None:
 
 
 def _run(vcpu: int, run: mmap.mmap) -> None:
-    """Print what the guest reports until it stops.
+    """Run the guest and print its reports until it stops.
 
-    struct kvm_run: u32 exit_reason at 8; for an I/O exit u16 port at 34 and, at 40, where in this page the data is.
+    struct kvm_run: u32 exit_reason at 8; for an I/O exit u16 port at 34, and at 40 the offset of the data in the page.
     """
     while True:
         fcntl.ioctl(vcpu, KVM_RUN, 0)
         (reason,) = struct.unpack_from("<I", run, 8)
         if reason != EXIT_IO:
-            _say("end", EXIT_NAMES.get(reason, str(reason)))
+            _report("end", EXIT_NAMES.get(reason, str(reason)))
             return
         (port,), (offset,) = struct.unpack_from("<H", run, 34), struct.unpack_from("<Q", run, 40)
-        _say(PORTS.get(port, f"port-{port:#x}"), str(struct.unpack_from("<I", run, offset)[0]))
+        _report(PORTS.get(port, f"port-{port:#x}"), str(struct.unpack_from("<I", run, offset)[0]))
 
 
-def _say(name: str, value: str) -> None:
+def _report(name: str, value: str) -> None:
     os.write(1, f"{name} {value} {time.monotonic():.6f}\n".encode())
 
 

@@ -1,4 +1,4 @@
-"""Advisory locks on files (flock): held by an open file, so by every process that inherits it."""
+"""Advisory file locks (flock). An open file holds the lock, so every process that inherits the file shares it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from types import TracebackType
 
 
 class FileLock:
-    """The lock of one file, which is created if it is not there and never removed while it is used as a lock.
+    """The lock of one file. The file is created if it is absent, and must stay while anything uses the lock.
 
-    The lock lives as long as any process has this open file. `close` gives up this process's share.
+    The lock is held until every process that shares this open file has closed it. `close` closes it in this process.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,7 +52,7 @@ class FileLock:
 
 @contextlib.asynccontextmanager
 async def locked(path: Path, *, timeout_s: float | None = None, poll_s: float = 0.05) -> AsyncIterator[FileLock]:
-    """Hold the lock at ``path``, waiting for it without blocking the event loop. Raises `TimeoutError`."""
+    """Hold the lock of ``path`` in the block; wait for it without blocking the event loop. Raises `TimeoutError`."""
     with FileLock(path) as lock:
         async with asyncio.timeout(timeout_s):
             while not lock.try_acquire():

@@ -13,12 +13,12 @@ _MAX_LAST_READS = 64
 
 
 class BoundedLog:
-    """A file of at most ``max_bytes`` (default 1 MiB), with the bytes before it in ``<path>.1``.
+    """A file of at most ``max_bytes`` (default 1 MiB). ``<path>.1`` holds the bytes before it.
 
-    The file is filled to its last byte before it is rotated, so the latest ``max_bytes`` can always be read (`tail`)
-    and never more than twice that is on the disk. `append` never raises for the disk's sake: a guest's output is no
-    reason for the engine to fail. What cannot be written is dropped, and a line in the log says so once there is room
-    again.
+    The file is filled completely before it is rotated. `tail` can therefore always read the last ``max_bytes``, and the
+    two files together never hold more than twice that. `append` ignores disk errors, because a guest's output must not
+    make the engine fail. Bytes that cannot be written are dropped. As soon as the log can be written again, a line in
+    it says how many were dropped.
     """
 
     def __init__(self, path: Path, max_bytes: int = _MIB) -> None:
@@ -29,10 +29,10 @@ class BoundedLog:
         self._size = 0
 
     def append(self, data: bytes) -> None:
-        """Write ``data``, or as much of it as the disk takes."""
+        """Append ``data``, or as much of it as the disk has room for."""
         if self.dropped_bytes:
-            lost = b"\n[squib: %d bytes lost: the log could not be written]\n" % self.dropped_bytes
-            if self._write(lost):
+            notice = b"\n[squib: %d bytes lost: the log could not be written]\n" % self.dropped_bytes
+            if self._write(notice):
                 self.dropped_bytes += len(data)
                 return
             self.dropped_bytes = 0
@@ -44,7 +44,7 @@ class BoundedLog:
             self._fd = -1
 
     def _write(self, data: bytes) -> bytes:
-        """Write and rotate; return what could not be written."""
+        """Write, rotating as needed; return the bytes that could not be written."""
         try:
             while data:
                 if self._fd < 0:
@@ -139,18 +139,21 @@ def pump_pipe(path: Path, log: BoundedLog, *, pause_s: float) -> LogPump:
 
 
 def rotated(path: Path) -> Path:
-    """Where the bytes before those of ``path`` are."""
+    """Return the path of the rotated log, which holds the bytes before those of ``path``."""
     return path.with_name(path.name + ".1")
 
 
 def remove(path: Path) -> None:
-    """Remove a log and its predecessor; nothing there is fine."""
+    """Remove a log and its rotated file, if they exist."""
     path.unlink(missing_ok=True)
     rotated(path).unlink(missing_ok=True)
 
 
 def tail(path: Path, max_bytes: int = _MIB, *, lines: int | None = None) -> bytes:
-    """The last ``max_bytes`` of a log and its predecessor, or the last ``lines`` of them; empty if there is no log."""
+    """Return the end of a log and its rotated file: at most ``max_bytes``, and at most ``lines`` lines of these.
+
+    Empty if there is no log.
+    """
     data = b""
     for part in (path, rotated(path)):
         with contextlib.suppress(FileNotFoundError):

@@ -1,8 +1,8 @@
-"""Can ``/dev/kvm`` run a stock guest?
+"""Find out whether ``/dev/kvm`` can run a stock guest.
 
-That the device opens and even makes VMs is not an answer. Where the host is itself a paravirtual guest (PVM), KVM
-interprets guest code at under 1 MIPS and dies at the first SSE2 instruction, and ``qemu -accel kvm`` hangs. So a few
-instructions are run in a throw-away VM (`squib.host.kvmguest`), in a process of its own that is killed if it hangs.
+It is not enough that the device opens, or that a VM can be created. On a host that is itself a paravirtual guest (PVM),
+KVM interprets guest code at less than 1 MIPS and fails at the first SSE2 instruction, and ``qemu -accel kvm`` hangs. So
+the probe runs a few instructions in a temporary VM (`squib.host.kvmguest`), in a process that is killed if it hangs.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from squib.host import kvmguest, proc
 
 _DEVICE = Path("/dev/kvm")
 _ATTEMPTS = 3
-_START_TIMEOUT_S = 10.0  # for an interpreter on a very busy host; the guest itself has kvmguest.LIMIT_S
-_SLOW_LOOP_S = 0.020  # 1 µs per turn: an interpreter. A processor takes 10 µs for all of them.
+_START_TIMEOUT_S = 10.0  # for starting an interpreter on a very busy host; kvmguest.LIMIT_S limits the guest itself
+_SLOW_LOOP_S = 0.020  # 1 µs per turn means interpretation; a real CPU takes 10 µs for the whole loop
 
 
 @dataclass(frozen=True)
 class KVMProbe:
-    """``present``: there is a ``/dev/kvm``. ``usable``: it runs a stock guest. ``reason`` says why or why not."""
+    """``present``: ``/dev/kvm`` exists. ``usable``: it can run a stock guest. ``reason`` explains the result."""
 
     usable: bool
     reason: str
@@ -33,7 +33,7 @@ class KVMProbe:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one run of the guest shows. ``certain`` is false for what a busy host can cause as well."""
+    """The result of one run of the guest. ``certain`` is false if a busy host could also explain the result."""
 
     usable: bool
     reason: str
@@ -41,15 +41,15 @@ class Verdict:
 
 
 async def probe_kvm(device: Path = _DEVICE) -> KVMProbe:
-    """Look for KVM and run a guest in it: 20 ms, and at most a few seconds on a host that is very busy or broken."""
+    """Look for KVM and run a test guest in it. Takes 20 ms; a few seconds on a very busy or broken host."""
     if platform.machine() != "x86_64":
-        return KVMProbe(False, f"squib's VMs are x86-64, this host is {platform.machine()}", device.exists())
+        return KVMProbe(False, f"squib's VMs are x86-64, and this host is {platform.machine()}", device.exists())
     if not device.exists():
         return KVMProbe(
-            False, f"there is no {device}: no hardware virtualization here, or the kvm module is not loaded", False
+            False, f"no {device}: the host has no hardware virtualization, or the kvm module is not loaded", False
         )
     if not os.access(device, os.R_OK | os.W_OK):
-        return KVMProbe(False, f"no permission to open {device}: add this user to the group kvm", True)
+        return KVMProbe(False, f"no permission to open {device}: this user is not in the group kvm", True)
     verdict = Verdict(False, "not tried")
     for _ in range(_ATTEMPTS):
         verdict = await _run_guest()
@@ -73,7 +73,7 @@ async def _run_guest() -> Verdict:
 
 
 def judge(report: str, error: str = "") -> Verdict:
-    """What a report of the guest means. ``error``: how its process failed, if it did."""
+    """Judge the report of a guest. ``error`` says how its process failed; it is empty if it did not."""
     value: dict[str, str] = {}
     at: dict[str, float] = {}
     for line in report.splitlines():
@@ -81,18 +81,18 @@ def judge(report: str, error: str = "") -> Verdict:
         value[name] = text
         at[name] = float(time)
     end = value.get("end") or error or "no answer"
-    ended = "end" in value  # if not, it was killed for taking too long, which a busy host explains too
+    ended = "end" in value  # otherwise it was killed for taking too long, which a busy host can cause too
     if not value:
-        return Verdict(False, f"a guest could not be run: {end}", certain=False)
+        return Verdict(False, f"the test guest did not run: {end}", certain=False)
     if int(value.get("cs", 0)) & 3:
-        return Verdict(False, "a guest's kernel would not run in ring 0 (paravirtual KVM)")
+        return Verdict(False, "a guest's kernel does not run in ring 0 (paravirtual KVM)")
     if "sse2" not in value:
-        reason = f"a guest stopped at an SSE2 instruction ({end}): KVM interprets guest code (paravirtual KVM)"
+        reason = f"the test guest stopped at an SSE2 instruction ({end}): KVM interprets guest code (paravirtual KVM)"
         return Verdict(False, reason, certain=ended)
     if "idt" not in value or "resumed" not in value:
-        return Verdict(False, f"a guest's exception handler was not called ({end})", certain=ended)
+        return Verdict(False, f"the test guest's exception handler was not called ({end})", certain=ended)
     if end != "HLT":
-        return Verdict(False, f"a guest did not come to its end ({end})", certain=ended)
+        return Verdict(False, f"the test guest did not run to its end ({end})", certain=ended)
     loop_s = at["looped"] - at["resumed"]
     if loop_s > _SLOW_LOOP_S:
         per_turn_us = loop_s / kvmguest.LOOP_TURNS * 1e6

@@ -1,9 +1,9 @@
-"""The one place that starts processes.
+"""Start processes. No other module does.
 
-Two kinds: `run` is for tools that end, `spawn` for processes that outlive the engine. Either way the process inherits
-a locked file, and holds that lock for as long as it, or a child that it passed the descriptor to, exists. So the lock
-shows whether something still runs, and which process it is (`squib.host.processes`). A recorded pid does not: another
-process may have it by now.
+`run` starts tools that end by themselves; `spawn` starts processes that outlive the engine. Both can pass a locked file
+to the process. The lock is held until that process, and every child that inherited the file, has ended. It therefore
+shows whether a process still runs, and which one (`squib.host.processes`). A recorded pid does not show that: by now
+another process may have it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from squib.errors import DependencyMissing, HostError, ToolFailed
 from squib.host.locks import FileLock
-from squib.host.processes import Process
+from squib.host.processes import Process, describe_exit
 
 PACKAGE_OF = {
     "debugfs": "e2fsprogs",
@@ -53,7 +53,7 @@ class Completed:
 
 
 def find_tool(name: str) -> Path:
-    """The program ``name`` on the PATH or in the system's directories. Raises `DependencyMissing`."""
+    """Find a program on the PATH or in the system's directories. Raises `DependencyMissing`."""
     for folder in f"{os.environ.get('PATH', '')}:{_SYSTEM_PATH}".split(":"):
         candidate = Path(folder or ".") / name
         if folder and os.access(candidate, os.X_OK) and candidate.is_file():
@@ -75,12 +75,13 @@ async def run(
     extra_env: Mapping[str, str] | None = None,
     on_stderr_line: Callable[[str], None] | None = None,
 ) -> Completed:
-    """Run a tool to its end and return what it printed.
+    """Run a tool until it exits and return its output.
 
-    ``stdin`` is its input, as bytes or as a descriptor; ``stdout`` a descriptor that takes its output instead.
-    ``lock`` is held by the tool too. ``on_stderr_line`` gets each line of its standard error as it comes. When this
-    task is cancelled or ``timeout_s`` passes, the tool's process group is killed and reaped. Raises
-    `DependencyMissing`; `ToolFailed` with the end of its standard error for any status but 0.
+    ``stdin`` is its input: bytes or a file descriptor. If ``stdout`` is given, the output goes to that descriptor and
+    is not returned. The tool inherits ``lock``. ``on_stderr_line`` gets each line of standard error as it arrives,
+    without its newline. On cancellation or after ``timeout_s`` the tool's process group is killed and reaped.
+
+    Raises `DependencyMissing`, and `ToolFailed` with the end of standard error if the exit status is not 0.
     """
     program = find_tool(os.fspath(argv[0]))
     start = asyncio.create_subprocess_exec(
@@ -94,7 +95,8 @@ async def run(
         pass_fds=(lock.fileno(),) if lock else (),
         start_new_session=True,
     )
-    # A task of its own: cancelled half-way, asyncio would kill the tool but not what it has started by then.
+    # A separate, shielded task: if this were cancelled while asyncio starts the tool, asyncio would kill the tool but
+    # not the processes that the tool has already started.
     starting = asyncio.create_task(start)
     finished = False
     try:
@@ -109,7 +111,7 @@ async def run(
                 (out, _), err = await asyncio.gather(process.communicate(data), _read_lines(err_reader, on_stderr_line))
         finished = True
     except TimeoutError:
-        raise ToolFailed(f"{program.name} did not end within {timeout_s:g} s") from None
+        raise ToolFailed(f"{program.name} did not exit within {timeout_s:g} s") from None
     finally:
         if not finished:
             await asyncio.shield(_kill_group(starting))
@@ -119,7 +121,10 @@ async def run(
 
 
 async def _kill_group(starting: asyncio.Task[asyncio.subprocess.Process]) -> None:
-    """Kill a tool and what it started, as soon as it is there; it may itself have ended before the others."""
+    """Wait until the tool has started, then kill its process group and reap it.
+
+    The tool may have ended already while processes that it started still run.
+    """
     process = await starting
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -127,7 +132,7 @@ async def _kill_group(starting: asyncio.Task[asyncio.subprocess.Process]) -> Non
 
 
 def pipe_through(argv: Sequence[str], data: bytes) -> bytes:
-    """What a tool that reads its standard input makes of ``data``. For filters that take milliseconds: it blocks.
+    """Run a filter on ``data`` and return its output. Blocks, so use it only for filters that take milliseconds.
 
     Raises `DependencyMissing`, `ToolFailed`.
     """
@@ -140,21 +145,21 @@ def pipe_through(argv: Sequence[str], data: bytes) -> bytes:
 
 def _failure(program: Path, status: int, stderr: bytes) -> ToolFailed:
     tail = stderr[-_STDERR_TAIL_BYTES:].decode(errors="replace").strip()
-    return ToolFailed(f"{program.name} ended with status {status}", detail=tail)
+    return ToolFailed(f"{program.name} {describe_exit(status)}", detail=tail)
 
 
 async def _read_lines(stream: asyncio.StreamReader, on_line: Callable[[str], None]) -> bytes:
-    """All that comes from ``stream``, passed on line by line (without the line's end)."""
-    seen = bytearray()
-    reported = 0
+    """Read ``stream`` to its end and return its bytes; pass each line to ``on_line`` without its newline."""
+    received = bytearray()
+    reported_bytes = 0
     while chunk := await stream.read(1 << 16):
-        seen += chunk
-        while (end := seen.find(b"\n", reported)) >= 0:
-            on_line(seen[reported:end].decode(errors="replace"))
-            reported = end + 1
-    if reported < len(seen):
-        on_line(seen[reported:].decode(errors="replace"))
-    return bytes(seen)
+        received += chunk
+        while (end := received.find(b"\n", reported_bytes)) >= 0:
+            on_line(received[reported_bytes:end].decode(errors="replace"))
+            reported_bytes = end + 1
+    if reported_bytes < len(received):
+        on_line(received[reported_bytes:].decode(errors="replace"))
+    return bytes(received)
 
 
 def _tool_environment() -> dict[str, str]:
@@ -169,14 +174,14 @@ def spawn(
     pass_fds: Sequence[int] = (),
     log_path: Path,
 ) -> Process:
-    """Start a process in a session of its own that outlives the engine.
+    """Start a process that outlives the engine, in a new session.
 
-    It inherits ``lock`` (which the caller holds) and ``pass_fds`` and nothing else; its output goes to ``log_path``,
-    a file or a named pipe; its environment is empty but for PATH; it leaves no core dump. The process never waits for
-    a reader of the pipe, and needs none: what does not fit in is lost. Raises `DependencyMissing`.
+    It inherits only ``lock``, which the caller holds, and ``pass_fds``. Its output goes to ``log_path``, a file or a
+    named pipe. Writing to the pipe never blocks the process and needs no reader: output that does not fit is lost. The
+    environment contains only PATH. The process leaves no core dump. Raises `DependencyMissing`, `HostError`.
     """
     program = find_tool(argv[0])
-    # Open for reading too, the process keeps the pipe alive while no engine runs.
+    # The process has the pipe open for reading too, so writes do not fail while no engine reads it.
     log_fd = os.open(log_path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     try:
         with _no_core_dump():
@@ -192,18 +197,19 @@ def spawn(
                 umask=0o077,
             )
     except OSError as error:
-        raise HostError(f"{program} could not be started: {error.strerror}") from error
+        raise HostError(f"{program} cannot be started: {error.strerror}") from error
     finally:
         os.close(log_fd)
-    child.returncode = 0  # `Process` waits for it: silences Popen's ResourceWarning
+    child.returncode = 0  # `Process` waits for the child; this silences Popen's ResourceWarning
     return Process(child.pid, os.pidfd_open(child.pid))
 
 
 @contextlib.contextmanager
 def _no_core_dump() -> Iterator[None]:
-    """What is started in this block inherits a core size limit of 0.
+    """Let processes that are started in the block inherit a core size limit of 0.
 
-    Not prlimit(2) on the child: once that is another user, it takes CAP_SYS_RESOURCE, which a container may lack.
+    prlimit(2) on the child is no alternative: once the child runs as another user, that needs CAP_SYS_RESOURCE, which
+    a container may lack.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
@@ -214,9 +220,9 @@ def _no_core_dump() -> Iterator[None]:
 
 
 def spawn_daemon(argv: Sequence[str], *, log_path: Path, pass_fds: Sequence[int] = ()) -> int:
-    """Start a program of squib's own (the engine) detached from this terminal, with this environment; return its pid.
+    """Start one of squib's own programs (the engine) in a new session; return its pid.
 
-    It is not waited for: whoever adopts orphans reaps it.
+    It inherits this process's environment. Nothing here waits for it: after this process ends, init reaps it.
     """
     log_fd = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
@@ -231,12 +237,13 @@ def spawn_daemon(argv: Sequence[str], *, log_path: Path, pass_fds: Sequence[int]
         )
     finally:
         os.close(log_fd)
-    child.returncode = 0  # its end is nobody's business here: silences Popen's ResourceWarning
+    child.returncode = 0  # this process never waits for it; this silences Popen's ResourceWarning
     return child.pid
 
 
 def call(argv: Sequence[str]) -> int:
-    """Run a command at this terminal and return its exit status (`squib doctor --fix`). All it prints goes to standard
-    error: our own standard output is for results.
+    """Run a command on this terminal and return its exit status, as `squib doctor --fix` does.
+
+    Its output goes to standard error, because squib's standard output is for results.
     """
     return subprocess.call(argv, stdout=2)

@@ -36,6 +36,19 @@ class ProcessIdentity:
     cgroups: tuple[Path, ...] = ()
 
 
+def describe_exit(returncode: int | None) -> str:
+    """Say how a process ended, such as ``exited with status 1`` or ``was killed by SIGSEGV``.
+
+    ``returncode`` is the exit status, or minus the signal's number; ``None`` if it is not known.
+    """
+    if returncode is None:
+        return "ended"
+    if returncode >= 0:
+        return f"exited with status {returncode}"
+    names = {number.value: number.name for number in signal.Signals}  # most real-time signals have no name
+    return f"was killed by {names.get(-returncode, f'signal {-returncode}')}"
+
+
 class Process:
     """A process that outlives the engine: a child of it, or one that a former engine started."""
 
@@ -138,7 +151,7 @@ def adopt(identity: ProcessIdentity) -> Process | None:
     for pid in find(identity):
         with contextlib.suppress(ProcessLookupError):
             pidfd = os.pidfd_open(pid)
-            if pid in find(identity):  # the descriptor is of the process that was meant, not of one with its old pid
+            if pid in find(identity):  # still a match, so the pidfd is not of a newer process with its pid
                 return Process(pid, pidfd)
             os.close(pidfd)
     return None
@@ -153,7 +166,7 @@ def kill(identity: ProcessIdentity, *, timeout_s: float = 10.0) -> None:
     while _is_there(identity):
         _wait_all(_kill_found(identity), deadline)
         if time.monotonic() > deadline:
-            raise HostError(f"processes do not end: {find(identity)} (they hold {identity.lock_path})")
+            raise HostError(f"processes were killed and did not end: {find(identity)} (they hold {identity.lock_path})")
 
 
 def _kill_found(identity: ProcessIdentity) -> list[int]:

@@ -1,7 +1,7 @@
 """Unix sockets at paths of any length.
 
-A socket address holds 107 bytes, less than many a state directory takes. Both sides therefore go through
-``/proc/self/fd/N/name``, with a descriptor of the directory.
+A socket address holds at most 107 bytes, and the path of a state directory can be longer. Both sides therefore open the
+directory and use the address ``/proc/self/fd/N/name``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def short_path(path: Path) -> Iterator[str]:
-    """A short name for ``path`` that this process can use until the block ends."""
+    """Yield a short name for ``path``. Only this process can use it, until the block ends."""
     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{folder}/{path.name}"
@@ -24,11 +24,11 @@ def short_path(path: Path) -> Iterator[str]:
 
 
 def listen(path: Path, *, mode: int = 0o600) -> socket.socket:
-    """A listening socket at ``path``, replacing what is there, that only this user (by ``mode``) may connect to."""
+    """Listen at ``path``, replacing what is there. The default ``mode`` lets only this user connect."""
     path.unlink(missing_ok=True)
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        # The mode is set before listen(): nobody can connect to it in between.
+        # The mode is set before listen(), because nobody can connect before it.
         with short_path(path) as name:
             server.bind(name)
         path.chmod(mode)
@@ -49,8 +49,9 @@ def is_served(path: Path) -> bool:
 
 
 def connect(path: Path, *, blocking: bool = True) -> socket.socket:
-    """A connection to the socket at ``path``. Raises `FileNotFoundError`, `ConnectionRefusedError`; one that is not
-    ``blocking`` `BlockingIOError`, while so many others wait to be accepted that there is no room.
+    """Connect to the socket at ``path``. Raises `FileNotFoundError`, `ConnectionRefusedError`.
+
+    Without ``blocking``, raises `BlockingIOError` if the listener's backlog is full.
     """
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     client.setblocking(blocking)

@@ -137,7 +137,7 @@ def test_a_read_only_mount_gives_nothing(host: FakeHost) -> None:
     text = host.mountinfo(host.mount("/docker/5c1", "/memory", "cgroup", "ro,memory"))
     layout = layout_from(text, "1:memory:/docker/5c1\n", lambda path: False)
     assert layout.hierarchies == ()
-    assert "cannot be written" in layout.missing["memory"]
+    assert "is not writable" in layout.missing["memory"]
     assert "not mounted" in layout.missing["cpu"]
 
 
@@ -210,7 +210,7 @@ def test_without_controllers_nothing_is_done() -> None:
 
 def test_what_cannot_be_written_is_named(host: FakeHost) -> None:
     (host.root / "squib").write_text("not a directory")
-    with pytest.raises(HostError, match="squib/vm could not be set up"):
+    with pytest.raises(HostError, match="squib/vm could not be changed"):
         cgroup.create(Layout((Hierarchy(1, host.root, ("pids",)),)), "squib/vm", LIMITS)
 
 

@@ -150,7 +150,7 @@ def test_the_setting_that_forbids_user_namespaces_is_named(
 
 async def test_a_host_that_refuses_namespaces_gives_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     async def refuse(plan: jail.Plan, **_: object) -> Confined:
-        raise HostError("a user namespace could not be entered: Operation not permitted")
+        raise HostError("cannot create a user namespace: Operation not permitted")
 
     monkeypatch.setattr(jail, "start", refuse)
     found = await jail.probe_jail()
@@ -215,18 +215,18 @@ async def test_a_program_that_cannot_be_executed(any_jail: Jail, identity: Proce
     broken = tmp_path / "broken"
     broken.write_bytes(b"\x7fELF nonsense")
     broken.chmod(0o755)
-    with pytest.raises(HostError, match=r"broken could not be executed: Exec format error"):
+    with pytest.raises(HostError, match=r"cannot execute .*broken: Exec format error"):
         await start(identity, jail.plan(any_jail, [str(broken)]))
 
 
 async def test_a_step_that_fails_is_named(any_jail: Jail, identity: ProcessIdentity) -> None:
-    with pytest.raises(HostError, match="the cgroup /nowhere/vm could not be joined: No such file"):
+    with pytest.raises(HostError, match="cannot join the cgroup /nowhere/vm: No such file"):
         await start(identity, jail.plan(any_jail, SLEEPER, cgroups=[Path("/nowhere/vm")]))
 
 
 async def test_a_launcher_that_does_not_answer(identity: ProcessIdentity, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jail, "_ANSWER_TIMEOUT_S", 0.0)
-    with pytest.raises(HostError, match="did not answer"):
+    monkeypatch.setattr(jail, "_REPORT_TIMEOUT_S", 0.0)
+    with pytest.raises(HostError, match="did not respond"):
         await start(identity, jail.plan(NO_JAIL, SLEEPER))
 
 
@@ -234,7 +234,7 @@ async def test_a_vmm_that_ends_before_the_seal_is_not_sealed(any_jail: Jail, ide
     confined = await start(identity, jail.plan(any_jail, SLEEPER))
     os.kill(confined.process.pid, signal.SIGKILL)
     await confined.process.wait()
-    with pytest.raises(HostError, match="ended before it was sealed"):
+    with pytest.raises(HostError, match="ended before the VMM was sealed"):
         await confined.seal()
     await confined.kill()
 
@@ -243,7 +243,7 @@ async def test_a_launcher_that_is_killed_before_the_seal_is_noticed(any_jail: Ja
     confined = await start(identity, jail.plan(any_jail, SLEEPER))
     (launcher,) = set(processes.find(identity)) - {confined.process.pid}
     os.kill(launcher, signal.SIGKILL)
-    with pytest.raises(HostError, match="ended before it was sealed"):
+    with pytest.raises(HostError, match="ended before the VMM was sealed"):
         await confined.seal()
     await confined.kill()
 

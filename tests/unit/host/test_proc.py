@@ -109,7 +109,7 @@ def test_a_program_that_cannot_be_executed(lock_path: Path, tmp_path: Path) -> N
     broken.chmod(0o755)
 
     async def test() -> None:
-        with pytest.raises(HostError, match="could not be started"):
+        with pytest.raises(HostError, match="cannot be started"):
             start(lock_path, [str(broken)])
         with pytest.raises(DependencyMissing, match="no-such-program"):
             start(lock_path, ["no-such-program"])
@@ -122,7 +122,7 @@ def test_a_tool_that_takes_too_long_is_killed_with_all_its_children(lock_path: P
     async def test() -> None:
         with FileLock(lock_path) as lock:
             assert lock.try_acquire()
-            with pytest.raises(ToolFailed, match="did not end within"):
+            with pytest.raises(ToolFailed, match="did not exit within"):
                 await proc.run(FAMILY, timeout_s=0.1, lock=lock)
         await until(lambda: processes.holders(lock_path) == [])
 
@@ -135,7 +135,7 @@ def test_what_a_tool_left_behind_is_killed_too_when_time_is_up(lock_path: Path) 
     async def test() -> None:
         with FileLock(lock_path) as lock:
             assert lock.try_acquire()
-            with pytest.raises(ToolFailed, match="did not end within"):
+            with pytest.raises(ToolFailed, match="did not exit within"):
                 await proc.run(["sh", "-c", "sleep 60 &"], timeout_s=0.1, lock=lock)
         await until(lambda: processes.holders(lock_path) == [])
 

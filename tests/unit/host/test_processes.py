@@ -15,7 +15,7 @@ import pytest
 from squib.errors import HostError
 from squib.host import cgroup, proc, processes
 from squib.host.locks import FileLock
-from squib.host.processes import Process, ProcessIdentity
+from squib.host.processes import Process, ProcessIdentity, describe_exit
 
 pytestmark = pytest.mark.anyio
 
@@ -77,6 +77,20 @@ def onlooker(path: Path, prelude: str = "pass") -> Iterator[int]:
         process.stdout.readline()
         yield process.pid
         assert process.poll() is None, "the onlooker was ended"
+
+
+@pytest.mark.parametrize(
+    ("returncode", "text"),
+    [
+        (0, "exited with status 0"),
+        (7, "exited with status 7"),
+        (-signal.SIGKILL, "was killed by SIGKILL"),
+        (-35, "was killed by signal 35"),  # a real-time signal: Python has no name for it
+        (None, "ended"),
+    ],
+)
+def test_how_a_process_ended_is_described(returncode: int | None, text: str) -> None:
+    assert describe_exit(returncode) == text
 
 
 async def test_a_process_that_merely_has_the_lock_file_open_is_not_taken_for_the_vmm(identity: ProcessIdentity) -> None:

@@ -40,5 +40,5 @@ def test_data_goes_through_a_filter(tools: ToolBox) -> None:
     tools.add("upper", "tr a-z A-Z")
     assert proc.pipe_through(["upper"], b"abc") == b"ABC"
     tools.add("broken", "echo no >&2; exit 2")
-    with pytest.raises(ToolFailed, match="broken ended with status 2"):
+    with pytest.raises(ToolFailed, match="broken exited with status 2"):
         proc.pipe_through(["broken"], b"abc")

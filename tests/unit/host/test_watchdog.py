@@ -63,7 +63,7 @@ def test_it_becomes_the_next_engine_and_passes_on_nothing_of_the_last(tmp_path: 
     assert int(pid) == run.process.pid
     assert option == "--restarts" and before - 1 < float(restarts) < time.monotonic() + 1
     assert int(fds) == 4  # standard input, output and error, and the directory that it lists
-    assert "starting another" in run.log.read_text()
+    assert "restarting it" in run.log.read_text()
 
 
 def test_without_a_state_directory_it_starts_nothing(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_a_crash_loop_ends_with_one_line_in_the_log(tmp_path: Path) -> None:
     run = Run(tmp_path, ",".join(str(now - ago) for ago in range(MAX_RESTARTS)))
     assert not run.end(b"+")
     (line,) = run.log.read_text().splitlines()
-    assert "not started again" in line
+    assert "is not restarted" in line
 
 
 def test_only_recent_restarts_count() -> None:

@@ -164,7 +164,7 @@ async def test_the_next_build_cleans_up_after_a_killed_one(home: Home, tools: To
 @pytest.mark.parametrize("tool", ["mmdebstrap", "sqfstar"])
 async def test_a_tool_that_fails_is_named_and_nothing_is_left(home: Home, tools: ToolBox, tool: str) -> None:
     tools.add(tool, "echo 'it broke' >&2; exit 7")
-    with pytest.raises(ToolFailed, match=f"{tool} ended with status 7") as caught:
+    with pytest.raises(ToolFailed, match=f"{tool} exited with status 7") as caught:
         await ImageStore(home).ensure("base")
     assert "it broke" in caught.value.detail
     assert ImageStore(home).list() == []
