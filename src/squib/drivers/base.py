@@ -1,7 +1,7 @@
-"""What a VMM driver is. Values in, a running machine out.
+"""The interface of VMM drivers: a driver gets plain values and returns a running machine.
 
-A driver knows nothing of images, agents, databases or limits. `squib.core` composes: it makes the overlay and the
-cgroup, gives paths, and talks to the agent over `Machine.connect_agent`.
+A driver does not know about images, agents, databases or limits. `squib.core` creates the overlay and the cgroup,
+passes paths to the driver, and talks to the agent over `Machine.connect_agent`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from squib.models import Check
 
 @dataclass(frozen=True)
 class FreshMemory:
-    """Guest memory that starts out zeroed."""
+    """Guest memory that is zeroed when the VM starts."""
 
     size_mib: int
 
 
 @dataclass(frozen=True)
 class MappedMemory:
-    """Guest memory that is a file, mapped copy-on-write: the file is never written to."""
+    """Guest memory that is a copy-on-write mapping of a file. The file is never changed."""
 
     size_mib: int
     file: Path
@@ -36,7 +36,7 @@ class MappedMemory:
 
 @dataclass(frozen=True)
 class Disk:
-    """A raw disk image or filesystem. The guest finds it by the serial number ``squib-<name>``."""
+    """A raw disk image or filesystem. Its serial number in the guest is ``squib-<name>``."""
 
     name: str
     path: Path
@@ -45,7 +45,7 @@ class Disk:
 
 @dataclass(frozen=True)
 class Nic:
-    """A network card on the tap device ``tap``."""
+    """A network card, connected to the host's tap device ``tap``."""
 
     tap: str
     mac: str
@@ -53,7 +53,7 @@ class Nic:
 
 @dataclass(frozen=True)
 class MachineSpec:
-    """A VM as a VMM sees it. All paths are read by the engine only; a VMM gets open files.
+    """A VM as a VMM sees it. Only the engine opens the paths; the VMM inherits open files.
 
     ``boot_args`` is appended to the driver's kernel command line.
     """
@@ -70,7 +70,7 @@ class MachineSpec:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a driver can do beyond running a guest with disks."""
+    """What a driver supports in addition to running a guest with disks."""
 
     pause: bool = False
     mapped_memory: bool = False
@@ -78,11 +78,11 @@ class Capabilities:
 
 
 def check_supported(driver: str, capabilities: Capabilities, spec: MachineSpec) -> None:
-    """Raise `Unsupported` for the first part of ``spec`` that the driver cannot do."""
+    """Raise `Unsupported` for the first feature of ``spec`` that the driver lacks."""
     wanted = {"mapped memory": isinstance(spec.memory, MappedMemory), "network cards": bool(spec.nics)}
-    able = {"mapped memory": capabilities.mapped_memory, "network cards": capabilities.nics}
+    supported = {"mapped memory": capabilities.mapped_memory, "network cards": capabilities.nics}
     for feature, is_wanted in wanted.items():
-        if is_wanted and not able[feature]:
+        if is_wanted and not supported[feature]:
             raise Unsupported(f"the driver {driver} does not support {feature}")
 
 
@@ -99,7 +99,7 @@ class ExitKind(StrEnum):
 
 @dataclass(frozen=True)
 class ExitReason:
-    """Why a VMM ended, and one sentence about it; ``detail`` is the end of the log that shows it, or empty.
+    """Why a VMM ended. ``text`` is one sentence; ``detail`` is the end of the log that explains it, or empty.
 
     Both are printable text, although they may quote the guest (`squib.protocol.text`).
     """
@@ -110,7 +110,7 @@ class ExitReason:
 
 
 class Machine(Protocol):
-    """A VMM process, and this engine's connections to it."""
+    """A VMM process and this engine's connections to it."""
 
     @property
     def pid(self) -> int: ...
@@ -118,36 +118,36 @@ class Machine(Protocol):
     async def connect_agent(self) -> socket.socket:
         """Connect to the guest agent's byte stream.
 
-        Returns a connected, non-blocking stream socket; the caller closes it. A new connection replaces an older one.
-        Raises `OSError` or `AgentLost` if there is none to connect to.
+        Returns a connected, non-blocking stream socket, which the caller closes. A new connection replaces an older
+        one. Raises `OSError` or `AgentLost` if there is nothing to connect to.
         """
 
     async def wait(self) -> ExitReason:
-        """Return when the VMM has ended, its sockets are removed and its last output is in the logs.
+        """Wait until the VMM has ended, its sockets are removed and its last output is in the logs; return why.
 
-        May be called often.
+        Can be called several times, also after the end.
         """
 
     async def pause(self) -> None:
-        """Halt the guest's processors. Idempotent. Raises `ToolFailed` if the VMM does not answer."""
+        """Stop the vCPUs. Idempotent. Raises `ToolFailed` if the VMM does not answer."""
 
     async def resume(self) -> None:
-        """Let the guest's processors run. Idempotent. Raises `ToolFailed` if the VMM does not answer."""
+        """Let the vCPUs run. Idempotent. Raises `ToolFailed` if the VMM does not answer."""
 
     async def is_paused(self) -> bool:
-        """Ask the VMM whether the guest stands still. Raises `ToolFailed` if the VMM does not answer."""
+        """Ask the VMM whether the vCPUs are stopped. Raises `ToolFailed` if the VMM does not answer."""
 
     async def kill(self) -> None:
-        """End the VMM at once and return when `wait` would.
+        """Kill the VMM and return when it has ended, as `wait` does. Idempotent.
 
-        The guest is not asked: its page cache is lost. Idempotent.
+        The guest is not shut down, so data in its page cache is lost.
         """
 
     async def detach(self) -> None:
-        """Close this engine's connections and stop watching; the VMM goes on. The object is of no more use."""
+        """Close this engine's connections and stop watching. The VMM keeps running. Do not use the object again."""
 
     def console_tail(self, max_bytes: int = ..., *, lines: int | None = ...) -> bytes:
-        """The last bytes that the guest printed to its console."""
+        """Return the end of the guest's console: at most ``max_bytes``, and at most ``lines`` lines of these."""
 
 
 class Driver(Protocol):
@@ -158,23 +158,23 @@ class Driver(Protocol):
 
     @property
     def accelerator(self) -> str:
-        """What executes guest code: ``kvm``, or ``tcg`` for QEMU's translator."""
+        """What executes guest code: ``kvm``, or ``tcg`` (QEMU's emulation)."""
 
     @property
     def groups(self) -> tuple[int, ...]:
-        """Supplementary groups that the user of a VM needs, such as that of ``/dev/kvm``."""
+        """The supplementary groups that a VMM needs, such as the group of ``/dev/kvm``."""
 
     @property
     def capabilities(self) -> Capabilities: ...
 
     def console_log(self, folder: Path) -> Path:
-        """Return where in ``folder`` the output of the guest's console is kept (`squib.host.logs`)."""
+        """Return the path of the guest's console log in ``folder`` (`squib.host.logs`)."""
 
     def memory_overhead_mib(self, spec: MachineSpec) -> int:
-        """What the VMM needs on top of the guest's memory, for a memory limit that holds both."""
+        """Return the memory in MiB that the VMM needs in addition to the guest's. A VM's memory limit covers both."""
 
     async def checks(self) -> list[Check]:
-        """What `squib doctor` says about this driver."""
+        """Return the checks of this driver for `squib doctor`."""
 
     async def launch(
         self,
@@ -186,18 +186,18 @@ class Driver(Protocol):
     ) -> Machine:
         """Start a VMM; return when it runs the guest.
 
-        ``folder`` is the driver's own directory of this VM. What the driver keeps on disk is in it.
-        The VMM holds the lock of ``identity`` or is in its cgroups, both if it can, from its first moment on.
-        ``credentials`` are the user it runs as; ``None``: that of the engine. ``on_spawned`` is called with its pid
-        as soon as it exists, before it runs the guest, for the record; what it raises ends the launch. After any
-        error, and after a cancellation, no process and no socket is left.
+        ``folder`` is the driver's own directory for this VM; the driver keeps all its files there. From its start, the
+        VMM holds the lock of ``identity`` or is in its cgroups, and both if possible. ``credentials`` are the user that
+        it runs as (default: the engine's user). ``on_spawned`` is called with the pid as soon as the process exists,
+        before the guest runs; an exception in it aborts the launch. An error or a cancellation leaves no process and no
+        socket.
 
-        Raises `Unsupported`, `WrongState` if a VMM of this VM still runs, `DependencyMissing`, `BootFailed` with the
-        end of the VMM's log if it ends at once or does not answer.
+        Raises `Unsupported`, `WrongState` if a VMM of this VM is still running, `DependencyMissing`, `HostError`, and
+        `BootFailed` with the end of the VMM's log if the VMM ends at once or does not respond.
         """
 
     async def adopt(self, folder: Path, identity: ProcessIdentity) -> Machine | None:
-        """Return the machine that a former engine launched with ``folder``; ``None`` if it has ended.
+        """Take over the VMM that a former engine launched with ``folder``; return ``None`` if it has ended.
 
-        ``identity`` is how its VMM is recognised.
+        ``identity`` identifies the VMM's process.
         """

@@ -15,25 +15,25 @@ from squib.host.probe import probe_kvm
 
 @dataclass(frozen=True)
 class Drivers:
-    """The drivers by name. ``default`` runs the VMs that do not ask for another."""
+    """The drivers by name. New VMs use ``default``."""
 
     default: Driver
     by_name: Mapping[str, Driver]
 
     @classmethod
     def of(cls, default: Driver, *others: Driver) -> Drivers:
-        """A registry of these drivers."""
+        """Return a registry of these drivers."""
         return cls(default, {driver.name: driver for driver in (default, *others)})
 
     def get(self, name: str) -> Driver:
         """Return the driver with this name. Raises `Unsupported`."""
         if name not in self.by_name:
             raise Unsupported(
-                f"no driver {name!r} on this host; drivers: {', '.join(self.by_name)}", hint="squib doctor"
+                f"this host has no driver {name!r}; it has {', '.join(self.by_name)}", hint="squib doctor"
             )
         return self.by_name[name]
 
 
 async def find_drivers() -> Drivers:
-    """Return what this host has: QEMU, with KVM if it can run a guest, else with emulation. Takes about 40 ms."""
+    """Find the drivers of this host: QEMU, with KVM if that can run a guest, else with TCG. Takes about 40 ms."""
     return Drivers.of(QemuDriver(*await asyncio.gather(probe_kvm(), probe_jail())))

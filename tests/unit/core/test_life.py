@@ -122,7 +122,7 @@ def test_a_paused_vm_whose_vmm_does_not_answer_is_stopped_all_the_same(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refuse(machine: FakeMachine) -> None:
-        raise ToolFailed("QEMU did not answer cont")
+        raise ToolFailed("QEMU did not respond to cont")
 
     async def test(engine: Engine) -> None:
         vm = await make(engine, rig.config, start=True)
@@ -453,7 +453,7 @@ def test_a_pause_whose_outcome_is_unknown_is_settled_by_asking_the_vmm(
 
     async def pause_late(self: FakeMachine) -> None:
         await pause(self)
-        raise ToolFailed("QEMU did not answer stop within 10 s")
+        raise ToolFailed("QEMU did not respond to stop within 10 s")
 
     async def test(engine: Engine) -> None:
         vm = await make(engine, rig.config, start=True)

@@ -55,13 +55,14 @@ def test_an_agent_that_gave_up_is_quoted() -> None:
 
 def test_qemus_own_words_are_kept() -> None:
     reason = exit_reason(Evidence(1, None, vmm_log="qemu: could not load kernel"))
-    assert reason.text == "QEMU ended with status 1"
+    assert reason.text == "QEMU exited with status 1"
     assert reason.detail == "qemu: could not load kernel"
 
 
 def test_signals_are_named() -> None:
+    assert exit_reason(Evidence(-35, None)).text == "QEMU was killed by signal 35"  # real-time, without a name
     assert "SIGSEGV" in exit_reason(Evidence(-signal.SIGSEGV, None)).text
-    assert "sandbox" in exit_reason(Evidence(-signal.SIGSYS, None)).text
+    assert "seccomp" in exit_reason(Evidence(-signal.SIGSYS, None)).text
 
 
 @pytest.mark.parametrize(

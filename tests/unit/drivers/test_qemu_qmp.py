@@ -102,7 +102,7 @@ def test_a_refusal_is_an_error_with_qemus_words(path: Path) -> None:
 
 def test_a_qemu_that_hangs_costs_a_timeout(path: Path) -> None:
     async def test(qmp: QMP) -> None:
-        with pytest.raises(ToolFailed, match="did not answer stop within"):
+        with pytest.raises(ToolFailed, match="did not respond to stop within"):
             await qmp.execute("stop", timeout_s=0.02)
         assert await qmp.execute("cont")
 
@@ -121,7 +121,7 @@ def test_a_qemu_that_ends_is_an_error_now_and_later(path: Path) -> None:
 @pytest.mark.anyio
 async def test_a_monitor_that_says_nothing(path: Path) -> None:
     async with serving(path, FakeMonitor(greet=False)):
-        with pytest.raises(ToolFailed, match="did not answer the connection within"):
+        with pytest.raises(ToolFailed, match="did not respond to the connection within"):
             await QMP.connect(path, timeout_s=0.02)
 
 
@@ -144,7 +144,7 @@ async def test_a_monitor_that_hangs_up(path: Path) -> None:
 @pytest.mark.anyio
 async def test_a_qemu_that_does_not_read_does_not_hold_up_closing(path: Path) -> None:
     async with by_hand(path) as (_, qmp):
-        with pytest.raises(ToolFailed, match="did not answer fill"):
+        with pytest.raises(ToolFailed, match="did not respond to fill"):
             await qmp.execute("fill", {"bytes": "x" * (4 << 20)}, timeout_s=0.02)
 
 
@@ -200,7 +200,7 @@ async def test_events_between_a_command_and_its_answer(path: Path) -> None:
 @pytest.mark.anyio
 async def test_an_answer_that_comes_too_late_is_dropped(path: Path) -> None:
     async with by_hand(path) as (peer, qmp):
-        with pytest.raises(ToolFailed, match="did not answer stop"):
+        with pytest.raises(ToolFailed, match="did not respond to stop"):
             await qmp.execute("stop", timeout_s=0.01)
         late = json.loads(await asyncio.to_thread(peer.recv, 4096))
         asking = asyncio.create_task(qmp.execute("cont"))

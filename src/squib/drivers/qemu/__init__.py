@@ -1,1 +1,1 @@
-"""QEMU as a VMM: with KVM where it works, else with TCG, QEMU's own translator."""
+"""The QEMU driver. Guests run with KVM if it works, else with TCG, QEMU's emulation."""

@@ -1,9 +1,9 @@
-"""A machine as QEMU's command line. Pure: descriptor numbers in, arguments out.
+"""Build QEMU's command line for a machine, from descriptor numbers. Pure functions.
 
-QEMU opens nothing by path. The engine may be root with a private state directory while QEMU runs as a user of
-the VM's own, so every file and socket is a descriptor that QEMU inherits: disks through ``-add-fd`` and
-``/dev/fdset``, listening sockets through ``fd=``, and what only takes a path (kernel, initramfs, memory) through
-``/proc/self/fd``, which asks for the permission of the file itself but of no directory.
+QEMU opens no file by its own path. The engine may be root, with a private state directory, while QEMU runs as the VM's
+own user. So QEMU inherits every file and socket as a descriptor: disks through ``-add-fd`` and ``/dev/fdset``, and
+listening sockets through ``fd=``. The kernel, the initramfs and the memory can only be passed as a path, which is
+``/proc/self/fd/N``; opening that needs permission for the file, but not for its directories.
 """
 
 from __future__ import annotations
@@ -14,35 +14,36 @@ from dataclasses import dataclass
 from squib.drivers.base import Disk, MachineSpec
 
 AGENT_PORT = "squib.agent"
-"""The name of the guest's end of the agent's stream (``protocol/agent.md``)."""
+"""The name of the virtio port that carries the agent's stream (``protocol/agent.md``)."""
 
 _COMMON_BOOT_ARGS = (
     "console=ttyS0",
     "quiet",
-    "panic=-1",  # a panic reboots at once, and -no-reboot turns that into QEMU's exit
-    "reboot=t",  # by triple fault: no keyboard controller, no ACPI
-    "cryptomgr.notests",  # self-tests of the crypto drivers: 0.35 s of 2.0 s under TCG
+    "panic=-1",  # a panic reboots at once, and with -no-reboot QEMU then exits
+    "reboot=t",  # reboot by triple fault, since there is no keyboard controller
+    "cryptomgr.notests",  # skip the self-tests of the crypto drivers: 0.35 s of a 2.0 s boot under TCG
     "8250.nr_uarts=1",
 )
 _TCG_BOOT_ARGS = (
-    "tsc=reliable",  # on a busy host the watchdog finds the TSC unstable, and every other clock is slow to read
+    "tsc=reliable",  # a busy host makes the kernel distrust the TSC, and all other clocks are slow to read
     "no_timer_check",  # on a busy host the check fails and the kernel panics
-    # With ASLR ld.so and libc have new addresses in each process, and TCG translates them anew: without it a command
+    # With ASLR, ld.so and libc have new addresses in each process, and TCG translates them again. Without it a command
     # starts three times as fast, and the translation cache stays small. sysctl.kernel.randomize_va_space=2 restores it.
     "norandmaps",
-    "noreplace-smp",  # patching kernel code throws translations away: 0.1 s of 1.7 s
+    "noreplace-smp",  # patching kernel code discards translations: 0.1 s of a 1.7 s boot
 )
 
-# erms: the kernel copies and clears pages with `rep movsb`, which TCG does byte by byte. Without it 8 bytes at a time:
-#   pipes 4.7 times and page faults 2.3 times as fast. la57: a level more in every page walk, for nothing.
+# erms: the kernel copies and clears pages with `rep movsb`, which TCG executes byte by byte. Without erms it moves 8
+#   bytes at a time: pipes are 4.7 times and page faults 2.3 times as fast.
+# la57: five-level page tables, whose page walks are longer; guests do not need them.
 _TCG_CPU = "max,-erms,-la57"
 
 
 @dataclass(frozen=True)
 class Descriptors:
-    """The numbers of what QEMU inherits.
+    """The file descriptors that QEMU inherits.
 
-    ``disks`` are in the order of the spec, ``memory`` is a memfd, the last three are listening sockets.
+    ``disks`` are in the order of the spec. ``memory`` is a memfd. The last three are listening sockets.
     """
 
     kernel: int
@@ -64,8 +65,8 @@ class Descriptors:
 class Acceleration:
     """How guest code runs: KVM, or TCG with a cache of ``tb_size_mib`` for translated code.
 
-    The cache takes memory as it fills. Booting fills 64 MiB; a cache of that size makes every command start twice as
-    slowly, and Python programs run a third longer. From 128 MiB on there is no difference.
+    The cache uses memory only as it fills. A boot fills 64 MiB. With a cache of that size every command takes twice as
+    long to start, and Python programs run a third longer. From 128 MiB on, more makes no difference.
     """
 
     kvm: bool
@@ -73,12 +74,12 @@ class Acceleration:
 
 
 def kernel_command_line(accel: Acceleration, boot_args: str = "") -> str:
-    """The guest kernel's command line. The user's ``boot_args`` come last, so they win."""
+    """Return the guest kernel's command line. The user's ``boot_args`` come last, so they take precedence."""
     return " ".join((*_COMMON_BOOT_ARGS, *(() if accel.kvm else _TCG_BOOT_ARGS), *boot_args.split()))
 
 
 def command_line(spec: MachineSpec, fds: Descriptors, accel: Acceleration, *, program: str) -> list[str]:
-    """The arguments that run ``spec``, the program first."""
+    """Return the arguments that run ``spec``. The first one is the program."""
     return [
         program,
         "-name", spec.vm_id,
@@ -91,16 +92,16 @@ def command_line(spec: MachineSpec, fds: Descriptors, accel: Acceleration, *, pr
 
 _ISOLATION_OPTIONS = (
     "-nodefaults", "-no-user-config", "-display", "none", "-nic", "none", "-no-reboot",
-    "-S",  # the guest runs when the monitor says so, after the jail is sealed
+    "-S",  # the guest runs only after the jail is sealed: the engine then sends cont to the monitor
     "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 )  # fmt: skip
 
 
 def _machine_options(spec: MachineSpec, fds: Descriptors, accel: Acceleration) -> list[str]:
-    """Processor, memory and chipset.
+    """Return the options for CPU, memory and chipset.
 
-    The memory is a shared mapping of the memfd, so that it can become a template without being copied; a clone will
-    have the same line with ``share=off``. dump-guest-core=off keeps it out of core dumps.
+    The memory is a shared mapping of the memfd, so that it can become a template without a copy. A clone will use the
+    same option with ``share=off``. ``dump-guest-core=off`` keeps guest memory out of core dumps.
     """
     size = f"{spec.memory.size_mib}M"
     return [
@@ -140,11 +141,11 @@ def _chardev(name: str, fd: int) -> list[str]:
 
 
 def _disk(disk: Disk, fd: int, *, fdset: int) -> list[str]:
-    """A virtio disk that the agent finds by its serial number.
+    """Return the options of a virtio disk. The agent finds it by its serial number.
 
-    Caching is write-back with the guest's flushes honoured. QEMU's image locks are off: who may use an overlay is
-    decided by the engine, and locks that belong to an inherited open file would be shared with whoever else inherited
-    it. An error of the host's disk, a full one too, is the guest's to see: by default QEMU would stop the guest.
+    The cache is write-back, and QEMU executes the guest's flushes. QEMU's image locks are off: the engine decides which
+    VM uses an overlay, and a lock on an inherited open file is shared by every process that inherited it. Errors of the
+    host's disk, such as a full disk, are reported to the guest; by default QEMU would pause the guest.
     """
     file = {"driver": "file", "filename": f"/dev/fdset/{fdset}", "locking": "off", "aio": "threads"}
     mode: dict[str, object] = {"read-only": True} if disk.read_only else {"discard": "unmap"}

@@ -1,4 +1,4 @@
-"""Launching QEMU, and finding the machines of a former engine."""
+"""Launch QEMU, and adopt the machines of a former engine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from squib.host.jail import Credentials, Jail
 from squib.host.locks import FileLock
 from squib.host.logs import LogPump
 from squib.host.probe import KVMProbe
-from squib.host.processes import Process, ProcessIdentity
+from squib.host.processes import Process, ProcessIdentity, describe_exit
 from squib.models import Check, CheckStatus, Fix
 from squib.paths import QemuPaths
 from squib.protocol.text import printable_lines
@@ -32,15 +32,15 @@ from squib.protocol.text import printable_lines
 PROGRAM = "qemu-system-x86_64"
 MINIMUM_VERSION = (7, 2)
 _KVM = Path("/dev/kvm")
-_HEAP_MIB = 128  # QEMU's own takes 25 MiB after a boot; the rest is for threads, requests and cached files
-_MONITOR_TIMEOUT_S = 20.0  # QEMU says hello within 0.1 s on an idle host
+_HEAP_MIB = 128  # QEMU uses 25 MiB after a boot; the rest is for threads, requests and cached files
+_MONITOR_TIMEOUT_S = 20.0  # QEMU sends its greeting within 0.1 s on an idle host
 _ADOPT_TIMEOUT_S = 5.0
 _END_TIMEOUT_S = 2.0
 _TOOL_TIMEOUT_S = 10.0
 _LOG_BYTES = 4096
 _TCG_BOUNDARY = (
-    "QEMU's security policy does not cover TCG: the VMM's confinement (its user, seccomp filter, cgroup and jail) is "
-    "the boundary."
+    "QEMU's security policy does not cover TCG: only the VMM's confinement (its user, seccomp filter, cgroup and jail) "
+    "separates the guest from the host."
 )
 _INSTALL = Fix(argv=("apt-get", "install", "--no-install-recommends", "qemu-system-x86"), as_root=True)
 
@@ -48,7 +48,7 @@ _INSTALL = Fix(argv=("apt-get", "install", "--no-install-recommends", "qemu-syst
 class QemuDriver:
     """`squib.drivers.base.Driver` for QEMU. One per engine.
 
-    ``probe`` decides between KVM and TCG; ``confinement`` is how its VMMs are confined.
+    ``probe`` selects KVM or TCG. ``confinement`` is the kind of jail that its VMMs run in.
     """
 
     name = "qemu"
@@ -56,7 +56,7 @@ class QemuDriver:
 
     def __init__(self, probe: KVMProbe, confinement: Jail) -> None:
         if probe.usable and not _open_to_vms(_KVM):
-            reason = f"{_KVM} is root's alone, and VMs do not run as root (chgrp kvm {_KVM} && chmod 660 {_KVM})"
+            reason = f"only root may open {_KVM}, and VMs do not run as root (chgrp kvm {_KVM} && chmod 660 {_KVM})"
             probe = KVMProbe(usable=False, reason=reason, present=True)
         self._probe = probe
         self._jail = confinement
@@ -87,7 +87,7 @@ class QemuDriver:
         check_supported(self.name, self.capabilities, spec)
         paths = QemuPaths(folder)
         async with contextlib.AsyncExitStack() as undo:
-            with contextlib.ExitStack() as opened:  # everything in it is QEMU's from here on
+            with contextlib.ExitStack() as opened:  # QEMU inherits these files
                 lock = opened.enter_context(FileLock(identity.lock_path))
                 if not lock.try_acquire():
                     raise WrongState(f"a VMM of VM {spec.vm_id} is still running", hint=f"squib stop {spec.vm_id}")
@@ -95,7 +95,7 @@ class QemuDriver:
                 undo.callback(processes.kill, identity)
                 fds = _open(spec, paths, opened, private=credentials is not None)
                 argv = command_line(spec, fds, self._acceleration, program=PROGRAM)
-                # The guest's first words come before QEMU listens: connect while they can still wait in the backlog.
+                # QEMU discards output while no client is connected, so connect before it starts.
                 connection = undo.enter_context(sockets.connect(paths.console_socket))
                 plan = jail.plan(
                     self._jail, argv, cgroups=identity.cgroups, credentials=credentials, devices=self._devices()
@@ -132,7 +132,7 @@ class QemuDriver:
         async with contextlib.AsyncExitStack() as undo:
             undo.callback(process.forget)
             qmp, serial, output = None, None, None
-            with contextlib.suppress(ToolFailed):  # a QEMU that hangs is still a process to wait for and to kill
+            with contextlib.suppress(ToolFailed):  # a QEMU that hangs can still be waited for and killed
                 qmp = await QMP.connect(paths.qmp_socket, timeout_s=_ADOPT_TIMEOUT_S)
                 undo.callback(qmp.close)
                 if await _never_ran(qmp):
@@ -154,7 +154,7 @@ class QemuDriver:
             return Check(name="acceleration", status=CheckStatus.OK, detail=f"KVM: {self._probe.reason}")
         inaccessible = self._probe.present and not os.access(_KVM, os.R_OK | os.W_OK)
         fix = Fix(argv=("usermod", "-aG", "kvm", _user_name()), as_root=True) if inaccessible else None
-        slower = "TCG emulation: VMs work, several times slower than with KVM."
+        slower = "TCG emulation: VMs work, but several times slower than with KVM."
         detail = f"{slower} {_TCG_BOUNDARY} No KVM: {self._probe.reason}"
         return Check(name="acceleration", status=CheckStatus.WARN, detail=detail, fix=fix)
 
@@ -167,13 +167,13 @@ def _user_name() -> str:
 
 
 def _open_to_vms(device: Path) -> bool:
-    """Whether a VMM may open ``device`` as a user of its own, with the device's group."""
+    """Return whether a VMM with its own user and the device's group may open ``device``."""
     mode = device.stat().st_mode
     return os.geteuid() != 0 or mode & 0o060 == 0o060 or mode & 0o006 == 0o006
 
 
 def _open(spec: MachineSpec, paths: QemuPaths, opened: contextlib.ExitStack, *, private: bool) -> Descriptors:
-    """Open and create what QEMU inherits. ``private``: QEMU runs as another user than this one."""
+    """Open and create the files that QEMU inherits. ``private``: QEMU runs as another user than this process."""
 
     def file(path: Path, flags: int) -> int:
         try:
@@ -204,7 +204,7 @@ def _open(spec: MachineSpec, paths: QemuPaths, opened: contextlib.ExitStack, *, 
 
 
 def _guest_memory(spec: MachineSpec, opened: contextlib.ExitStack) -> int:
-    """The guest's memory as an anonymous file, of a size that nobody can change under a mapping of it."""
+    """Create the guest's memory as a memfd. It is sealed, so its size cannot change while it is mapped."""
     fd = os.memfd_create(f"squib-{spec.vm_id}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     opened.callback(os.close, fd)
     os.ftruncate(fd, spec.memory.size_mib << 20)
@@ -213,7 +213,7 @@ def _guest_memory(spec: MachineSpec, opened: contextlib.ExitStack) -> int:
 
 
 def _memory_copy(source: int, name: str, opened: contextlib.ExitStack) -> int:
-    """A copy, in memory, of a file that only this user may open: QEMU opens it again and is another user."""
+    """Copy a file into a memfd. QEMU opens the descriptor again as another user, who may not open the file itself."""
     fd = os.memfd_create(name[:200], os.MFD_CLOEXEC)
     opened.callback(os.close, fd)
     with open(source, "rb", closefd=False) as src, open(fd, "wb", closefd=False) as dst:
@@ -222,7 +222,7 @@ def _memory_copy(source: int, name: str, opened: contextlib.ExitStack) -> int:
 
 
 async def _never_ran(qmp: QMP) -> bool:
-    """Whether this QEMU was started, and its engine ended before it was sealed and its guest ran."""
+    """Return whether the guest has never run, because the former engine ended before the seal."""
     status = await qmp.execute("query-status", timeout_s=_ADOPT_TIMEOUT_S)
     return isinstance(status, dict) and status.get("status") == "prelaunch"
 
@@ -230,19 +230,19 @@ async def _never_ran(qmp: QMP) -> bool:
 async def _launch_failed(
     process: Process, output: LogPump, paths: QemuPaths, error: HostError | ToolFailed
 ) -> BootFailed:
-    """The error for a QEMU that did not get as far as its monitor: with its own words, if it has ended."""
+    """Return the error for a QEMU that was launched and does not run the guest, with the end of its log."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_END_TIMEOUT_S):
             await process.wait()
     output.close()
-    said = printable_lines(logs.tail(paths.vmm_log, _LOG_BYTES).decode(errors="replace")).strip()
+    log_end = printable_lines(logs.tail(paths.vmm_log, _LOG_BYTES).decode(errors="replace")).strip()
     if process.running:
-        return BootFailed(error.message, detail=said)
-    return BootFailed(f"QEMU ended at once with status {process.returncode}", detail=said)
+        return BootFailed(error.message, detail=log_end)
+    return BootFailed(f"QEMU {describe_exit(process.returncode)} before the guest ran", detail=log_end)
 
 
 async def _program_check() -> Check:
-    """QEMU is installed, new enough, and has the machine type that squib uses."""
+    """Check that QEMU is installed, is new enough, and has the machine type that squib uses."""
     name = "qemu"
     try:
         version = (await proc.run([PROGRAM, "--version"], timeout_s=_TOOL_TIMEOUT_S)).stdout.decode()
@@ -254,7 +254,7 @@ async def _program_check() -> Check:
     found = parse_version(version)
     wanted = ".".join(map(str, MINIMUM_VERSION))
     if found < MINIMUM_VERSION:
-        detail = f"{PROGRAM} is too old: {version.splitlines()[0]}, needed {wanted}"
+        detail = f"{PROGRAM} is too old: {version.splitlines()[0]}; squib needs {wanted} or newer"
         return Check(name=name, status=CheckStatus.FAIL, detail=detail)
     if not re.search(r"^q35 ", machines, re.MULTILINE):
         return Check(name=name, status=CheckStatus.FAIL, detail=f"{PROGRAM} has no machine type q35", fix=_INSTALL)
@@ -262,6 +262,6 @@ async def _program_check() -> Check:
 
 
 def parse_version(text: str) -> tuple[int, ...]:
-    """The numbers in what ``qemu --version`` prints; empty if there are none."""
+    """Return the version number in the output of ``qemu --version``; empty if it has none."""
     found = re.search(r"version (\d+(?:\.\d+)*)", text)
     return tuple(map(int, found[1].split("."))) if found else ()

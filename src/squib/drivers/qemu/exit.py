@@ -1,8 +1,8 @@
-"""Why a QEMU ended. Pure: evidence in, a sentence out. The guest controls most of the evidence.
+"""Find out why a QEMU ended, from the evidence. Pure functions. The guest controls most of the evidence.
 
-With ``-no-reboot`` a power-off, a reboot and a panic of the guest all end QEMU with status 0. QEMU's SHUTDOWN event
-tells a power-off from a reset; the guest's console tells a panic, which resets the machine (``panic=-1``), from a
-reboot.
+With ``-no-reboot``, QEMU exits with status 0 after a power-off, a reboot or a panic of the guest. QEMU's SHUTDOWN event
+distinguishes a power-off from a reset. The guest's console distinguishes a panic, which resets the machine
+(``panic=-1``), from a reboot.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import signal
 from dataclasses import dataclass
 
 from squib.drivers.base import ExitKind, ExitReason
+from squib.host.processes import describe_exit
 from squib.protocol.text import printable, printable_lines
 
 _PANIC = "Kernel panic - not syncing"
@@ -24,8 +25,9 @@ _EVIDENCE_LINES = 12
 class Evidence:
     """What is known when a QEMU has ended.
 
-    ``returncode`` is the exit status, minus the number of a signal, or ``None`` if it was not this engine's child.
-    ``shutdown`` is the reason of the SHUTDOWN event (QEMU's ``ShutdownCause``), ``None`` if none was seen.
+    ``returncode`` is the exit status, minus the signal's number, or ``None`` if QEMU was not a child of this engine.
+    ``shutdown`` is the reason in the SHUTDOWN event (QEMU's ``ShutdownCause``); ``None`` if no event was received.
+    ``killed``: this engine killed it.
     """
 
     returncode: int | None
@@ -36,7 +38,7 @@ class Evidence:
 
 
 def exit_reason(evidence: Evidence) -> ExitReason:
-    """Why QEMU ended: by its own word, else by its exit status, else by what the guest's kernel printed last."""
+    """Return why QEMU ended: by its SHUTDOWN event, else by its exit status, else by the guest's console."""
     reason = _reason(evidence)
     return ExitReason(reason.kind, printable(reason.text), printable_lines(reason.detail))
 
@@ -49,7 +51,7 @@ def _reason(evidence: Evidence) -> ExitReason:
     if evidence.returncode is not None and evidence.returncode < 0:
         return _by_signal(-evidence.returncode, evidence.vmm_log)
     if evidence.returncode:
-        return ExitReason(ExitKind.FAILED, f"QEMU ended with status {evidence.returncode}", evidence.vmm_log)
+        return ExitReason(ExitKind.FAILED, f"QEMU {describe_exit(evidence.returncode)}", evidence.vmm_log)
     return _by_console(evidence.console)
 
 
@@ -60,22 +62,21 @@ def _by_event(cause: str, console: str) -> ExitReason:
         return _powered_off(console)
     if cause == "guest-reset":
         return ExitReason(ExitKind.GUEST_REBOOTED, "the guest rebooted, which ends its VM")
-    return ExitReason(ExitKind.KILLED, f"QEMU was told to quit ({cause})")
+    return ExitReason(ExitKind.KILLED, f"QEMU was shut down from outside the guest ({cause})")
 
 
 def _by_signal(number: int, vmm_log: str) -> ExitReason:
-    name = signal.Signals(number).name if number in signal.valid_signals() else str(number)
     if number == signal.SIGKILL:
-        return ExitReason(ExitKind.KILLED, "QEMU was killed (SIGKILL), by an administrator or for lack of memory")
+        return ExitReason(ExitKind.KILLED, "QEMU was killed by SIGKILL: out of memory, or killed by an administrator")
     if number == signal.SIGSYS:
         return ExitReason(
-            ExitKind.FAILED, "QEMU was ended by its sandbox: it made a forbidden system call (SIGSYS)", vmm_log
+            ExitKind.FAILED, "QEMU's seccomp filter killed it for a forbidden system call (SIGSYS)", vmm_log
         )
-    return ExitReason(ExitKind.FAILED, f"QEMU was ended by {name}", vmm_log)
+    return ExitReason(ExitKind.FAILED, f"QEMU {describe_exit(-number)}", vmm_log)
 
 
 def _by_console(console: str) -> ExitReason:
-    """For a QEMU whose monitor nobody listened to."""
+    """Return the reason for a QEMU whose SHUTDOWN event no engine received."""
     end = _last_lines(console)
     if _PANIC in console:
         return _panicked(console)
@@ -83,17 +84,17 @@ def _by_console(console: str) -> ExitReason:
         return _powered_off(console)
     if _RESTART in end:
         return ExitReason(ExitKind.GUEST_REBOOTED, "the guest rebooted, which ends its VM")
-    return ExitReason(ExitKind.UNKNOWN, "QEMU ended without a word, or nobody listened", end)
+    return ExitReason(ExitKind.UNKNOWN, "QEMU ended for an unknown reason while no engine was connected to it", end)
 
 
 def _panicked(console: str) -> ExitReason:
     where = console.rfind(_PANIC)
-    line = console[where:].partition("\n")[0].strip() if where >= 0 else "the reason is not on the console"
+    line = console[where:].partition("\n")[0].strip() if where >= 0 else "the console does not show the reason"
     return ExitReason(ExitKind.GUEST_PANICKED, f"the guest's kernel panicked: {line}", _last_lines(console))
 
 
 def _powered_off(console: str) -> ExitReason:
-    """The agent powers off after a fault of its own, and says so first."""
+    """Return the reason, with the agent's message if the agent powered off because of its own fatal error."""
     where = console.rfind(_AGENT_FATAL)
     if where < 0:
         return ExitReason(ExitKind.POWERED_OFF, "the guest powered off")

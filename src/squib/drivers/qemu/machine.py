@@ -1,4 +1,4 @@
-"""A running QEMU: waiting for its end, ending it, leaving it alone."""
+"""A running QEMU: wait for its end, pause it, kill it, or detach from it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _EVIDENCE_BYTES = 16 * 1024
 class QemuMachine:
     """`squib.drivers.base.Machine` for QEMU.
 
-    ``console`` and ``output`` copy what the guest and QEMU print. They and ``qmp`` may be missing for a machine that
-    was adopted in bad shape.
+    ``console`` and ``output`` copy the output of the guest and of QEMU. They and ``qmp`` are ``None`` if an adopted
+    QEMU could not be connected to.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class QemuMachine:
 
     def _monitor(self) -> QMP:
         if self.qmp is None:
-            raise ToolFailed("QEMU's monitor did not answer when the engine came back to it")
+            raise ToolFailed("QEMU's monitor did not respond when the engine adopted the VM")
         return self.qmp
 
     async def kill(self) -> None:

@@ -1,11 +1,11 @@
-"""QEMU's monitor: the part of QMP that squib needs, with every wait bounded.
+"""QEMU's monitor: the part of QMP that squib needs. Every wait has a timeout.
 
-Messages are JSON objects, a line each: a greeting, answers with the ``id`` of their command, and events. The reference
-is QEMU's ``docs/interop/qmp-spec``.
+Messages are JSON objects, one per line: a greeting, responses with the ``id`` of their command, and events. The
+reference is QEMU's ``docs/interop/qmp-spec``.
 
-Why not the `qemu.qmp` library (0.0.6): a QEMU that ends right after the handshake makes its ``connect`` fail an
-assertion and leave a socket and tasks behind; it keeps a history of all events, whose number the guest decides; and
-its ``disconnect`` waits without end for a QEMU that does not read.
+The library `qemu.qmp` (0.0.6) is not used. If QEMU ends right after the handshake, its ``connect`` fails an assertion
+and leaks a socket and tasks. It keeps a history of all events, and the guest decides how many there are. Its
+``disconnect`` waits for ever for a QEMU that does not read.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from squib.errors import ToolFailed
 from squib.host import sockets
 
 TIMEOUT_S = 10.0
-_GREETING = 0  # stands for the id of what comes unasked, and first
+_GREETING = 0  # the id under which the greeting is waited for; the first command has id 1
 _MAX_LINE_BYTES = 16 << 20
 _CLOSED = {"error": {"desc": "QEMU closed its monitor"}}
 
 
 class QMP(asyncio.Protocol):
-    """A session with one QEMU. A QEMU that hangs costs the caller a timeout, never more."""
+    """A connection to one QEMU's monitor. If QEMU hangs, calls fail after their timeout."""
 
     def __init__(self, connection: socket.socket) -> None:
         """See `connect`."""
@@ -44,7 +44,7 @@ class QMP(asyncio.Protocol):
 
     @classmethod
     async def connect(cls, path: Path, *, timeout_s: float = TIMEOUT_S) -> QMP:
-        """Connect to the monitor at ``path``. Raises `ToolFailed` if QEMU does not answer in time, or ends."""
+        """Connect to the monitor at ``path``. Raises `ToolFailed` if QEMU does not respond in time, or ends."""
         try:
             connection = sockets.connect(path)
         except OSError as error:
@@ -63,12 +63,12 @@ class QMP(asyncio.Protocol):
     async def execute(
         self, command: str, arguments: Mapping[str, object] | None = None, *, timeout_s: float = TIMEOUT_S
     ) -> object:
-        """Run a command and return what it returns.
+        """Run a command and return its result.
 
-        Raises `ToolFailed` if QEMU refuses, ends, or does not answer in time.
+        Raises `ToolFailed` if the command fails, or QEMU ends or does not respond in time.
         """
         if self._transport is None or self._closed.is_set():
-            raise ToolFailed(f"QEMU could not carry out {command}: {_CLOSED['error']['desc']}")
+            raise ToolFailed(f"QEMU failed at {command}: {_CLOSED['error']['desc']}")
         number = next(self._ids)
         message = {"execute": command, "arguments": arguments or {}, "id": number}
         self._transport.write(json.dumps(message).encode() + b"\n")
@@ -76,12 +76,12 @@ class QMP(asyncio.Protocol):
         return answer.get("return")
 
     async def drained(self, *, timeout_s: float = 1.0) -> None:
-        """Return when QEMU has closed the connection, so that all its events are known; or after ``timeout_s``."""
+        """Wait until QEMU has closed the connection, so that all its events have arrived; at most ``timeout_s``."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._closed.wait(), timeout_s)
 
     def close(self) -> None:
-        """Close the connection. QEMU goes on. Idempotent."""
+        """Close the connection. QEMU keeps running. Idempotent."""
         if self._transport is not None:
             self._transport.abort()
         else:
@@ -93,11 +93,11 @@ class QMP(asyncio.Protocol):
             async with asyncio.timeout(timeout_s):
                 answer = await waiting
         except TimeoutError:
-            raise ToolFailed(f"QEMU did not answer {what} within {timeout_s:g} s") from None
+            raise ToolFailed(f"QEMU did not respond to {what} within {timeout_s:g} s") from None
         finally:
             del self._waiting[number]
         if "error" in answer:
-            raise ToolFailed(f"QEMU could not carry out {what}: {answer['error'].get('desc')}")
+            raise ToolFailed(f"QEMU failed at {what}: {answer['error'].get('desc')}")
         return answer
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
