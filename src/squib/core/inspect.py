@@ -1,4 +1,4 @@
-"""``list`` and ``inspect``: descriptions of VMs. They never contain values of environment variables."""
+"""``list`` and ``inspect``: describe VMs. Descriptions never contain values of environment variables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from squib.store.records import BrokenRecord, VMRecord
 
 
 def describe(record: VMRecord | BrokenRecord) -> VMInfo:
-    """Return a VM as its users see it. One whose record cannot be read is in ``error``."""
+    """Describe a VM for clients. A VM whose record cannot be read is in the state ``error``."""
     if isinstance(record, BrokenRecord):
         return _describe_broken(record)
     spec = record.spec
@@ -42,7 +42,7 @@ def _describe_broken(record: BrokenRecord) -> VMInfo:
         vm_id=record.vm_id,
         name=record.name,
         state=VMState.ERROR,
-        reason=f"its record is damaged ({record.reason}); squib rm {record.name} removes it",
+        reason=f"its database record is damaged; delete it with: squib rm {record.vm_id} ({record.reason})",
         project=None,
         runtime=None,
         kernel="",

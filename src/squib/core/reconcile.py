@@ -74,7 +74,7 @@ async def _end_unknown_vmms(engine: Engine, known: Collection[str]) -> None:
 
 async def _settle(engine: Engine, record: VMRecord | BrokenRecord) -> None:
     if isinstance(record, BrokenRecord):  # it does not run; its disk stays until somebody removes the VM
-        log.error("the record of VM %s is damaged: %s", record.vm_id, record.reason)
+        log.error("the database record of VM %s is damaged: %s", record.vm_id, record.reason)
         await release(engine, record.vm_id, RUN)
         return
     match record.state:

@@ -26,7 +26,9 @@ def referenced_digests(engine: Engine) -> set[str]:
     """
     for record in engine.store.all_vms():
         if isinstance(record, BrokenRecord):
-            raise RecordCorrupt(f"the record of VM {record.name} is damaged: {record.reason}")
+            raise RecordCorrupt(
+                f"the database record of VM {record.name} is damaged: {record.reason}", hint=f"squib rm {record.vm_id}"
+            )
     return {digest for record in engine.store.list_vms() for digest in digests_of(record)}
 
 
@@ -57,7 +59,7 @@ def choosing(engine: Engine) -> Iterator[None]:
 
 
 def prune(engine: Engine) -> None:
-    """Remove kernels, images and initramfs archives that nothing uses and no name stands for.
+    """Remove kernels, images and initramfs archives that are not in use and have no name.
 
     Nothing is removed while a new owner chooses its files, or if an owner's record is unreadable. A later call removes
     the rest. A failure is logged.
@@ -75,6 +77,6 @@ def prune(engine: Engine) -> None:
 
 
 def prune_after(engine: Engine, record: VMRecord) -> None:
-    """Remove what only a deleted VM used. Does nothing if its files still have names, which is the common case."""
+    """Remove the files that only a deleted VM used. Usually its files still have names; then nothing is removed."""
     if digests_of(record) - engine.kernels.named_digests() - engine.images.named_digests():
         prune(engine)

@@ -1,16 +1,17 @@
-"""The engine's memory: VMs and leases in SQLite, in one file that only the engine opens.
+"""The engine's database: VMs and leases in an SQLite file that only the engine opens.
 
-Two kinds of writes. A *promise* is written before its act: a new VM, a lease, a changed spec. If it cannot be written,
-the act does not happen. A *fact* is written after its act: a changed state, a released lease, a removed VM. If the disk
-is full, facts are kept in memory, are part of every answer, and are written as soon as there is room (`flush`). An
-engine that is killed before that leaves a row that is behind, and the next engine settles it from what it finds.
+There are two kinds of writes. A *promise* is written before its act: a new VM, a lease, a changed spec. If it cannot be
+written, the act does not happen. A *fact* is written after its act: a changed state, a released lease, a removed VM. If
+the disk is full, facts are kept in memory, are part of every query's result, and are written as soon as there is space
+(`flush`). If the engine is killed before that, the row is out of date, and the next engine settles the VM.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
@@ -38,7 +39,7 @@ def now() -> datetime:
 
 @dataclass
 class _Facts:
-    """What has happened and could not be written yet."""
+    """Facts that could not be written yet."""
 
     columns: dict[str, dict[str, object]] = field(default_factory=dict)
     """Changed columns, by VM."""
@@ -50,9 +51,9 @@ class _Facts:
 
 
 class Store:
-    """The database at ``path``. It is created, or brought to the present schema, when it is opened.
+    """The database at ``path``. Opening it creates it or migrates it to the current schema.
 
-    Raises `EngineStartFailed` if a newer squib wrote it or it is damaged, and `DiskFull` from promises.
+    Opening raises `EngineStartFailed` if a newer squib wrote the database or it is damaged; promises raise `DiskFull`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,6 +66,9 @@ class Store:
                 self._db.execute("PRAGMA journal_mode = WAL")
                 self._db.execute("PRAGMA synchronous = NORMAL")
                 migrate(self._db, path)
+                self._db.text_factory = _decode  # not before: a migration must not replace bytes
+                for table in ("vms", "leases"):  # find damaged pages now, not while a request is served
+                    self._db.execute(f"SELECT * FROM {table}").fetchall()
             except BaseException:
                 self._db.close()
                 raise
@@ -77,7 +81,7 @@ class Store:
             ) from error
 
     def close(self) -> None:
-        """Write what can be written and close the file. Idempotent."""
+        """Write the remaining facts if possible, and close the file. Idempotent."""
         try:
             self.flush()
         except sqlite3.ProgrammingError:  # closed already
@@ -119,7 +123,7 @@ class Store:
                 for lease_id in facts.removed_leases:
                     self._db.execute("DELETE FROM leases WHERE lease_id = ?", (lease_id,))
         except DiskFull as error:
-            log.warning("kept in memory until there is room: %s", error.message)
+            log.warning("changes are kept in memory until they can be written: %s", error.message)
             return False
         self._facts = _Facts()
         return True
@@ -145,7 +149,7 @@ class Store:
                     )
 
     def set_spec(self, vm_id: str, spec: VMSpec) -> None:
-        """Replace what a VM is made of. Raises `DiskFull`."""
+        """Replace the spec of a VM. Raises `DiskFull`."""
         with self._transaction():
             self._db.execute("UPDATE vms SET spec = ? WHERE vm_id = ?", (_to_column(spec), vm_id))
 
@@ -159,9 +163,9 @@ class Store:
     def change_state(
         self, vm_id: str, *, expected: Collection[VMState], to: VMState, reason: str = "", **columns: object
     ) -> bool:
-        """Change the state of a VM from one of ``expected`` to ``to``, with other columns in the same step.
+        """Change the state of a VM from one of ``expected`` to ``to``; change other ``columns`` with it.
 
-        Returns whether this call did it.
+        Returns whether the state was changed: not if the VM is in another state, is absent or unreadable.
         """
         values: dict[str, object] = {"state": to, "reason": reason, **columns}
         if unknown := values.keys() - set(_COLUMNS):
@@ -176,11 +180,11 @@ class Store:
         return True
 
     def set_pid(self, vm_id: str, pid: int) -> None:
-        """Record the VMM's pid for people to read: no process is ever killed by it."""
+        """Store the VMM's pid. It is for people to read: squib never uses it to find a process."""
         self._note(vm_id, {"pid": pid})
 
     def remove_vm(self, vm_id: str) -> None:
-        """Remove a VM's row. Its leases must be gone."""
+        """Remove a VM's row. Its leases must be released already."""
         self._facts.columns.pop(vm_id, None)
         self._facts.removed_vms.add(vm_id)
         self.flush()
@@ -195,7 +199,9 @@ class Store:
         """Return the VM whose ID or name is ``ref``. Raises `NotFound`, `RecordCorrupt` if its row is unreadable."""
         found = self.find(ref)
         if isinstance(found, BrokenRecord):
-            raise RecordCorrupt(f"the record of VM {found.name} is damaged: {found.reason}", hint=f"squib rm {ref}")
+            raise RecordCorrupt(
+                f"the database record of VM {found.name} is damaged: {found.reason}", hint=f"squib rm {ref}"
+            )
         return found
 
     def find(self, ref: str) -> VMRecord | BrokenRecord:
@@ -206,11 +212,11 @@ class Store:
         raise NotFound(f"no VM has the ID or name {ref!r}", hint="squib ls shows all VMs")
 
     def list_vms(self) -> list[VMRecord]:
-        """Return all VMs that can be read, oldest first."""
+        """Return all VMs whose rows can be read, oldest first."""
         return [record for record in self.all_vms() if isinstance(record, VMRecord)]
 
     def all_vms(self) -> list[VMRecord | BrokenRecord]:
-        """Return all VMs, oldest first, with those that cannot be read."""
+        """Return all VMs, oldest first, including those whose rows cannot be read."""
         return list(self._read(self._db.execute(f"{_SELECT} ORDER BY created_at, vm_id")))
 
     def _read(self, rows: Iterable[tuple[object, ...]]) -> Iterator[VMRecord | BrokenRecord]:
@@ -225,7 +231,7 @@ class Store:
     # Leases
 
     def add_lease(self, owner: Owner, kind: LeaseKind, key: str) -> None:
-        """Note that a resource is about to be taken. Noting the same one again changes nothing. Raises `DiskFull`."""
+        """Store that an owner is about to take a resource. Idempotent. Raises `DiskFull`."""
         self.flush()  # an earlier lease with this key may be among the facts
         with self._transaction():
             self._db.execute(
@@ -234,7 +240,7 @@ class Store:
             )
 
     def leases(self, owner: Owner | None = None) -> list[Lease]:
-        """Return the leases of one owner, or all; newest first, the order in which they are released."""
+        """Return the leases of one owner, or all leases. Newest first: the order in which they are released."""
         where, values = ("", ()) if owner is None else ("WHERE owner_kind = ? AND owner_id = ?", (owner.kind, owner.id))
         rows = self._db.execute(
             f"SELECT lease_id, owner_kind, owner_id, kind, key FROM leases {where} ORDER BY lease_id DESC", values
@@ -246,7 +252,7 @@ class Store:
         ]
 
     def remove_lease(self, lease: Lease) -> None:
-        """Note that the resource is released. Releasing it once more after a crash does no harm."""
+        """Store that the resource is released. After a crash it may be released a second time, which is harmless."""
         self._facts.removed_leases.add(lease.lease_id)
         self.flush()
 
@@ -263,26 +269,44 @@ def _to_column(value: object) -> object:
     return value
 
 
+def _decode(text: bytes) -> str:
+    """Decode a column. Invalid UTF-8 damages one value; by default SQLite would fail the whole query."""
+    return text.decode(errors="replace")
+
+
+def _state(text: str) -> VMState:
+    if text not in set(VMState) - {VMState.UNKNOWN}:
+        raise ValueError(f"{text!r} is not a state of a VM")
+    return VMState(text)
+
+
+_PARSERS: dict[str, Callable[[str], object]] = {
+    "state": _state,
+    "spec": VMSpec.from_json,
+    "created_at": datetime.fromisoformat,
+    "started_at": datetime.fromisoformat,
+    "stopped_at": datetime.fromisoformat,
+}
+
+
 def _from_row(values: dict[str, object]) -> VMRecord | BrokenRecord:
-    read = dict(values)
-    try:
-        state = VMState(str(values["state"]))
-        if state is VMState.UNKNOWN:
-            raise ValueError("the state is unknown")
-        read["state"] = state
-        read["bound"] = bool(values["bound"])
-        read["spec"] = VMSpec.from_json(str(values["spec"]))
-        for name in ("created_at", "started_at", "stopped_at"):
-            if values[name] is not None:
-                read[name] = datetime.fromisoformat(str(values[name]))
-    except ValueError as error:
-        return BrokenRecord(str(values["vm_id"]), str(values["name"]), _describe(error))
+    read = values | {"bound": bool(values["bound"])}
+    for column, parse in _PARSERS.items():
+        if (value := values[column]) is not None:
+            try:
+                read[column] = parse(str(value))
+            except (ValueError, RecursionError) as error:
+                return BrokenRecord(str(values["vm_id"]), str(values["name"]), _describe(column, error))
     return VMRecord(**read)  # type: ignore[arg-type]
 
 
-def _describe(error: ValueError) -> str:
-    """Say what is wrong with a row, without the values of its environment."""
+def _describe(column: str, error: ValueError | RecursionError) -> str:
+    """Say what is wrong with a column, without the values of the VM's environment."""
     if isinstance(error, ValidationError):
         problem = error.errors(include_input=False, include_url=False)[0]
-        return f"{'.'.join(map(str, problem['loc'])) or 'spec'}: {problem['msg']}"
-    return " ".join(str(error).split())[:_MAX_REASON]
+        text = f"{'.'.join(map(str, (column, *problem['loc'])))} is invalid: {problem['msg']}"
+    elif isinstance(error, json.JSONDecodeError):
+        text = f"{column} is not valid JSON: {error}"
+    else:
+        text = f"{column} is invalid: {error}"
+    return " ".join(text.split())[:_MAX_REASON]

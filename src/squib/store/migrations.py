@@ -1,7 +1,7 @@
-"""The schema, and the numbered steps to it.
+"""The database schema, and the numbered steps that create it.
 
-Each step runs in one transaction and raises ``PRAGMA user_version`` by one. Before the first step a copy of the file is
-kept beside it. A new database is created by the same steps, so that there is one path to the present schema.
+Each step runs in one transaction and increments ``PRAGMA user_version``. Before the first step, a copy of the file is
+kept beside it. The same steps create a new database, so there is only one path to the current schema.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Step = Callable[[sqlite3.Connection], None]
 
 
 def _create(db: sqlite3.Connection) -> None:
-    """Schema 1: VMs with their configuration, leases of VMs."""
+    """Create schema 1: VMs with their configuration, and leases of VMs."""
     db.execute("""
         CREATE TABLE vms (
             vm_id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, state TEXT NOT NULL, reason TEXT NOT NULL,
@@ -34,7 +34,7 @@ def _create(db: sqlite3.Connection) -> None:
 
 
 def _specs_and_owners(db: sqlite3.Connection) -> None:
-    """Schema 2: a versioned spec, a driver and a bond for each VM; leases of any owner."""
+    """Migrate to schema 2: a versioned spec, a driver and a bond for each VM; leases of any owner."""
     db.execute("ALTER TABLE vms ADD COLUMN spec TEXT NOT NULL DEFAULT ''")
     db.execute("ALTER TABLE vms ADD COLUMN driver TEXT NOT NULL DEFAULT 'qemu'")
     db.execute("ALTER TABLE vms ADD COLUMN bound INTEGER NOT NULL DEFAULT 0")
@@ -59,7 +59,10 @@ def _specs_and_owners(db: sqlite3.Connection) -> None:
 
 
 def _spec_of_config(config: str, kernel: str, rootfs: str) -> str:
-    """The spec for a configuration of schema 1. One that cannot be read is kept as it is, and reported when read."""
+    """Convert a configuration of schema 1 to a spec.
+
+    An unreadable configuration is kept unchanged. The VM is then listed as damaged.
+    """
     try:
         old = json.loads(config)
         runtime = None if old["rootfs_path"] else old["runtime"]
@@ -79,14 +82,14 @@ SCHEMA_VERSION = len(MIGRATIONS)
 
 
 def migrate(db: sqlite3.Connection, path: Path) -> None:
-    """Bring the database at ``path`` to `SCHEMA_VERSION`. ``db`` is in autocommit mode.
+    """Migrate the database at ``path`` to `SCHEMA_VERSION`. ``db`` is in autocommit mode.
 
-    Raises `EngineStartFailed` if it was written by a newer squib, and what SQLite raises.
+    Raises `EngineStartFailed` if a newer squib wrote it, and SQLite's errors.
     """
     found = db.execute("PRAGMA user_version").fetchone()[0]
     if found > SCHEMA_VERSION:
         raise EngineStartFailed(
-            f"the database {path} has schema {found}; this squib knows schemas up to {SCHEMA_VERSION}",
+            f"the database {path} has schema {found}; this squib supports schemas up to {SCHEMA_VERSION}",
             hint="upgrade squib, or set SQUIB_HOME to another directory",
         )
     if 0 < found < SCHEMA_VERSION:
@@ -104,12 +107,12 @@ def migrate(db: sqlite3.Connection, path: Path) -> None:
 
 
 def backup_path(path: Path, version: int) -> Path:
-    """Where the copy of a database of an older schema is kept."""
+    """Return the path of the copy that is kept before a migration from schema ``version``."""
     return path.with_name(f"{path.name}.v{version}")
 
 
 def _keep_copy(db: sqlite3.Connection, target: Path) -> None:
-    """Copy the database, whole and durable, before the file appears under its name."""
+    """Copy the database. ``target`` appears only when the copy is complete and on the disk."""
     partial = target.with_name(f"{target.name}.partial")
     partial.unlink(missing_ok=True)
     try:

@@ -1,4 +1,4 @@
-"""What the database holds: VMs and leases, as plain values."""
+"""The records of the database, VMs and leases, as plain values."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from squib.models.base import Env
 
 
 class VMSpec(StoredModel):
-    """What a VM is made of, as stored: every default is resolved.
+    """The resources of a VM, as stored: every default is resolved.
 
-    ``VMConfig`` is what a caller may ask for. The two may diverge. A change that older rows do not fit needs a new
-    ``version`` and a migration.
+    ``VMConfig`` is the request; the two may differ. A change that older rows do not match needs a new ``version`` and a
+    migration.
     """
 
     version: Literal[1] = 1
@@ -33,7 +33,7 @@ class VMSpec(StoredModel):
     env_vars: Env = Field(default_factory=dict, repr=False)
 
     def to_json(self) -> str:
-        """Encode it. Unlike pydantic's own JSON this accepts lone surrogates, as in `os.environ`."""
+        """Encode the spec. Unlike pydantic's JSON, this accepts lone surrogates, as in `os.environ`."""
         return json.dumps(self.model_dump())
 
     @classmethod
@@ -46,7 +46,7 @@ class VMSpec(StoredModel):
 class VMRecord:
     """A VM as stored.
 
-    ``driver`` is the name of the driver that runs it. A ``bound`` VM lives only as long as the client that holds it
+    ``driver`` is the name of the driver that runs it. A ``bound`` VM is deleted when its client is gone
     (`squib.core.lifecycle.bonds`).
     """
 
@@ -68,7 +68,7 @@ class VMRecord:
 
 @dataclass(frozen=True)
 class BrokenRecord:
-    """A VM whose row cannot be read: it can be listed and removed, nothing else."""
+    """A VM whose row cannot be read. It can only be listed and removed. ``reason`` says which column is damaged."""
 
     vm_id: str
     name: str
@@ -76,7 +76,7 @@ class BrokenRecord:
 
 
 class OwnerKind(StrEnum):
-    """What can hold leases."""
+    """The kinds of owners."""
 
     VM = "vm"
     TEMPLATE = "template"
@@ -94,16 +94,16 @@ class Owner:
 
     @classmethod
     def vm(cls, vm_id: str) -> Owner:
-        """The VM ``vm_id`` as an owner."""
+        """Return the VM ``vm_id`` as an owner."""
         return cls(OwnerKind.VM, vm_id)
 
     def key(self, role: str = "") -> str:
-        """A key that is unique among all owners, such as ``vm/vm-7k2m/vmm`` for the process with that role."""
+        """Return a key that is unique among all owners, such as ``vm/vm-7k2m/vmm`` for the role ``vmm``."""
         return "/".join(part for part in (self.kind, self.id, role) if part)
 
 
 class LeaseKind(StrEnum):
-    """What a lease stands for; ``key`` names it."""
+    """The kinds of resources. A lease's ``key`` names the resource."""
 
     DIRECTORY = "directory"
     """The owner's directory. A VM holds it from create to delete."""

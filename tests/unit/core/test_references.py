@@ -163,7 +163,7 @@ async def test_nothing_is_removed_while_a_record_is_unreadable(rig: Rig, caplog:
         with caplog.at_level(logging.WARNING, "squib.cache"):
             references.prune(engine)
         assert former in kernel_digests(engine)
-        assert "the record of VM web is damaged" in caplog.text
+        assert "the database record of VM web is damaged" in caplog.text
 
 
 async def test_damage_stops_neither_lists_nor_builds_nor_the_next_engine(rig: Rig) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -247,7 +248,8 @@ async def test_an_engine_elsewhere_is_not_started(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.anyio
 async def test_what_answers_and_is_no_engine_is_told(status: int, body: str) -> None:
     async with answering(status, body) as engine:
-        for ask in (engine.info, engine.vms, engine.images, engine.kernels, engine.doctor):
+        pause, resume = partial(engine.pause_vm, "web"), partial(engine.resume_vm, "web")
+        for ask in (engine.info, engine.vms, engine.images, engine.kernels, engine.doctor, pause, resume):
             with pytest.raises(EngineUnavailable, match=r"not a squib engine|another version") as caught:
                 await ask()
             assert "SQUIB_URL" in caught.value.hint

@@ -225,6 +225,22 @@ def test_a_database_of_another_schema_is_refused_and_kept(path: Path) -> None:
     db.close()
 
 
+@pytest.mark.parametrize("table", ["vms", "leases"])
+def test_a_damaged_page_is_found_when_the_database_is_opened(path: Path, table: str) -> None:
+    store = Store(path)
+    store.add_vm(make_record("vm-1"))
+    store.add_lease(Owner.vm("vm-1"), LeaseKind.DIRECTORY, "vm/vm-1")
+    [page] = store._db.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,)).fetchone()
+    [page_bytes] = store._db.execute("PRAGMA page_size").fetchone()
+    store.close()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * page_bytes)
+        file.write(b"\xff" * page_bytes)
+    with pytest.raises(EngineStartFailed, match=f"cannot open the database {path}: ") as caught:
+        Store(path)
+    assert caught.value.hint == f"if nothing in it is needed: mv {path} {path}.broken"
+
+
 @pytest.mark.parametrize("trouble", ["garbage", "directory", "schema"])
 def test_a_database_that_cannot_be_used_is_closed_again(
     path: Path, trouble: str, monkeypatch: pytest.MonkeyPatch
@@ -350,15 +366,17 @@ def test_closing_writes_what_happened(path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ("spec = 'garbage'", "Expecting value"),
-        ("spec = '{}'", "vcpu_count: Field required"),
+        ("spec = 'garbage'", "spec is not valid JSON: Expecting value"),
+        ("spec = CAST(x'ff7b' AS TEXT)", "spec is not valid JSON"),  # not UTF-8
+        (f"spec = '{'[' * 100_000}'", "spec is invalid"),
+        ("spec = '{}'", "spec.vcpu_count is invalid: Field required"),
         ("spec = json_set(spec, '$.version', 2)", "version"),
         ("spec = json_set(spec, '$.kernel.kind', 'oci')", "kernel"),
         ("spec = json_set(spec, '$.env_vars.TOKEN', json('[1]'))", "env_vars.TOKEN"),
-        ("state = 'dreaming'", "dreaming"),
-        ("state = 'unknown'", "state"),
-        ("created_at = 'yesterday'", "yesterday"),
-        ("stopped_at = ''", "isoformat"),
+        ("state = 'dreaming'", "state is invalid: 'dreaming'"),
+        ("state = 'unknown'", "state is invalid"),
+        ("created_at = 'yesterday'", "created_at is invalid"),
+        ("stopped_at = ''", "stopped_at is invalid"),
     ],
 )
 def test_a_row_that_cannot_be_read_hides_no_other(store: Store, change: str, reason: str) -> None:
