@@ -1,4 +1,4 @@
-"""Builds: one at a time for each target, in a directory of their own. A failed build leaves nothing.
+"""Build artifacts: one build at a time for each target, in its own directory. A failed build leaves nothing.
 
 A build has two locks. Only the builder holds the *build lock*, so the next builder waits for a living one. Every tool
 that the build starts inherits the *tools lock*: if the builder is killed and its tools live on, the next builder finds
@@ -174,8 +174,8 @@ def _full_place(folder: Path, error: ToolFailed) -> Path | None:
     link = folder / _SCRATCH_LINK
     places = [folder, *([link.readlink()] if link.is_symlink() else [])]
     emptiest = min(places, key=lambda place: shutil.disk_usage(place).free)
-    said_so = any(text in error.detail for text in _FULL_DISK_TEXTS)
-    return emptiest if said_so or shutil.disk_usage(emptiest).free < _FULL_DISK_BYTES else None
+    reported = any(text in error.detail for text in _FULL_DISK_TEXTS)
+    return emptiest if reported or shutil.disk_usage(emptiest).free < _FULL_DISK_BYTES else None
 
 
 def _disk_full(place: Path, error: ToolFailed) -> DiskFull:

@@ -1,6 +1,6 @@
-"""The engine: the only owner of a state directory. It holds what the verbs work with.
+"""The engine: the owner of a state directory. It holds the state and the stores that the verbs use.
 
-`squib.core.startup` creates it. VMMs outlive it: the next engine adopts them (`squib.core.reconcile`).
+`squib.core.startup` creates it. VMMs keep running after it ends; the next engine adopts them (`squib.core.reconcile`).
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ log = logging.getLogger("squib.engine")
 
 _FLUSH_S = 1.0
 VMM = "vmm"
-"""The role of a VM's VMM among the processes that the VM may hold."""
+"""The role of the VMM among a VM's processes."""
 
 
 @dataclass
 class RunningVM:
-    """What the engine holds of a running VM: its VMM, the connection to its agent, the task that waits for its end."""
+    """The engine's side of a running VM: its VMM, the client of its agent, and the task that waits for its end."""
 
     machine: Machine
     agent: AgentClient
     watcher: asyncio.Task[None] | None = None
     known_env: dict[str, str] | None = field(default=None, repr=False)
-    """The VM-wide environment that the guest has; ``None`` if that is not known."""
+    """The VM-wide environment that the guest has; ``None`` if it is not known."""
 
     async def close(self) -> None:
-        """Release the engine's side; the VMM goes on."""
+        """Close the engine's connections. The VMM keeps running."""
         if self.watcher and self.watcher is not asyncio.current_task():
             self.watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -64,7 +64,7 @@ class RunningVM:
 
 
 class Engine:
-    """Everything of one state directory."""
+    """The state of one state directory: its stores, its running VMs, and the queues of their verbs."""
 
     def __init__(self, home: Home, drivers: Drivers, agent_binary: Path = AGENT_BINARY) -> None:
         self.home = home
@@ -77,16 +77,16 @@ class Engine:
         self.kernels = KernelStore(home)
         self.initramfs = InitramfsStore(home)
         self.choosing = 0
-        """How many owners choose files of the cache at present (`squib.core.references`)."""
+        """How many owners are choosing files of the cache now (`squib.core.references`)."""
         self.cgroups = cgroup.find_layout()
         self.running: dict[str, RunningVM] = {}
         self.verbs = VerbQueues()
         self.holders: Counter[str] = Counter()
         """How many clients hold each bound VM."""
         self.boot_slots = asyncio.Semaphore(max(2, os.cpu_count() or 1))
-        """A boot keeps a CPU busy: more at once than there are CPUs would only make each of them slower."""
+        """Limits how many VMs boot at once. A boot keeps a CPU busy, so more boots than CPUs only slow each other."""
         self.on_needed: Callable[[bool], None] = lambda needed: None
-        """Called with ``True`` before a VMM is started: from then on, VMs need an engine."""
+        """Called with ``True`` before a VMM is started, because VMs need an engine from then on."""
         self.started_at: datetime = now()
         self._deleted: dict[str, asyncio.Event] = {}
         self._background: set[asyncio.Task[None]] = set()
@@ -95,7 +95,7 @@ class Engine:
         self.background(self._write_facts(), name="write facts")
 
     def vm_of(self, record: VMRecord) -> RunningVM:
-        """Return what is held of a VM that is up. Raises `AgentLost` if it has just ended."""
+        """Return the engine's side of a VM that runs or is paused. Raises `AgentLost` if it has just ended."""
         vm = self.running.get(record.vm_id)
         if vm is None:
             raise AgentLost(f"VM {record.name} has just ended", hint=f"squib inspect {record.name} shows why")
@@ -106,13 +106,13 @@ class Engine:
         return self._deleted.setdefault(vm_id, asyncio.Event())
 
     def forget(self, vm_id: str) -> None:
-        """Drop what is kept for a deleted VM."""
+        """Discard the state of a deleted VM and set its `deleted_event`."""
         self.holders.pop(vm_id, None)
         if event := self._deleted.pop(vm_id, None):
             event.set()
 
     def cgroup_name(self, name: str) -> str:
-        """Return the full name of a cgroup of this engine; that of a VM is named by its ID."""
+        """Return the full name of a cgroup of this engine. A VM's cgroup has the VM's ID as its ``name``."""
         return f"{cgroup_parent(self.home)}/{name}"
 
     def directory(self, owner: Owner) -> Path:
@@ -120,7 +120,7 @@ class Engine:
         return self.home.owner(owner.kind, owner.id)
 
     def identity(self, owner: Owner, role: str) -> ProcessIdentity:
-        """Return how the process of an owner with this role is recognised: by its lock or by the owner's cgroup."""
+        """Return the identity of an owner's process with this role: its lock, and its cgroups."""
         name = owner.id if owner.kind is OwnerKind.VM else f"{owner.kind}:{owner.id}/{role}"
         groups = cgroup.directories(self.cgroups, self.cgroup_name(name))
         return ProcessIdentity(process_lock(self.directory(owner), role), groups)
@@ -130,24 +130,24 @@ class Engine:
         return self.home.vm(record.vm_id).driver(record.driver)
 
     def vmm_identity(self, vm_id: str) -> ProcessIdentity:
-        """Return how the VMM of a VM is recognised."""
+        """Return the identity of a VM's VMM."""
         return self.identity(Owner.vm(vm_id), VMM)
 
     def background(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
-        """Run ``work`` beside all requests. It is cancelled when the engine ends."""
+        """Run ``work`` in the background. It is cancelled when the engine ends."""
         task = asyncio.create_task(work, name=name)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
     async def _write_facts(self) -> None:
-        """After a full disk: write what happened meanwhile as soon as there is room."""
+        """Write facts that could not be written before, such as after a full disk, as soon as that is possible."""
         while True:
             await asyncio.sleep(_FLUSH_S)
             self.store.flush()
 
     @contextlib.contextmanager
     def activity(self) -> Iterator[None]:
-        """Count as a user of the engine: it is not idle until the block has ended."""
+        """Keep the engine from being idle until the block ends."""
         self._requests += 1
         try:
             yield
@@ -157,26 +157,26 @@ class Engine:
 
     @property
     def idle_s(self) -> float:
-        """For how long the engine was not needed: no request under way, no VM that runs."""
+        """The time in seconds for which the engine has had no request and no running VM."""
         if self._requests or self.needed:
             return 0.0
         return time.monotonic() - self._last_activity
 
     @property
     def needed(self) -> bool:
-        """Whether VMs need an engine: one of them may have a VMM."""
+        """Whether VMs need an engine, because at least one of them may have a VMM."""
         return any(record.state in WITH_VMM for record in self.store.list_vms())
 
     @property
     def home_replaced(self) -> bool:
-        """Whether the state directory was removed, or another one is in its place."""
+        """Whether the state directory was removed or replaced by another one."""
         try:
             return self.home.database.stat().st_ino != self._database_inode
         except (FileNotFoundError, NotADirectoryError):
             return True
 
     async def close(self) -> None:
-        """End what is under way and release the VMs, which go on."""
+        """Cancel all work and close the connections to VMs. Their VMMs keep running."""
         await self.verbs.close()
         for task in list(self._background):
             task.cancel()
@@ -200,5 +200,5 @@ class Engine:
 
 
 def cgroup_parent(home: Home) -> str:
-    """Return the cgroup of all VMs of a state directory, apart from those of other directories on this host."""
+    """Return the parent cgroup of all VMs of a state directory. Other state directories have other parents."""
     return f"squib/{hashlib.sha256(os.fsencode(home.root)).hexdigest()[:8]}"

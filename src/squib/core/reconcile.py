@@ -1,7 +1,7 @@
-"""The first work of an engine: settle what a former one, which may have been killed at any moment, has left.
+"""Settle what a former engine left. It may have been killed at any moment.
 
-Every VM ends up usable or cleanly stopped, and no lease stays without an owner. It uses the same release path as
-everything else.
+Afterwards every VM is usable or cleanly stopped, and every lease has an owner. Resources are released as everywhere
+else (`squib.core.lifecycle.release`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _POWER_OFF_WAIT_S = 3.0
 async def reconcile(engine: Engine) -> None:
     """Settle all VMs and leases.
 
-    A VM that cannot be settled is logged and left to the next engine. It does not affect the others.
+    A VM that cannot be settled is logged and left for the next engine. It does not affect other VMs.
     """
     records = engine.store.all_vms()
     settling = [_settle(engine, record) for record in records]
@@ -61,7 +61,7 @@ async def _release_leases_without_owner(engine: Engine, known: Collection[str]) 
 
 
 async def _end_unknown_vmms(engine: Engine, known: Collection[str]) -> None:
-    """End VMMs that no row names, as after the loss of the database. Their directories stay: `doctor` shows them."""
+    """End VMMs without a row, for example after the database was lost. Their directories stay: `doctor` lists them."""
     parent = cgroup_parent(engine.home)
     folders = {path.name for path in engine.home.vms.iterdir() if path.is_dir()}
     for vm_id in (folders | cgroup.children(engine.cgroups, parent)) - set(known):
@@ -73,17 +73,17 @@ async def _end_unknown_vmms(engine: Engine, known: Collection[str]) -> None:
 
 
 async def _settle(engine: Engine, record: VMRecord | BrokenRecord) -> None:
-    if isinstance(record, BrokenRecord):  # it does not run; its disk stays until somebody removes the VM
+    if isinstance(record, BrokenRecord):  # end its VMM; its disk stays until a user deletes the VM
         log.error("the database record of VM %s is damaged: %s", record.vm_id, record.reason)
         await release(engine, record.vm_id, RUN)
         return
     match record.state:
         case VMState.CREATING | VMState.DELETING:
-            log.info("VM %s was %s when the engine ended: deleted", record.vm_id, record.state)
+            log.info("deleting VM %s: it was %s when the engine ended", record.vm_id, record.state)
             await remove(engine, record)
         case VMState.STARTING:
             await release(engine, record.vm_id, RUN)
-            reason = "the engine ended while it started"
+            reason = "the engine ended while the VM was starting"
             transitions.transition(engine.store, record, VMState.STOPPED, reason=reason, pid=None, stopped_at=now())
         case VMState.STOPPING:
             await _finish_stop(engine, record)
@@ -113,11 +113,11 @@ async def _find_machine(engine: Engine, record: VMRecord) -> Machine | None:
 
 
 async def _finish_stop(engine: Engine, record: VMRecord) -> None:
-    """The guest was asked to power off: it has a moment to finish that."""
+    """Finish a stop: the guest was already asked to power off. Give it `_POWER_OFF_WAIT_S`, then kill its VMM."""
     if machine := await _find_machine(engine, record):
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(machine.wait(), _POWER_OFF_WAIT_S)
         await machine.kill()
     await release(engine, record.vm_id, RUN)
-    reason = "stopped; the engine ended meanwhile"
+    reason = "stopped; the engine ended during the stop"
     transitions.transition(engine.store, record, VMState.STOPPED, reason=reason, pid=None, stopped_at=now())

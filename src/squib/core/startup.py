@@ -1,4 +1,4 @@
-"""Becoming the engine of a state directory: taking its lock, and settling what a former engine left."""
+"""Become the engine of a state directory: take its lock, and settle what a former engine left."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _LOCK_TIMEOUT_S = 10.0
 
 @contextlib.asynccontextmanager
 async def open_engine(home: Home, drivers: Drivers, agent_binary: Path = AGENT_BINARY) -> AsyncIterator[Engine]:
-    """Take the state directory, settle what a former engine left, and serve until the block ends.
+    """Open the engine of a state directory until the block ends. First settle what a former engine left.
 
-    Raises `EngineStartFailed` if another engine has the directory, or it cannot be used; `DiskFull`.
+    Raises `EngineStartFailed` if another engine uses the directory, or it cannot be used; `DiskFull`.
     """
     _make_home(home)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a VMM's core dump would hold the guest's memory
@@ -53,17 +53,17 @@ def _make_home(home: Home) -> None:
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         raise EngineStartFailed(
             f"the state directory {home.root} cannot be used: {error.strerror}",
-            hint="set SQUIB_HOME to a directory that this user may write",
+            hint="set SQUIB_HOME to a directory that this user can write to",
         ) from error
 
 
 async def _acquire(lock: FileLock, engine_socket: Path) -> None:
-    """Take the engine's lock. An engine that is ending has closed its socket, and gives the lock up in a moment."""
+    """Take the engine's lock. Wait for an engine that has closed its socket: it is about to release the lock."""
     deadline = time.monotonic() + _LOCK_TIMEOUT_S
     while not lock.try_acquire():
         if sockets.is_served(engine_socket) or time.monotonic() > deadline:
             raise EngineStartFailed(
                 f"another engine uses {lock.path.parent}",
-                hint="squib version shows it; set SQUIB_HOME for a second one",
+                hint="squib version shows it; for a second engine, set SQUIB_HOME to another directory",
             )
         await asyncio.sleep(0.02)

@@ -1,4 +1,4 @@
-"""Moving the files of a state directory that an older squib wrote to where this one looks for them."""
+"""Move the files of a state directory to where this version expects them, if an older squib wrote them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _QEMU_FILES = ("agent.sock", "qmp.sock", "console.sock", "console.log", "console
 
 
 def upgrade_files(home: Home) -> None:
-    """Move the files of drivers, which schema 1 had in the VM's directory, to the driver's own. Idempotent.
+    """Move drivers' files from the VM's directory, where schema 1 kept them, to the driver's directory. Idempotent.
 
-    Sockets move too: a VMM that runs still listens on them.
+    Sockets are moved too: a running VMM still listens on them.
     """
     for folder in home.vms.iterdir():
         if folder.is_dir():

@@ -203,7 +203,7 @@ def test_stop_and_delete_end_a_start_that_is_under_way(rig: Rig, verb: object) -
         starting = asyncio.create_task(start_vm(engine, vm.vm_id, boot_timeout_s=30))
         await until(engine, vm.vm_id, VMState.STARTING)
         await verb(engine, vm.vm_id)  # type: ignore[operator]
-        with pytest.raises(WrongState, match="ended by a"):
+        with pytest.raises(WrongState, match="superseded by a"):
             await starting
         if verb is delete_vm:
             nothing_left(engine, rig)
@@ -439,7 +439,7 @@ def test_a_delete_at_the_moment_at_which_a_create_is_listed_ends_it(rig: Rig) ->
                 while not list_vms(engine):
                     await asyncio.sleep(0)
                 await delete_vm(engine, "one")
-                with pytest.raises(Superseded, match="the create of VM one was ended by a delete"):
+                with pytest.raises(Superseded, match="the create of VM one was superseded by a delete"):
                     await creating
             nothing_left(engine, rig)
 

@@ -51,7 +51,7 @@ async def test_an_urgent_verb_ends_what_runs_and_what_waits() -> None:
     await settle()
     assert await queues.run("a", "delete", log.verb("delete"), DELETE) == "delete"
     for task in (running, waiting):
-        with pytest.raises(Superseded, match="ended by a delete"):
+        with pytest.raises(Superseded, match="superseded by a delete"):
             await task
     assert log == ["start begins", "start ends", "delete begins", "delete ends"]
 

@@ -168,7 +168,7 @@ async def test_waiting_for_a_vm_that_is_never_ready_ends(served: Served) -> None
     with pytest.raises(BootTimeout, match=r"never was not ready within 0\.01 s"):
         await other.wait_for_ready(0.01)
     await other.delete()
-    with pytest.raises(WrongState, match="ended by a"):
+    with pytest.raises(WrongState, match="superseded by a"):
         await starting
     await other.close()
     await vm.close()

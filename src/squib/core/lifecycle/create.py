@@ -1,4 +1,4 @@
-"""``create``: register a VM, make its disk and, if asked to, start it."""
+"""``create``: register a VM, create its disk and, with ``start``, boot it."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ async def create_vm(
     on_progress: OnProgress,
     boot_timeout_s: float = DEFAULT_BOOT_TIMEOUT_S,
 ) -> VMRecord:
-    """Create a VM from ``config``; build its kernel and image first if they are not in the cache.
+    """Create a VM from ``config``. Build its kernel and image first if they are not in the cache.
 
-    A ``bound`` VM is deleted if no client holds it soon after (`squib.core.lifecycle.bonds`).
+    With ``start``, return when it has booted. A ``bound`` VM is deleted if no client holds it soon after its creation
+    (`squib.core.lifecycle.bonds`). A failure or a cancellation of this call removes the VM completely.
 
-    Either the VM is there, and runs if ``start``, or nothing of it is: any failure, and the cancellation of this call,
-    undoes all of it. Raises `NameTaken`, `InvalidArgument`, `Unsupported`, `DiskFull`, `BootError`, `Superseded` and
-    what building an image raises.
+    Raises `NameTaken`, `InvalidArgument`, `Unsupported`, `DiskFull`, `BootError`, `Superseded`, and the errors of
+    building an image.
     """
     with contextlib.ExitStack() as choosing:
         choosing.enter_context(references.choosing(engine))
@@ -101,17 +101,17 @@ async def _create(
             expect_client(engine, vm_id)
         return engine.store.get_vm(vm_id)
 
-    # Its turn begins before the VM can be seen, so a delete that finds it supersedes the create.
+    # The turn begins before the VM is in the database, so a delete that finds the VM supersedes the create.
     return await engine.verbs.run(vm_id, "create", create)
 
 
 def new_id() -> str:
-    """Return a new VM ID, such as ``vm-7k2mq9xd``: 40 random bits, without letters that look alike."""
+    """Return a new VM ID, such as ``vm-7k2mq9xd``: 40 random bits, without characters that look alike."""
     return "vm-" + "".join(secrets.choice(ID_ALPHABET) for _ in range(_ID_LENGTH))
 
 
 async def _find_kernel(engine: Engine, config: VMConfig, on_progress: OnProgress) -> AssetRef:
-    """Find the kernel and build its initramfs, so that the progress of both is seen."""
+    """Find the kernel and build its initramfs, both with progress reports."""
     if config.kernel_path:
         kernel = await asyncio.to_thread(user.inspect, Path(config.kernel_path))
     else:

@@ -1,4 +1,4 @@
-"""``delete``: end a VM for good and release everything that it had."""
+"""``delete``: end a VM, and remove it with its disk and all its resources."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from squib.store.records import BrokenRecord, VMRecord
 
 
 async def delete_vm(engine: Engine, ref: str) -> None:
-    """Delete the VM ``ref`` in whatever state it is, at once: other verbs on it are ended.
+    """Delete the VM ``ref``, in any state. Its other verbs are superseded.
 
-    When this returns its processes, cgroup, disk and directory are gone. If another call deletes it at the same time,
-    both succeed. Raises `NotFound`.
+    When this returns, its processes, cgroup, disk and directory are removed. If another call deletes it at the same
+    time, both succeed. Raises `NotFound`.
     """
     vm_id = engine.store.find(ref).vm_id
 
@@ -33,12 +33,12 @@ async def delete_vm(engine: Engine, ref: str) -> None:
 
 
 async def wait_deleted(engine: Engine, ref: str) -> None:
-    """Return when the VM ``ref`` has been deleted. Raises `NotFound` if there is none."""
+    """Wait until the VM ``ref`` has been deleted. Raises `NotFound` if it does not exist."""
     await engine.deleted_event(engine.store.find(ref).vm_id).wait()
 
 
 async def remove(engine: Engine, record: VMRecord | BrokenRecord) -> None:
-    """Delete a VM in a turn of the caller's, or before anybody can know of it."""
+    """Delete a VM. The caller has its turn, or no other verb can run on it yet."""
     if isinstance(record, VMRecord):
         transitions.transition(engine.store, record, VMState.DELETING)
     await release(engine, record.vm_id, ALL)

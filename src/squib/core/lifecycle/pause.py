@@ -18,10 +18,10 @@ _ASK_AGAIN_S = 0.5
 
 
 async def pause_vm(engine: Engine, ref: str) -> VMRecord:
-    """Halt the vCPUs of the VM ``ref``. A paused VM is left as it is.
+    """Pause the VM ``ref``: stop its vCPUs. A paused VM is not changed.
 
-    Running commands stand still with it, and so do their timeouts. Raises `WrongState` if the VM does not run,
-    `NotFound`, `ToolFailed` if the VMM does not answer; the state is then settled as soon as it does.
+    Its commands and their timeouts stop with it. Raises `WrongState` if the VM does not run, `NotFound`, and
+    `ToolFailed` if the VMM does not respond. The state is then settled when the VMM responds again.
     """
     vm_id = engine.store.find(ref).vm_id
 
@@ -29,7 +29,7 @@ async def pause_vm(engine: Engine, ref: str) -> VMRecord:
         record = engine.store.get_vm(vm_id)
         if record.state is VMState.PAUSED:
             return record
-        # The state first: if the engine dies in between, the next one pauses the VM again.
+        # The state is written first: if the engine dies here, the next engine pauses the VM.
         transitions.transition(engine.store, record, VMState.PAUSED)
         vm = engine.vm_of(record)
         try:
@@ -44,9 +44,9 @@ async def pause_vm(engine: Engine, ref: str) -> VMRecord:
 
 
 async def resume_vm(engine: Engine, ref: str) -> VMRecord:
-    """Resume the vCPUs of the VM ``ref`` and set its clock. A running VM is left as it is.
+    """Resume the VM ``ref`` and set its clock. A running VM is not changed.
 
-    Raises `WrongState` if the VM is not paused, `NotFound`, `ToolFailed` as `pause_vm`.
+    Raises `WrongState` if the VM is not paused, `NotFound`, and `ToolFailed` as `pause_vm` does.
     """
     vm_id = engine.store.find(ref).vm_id
 
@@ -66,14 +66,14 @@ async def resume_vm(engine: Engine, ref: str) -> VMRecord:
         try:
             await vm.agent.set_clock()
         except AgentError as error:
-            log.warning("VM %s resumes with the time at which it was paused: %s", vm_id, error.message)
+            log.warning("the clock of VM %s still shows the time of its pause: %s", vm_id, error.message)
         return engine.store.get_vm(vm_id)
 
     return await engine.verbs.run(vm_id, "resume", resume)
 
 
 def _settle_later(engine: Engine, vm_id: str, vm: RunningVM) -> None:
-    """The outcome of a command to the VMM is unknown: ask the VMM until it answers, and record what is true."""
+    """Settle the state after a failed command to the VMM: ask the VMM until it responds, and store the answer."""
     engine.background(_settle(engine, vm_id, vm), name=f"settle {vm_id}")
 
 

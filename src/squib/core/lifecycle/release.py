@@ -1,4 +1,4 @@
-"""The only way out of every host resource: the leases of an owner, released newest first. Each step is idempotent."""
+"""Release the host resources of an owner: its leases, newest first. No other code does. Each step is idempotent."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from squib.store.records import Lease, LeaseKind, Owner, OwnerKind
 log = logging.getLogger("squib.release")
 
 RUN = frozenset({LeaseKind.PROCESS, LeaseKind.CGROUP})
-"""What a VM holds while it runs."""
+"""The kinds of leases that a VM holds only while it runs."""
 
 ALL = frozenset(LeaseKind)
 
 
 async def release(engine: Engine, vm_id: str, kinds: frozenset[LeaseKind]) -> None:
-    """Release what a VM holds, of these kinds."""
+    """Release a VM's leases of these kinds."""
     await release_owner(engine, Owner.vm(vm_id), kinds)
 
 
 async def release_owner(engine: Engine, owner: Owner, kinds: frozenset[LeaseKind] = ALL) -> None:
-    """Release what an owner holds, of these kinds. A lease ends only after its resource is really gone."""
+    """Release an owner's leases of these kinds. Each lease is removed after its resource is released."""
     for lease in engine.store.leases(owner):
         if lease.kind in kinds:
             await _RELEASE[lease.kind](engine, lease)
@@ -33,9 +33,9 @@ async def release_owner(engine: Engine, owner: Owner, kinds: frozenset[LeaseKind
 
 
 async def kill_all(engine: Engine) -> None:
-    """End all VMs of an engine whose state directory was removed: no other engine will ever know of them."""
+    """Kill all VMs of an engine whose state directory was removed, because no other engine can adopt them."""
     for vm_id, vm in list(engine.running.items()):
-        log.warning("the state directory %s is gone: ending VM %s", engine.home.root, vm_id)
+        log.warning("the state directory %s was removed: killing VM %s", engine.home.root, vm_id)
         del engine.running[vm_id]
         await vm.agent.close()
         await vm.machine.kill()

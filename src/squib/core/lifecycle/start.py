@@ -1,4 +1,4 @@
-"""``start``: boot a VM and wait until its agent answers."""
+"""``start``: boot a VM and wait until its agent responds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ log = logging.getLogger("squib.start")
 
 DEFAULT_BOOT_TIMEOUT_S = 30.0
 FIRST_UID = 0x7000_0000
-"""VMMs of a root engine run as users from here on, a range that systemd's UIDS-GIDS document leaves unused."""
+"""The first uid for VMMs of a root engine. systemd's document UIDS-GIDS leaves this range unused."""
 UID_COUNT = 0x0800_0000
 
 _VMM_EXTRA_CPUS = 0.5
@@ -41,10 +41,10 @@ _SHOWN_BYTES = 16 * 1024
 
 
 async def start_vm(engine: Engine, ref: str, *, boot_timeout_s: float = DEFAULT_BOOT_TIMEOUT_S) -> VMRecord:
-    """Boot the VM ``ref`` and return when it is ready. A VM that runs is left as it is.
+    """Boot the VM ``ref`` and return when it is ready. A running VM is not changed.
 
-    Many starts at once take turns; ``boot_timeout_s`` counts from the moment at which this one's VMM is started.
-    Raises `BootFailed`, `BootTimeout` (the VM is then in ``error``), `WrongState`, `NotFound`.
+    The number of simultaneous boots is limited. ``boot_timeout_s`` counts from the start of this VM's VMM. Raises
+    `BootFailed` and `BootTimeout`, after which the VM is in ``error``; `WrongState`, `NotFound`.
     """
     vm_id = engine.store.find(ref).vm_id
 
@@ -74,9 +74,9 @@ def _end(engine: Engine, record: VMRecord, state: VMState, reason: str) -> None:
 
 
 async def boot(engine: Engine, record: VMRecord, *, boot_timeout_s: float) -> None:
-    """Start the VMM of a VM in a turn of the caller's, wait for its agent, and set the VM to ``running``.
+    """Start the VMM of a VM, wait for its agent, and set the VM to ``running``. The caller has the VM's turn.
 
-    On any failure, and when it is cancelled, everything that was taken is released; the caller settles the state.
+    A failure or a cancellation releases all resources that were taken. The caller then settles the state.
     """
     try:
         spec = await _machine_spec(engine, record)
@@ -146,28 +146,29 @@ async def _launch(engine: Engine, record: VMRecord, spec: MachineSpec) -> Machin
 
 
 async def _wait_until_ready(record: VMRecord, machine: Machine, agent: AgentClient, boot_timeout_s: float) -> None:
-    """Return when the guest has answered and has its identity. Raises `BootFailed` if the VMM ends before,
-    `BootTimeout`.
+    """Wait until the agent has responded and was given the VM's identity.
+
+    Raises `BootFailed` if the VMM ends first, `BootTimeout`.
     """
-    ready = asyncio.create_task(_introduce(record, agent, boot_timeout_s))
+    ready = asyncio.create_task(_set_up(record, agent, boot_timeout_s))
     ended = asyncio.create_task(machine.wait())
     try:
         await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
         if ready.done() and isinstance(ready.exception(), AgentUnreachable):
-            # A VMM that ends closes the agent's port first: its end is the better explanation.
+            # When a VMM ends, the agent's port closes first. The end of the VMM explains more, so wait for it.
             await asyncio.wait({ended}, timeout=_END_GRACE_S)
         if ended.done():
             raise BootFailed(
                 f"VM {record.name} ended while it booted: {ended.result().text}",
                 detail=_tail(machine),
-                hint="is the kernel or the root filesystem the right one? squib doctor checks squib's own",
+                hint="check that kernel and root filesystem are bootable; squib doctor checks squib's own",
             )
         ready.result()
     except AgentUnreachable as error:
         raise BootTimeout(
             f"VM {record.name} was not ready within {boot_timeout_s:g} s: {error.message}",
             detail=_tail(machine),
-            hint="give it longer (--boot-timeout 120); squib doctor checks the host",
+            hint="use a longer timeout (--boot-timeout 120); squib doctor checks the host",
         ) from error
     finally:
         for task in (ready, ended):
@@ -175,19 +176,19 @@ async def _wait_until_ready(record: VMRecord, machine: Machine, agent: AgentClie
         await asyncio.gather(ready, ended, return_exceptions=True)
 
 
-async def _introduce(record: VMRecord, agent: AgentClient, boot_timeout_s: float) -> None:
+async def _set_up(record: VMRecord, agent: AgentClient, boot_timeout_s: float) -> None:
     await agent.connect(timeout_s=boot_timeout_s, retry_s=boot_timeout_s)
     await agent.setup(hostname=record.name, machine_id=record.machine_id, env=record.spec.env_vars)
 
 
 def _tail(machine: Machine) -> str:
-    said = printable_lines(machine.console_tail(_SHOWN_BYTES, lines=_SHOWN_LINES).decode(errors="replace"))
-    shown = "\n".join(f"  {line}" for line in said.rstrip().split("\n"))
+    console = printable_lines(machine.console_tail(_SHOWN_BYTES, lines=_SHOWN_LINES).decode(errors="replace"))
+    shown = "\n".join(f"  {line}" for line in console.rstrip().split("\n"))
     return f"last lines of its console:\n{shown}" if shown.strip() else "its console is empty"
 
 
 def watch(engine: Engine, vm_id: str, vm: RunningVM) -> None:
-    """From now on, notice the end of a running VM's VMM and settle the VM's state."""
+    """Start a task that settles the VM's state when its VMM ends."""
     vm.watcher = asyncio.create_task(_settle_when_it_ends(engine, vm_id, vm), name=f"watch {vm_id}")
 
 
@@ -209,5 +210,5 @@ async def _settle_when_it_ends(engine: Engine, vm_id: str, vm: RunningVM) -> Non
 
 
 def choose_uid() -> int:
-    """A user for a new VM's VMM. Chosen at random, so that engines that do not know each other do not meet."""
+    """Choose the uid of a new VM's VMM, at random so that several engines on a host rarely choose the same."""
     return FIRST_UID + random.SystemRandom().randrange(UID_COUNT)

@@ -1,4 +1,4 @@
-"""``stop``: end a VM in order, or by force when it does not end in time. The disk is kept."""
+"""``stop``: shut a VM down, or kill it if it does not power off in time. The disk is kept."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ log = logging.getLogger("squib.stop")
 
 DEFAULT_STOP_TIMEOUT_S = 3.0
 _GRACE_SHARE = 0.4
-"""The part of the timeout between SIGTERM and SIGKILL for the processes in the guest; the rest is for syncing."""
+"""The share of the timeout that the guest's processes have between SIGTERM and SIGKILL. The rest is for syncing."""
 
 
 async def stop_vm(engine: Engine, ref: str, *, timeout_s: float = DEFAULT_STOP_TIMEOUT_S) -> VMRecord:
     """Stop the VM ``ref``: the guest ends its processes, syncs its disk and powers off.
 
-    After ``timeout_s`` the VMM is killed. A start under way is cancelled, and a stop with a later deadline becomes this
-    one. A VM that does not run is left as it is. Raises `NotFound`.
+    After ``timeout_s`` the VMM is killed. A start is cancelled, and a stop with a later deadline is superseded. A VM
+    that does not run is not changed. Raises `NotFound`.
     """
     vm_id = engine.store.get_vm(ref).vm_id
 
     async def stop(turn: Turn) -> VMRecord:
         record = engine.store.get_vm(vm_id)
         vm = engine.running.get(vm_id)
-        if record.state is VMState.STOPPING:  # a stop that was superseded by this one, or could not be carried through
+        if record.state is VMState.STOPPING:  # this stop supersedes another one, or the last one failed
             await _power_off_and_settle(engine, record, vm, turn, timeout_s)
         elif record.state in transitions.UP:
             transitions.transition(engine.store, record, VMState.STOPPING)
@@ -42,13 +42,16 @@ async def stop_vm(engine: Engine, ref: str, *, timeout_s: float = DEFAULT_STOP_T
     try:
         return await engine.verbs.run(vm_id, "stop", stop, verbs.stop_within(timeout_s))
     except Superseded:
-        return await stop_vm(engine, vm_id, timeout_s=timeout_s)  # by a stop or a delete: return when that is done
+        return await stop_vm(engine, vm_id, timeout_s=timeout_s)  # superseded by a stop or a delete: wait for it
 
 
 async def _power_off_and_settle(
     engine: Engine, record: VMRecord, vm: RunningVM | None, turn: Turn, timeout_s: float
 ) -> None:
-    """Whatever happens to the caller, a stop that has begun is carried through, by this call or a more urgent one."""
+    """Power off and settle. Once begun, a stop is completed even if its caller is cancelled.
+
+    If a more urgent verb supersedes this one, that verb completes it.
+    """
     reason = "killed: the stop was interrupted"
     try:
         reason = await _power_off(vm, record.state, timeout_s) if vm else "its VMM had ended"
@@ -58,14 +61,14 @@ async def _power_off_and_settle(
 
 
 async def _power_off(vm: RunningVM, state: VMState, timeout_s: float) -> str:
-    """Ask the guest to power off and wait for its VMM's end, at most ``timeout_s``. Return how that went."""
+    """Ask the guest to power off and wait until its VMM ends, at most ``timeout_s``. Return the outcome as text."""
     try:
         async with asyncio.timeout(timeout_s):
             try:
                 if state is not VMState.RUNNING:
                     await vm.machine.resume()
                 await vm.agent.poweroff(grace_s=timeout_s * _GRACE_SHARE)
-            except SquibError as error:  # which may be because the guest is powering off already
+            except SquibError as error:  # possibly because the guest is already powering off
                 log.warning("the guest did not accept a stop: %s", error.message)
             await vm.machine.wait()
     except TimeoutError:

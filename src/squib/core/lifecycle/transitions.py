@@ -6,7 +6,7 @@
         └──────> running      error        v   └─> (the VMM ended by itself)
                                          paused
 
-``deleting`` can follow every state; after it the VM is gone.
+``deleting`` can follow every state. After it the VM is removed.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _VERBS = {
     VMState.STOPPING: "stop it",
     VMState.DELETING: "delete it",
 }
-"""What an error calls the attempt to reach a state."""
+"""How an error message names the transition to a state."""
 
 UP = frozenset({VMState.RUNNING, VMState.PAUSED})
-"""The states in which a VM has a VMM that goes on."""
+"""The states in which a VM has a VMM and is not about to end."""
 
 WITH_VMM = UP | {VMState.CREATING, VMState.STARTING, VMState.STOPPING, VMState.DELETING}
 """The states in which a VMM may exist: the engine stays while a VM is in one of them."""
@@ -50,18 +50,18 @@ def sources(to: VMState) -> frozenset[VMState]:
 
 
 def transition(store: Store, record: VMRecord, to: VMState, *, reason: str = "", **columns: object) -> None:
-    """Change the state of a VM if its present state allows it. Raises `WrongState`."""
+    """Change the state of a VM if its current state allows that. Raises `WrongState`."""
     if not store.change_state(record.vm_id, expected=sources(to), to=to, reason=reason, **columns):
         raise wrong_state(store.get_vm(record.vm_id), _VERBS.get(to, to.value))
 
 
 def wrong_state(record: VMRecord, wanted: str) -> WrongState:
-    """Return the error for an operation that the VM's present state does not allow, such as ``pause it``."""
+    """Return the error for an operation that the VM's current state does not allow, such as ``pause it``."""
     why = f" ({record.reason})" if record.reason else ""
     hint = {
         VMState.CREATED: f"squib start {record.name}",
         VMState.PAUSED: f"squib resume {record.name}",
         VMState.STOPPED: f"squib start {record.name}",
-        VMState.ERROR: f"squib logs {record.name} shows why; squib start {record.name} tries again",
-    }.get(record.state, f"squib inspect {record.name} shows what it is doing")
+        VMState.ERROR: f"squib logs {record.name} shows why; retry with: squib start {record.name}",
+    }.get(record.state, f"squib inspect {record.name} shows its state")
     return WrongState(f"VM {record.name} is {record.state}{why}; cannot {wanted}", hint=hint)

@@ -1,8 +1,8 @@
-"""The verbs on one VM take turns, and an urgent one does not wait for a slow one.
+"""Run the verbs on each VM one at a time. An urgent verb does not wait for a slow one.
 
-Verbs run one at a time, in the order in which they came. A delete supersedes every other verb; a stop supersedes a
-start, and a stop with a later deadline. A superseded verb that runs is cancelled and cleans up; one that waits never
-runs. Either way its caller gets `Superseded`.
+Verbs run in the order in which they were called. A delete supersedes every other verb. A stop supersedes all verbs but
+a delete and a stop with an earlier deadline. A superseded verb that is running is cancelled and cleans up; one that is
+waiting never runs. In both cases its caller gets `Superseded`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, order=True)
 class Urgency:
-    """How urgent a verb is: by rank, then by the earlier deadline (in the event loop's time)."""
+    """The urgency of a verb: first by rank, then by the earlier deadline (in the event loop's time)."""
 
     rank: int
     minus_deadline: float = -math.inf
@@ -38,7 +38,7 @@ def stop_within(timeout_s: float) -> Urgency:
 
 @dataclass(eq=False)
 class Turn:
-    """A verb that runs or waits for its turn. ``superseded_by`` names the verb that ended it."""
+    """A verb that is running or waiting. ``superseded_by`` names the verb that superseded it."""
 
     verb: str
     urgency: Urgency
@@ -53,7 +53,7 @@ class _Queue:
 
 
 class VerbQueues:
-    """The queues of all VMs. A queue lives as long as a verb uses it."""
+    """The verb queue of each VM. A queue exists only while it contains verbs."""
 
     def __init__(self) -> None:
         self._queues: dict[str, _Queue] = {}
@@ -61,18 +61,19 @@ class VerbQueues:
     async def run(
         self, vm_id: str, verb: str, body: Callable[[Turn], Coroutine[Any, Any, T]], urgency: Urgency = ORDINARY
     ) -> T:
-        """Run ``body`` when it is this verb's turn, and return its result.
+        """Wait for this verb's turn, run ``body``, and return its result.
 
-        If the caller is cancelled, so is ``body``; this returns when it has cleaned up. Raises `Superseded`.
+        If the caller is cancelled, ``body`` is cancelled too, and this call ends when ``body`` has cleaned up. Raises
+        `Superseded`.
         """
         turn = Turn(verb, urgency)
         with self._queued(vm_id, turn) as queue:
             async with queue.lock:
-                _check_still_wanted(vm_id, turn)
+                _check_not_superseded(vm_id, turn)
                 turn.task = asyncio.create_task(body(turn), name=f"{verb} {vm_id}")
                 await _finish(turn.task)
                 if turn.task.cancelled():
-                    _check_still_wanted(vm_id, turn)
+                    _check_not_superseded(vm_id, turn)
                 return turn.task.result()  # type: ignore[no-any-return]
 
     @contextlib.contextmanager
@@ -100,7 +101,7 @@ class VerbQueues:
 
 
 async def _finish(task: asyncio.Task[Any]) -> None:
-    """Wait for the end of ``task``; pass on the cancellation of this call, and wait for the clean-up."""
+    """Wait until ``task`` has ended. If this call is cancelled, cancel ``task`` and wait until it has cleaned up."""
     try:
         await asyncio.wait({task})
     except asyncio.CancelledError:
@@ -109,8 +110,8 @@ async def _finish(task: asyncio.Task[Any]) -> None:
         raise
 
 
-def _check_still_wanted(vm_id: str, turn: Turn) -> None:
+def _check_not_superseded(vm_id: str, turn: Turn) -> None:
     if turn.superseded_by is not None:
         raise Superseded(
-            f"the {turn.verb} of VM {vm_id} was ended by a {turn.superseded_by}", hint=f"squib inspect {vm_id}"
+            f"the {turn.verb} of VM {vm_id} was superseded by a {turn.superseded_by}", hint=f"squib inspect {vm_id}"
         )
