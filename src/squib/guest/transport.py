@@ -167,6 +167,9 @@ class FrameTransport(asyncio.BufferedProtocol):
             self._handler.lost(error)
             self.abort()
             return
+        except BaseException:  # a fault of squib: without this, the connection would stand still
+            self.abort()
+            raise
         finally:
             self._budget.spend(self._budget.clock() - began)
         self._filled -= start

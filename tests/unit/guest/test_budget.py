@@ -1,6 +1,7 @@
 """Guests that flood the engine delay themselves, and nobody else."""
 
 import asyncio
+import itertools
 import statistics
 import subprocess
 import sys
@@ -12,8 +13,11 @@ from pathlib import Path
 import pytest
 
 from squib.errors import SquibError
+from squib.guest import budget as budget_module
 from squib.guest.agent import AgentClient
 from squib.guest.budget import LoopBudget
+from squib.models import ExecRequest
+from squib.protocol.frames import FrameDecoder, FrameKind
 from tests.fakes import flood
 from tests.fakes.agent import FakeAgent
 from tests.fakes.guest import connector, serve_agent
@@ -70,6 +74,44 @@ def test_earnings_cannot_be_hoarded() -> None:
     budget.spend(0.3)
     assert budget.throttle() > 0
     budget.release()
+
+
+# --- the connection of a throttled guest ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def every_turn_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every look at the clock finds that a turn's time is over, so the guest is always in debt."""
+    ticks = itertools.count()
+    monkeypatch.setattr(LoopBudget, "clock", staticmethod(lambda: next(ticks) * 0.01))
+    monkeypatch.setattr(budget_module, "_MAX_WAIT_S", 0.002)
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("every_turn_is_too_long")
+async def test_a_throttled_guest_is_read_from_again_after_its_reader_stopped(tmp_path: Path) -> None:
+    """As when a client is suspended: the guest's window fills, and what it sends then arrives to the last byte."""
+    async with asyncio.timeout(20), serve_agent(tmp_path / "agent.sock", FakeAgent()):
+        client = AgentClient(connector(tmp_path / "agent.sock"))
+        async with await client.exec(ExecRequest(argv=["flood", "2048"])) as response:
+            while response.window > 0:
+                await asyncio.sleep(0.001)
+            await client.connect(timeout_s=10)  # others are served meanwhile
+            body = b"".join([piece async for piece in response.stream()])
+        frames = list(FrameDecoder().feed(body))
+        assert sum(len(frame.payload) for frame in frames if frame.kind is FrameKind.STDOUT) == 2048 * 1024
+        assert frames[-1].kind is FrameKind.EXIT
+        await client.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("every_turn_is_too_long")
+async def test_a_throttled_guest_answers_every_request(tmp_path: Path) -> None:
+    async with asyncio.timeout(20), serve_agent(tmp_path / "agent.sock", FakeAgent()):
+        client = AgentClient(connector(tmp_path / "agent.sock"))
+        for _ in range(20):
+            await client.connect(timeout_s=10)
+        await client.close()
 
 
 # --- real floods -------------------------------------------------------------------------------------------------

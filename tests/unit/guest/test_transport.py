@@ -1,6 +1,7 @@
 """The stream of a session, cut into frames wherever the socket happens to break it."""
 
 import asyncio
+import itertools
 import random
 import socket
 from itertools import pairwise
@@ -8,6 +9,7 @@ from itertools import pairwise
 import pytest
 from h2.exceptions import ProtocolError
 
+from squib.guest import budget
 from squib.guest.budget import LoopBudget
 from squib.guest.transport import MAX_FRAME_BYTES, FrameTransport, Sink
 
@@ -106,3 +108,29 @@ async def test_what_no_agent_sends_ends_the_session(wrong: bytes) -> None:
     session = await received(frame(_DATA, b"good", stream=_BODY_STREAM) + wrong + frame(_PING, b"squibber"))
     assert isinstance(session.error, ProtocolError)
     assert (session.body, session.frames) == (b"good", [])
+
+
+async def test_a_fault_in_a_later_turn_closes_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event loop reports the fault. Requests fail, instead of waiting for a connection that nobody reads."""
+
+    class Faulty(Recorder):
+        def receive(self, frame: bytes) -> None:
+            super().receive(frame)
+            if len(self.frames) == 100:
+                raise KeyError("a fault")
+
+    faults: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: faults.append(context["exception"]))
+    ticks = itertools.count()
+    monkeypatch.setattr(LoopBudget, "clock", staticmethod(lambda: next(ticks) * 0.01))
+    monkeypatch.setattr(budget, "_MAX_WAIT_S", 0.001)
+    session = Faulty()
+    ours, guests = socket.socketpair()
+    ours.setblocking(False)
+    with guests:
+        guests.sendall(frame(_PING, b"squibber") * 200)
+        transport = await FrameTransport.open(ours, session, LoopBudget())
+        transport.start(b"")
+        async with asyncio.timeout(10):
+            await session.gone.wait()
+    assert [type(fault) for fault in faults] == [KeyError]
