@@ -310,7 +310,7 @@ class FakeFiles:
         path = self.at(named)
         create = _flag(values, "create")
         if _flag(values, "keep_owner") and values.get("user", [""])[0]:
-            raise bad_request("user and keep_owner exclude each other")
+            raise bad_request("user and keep_owner cannot be combined")
         if create and path.exists():
             raise FileExistsError(errno.EEXIST, "file exists")
         if not create and not stat.S_ISDIR(path.stat().st_mode):

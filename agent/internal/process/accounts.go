@@ -99,7 +99,7 @@ func findGroup(groups [][]string, name string) (uint32, error) {
 	return 0, fail(NoSuchUser, quote(name)+": no such group in /etc/group")
 }
 
-// lines returns the entries of a file with at least n fields. A missing file has none.
+// lines returns the entries of a file with at least n fields. A missing file has no entries.
 func (a Accounts) lines(name string, n int) (entries [][]string) {
 	content, _ := guestfile.Read(a.Root + "/" + name)
 	for line := range strings.Lines(string(content)) {

@@ -23,8 +23,8 @@ type Cgroups struct {
 	left []string // cgroups of ended commands with live descendants
 }
 
-// OpenCgroups creates the directory name in the cgroup v2 hierarchy at mount. It fails if there is
-// none.
+// OpenCgroups creates the directory name in the cgroup v2 hierarchy at mount. It fails if no such
+// hierarchy is mounted there.
 func OpenCgroups(mount, name string) (*Cgroups, error) {
 	if _, err := os.Stat(filepath.Join(mount, "cgroup.controllers")); err != nil {
 		return nil, fmt.Errorf("no cgroup v2 at %s: %w", mount, err)

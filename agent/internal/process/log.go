@@ -342,7 +342,7 @@ func (r *Reader) notify() {
 func (r *Reader) Ready() <-chan struct{} { return r.ready }
 
 // Next copies the next output of one stream to p, and returns the offset of its first byte. It does
-// not block: n is 0 if there is no output yet, and err is io.EOF if there will be none.
+// not block: n is 0 if there is no output yet, and err is io.EOF after the end of the output.
 func (r *Reader) Next(p []byte) (s Stream, offset int64, n int, err error) {
 	l := r.log
 	l.mu.Lock()

@@ -19,7 +19,7 @@ type Spec struct {
 	Sudo       bool              // run as root on behalf of User
 	Stdin      bool              // a pipe instead of /dev/null; ignored with a terminal
 	Terminal   *Size             // a new terminal of this size for all three streams
-	Timeout    time.Duration     // none if zero
+	Timeout    time.Duration     // zero means no timeout
 	Background bool
 }
 

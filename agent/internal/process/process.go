@@ -97,7 +97,7 @@ func (p *Process) Watch() (stop func()) { return p.Log.watch() }
 // Readers returns how many clients follow the session.
 func (p *Process) Readers() int { return p.Log.followers() }
 
-// TerminalSize returns the size of the terminal, or nil if there is none.
+// TerminalSize returns the size of the terminal, or nil if the session has no terminal.
 func (p *Process) TerminalSize() *Size { return p.size.Load() }
 
 // Resize sets the size of the terminal. If the size is unchanged, the foreground process group is

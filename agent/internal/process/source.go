@@ -28,8 +28,8 @@ func newSource(fd int, name string, terminal bool) (*source, error) {
 	return &source{file: file, raw: raw, terminal: terminal}, nil
 }
 
-// newOutput returns the source of a new pipe, and the descriptor of its write end. That is in
-// blocking mode, as programs expect.
+// newOutput returns the source of a new pipe, and the descriptor of its write end. The write end is
+// in blocking mode, as programs expect.
 func newOutput(name string) (*source, int, error) {
 	r, w, err := pipe()
 	if err != nil {

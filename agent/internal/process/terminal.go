@@ -110,7 +110,7 @@ func (o *source) resize(size Size) (err error) {
 	return err
 }
 
-// foregroundGroup returns the terminal's foreground process group, or 0 if there is none.
+// foregroundGroup returns the terminal's foreground process group, or 0 if it has no such group.
 func (o *source) foregroundGroup() (group int) {
 	o.raw.Control(func(fd uintptr) { group = foreground(fd) })
 	return group

@@ -23,8 +23,8 @@ var lineStart = []byte("SQUIB-")
 //
 // It is a pure state machine: bytes in, replies out. A handshake line starts at the last "SQUIB-"
 // of a line, because the rest of a dead session and the 0xFF flush do not end with a newline. The
-// scanner also waits for the client preface. If none follows a GO, because the host has died, it
-// resumes scanning without losing the next SYNC.
+// scanner also waits for the client preface. If no preface follows a GO, because the host has died,
+// it resumes scanning without losing the next SYNC.
 //
 // The zero value is ready for use.
 type scanner struct {

@@ -37,8 +37,8 @@ func openVirtioPort(path string) (*virtioPort, error) {
 	return &virtioPort{file, raw}, nil
 }
 
-// findVirtioPort returns the device of the port called name. If there is none, it returns the names
-// of the ports that exist.
+// findVirtioPort returns the device of the port called name. If no port has that name, it returns
+// the names of the ports that exist.
 func findVirtioPort(sys, name string) (device string, others []string) {
 	files, _ := filepath.Glob(sys + "/class/virtio-ports/*/name")
 	for _, file := range files {

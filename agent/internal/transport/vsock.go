@@ -30,7 +30,7 @@ type sockaddrVM struct {
 }
 
 // hasVsock reports whether the kernel has a vsock device that connects this guest to its host.
-// Without one, the CID is missing, or it is that of the loopback or of a host.
+// Without such a device, the CID is missing, or it is the CID of the loopback or of a host.
 func hasVsock() bool {
 	const getLocalCID = 0x7b9 // IOCTL_VM_SOCKETS_GET_LOCAL_CID
 	fd, err := syscall.Open("/dev/vsock", syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
