@@ -159,7 +159,7 @@ class FakeFiles:
                 self.events.put_nowait({"type": kind, "path": path} | ({"from": source} if source else {}))
 
     def left_over(self) -> list[Path]:
-        """Temporary files that nobody has removed."""
+        """Return the temporary files that were not removed."""
         return [path for path in self.root.rglob("*") if path.name.startswith(_TEMPORARY)]
 
     def _describe(self, path: Path, *, follow: bool) -> dict[str, Any]:

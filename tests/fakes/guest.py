@@ -24,7 +24,7 @@ class NoMachine:
         """There is nothing to let go of."""
 
     async def pause(self) -> None:
-        """There is nothing to halt: the agent goes on."""
+        """A fake guest has no vCPUs to stop: its agent keeps running."""
 
     async def resume(self) -> None:
         """Nor to let go on."""

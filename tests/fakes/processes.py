@@ -2,7 +2,7 @@
 
 It runs no real commands, only these, given as ``argv``: ``true``, ``false``, ``exit N``, ``echo WORD...``,
 ``err WORD...`` (echo to standard error), ``cat`` (needs stdin), ``sleep`` (for ever), ``spam`` (prints for ever),
-``env``, ``pwd``, ``garbage`` (sends what is no frame), ``vanish`` (the guest ends), ``flood N`` (N KiB, numbered) and
+``env``, ``pwd``, ``garbage`` (sends an invalid frame), ``vanish`` (the guest ends), ``flood N`` (N KiB, numbered) and
 ``tty``, which is what a login shell is too: it prints ``$ ``, echoes what is typed, tells a new size as ``[ROWSxCOLS]``
 and ends with status N at ``exit N`` and a carriage return, and with 0 at Ctrl-D.
 """
@@ -36,7 +36,7 @@ def program_of(spec: dict[str, Any]) -> list[str]:
 
 
 def shown(argv: list[str]) -> list[str]:
-    """The beginning of arguments, as it is listed."""
+    """Shorten arguments as the agent does for listings."""
     left, words = 2048, []
     for word in argv:
         if left > 0:

@@ -117,7 +117,7 @@ def check_exec(spec: dict[str, Any]) -> None:
 
 
 def check_user(users: Collection[str] | None, spec: str) -> None:
-    """Check that an account exists. ``None`` stands for all of them."""
+    """Check that an account exists. ``None``: every account exists."""
     name, colon, group = spec.partition(":")
     known = {*(users or ()), "root"}
     if users is not None and not ((name in known or is_id(name)) and (not colon or group == "root" or is_id(group))):

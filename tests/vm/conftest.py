@@ -100,7 +100,7 @@ class Resources:
 
 
 def resources(home: Home) -> Resources:
-    """What is there now."""
+    """Return the resources that exist now."""
     folders = sorted(home.vms.iterdir()) if home.vms.is_dir() else []
     leases, vms = [], []
     if home.database.exists():

@@ -146,7 +146,7 @@ def test_a_client_that_is_ended_leaves_nothing_in_the_guest(
 def test_a_client_that_is_ended_leaves_nothing_half_written_here(
     shared_vm: VM, folder: str, tmp_path: Path, kind: str, number: int
 ) -> None:
-    """SIGKILL leaves a file with a name of its own; the target's is there for what is whole only."""
+    """SIGKILL leaves a file with a temporary name. The target's name is only given to a complete file."""
     shared_vm.run(f"mkdir {folder}/d && truncate -s 5G {folder}/d/f", check=True)
     source = f"{folder}/d/f" if kind == "file" else f"{folder}/d"
     client = subprocess.Popen(

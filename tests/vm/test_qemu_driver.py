@@ -197,7 +197,7 @@ def test_a_machine_outlives_the_engine_and_is_adopted(vm: tuple[MachineSpec, VMP
 
 
 def test_a_kernel_panic_is_told_from_a_poweroff(vm: tuple[MachineSpec, VMPaths], driver: QemuDriver) -> None:
-    """The last word on the kernel's command line is the user's: an init that does not exist."""
+    """The user's arguments come last on the kernel's command line: here an init that does not exist."""
     spec = replace(vm[0], boot_args="rdinit=/nowhere init=/nowhere")
 
     async def test() -> None:

@@ -54,7 +54,7 @@ def parse(body: bytes) -> list[tuple[int, int, bytes]]:
 
 
 def parse_whole(answer: Answer) -> Frames:
-    """Read an answer that has come to its end."""
+    """Read a complete response."""
     assert (answer.status, answer.headers["content-type"], answer.reset) == (200, TYPE, None)
     first, *output, last = parse(bytes(answer.body))
     assert (first[:2], last[:2]) == ((STARTED, 0), (EXIT, 0))

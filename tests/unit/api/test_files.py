@@ -1,4 +1,4 @@
-"""Files over HTTP: streams that are passed on, small requests, and what breaks off."""
+"""Files over HTTP: forwarded streams, small requests, and transfers that break."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Process sessions over HTTP: found, read, fed, signalled and killed by whoever knows the id."""
+"""Process sessions over HTTP: a client that knows the ID can find, read, write, signal and kill one."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Every route once, as it is meant to be used."""
+"""Each route once, with a valid request."""
 
 import asyncio
 import contextlib

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow  # each is some engines
 
 @pytest.fixture(autouse=True)
 def fake_driver(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Clients start the engine with a fake driver; none is left after the test."""
+    """Let clients start the engine with a fake driver. No engine is left after the test."""
     spawn = proc.spawn_daemon
 
     def spawn_fake(argv: Sequence[str], *, log_path: Path, pass_fds: Sequence[int] = ()) -> int:

@@ -1,4 +1,4 @@
-"""``upload``, ``download`` and ``cp``: what is copied, what is told, and what is refused."""
+"""``upload``, ``download`` and ``cp``: what they copy, print and reject."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Consoles and the engine's log: what is there, and what comes."""
+"""Consoles and the engine's log: reading and following them."""
 
 import asyncio
 from collections.abc import AsyncIterator

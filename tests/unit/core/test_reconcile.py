@@ -1,4 +1,4 @@
-"""A new engine settles what a former one left, in whatever state that was killed."""
+"""A new engine settles what a former one left, in any state in which that was killed."""
 
 import asyncio
 import os

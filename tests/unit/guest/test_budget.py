@@ -1,4 +1,4 @@
-"""Guests that flood the engine delay themselves, and nobody else."""
+"""A guest that floods the engine delays only itself."""
 
 import asyncio
 import itertools

@@ -20,7 +20,7 @@ FAMILY = ["sh", "-c", "sleep 60 & sleep 60 & wait"]
 
 @pytest.fixture
 def lock_path(tmp_path: Path) -> Iterator[Path]:
-    """A lock file; whatever still holds it after the test is killed."""
+    """Return the path of a lock file. A process that still holds it after the test is killed."""
     yield tmp_path / "vmm.lock"
     processes.kill(ProcessIdentity(tmp_path / "vmm.lock"))
 

@@ -29,7 +29,7 @@ needs_cgroups = pytest.mark.skipif(not LAYOUT.hierarchies, reason="this user may
 
 @pytest.fixture
 def identity(tmp_path: Path) -> Iterator[ProcessIdentity]:
-    """A process known by its lock alone; whatever still matches after the test is killed."""
+    """Return an identity without cgroups. A process that still matches after the test is killed."""
     identity = ProcessIdentity(tmp_path / "vmm.lock")
     yield identity
     processes.kill(identity)
@@ -69,7 +69,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @contextmanager
 def onlooker(path: Path, prelude: str = "pass") -> Iterator[int]:
-    """A process, not squib's, that has the file at ``path`` open; its pid."""
+    """Run another program that has the file at ``path`` open; yield its pid."""
     script = f"import sys, fcntl; file = open(sys.argv[1], 'r+'); {prelude}; print(flush=True); sys.stdin.read()"
     argv = [sys.executable, "-c", script, str(path)]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -163,7 +163,7 @@ async def test_killing_ends_what_is_in_the_cgroup_and_what_holds_the_lock(in_gro
 
 @needs_cgroups
 async def test_processes_of_one_owner_are_told_apart(in_group: ProcessIdentity) -> None:
-    """A VM may have helpers beside its VMM, each with a lock of its own."""
+    """A VM may have other processes besides its VMM, each with its own lock."""
     roles = {"vmm": in_group, "uplink": ProcessIdentity(in_group.lock_path.with_name("uplink.lock"))}
     running = {role: start(identity, SLEEPER) for role, identity in roles.items()}
     for role, identity in roles.items():

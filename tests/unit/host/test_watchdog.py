@@ -87,7 +87,7 @@ def test_only_recent_restarts_count() -> None:
 
 
 def pending(pipe: int) -> int:
-    """How many bytes in a pipe nobody has read."""
+    """Return the number of unread bytes in a pipe."""
     count = array.array("i", [0])
     fcntl.ioctl(pipe, termios.FIONREAD, count)
     return count[0]

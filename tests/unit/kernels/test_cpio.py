@@ -15,7 +15,7 @@ class Found:
 
 
 def read_archive(data: bytes) -> dict[str, Found]:
-    """A reader of its own, after the kernel's description of the format."""
+    """Read an archive independently of the writer, by the kernel's description of the format."""
     found: dict[str, Found] = {}
     at = 0
     while True:

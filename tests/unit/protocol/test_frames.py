@@ -1,4 +1,4 @@
-"""Frames: what is written is read, in pieces of any size; what is no frame is refused."""
+"""Frames: encoded frames are decoded from pieces of any size, and invalid ones are rejected."""
 
 import pytest
 from hypothesis import given

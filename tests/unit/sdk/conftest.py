@@ -13,7 +13,7 @@ from tests.fakes.served import Served
 
 @pytest.fixture(autouse=True)
 def nothing_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reaches an engine of whoever runs the tests."""
+    """Keep tests away from the engine of the user who runs them."""
     for name in ("SQUIB_URL", "SQUIB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SQUIB_HOME", "/proc/nosuch/squib")

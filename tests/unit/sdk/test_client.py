@@ -1,4 +1,4 @@
-"""`EngineClient`: which engine it finds, what it sends again, and what it says of what is no engine."""
+"""`EngineClient`: which engine it finds, what it retries, and its errors for servers that are not squib engines."""
 
 import asyncio
 import json

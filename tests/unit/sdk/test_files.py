@@ -1,4 +1,4 @@
-"""``vm.files``: sync and async are the same, bytes are kept, and what breaks off is told."""
+"""``vm.files``: sync and async agree, bytes are unchanged, and broken transfers are errors."""
 
 import asyncio
 import inspect

@@ -25,7 +25,7 @@ def files(served: Served) -> Files:
 
 @pytest.fixture
 def guest(served: Served, tmp_path: Path) -> FakeFiles:
-    """It sends what a test sets as its ``answers["/d/."]``, whatever is in its directory ``/d``."""
+    """It sends the value of ``answers["/d/."]`` instead of its directory ``/d``."""
     served.agent.files = FakeFiles(tmp_path / "guest")
     (tmp_path / "guest" / "d").mkdir(parents=True)
     return served.agent.files

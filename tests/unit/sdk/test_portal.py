@@ -77,7 +77,7 @@ def test_ctrl_c_cancels_what_runs_waits_for_its_clean_up_and_is_raised(portal: P
 
 
 def test_ctrl_c_in_the_first_moment_cancels_too(portal: Portal, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may come when the work is already on the loop, and nobody waits for it yet."""
+    """It may arrive when the work is already on the loop and is not waited for yet."""
     hand_over = portal._loop.call_soon_threadsafe
 
     def interrupted(*arguments: Any) -> None:

@@ -193,7 +193,7 @@ async def test_asyncio_programs_do_the_same(served: Served) -> None:
 
 
 class Slow(FakeAPI):
-    """Does what it is asked for at once, and says so late to the request ``slow``."""
+    """Executes requests at once, but delays the response to the request ``slow``."""
 
     def __init__(self, slow: str) -> None:
         super().__init__(processes={"p1": make_process("p1")})

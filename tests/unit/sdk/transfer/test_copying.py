@@ -156,7 +156,7 @@ def test_progress_is_told_in_bytes(files: Files, here: Path) -> None:
 
 @pytest.fixture(params=["upload", "download"])
 def copy(request: pytest.FixtureRequest, files: Files, guest: FakeFiles, here: Path) -> Callable[..., list[str]]:
-    """Copies in one direction, and tells what is there then: ``copy("f", "d/")``."""
+    """Copies in one direction and returns the resulting files: ``copy("f", "d/")``."""
     make_sources(here if request.param == "upload" else guest.root)
     target_root = guest.root if request.param == "upload" else here
     (target_root / "dir" / "src").mkdir(parents=True)
