@@ -77,7 +77,7 @@ class FakeMachine:
 
 @dataclass
 class FakeDriver:
-    """``behaviour`` is that of the next VMM.
+    """``behaviour`` is the behaviour of the next VMM.
 
     ``--ok``, ``--hang`` (never answers), ``--die`` or ``--deaf`` (does not power off).
     """

@@ -1,4 +1,4 @@
-"""A real engine with a fake driver: all but the guests is what users get."""
+"""A real engine with a fake driver: only the guests are fake."""
 
 from __future__ import annotations
 
@@ -78,6 +78,6 @@ class Rig:
 async def write_overlay(
     self: OverlayStore, target: Path, size_mib: int, on_progress: OnProgress = lambda _: None
 ) -> None:
-    """In the place of `OverlayStore.create`: an empty sparse file."""
+    """Create an empty sparse file, in place of `OverlayStore.create`."""
     target.touch(mode=0o600)
     os.truncate(target, size_mib << 20)

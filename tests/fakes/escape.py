@@ -1,4 +1,4 @@
-"""What an attacker could try who has taken over a VMM: run in the VMM's place, by a bare interpreter.
+"""Attacks from inside a VMM's jail. A bare interpreter runs this file in place of the VMM.
 
 ``escape.py FD``: says ``ready`` on the socket FD, waits for a JSON object that names the targets (after the seal),
 tries everything, and answers with a JSON object: the name of each attempt, and ``done`` or the error that it met.

@@ -151,7 +151,7 @@ class FakeFiles:
         check_user(self.users, values.get("user", [""])[0] or "root")
 
     def _note(self, kind: str, path: str, source: str | None = None) -> None:
-        """Tell those who watch of a change."""
+        """Report a change to the watchers."""
         for root, recursive in self.watched:
             if path == root and kind == "deleted":
                 self.events.put_nowait({"end": True})
@@ -377,7 +377,7 @@ def _unpack(data: bytes, target: Path) -> list[tarfile.TarInfo]:
 
 
 def _check_members(archive: tarfile.TarFile, members: list[tarfile.TarInfo], target: Path) -> None:
-    """Refuse what would reach outside ``target``, and an archive that says itself that it is not complete."""
+    """Reject members outside ``target``, and archives with an error record."""
     links, names = set(), set()
     for member in members:
         for name in (member.name, *([member.linkname] if member.islnk() else [])):

@@ -38,7 +38,7 @@ FLOODS: dict[str, tuple[bytes, bytes]] = {
 
 
 def serve(connection: socket.socket, first: bytes, again: bytes) -> None:
-    """Shake hands, wait for the first request, and flood."""
+    """Do the handshake, wait for the first request, and flood."""
     stream = connection.makefile("rb")
     while b"SQUIB-SYNC" not in (line := stream.readline()):
         if not line:

@@ -1,4 +1,4 @@
-"""A VM that runs in this process: an agent, and no VMM. What its commands do can be looked at, and costs no process."""
+"""A VM in this process: an agent without a VMM. Tests can inspect its commands, which need no processes."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from tests.fakes.driver import agent_socket
 
 
 class NoMachine:
-    """In the place of a VMM."""
+    """A machine without a VMM."""
 
     async def detach(self) -> None:
-        """There is nothing to let go of."""
+        """Do nothing: there is no connection to close."""
 
     async def pause(self) -> None:
         """A fake guest has no vCPUs to stop: its agent keeps running."""
 
     async def resume(self) -> None:
-        """Nor to let go on."""
+        """Do nothing: the agent was not stopped."""
 
 
 def connector(path: Path) -> Callable[[], Awaitable[socket.socket]]:

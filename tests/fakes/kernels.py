@@ -1,4 +1,4 @@
-"""Kernels and modules that nothing would boot, of the shape that the real ones have."""
+"""Fake kernels and modules in the format of real ones. They cannot boot."""
 
 import lzma
 import struct

@@ -50,7 +50,7 @@ def shared_namespaces(pid: int) -> list[str]:
 
 
 def inspect(pid: int) -> dict[str, object]:
-    """What is seen of a VMM from outside."""
+    """Describe a VMM as the host sees it."""
     network = Path(f"/proc/{pid}/net/dev").read_text().splitlines()
     threads = [status(int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir()]
     return {

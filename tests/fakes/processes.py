@@ -47,7 +47,7 @@ def shown(argv: list[str]) -> list[str]:
 
 @dataclass(eq=False)
 class Reader:
-    """One that follows the output; ``taken`` is how much of both streams it has seen."""
+    """A reader of the output. ``taken`` is how many bytes of both streams it has read."""
 
     taken: int = 0
 

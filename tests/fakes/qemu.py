@@ -1,4 +1,4 @@
-"""A QEMU that is no QEMU: it takes the real command line, serves QMP on the descriptor it was given, and runs no guest.
+"""A fake QEMU: it accepts the real command line and serves QMP on its inherited descriptor, but runs no guest.
 
 What it does is the word after ``fake=`` in the kernel's command line:
 

@@ -1,4 +1,4 @@
-"""How a fake agent reads its requests: what ``protocol/agent.md`` calls a bad request is one here too."""
+"""Parse a fake agent's requests, and reject what ``protocol/agent.md`` calls a bad request."""
 
 from __future__ import annotations
 

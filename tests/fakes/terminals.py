@@ -49,7 +49,7 @@ class Peer:
         self._socket.send(data)
 
     def read_until(self, end: bytes) -> bytes:
-        """What is typed, up to ``end``."""
+        """Read typed input up to ``end``."""
         while not self.typed.endswith(end):
             self._receive()
         return bytes(self.typed)
@@ -68,7 +68,7 @@ class Peer:
             self.control.append(json.loads(message))
 
     def until_left(self) -> None:
-        """Until the client has closed the connection."""
+        """Wait until the client has closed the connection."""
         with contextlib.suppress(ConnectionClosed):
             while True:
                 self._receive()
@@ -80,7 +80,7 @@ class Peer:
         self.say(type="error", error=to_wire(error))
 
     def drop(self) -> None:
-        """As an engine that is killed."""
+        """Break the connection, as an engine that is killed."""
         self._socket.socket.close()
 
 
@@ -148,7 +148,7 @@ def _response(status: int, value: object) -> Response:
 
 
 class Person:
-    """A terminal with somebody at it who runs a squib command."""
+    """A terminal on which a user runs a squib command."""
 
     def __init__(self, *words: str, environment: dict[str, str], stdout: int | None = None) -> None:
         self._outer, inner = pty.openpty()

@@ -1,4 +1,4 @@
-"""Directory trees of tests: what is in them, and archives of them that no packer would make."""
+"""Directory trees for tests: snapshots of them, and archives that no packer would write."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def header(name: str, type_: bytes = tarfile.REGTYPE, *, size: int = 0, link: st
 
 
 def damaged(block: bytes, at: int, data: bytes) -> bytes:
-    """A header with other bytes in it, and a checksum that is right all the same."""
+    """Change bytes of a header and correct its checksum."""
     block = block[:at] + data + block[at + len(data) :]
     return block[:148] + b"%06o\0 " % (sum(block[:148]) + sum(block[156:]) + 8 * 32) + block[156:]
 

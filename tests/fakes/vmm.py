@@ -1,4 +1,4 @@
-"""A VMM that is no VMM: a process that serves a `FakeAgent` on an inherited socket.
+"""A fake VMM: a process that serves a `FakeAgent` on an inherited socket.
 
 ``vmm.py SOCKET_FD BEHAVIOUR``, see `tests.fakes.driver.FakeDriver`.
 """

@@ -22,7 +22,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
 class Input:
-    """What the host sends. What a session has read and is not its own can be put back."""
+    """The bytes that the host sends. A session can put back bytes that belong to the next one."""
 
     def __init__(self, reader: asyncio.StreamReader) -> None:
         self._reader = reader
@@ -48,7 +48,7 @@ class Input:
         return self._cut(end + 1)[-MAX_LINE_BYTES - 1 :]
 
     def put_back(self, data: bytes) -> None:
-        """Have ``data`` read next."""
+        """Put back ``data``, to be read next."""
         self._data[:0] = data
 
     def _cut(self, size: int) -> bytes:
@@ -73,7 +73,7 @@ class Stream:
 
 
 class Answers(Protocol):
-    """Who answers the requests of a session."""
+    """The handler of a session's requests."""
 
     stdin_stalls: bool
 

@@ -85,12 +85,12 @@ def find_damage(path: Path) -> str | None:
 
 
 def record_path(path: Path) -> Path:
-    """The path of a file's record."""
+    """Return the path of a file's record."""
     return path.with_name(f"{path.name}.record")
 
 
 def remove_file(path: Path) -> None:
-    """Remove a file with its record. Nothing there is fine."""
+    """Remove a file and its record, if they exist."""
     files.remove_tree(record_path(path))
     files.remove_tree(path)
 

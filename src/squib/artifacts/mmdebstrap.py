@@ -64,5 +64,5 @@ async def _mode(build: Build) -> str:
     try:
         await proc.run(["unshare", "--mount", "--pid", "--fork", "true"], lock=build.lock)
     except ToolFailed:
-        return "root"  # without the right to unshare there is none to mount
+        return "root"  # a process that may not unshare may not mount either, so no mounts can be left
     return "unshare"

@@ -1,4 +1,4 @@
-"""A cheap way to see that a file was not touched since its content was hashed."""
+"""Stamps: a cheap check that a file was not changed since its content was hashed."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ class Stamp(StoredModel):
 
     @classmethod
     def of(cls, path: Path) -> Stamp:
-        """The present stamp of ``path``. Raises `OSError`."""
+        """Return the current stamp of ``path``. Raises `OSError`."""
         found = path.stat()
         return cls(inode=found.st_ino, size=found.st_size, mtime_ns=found.st_mtime_ns, ctime_ns=found.st_ctime_ns)

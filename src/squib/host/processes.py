@@ -1,8 +1,8 @@
-"""Which process is which: finding, adopting, watching and ending processes that outlive the engine.
+"""Find, adopt, watch and kill processes that outlive the engine.
 
-A recorded pid proves nothing, because another process may have that pid by now. A process is identified by what the
-kernel knows about it: the lock that it holds, or the cgroup that it is in (`ProcessIdentity`). `squib.host.proc` and
-`squib.host.jail` start such processes.
+A recorded pid does not identify a process, because another process may have it by now. A process is identified by what
+the kernel knows about it: the lock that it holds, or the cgroup that it is in (`ProcessIdentity`). Such processes are
+started by `squib.host.proc` and `squib.host.jail`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ class ProcessIdentity:
     """How to recognise a process, and every process that it started.
 
     A process matches if it holds the lock of the file at ``lock_path``, which it inherits, or if it is in one of
-    ``cgroups``: the directories of a group of its own, one in each hierarchy. Either is enough. A program that closes
-    inherited descriptors (Firecracker's jailer) is known by its cgroup; a host without cgroups knows it by the lock.
+    ``cgroups``, the directories of its own cgroup, one in each hierarchy. One of the two is enough. A program that
+    closes inherited descriptors, such as Firecracker's jailer, is found by its cgroup. On a host without cgroups a
+    process is found by the lock.
     """
 
     lock_path: Path
@@ -50,7 +51,7 @@ def describe_exit(returncode: int | None) -> str:
 
 
 class Process:
-    """A process that outlives the engine: a child of it, or one that a former engine started."""
+    """A process that outlives the engine: a child of this engine, or one that a former engine started."""
 
     def __init__(self, pid: int, pidfd: int) -> None:
         """Take over ``pidfd``. See `adopt`, `squib.host.proc.spawn`."""
@@ -72,18 +73,18 @@ class Process:
         return not self._ended.is_set()
 
     async def wait(self) -> None:
-        """Return when the process has ended (and, if it is a child, is reaped)."""
+        """Wait until the process has ended and, if it is a child, was reaped."""
         await self._ended.wait()
 
     async def kill(self) -> None:
-        """Send SIGKILL and wait for the end. A process that has ended stays as it is."""
+        """Send SIGKILL and wait until the process has ended. Idempotent."""
         if self._pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         await self.wait()
 
     def forget(self) -> None:
-        """Stop watching; the process goes on."""
+        """Stop watching. The process keeps running."""
         self._close()
 
     def _close(self) -> None:
@@ -94,7 +95,7 @@ class Process:
 
 
 def _reap(pidfd: int) -> int | None:
-    """Reap a child that has ended: its exit status, or minus the number of the signal that ended it."""
+    """Reap a child that has ended; return its exit status, or minus the number of the signal that ended it."""
     ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
     if ended is None:
         return None
@@ -102,16 +103,16 @@ def _reap(pidfd: int) -> int | None:
 
 
 def find(identity: ProcessIdentity) -> list[int]:
-    """The pids of all processes that match, without this one: those that hold the lock first."""
+    """Return the pids of all matching processes but this one. Those that hold the lock come first."""
     found = holders(identity.lock_path)
     members = {pid for group in identity.cgroups for pid in cgroup.members(group)}
     return [*found, *sorted(members.difference(found, {os.getpid()}))]
 
 
 def holders(lock_path: Path) -> list[int]:
-    """The pids of all processes but this one that hold the lock of the file at ``lock_path``.
+    """Return the pids of all processes but this one that hold the lock of the file at ``lock_path``.
 
-    Only processes that this user may inspect are seen: those of the same user, or all for root.
+    Finds only processes that this user may inspect: root finds all, other users their own.
     """
     try:
         wanted = lock_path.stat()
@@ -141,13 +142,13 @@ def _is_same(entry: os.DirEntry[str], wanted: os.stat_result) -> bool:
 
 
 def _is_locked(pid: int, fd: str) -> bool:
-    """Whether the lock belongs to this open file, and not to another one of the same file (``proc_pid_fdinfo(5)``)."""
+    """Return whether this open file holds the lock, not just another open file of it (``proc_pid_fdinfo(5)``)."""
     lines = Path(f"/proc/{pid}/fdinfo/{fd}").read_text().splitlines()
     return any(line.startswith("lock:") and {"FLOCK", "WRITE"} <= {*line.split()} for line in lines)
 
 
 def adopt(identity: ProcessIdentity) -> Process | None:
-    """Watch the process of a former engine that matches ``identity``; ``None`` if there is none."""
+    """Watch the process of a former engine that matches ``identity``; return ``None`` if no process does."""
     for pid in find(identity):
         with contextlib.suppress(ProcessLookupError):
             pidfd = os.pidfd_open(pid)
@@ -160,7 +161,7 @@ def adopt(identity: ProcessIdentity) -> Process | None:
 def kill(identity: ProcessIdentity, *, timeout_s: float = 10.0) -> None:
     """Send SIGKILL to every process that matches, and wait until the lock is free and the cgroups are empty.
 
-    Idempotent. Children of this process are reaped. Raises `HostError` if it is not over after ``timeout_s``.
+    Idempotent. Children of this process are reaped. Raises `HostError` after ``timeout_s``.
     """
     deadline = time.monotonic() + timeout_s
     while _is_there(identity):
@@ -170,7 +171,7 @@ def kill(identity: ProcessIdentity, *, timeout_s: float = 10.0) -> None:
 
 
 def _kill_found(identity: ProcessIdentity) -> list[int]:
-    """Kill what matches now and return pidfds of it."""
+    """Kill the processes that match now; return their pidfds."""
     pidfds = []
     for pid in find(identity):
         with contextlib.suppress(ProcessLookupError):
@@ -184,7 +185,7 @@ def _kill_found(identity: ProcessIdentity) -> list[int]:
 
 
 def _is_there(identity: ProcessIdentity) -> bool:
-    """Whether any process matches, also one that this user may not inspect. Cheaper than `find`."""
+    """Return whether a process matches, even one that this user may not inspect. Cheaper than `find`."""
     if any(cgroup.members(group) for group in identity.cgroups):
         return True
     if not identity.lock_path.exists():
@@ -194,8 +195,9 @@ def _is_there(identity: ProcessIdentity) -> bool:
 
 
 def _wait_all(pidfds: list[int], deadline: float) -> None:
-    """Wait until every process has ended; close the descriptors. Without any, give a starting process 5 ms to
-    appear.
+    """Wait until every process has ended, and close the pidfds.
+
+    If the list is empty, wait 5 ms, because a process that is just starting may appear.
     """
     if not pidfds:
         time.sleep(_SETTLE_S)
