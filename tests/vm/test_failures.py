@@ -1,10 +1,13 @@
 """When the host or what a user brings is not as it should be: a clear error with a hint, soon, and nothing left."""
 
 import asyncio
+import contextlib
 import ctypes
 import io
 import os
 import shutil
+import signal
+import sqlite3
 import subprocess
 import tarfile
 import time
@@ -24,6 +27,7 @@ from squib import (
     InvalidArgument,
     NoShell,
     VMConfig,
+    VMState,
 )
 from squib.core.lifecycle.create import create_vm
 from squib.core.startup import open_engine
@@ -31,7 +35,8 @@ from squib.drivers.registry import find_drivers
 from squib.host import proc
 from squib.kernels import bzimage
 from squib.paths import Home
-from tests.vm.conftest import Resources, end_engine, link_or_copy, resources
+from tests.processes import until
+from tests.vm.conftest import Resources, end_engine, link_or_copy, resources, wait_for_state
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 MNT_DETACH = 2
@@ -220,3 +225,36 @@ def test_a_disk_that_fills_up_under_a_guest(small_disk: Callable[[int], Home]) -
         assert "rror" in filled.stderr
         assert vm.run(["echo", "alive"]).output == "alive\n"
     nothing_in(own)
+
+
+def test_every_verb_on_a_full_disk_and_when_there_is_room_again(small_disk: Callable[[int], Home]) -> None:
+    own = small_disk(64)
+    worker, killed = VM().start(), VM().start()
+    filler = own.root / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(512))
+
+    assert worker.run(["echo", "alive"]).output == "alive\n"
+    assert worker.pause().status is VMState.PAUSED
+    assert worker.resume().status is VMState.RUNNING
+    assert worker.stop().status is VMState.STOPPED
+    os.kill(resources(own).processes[0], signal.SIGKILL)
+    wait_for_state(killed, VMState.ERROR, within_s=5)
+    for refused in (worker.start, killed.start, VM):
+        with pytest.raises(DiskFull):
+            refused()
+
+    filler.unlink()
+    states = {worker.vm_id: "error", killed.vm_id: "error"}
+    until(lambda: recorded_states(own) == states, "the states are not written", within_s=5)
+    for vm in (worker, killed):
+        assert vm.start().run(["echo", "again"]).output == "again\n"
+        vm.delete()
+    nothing_in(own)
+
+
+def recorded_states(home: Home) -> dict[str, str]:
+    """The states of all VMs as they are on the disk."""
+    with contextlib.closing(sqlite3.connect(home.database)) as database:
+        return dict(database.execute("SELECT vm_id, state FROM vms"))
