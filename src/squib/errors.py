@@ -33,7 +33,8 @@ HTTP statuses are in `squib.api.errors`, exit statuses in `squib.cli.exit_codes`
     │   │   ├── AgentLost           agent_lost
     │   │   ├── AgentTimeout        agent_timeout
     │   │   └── AgentProtocolError  agent_protocol_error
-    │   └── AgentVersionMismatch    agent_version_mismatch
+    │   ├── AgentVersionMismatch    agent_version_mismatch
+    │   └── GuestFailed             guest_failed
     ├── ExecError
     │   ├── CommandNotFound         command_not_found
     │   ├── NotExecutable           not_executable
@@ -250,6 +251,12 @@ class AgentVersionMismatch(AgentError):
     """The agent speaks another version of the protocol."""
 
     code = "agent_version_mismatch"
+
+
+class GuestFailed(AgentError):
+    """The guest's operating system refused an operation, for a reason that has no class of its own."""
+
+    code = "guest_failed"
 
 
 class ExecError(SquibError):

@@ -117,7 +117,10 @@ class FakeAgent:
                 self.setup |= values
                 await session.send_json(stream_id, 204, None)
             case "POST", ["exec"]:
-                await self._exec(parse_object(await stream.read()), session, stream_id)
+                spec = parse_object(await stream.read())
+                if self.poweroff.is_set():
+                    raise Refused(503, "powering_off", "the guest is powering off")
+                await self._exec(spec, session, stream_id)
             case _, ["processes", *words]:
                 await self._processes(stream, words, session, stream_id)
             case _, ["files", *_] if self.files:

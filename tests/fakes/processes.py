@@ -23,6 +23,7 @@ from squib.protocol.frames import FrameKind, encode, encode_json
 
 PROGRAMS = {
     "true", "false", "exit", "echo", "err", "cat", "sleep", "spam", "env", "pwd", "garbage", "vanish", "flood", "tty",
+    "stubborn",
 }  # fmt: skip
 FOREGROUND_BYTES, BACKGROUND_BYTES = 128 << 10, 1 << 20
 _EXIT = re.compile(rb"exit ([0-9]+)\r")
@@ -216,7 +217,7 @@ class FakeProcess:
                 while self.stdin and (chunk := await self.stdin.get()) is not None:
                     for start in range(0, len(chunk), 65536):
                         await self._write(FrameKind.STDOUT, chunk[start : start + 65536])
-            case "sleep":
+            case "sleep" | "stubborn":
                 await asyncio.Event().wait()
             case "spam":
                 while True:

@@ -17,6 +17,7 @@ const (
 	NoSuchProcess   Code = "no_such_process"
 	StdinClosed     Code = "stdin_closed"
 	NoTerminal      Code = "no_terminal"
+	PoweringOff     Code = "powering_off"
 	Internal        Code = "internal"
 )
 

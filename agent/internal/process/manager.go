@@ -118,7 +118,7 @@ func (m *Manager) Start(spec Spec) (*Process, *Reader, error) {
 	id, guest, stopped := "p"+strconv.Itoa(m.last), m.env, m.stopped
 	m.mu.Unlock()
 	if stopped {
-		return nil, nil, fail(Internal, "the guest is powering off")
+		return nil, nil, fail(PoweringOff, "the guest is powering off")
 	}
 	plan, err := m.plan(spec, guest)
 	if err != nil {

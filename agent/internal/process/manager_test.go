@@ -236,7 +236,7 @@ func TestAccessIsTheUsers(t *testing.T) {
 func TestStopRefusesNewCommands(t *testing.T) {
 	m := newManager(t, cgroups)
 	m.Stop()
-	if _, _, err := m.Start(sh("true")); CodeOf(err) != Internal {
+	if _, _, err := m.Start(sh("true")); CodeOf(err) != PoweringOff {
 		t.Errorf("got %v", err)
 	}
 }

@@ -287,5 +287,5 @@ func TestPowerOff(t *testing.T) {
 	if grace := <-g.off; grace != 250*time.Millisecond {
 		t.Errorf("got %v", grace)
 	}
-	s.refused("POST", "/v1/exec", `{"argv": ["true"], "user": "me"}`, 500, "internal")
+	s.refused("POST", "/v1/exec", `{"argv": ["true"], "user": "me"}`, 503, "powering_off")
 }

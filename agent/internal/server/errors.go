@@ -25,6 +25,7 @@ var statusOf = map[process.Code]int{
 	process.NoSuchProcess:   http.StatusNotFound,
 	process.StdinClosed:     http.StatusConflict,
 	process.NoTerminal:      http.StatusConflict,
+	process.PoweringOff:     http.StatusServiceUnavailable,
 	process.Internal:        http.StatusInternalServerError,
 	files.NoSuchFile:        http.StatusNotFound,
 	files.FileExists:        http.StatusConflict,

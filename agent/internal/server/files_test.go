@@ -285,11 +285,11 @@ func TestPowerOffLeavesNothingOfUploads(t *testing.T) {
 		t.Errorf("left: %q", left)
 	}
 	for range 2 {
-		if status := <-answers; status != 500 {
+		if status := <-answers; status != 503 {
 			t.Errorf("got %d", status)
 		}
 	}
-	s.refused("PUT", "/v1/files"+at(dir+"/f"), "x", 500, "internal")
+	s.refused("PUT", "/v1/files"+at(dir+"/f"), "x", 503, "powering_off")
 	for _, body := range bodies {
 		body.Close()
 	}

@@ -11,7 +11,7 @@ import (
 // cleanupTimeout bounds the wait for aborted uploads.
 const cleanupTimeout = 2 * time.Second
 
-var errPoweringOff = &process.Error{Code: process.Internal, Message: "the guest is powering off"}
+var errPoweringOff = &process.Error{Code: process.PoweringOff, Message: "the guest is powering off"}
 
 // uploads tracks the uploads in progress, so that their temporary files can be removed before the
 // guest powers off.

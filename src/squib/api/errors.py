@@ -47,6 +47,7 @@ HTTP_STATUS = {
     "agent_lost": 502,
     "agent_protocol_error": 502,
     "agent_version_mismatch": 502,
+    "guest_failed": 502,
     "engine_unavailable": 503,
     "engine_start_failed": 503,
     "dependency_missing": 503,

@@ -11,10 +11,11 @@ from squib.protocol.text import printable
 
 AGENT_ERRORS: dict[str, type[SquibError]] = {
     "bad_request": errors.InvalidArgument,
+    "internal": errors.GuestFailed,
+    "powering_off": errors.WrongState,
     **{
         error.code: error
         for error in (
-            errors.InternalError,
             errors.NoShell,
             errors.CommandNotFound,
             errors.NotExecutable,

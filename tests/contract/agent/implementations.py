@@ -25,6 +25,7 @@ _SCRIPTS = {
     "exit": "#!/bin/sh\nexit $1\n",
     "err": '#!/bin/sh\necho "$@" >&2\n',
     "sleep": "#!/bin/sh\nexec /bin/sleep 1000\n",
+    "stubborn": "#!/bin/sh\ntrap '' TERM\nexec /bin/sleep 1000\n",
     "env": f"{_PYTHON}import json, os\nprint(json.dumps(dict(os.environ)), end='')\n",
     "flood": f"{_PYTHON}import sys\nfor n in range(int(sys.argv[1])):\n    sys.stdout.write('%01023d\\n' % n)\n",
     "spam": f"{_PYTHON}import os\nwhile True:\n    os.write(1, b'y\\n' * 32768)\n",

@@ -94,7 +94,7 @@ async def test_the_agents_errors_are_squibs(agent: Implementation) -> None:
         (files.mkdir(folder, mode=None, user=None, parents=False), errors.FileExists),
         (files.remove(folder, recursive=False), errors.DirectoryNotEmpty),
         (files.remove("/proc/self/status", recursive=False), errors.PermissionDenied),
-        (files.rename(folder, "/dev/shm/squib-contract"), errors.InternalError),
+        (files.rename(folder, "/dev/shm/squib-contract"), errors.GuestFailed),
     ):
         with pytest.raises(error):
             await call

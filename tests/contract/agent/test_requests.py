@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.agent.frames import run
+from tests.contract.agent.frames import run, start_background
 from tests.contract.agent.implementations import Implementation
 
 pytestmark = pytest.mark.anyio
@@ -114,3 +114,12 @@ async def test_poweroff(agent: Implementation) -> None:
         assert answer.status == 202
         async with asyncio.timeout(10):
             await agent.ended.wait()
+
+
+async def test_nothing_starts_while_the_guest_powers_off(agent: Implementation) -> None:
+    async with agent.session() as session:
+        await start_background(session, argv=["stubborn"])
+        _, answer = await session.send("POST", "/v1/poweroff", b'{"grace_ms": 1000}')
+        await session.wait_for_headers(answer)
+        refused = await session.request("POST", "/v1/exec", {"argv": ["true"]})
+        assert refused.error == (503, "powering_off")
