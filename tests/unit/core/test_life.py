@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import random
 import signal
@@ -166,6 +167,21 @@ def test_a_boot_that_fails_leaves_nothing_of_a_create(rig: Rig) -> None:
             await make(engine, rig.config, start=True)
         assert "last line" in caught.value.detail
         nothing_left(engine, rig)
+
+    rig.run(test)
+
+
+def test_a_boot_that_fails_in_the_host_says_where(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/dev/kvm")
+
+    async def test(engine: Engine) -> None:
+        vm = await make(engine, rig.config)
+        monkeypatch.setattr(rig.driver, "launch", refuse)
+        with pytest.raises(PermissionError):
+            await start_vm(engine, vm.vm_id)
+        [failed] = engine.store.list_vms()
+        assert (failed.state, failed.reason) == (VMState.ERROR, "/dev/kvm: Permission denied")
 
     rig.run(test)
 

@@ -59,7 +59,7 @@ async def start_vm(engine: Engine, ref: str, *, boot_timeout_s: float = DEFAULT_
             _end(engine, record, VMState.STOPPED, error.message)
             raise
         except (SquibError, OSError) as error:
-            _end(engine, record, VMState.ERROR, str(error).partition("\n")[0])
+            _end(engine, record, VMState.ERROR, _reason(error))
             raise
         except BaseException:
             _end(engine, record, VMState.STOPPED, "the start was cancelled")
@@ -67,6 +67,13 @@ async def start_vm(engine: Engine, ref: str, *, boot_timeout_s: float = DEFAULT_
         return engine.store.get_vm(vm_id)
 
     return await engine.verbs.run(vm_id, "start", start)
+
+
+def _reason(error: SquibError | OSError) -> str:
+    """Say in one line why a boot failed."""
+    if isinstance(error, OSError):
+        return f"{error.filename or 'the host'}: {error.strerror or error}"
+    return error.message.partition("\n")[0]
 
 
 def _end(engine: Engine, record: VMRecord, state: VMState, reason: str) -> None:
