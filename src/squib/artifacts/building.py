@@ -53,7 +53,7 @@ class Build:
         link = self.folder / _SCRATCH_LINK
         if link.is_symlink():
             return link.readlink()
-        scratch = _scratch_place() / f"squib-build-{secrets.token_hex(8)}"
+        scratch = _scratch_parent() / f"squib-build-{secrets.token_hex(8)}"
         link.symlink_to(scratch)  # first, so that the next builder finds the directory after a kill
         scratch.mkdir(mode=0o711)
         scratch.chmod(0o711)
@@ -68,7 +68,7 @@ async def building(home: Home, what: str, on_progress: OnProgress = no_progress)
     are killed. If a tool failed because the disk is full, `DiskFull` is raised.
     """
     _make_folders(home)
-    async with _turn(home.build_lock(what), on_progress):
+    async with _build_lock(home.build_lock(what), on_progress):
         await _clear(home, what)
         with FileLock(home.tools_lock(what)) as tools:
             tools.acquire()
@@ -78,7 +78,7 @@ async def building(home: Home, what: str, on_progress: OnProgress = no_progress)
                     folder.mkdir()
                     yield Build(folder, tools, on_progress)
             except ToolFailed as error:
-                full = _full_place(folder, error)
+                full = _full_directory(folder, error)
                 if full is None:
                     raise
                 raise _disk_full(full, error) from error
@@ -92,7 +92,7 @@ async def sweep(home: Home) -> None:
     if not home.building.exists():
         return
     _make_folders(home)
-    for what in {_what(entry) for entry in home.building.iterdir()}:
+    for what in {_target_of(entry) for entry in home.building.iterdir()}:
         with FileLock(home.build_lock(what)) as lock:
             if lock.try_acquire():
                 await _clear(home, what)
@@ -106,7 +106,7 @@ def _make_folders(home: Home) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _turn(lock_path: Path, on_progress: OnProgress) -> AsyncIterator[None]:
+async def _build_lock(lock_path: Path, on_progress: OnProgress) -> AsyncIterator[None]:
     with FileLock(lock_path) as lock:
         if lock.try_acquire():
             yield
@@ -116,7 +116,7 @@ async def _turn(lock_path: Path, on_progress: OnProgress) -> AsyncIterator[None]
         yield
 
 
-def _scratch_place() -> Path:
+def _scratch_parent() -> Path:
     """Return ``$TMPDIR``; else memory if there is plenty, which halves the time of a build; else ``/var/tmp``."""
     if os.environ.get("TMPDIR"):
         return Path(tempfile.gettempdir())
@@ -138,21 +138,21 @@ def _available_memory_bytes() -> int:
     """Return the memory that this process could use: the host's, or what a container's limit leaves."""
     found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
     available = int(found[1]) * 1024 if found else 0
-    for limit in Path("/sys/fs/cgroup").glob("memory.max"):  # seen inside a container; the host's root cgroup has none
+    for limit in Path("/sys/fs/cgroup").glob("memory.max"):  # exists only inside a container
         if (most := limit.read_text().strip()) != "max":
             used = int(limit.with_name("memory.current").read_text())
             available = min(available, int(most) - used)
     return available
 
 
-def _what(folder: Path) -> str:
+def _target_of(folder: Path) -> str:
     return folder.name.rpartition(".")[0]
 
 
 async def _clear(home: Home, what: str) -> None:
     """Kill the tools of all builds of ``what`` and remove their directories. The caller holds the build lock."""
     await asyncio.to_thread(processes.kill, ProcessIdentity(home.tools_lock(what)))
-    for folder in [entry for entry in home.building.iterdir() if _what(entry) == what]:
+    for folder in [entry for entry in home.building.iterdir() if _target_of(entry) == what]:
         link = folder / _SCRATCH_LINK
         if link.is_symlink():
             await _remove_scratch(link.readlink())
@@ -169,7 +169,7 @@ async def _remove_scratch(scratch: Path) -> None:
         await asyncio.to_thread(files.remove_tree, scratch)
 
 
-def _full_place(folder: Path, error: ToolFailed) -> Path | None:
+def _full_directory(folder: Path, error: ToolFailed) -> Path | None:
     """Return the directory whose full disk made a tool fail; ``None`` if it failed for another reason."""
     link = folder / _SCRATCH_LINK
     places = [folder, *([link.readlink()] if link.is_symlink() else [])]

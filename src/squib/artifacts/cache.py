@@ -6,7 +6,7 @@
     <root>/sha256-<hex>/…            a content: its files, 0444
     <root>/sha256-<hex>/<kind>.json  its manifest: the digest and the stamp of each file
 
-The digest of a content is that of its manifest (`squib.artifacts.manifest.Manifest.digest`). Files, manifest and
+A content's digest is computed from its manifest (`squib.artifacts.manifest.Manifest.digest`). Files, manifest and
 directories are flushed to the disk before a pointer names them. Damage to one artifact does not affect the others.
 """
 
@@ -32,7 +32,7 @@ from squib.paths import Home
 
 @dataclass(frozen=True)
 class Artifact:
-    """A readable content of the cache. If no name stands for it any more, ``name`` is the digest."""
+    """A readable content of the cache. If no name points to it any more, ``name`` is the digest."""
 
     name: str
     digest: str
@@ -53,7 +53,7 @@ class Artifact:
 class Entry:
     """A line of the cache's listing.
 
-    ``name`` is empty if no name stands for the content any more, ``digest`` if the name's pointer is unreadable.
+    ``name`` is empty if no name points to the content any more, ``digest`` if the name's pointer is unreadable.
     ``damage`` says why the artifact cannot be used; it is empty if nothing is known to be wrong.
     """
 
@@ -155,14 +155,14 @@ class ArtifactCache:
                 content.mkdir()
                 info = await make(build, content)
                 on_progress(Progress(step="digest"))
-                await asyncio.to_thread(self._take_in, name, recipe, content, info)
+                await asyncio.to_thread(self._install, name, recipe, content, info)
                 artifact = self._find(name)
         return artifact
 
     def remove(self, ref: str) -> None:
         """Remove the artifact with this name or digest, damaged or not. Raises `NotFound`.
 
-        A name goes away alone if another name has the same content, or if its pointer is unreadable.
+        Only the name is removed if another name points to the same content, or if the pointer is unreadable.
         """
         with self._index():
             if _is_digest(ref):
@@ -184,7 +184,7 @@ class ArtifactCache:
             for folder in set(self._root.glob("sha256-*")) - wanted:
                 self._discard(folder)
 
-    def _take_in(self, name: str, recipe: str, content: Path, info: dict[str, str]) -> None:
+    def _install(self, name: str, recipe: str, content: Path, info: dict[str, str]) -> None:
         manifest = records.seal(content, info)
         files.write_atomic(content / self._manifest_name, manifest.model_dump_json().encode())
         target = self.folder(manifest.digest)
@@ -208,14 +208,14 @@ class ArtifactCache:
         return same and all(records.find_damage(folder, file) is None for file in manifest.files)
 
     def _discard(self, folder: Path) -> None:
-        """Remove a content, if it is there, in one step for its readers. After a kill, `building.sweep` finishes."""
+        """Remove a content, if it exists, atomically for readers. After a kill, `building.sweep` removes the rest."""
         if not os.path.lexists(folder):
             return
         self._home.building.mkdir(exist_ok=True)
-        doomed = self._home.building / f"{self._kind}-removed.{folder.name}"
-        files.remove_tree(doomed)
-        folder.rename(doomed)
-        files.remove_tree(doomed)
+        removed = self._home.building / f"{self._kind}-removed.{folder.name}"
+        files.remove_tree(removed)
+        folder.rename(removed)
+        files.remove_tree(removed)
 
     @contextlib.contextmanager
     def _index(self) -> Iterator[None]:
@@ -254,7 +254,7 @@ class ArtifactCache:
         return manifest
 
     def _pointer(self, name: str) -> Pointer | None:
-        """Return what a name stands for; ``None`` if it is absent or unreadable."""
+        """Return the pointer of a name; ``None`` if it is absent or unreadable."""
         try:
             return records.read(self._pointer_path(name), Pointer)
         except (FileNotFoundError, Unreadable):

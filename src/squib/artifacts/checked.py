@@ -56,7 +56,7 @@ async def build_file(
                 log.warning("%s is built again: %s", target, damage)
             partial = build.folder / target.name
             await make(build, partial)
-            await asyncio.to_thread(_take_in, partial, target)
+            await asyncio.to_thread(_install, partial, target)
     return target
 
 
@@ -109,7 +109,7 @@ def _rehash(path: Path, record: FileRecord, stamp: Stamp) -> str | None:
     return None
 
 
-def _take_in(partial: Path, target: Path) -> None:
+def _install(partial: Path, target: Path) -> None:
     partial.chmod(0o444)
     files.sync(partial)
     digest = files.sparse_sha256(partial)

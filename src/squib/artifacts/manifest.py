@@ -43,7 +43,7 @@ class Manifest(StoredModel):
 
 
 class Pointer(StoredModel):
-    """The content that a name stands for, and the recipe that it was built from."""
+    """The content that a name points to, and the recipe that it was built from."""
 
     digest: Digest
     recipe: str

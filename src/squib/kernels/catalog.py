@@ -131,10 +131,10 @@ async def _make(build: Build, target: Path) -> dict[str, str]:
     with package.open("wb") as tar:
         await bootstrap(build, variant="extract", include=[_PACKAGE], stdout=tar.fileno())
     build.report(Progress(step="modules"))
-    return await asyncio.to_thread(_pick, package, scratch / "package", target)
+    return await asyncio.to_thread(_extract_files, package, scratch / "package", target)
 
 
-def _pick(package: Path, unpacked: Path, target: Path) -> dict[str, str]:
+def _extract_files(package: Path, unpacked: Path, target: Path) -> dict[str, str]:
     """Unpack the kernel's files from the package, and copy those that squib uses into ``target``."""
     _unpack(package, unpacked)
     image = _only(unpacked, "boot/vmlinuz-*")

@@ -187,9 +187,9 @@ def test_memory_is_used_as_scratch_only_if_there_is_plenty(monkeypatch: pytest.M
     monkeypatch.setattr(building, "_MEMORY", tmp_path)
     monkeypatch.setattr(building, "_SCRATCH_BYTES", 1)
     monkeypatch.setattr(building, "_available_memory_bytes", lambda: 1 << 40)
-    assert building._scratch_place() == tmp_path
+    assert building._scratch_parent() == tmp_path
     monkeypatch.setattr(building, "_available_memory_bytes", lambda: 1 << 30)
-    assert building._scratch_place() == Path("/var/tmp")
+    assert building._scratch_parent() == Path("/var/tmp")
     monkeypatch.setattr(building, "_available_memory_bytes", lambda: 1 << 40)
     monkeypatch.setattr(building, "_SCRATCH_BYTES", 1 << 60)
-    assert building._scratch_place() == Path("/var/tmp")
+    assert building._scratch_parent() == Path("/var/tmp")

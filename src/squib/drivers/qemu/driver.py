@@ -55,7 +55,7 @@ class QemuDriver:
     capabilities = Capabilities(pause=True)
 
     def __init__(self, probe: KVMProbe, confinement: Jail) -> None:
-        if probe.usable and not _open_to_vms(_KVM):
+        if probe.usable and not _vms_may_open(_KVM):
             reason = f"only root may open {_KVM}, and VMs do not run as root (chgrp kvm {_KVM} && chmod 660 {_KVM})"
             probe = KVMProbe(usable=False, reason=reason, present=True)
         self._probe = probe
@@ -166,7 +166,7 @@ def _user_name() -> str:
         return str(os.geteuid())
 
 
-def _open_to_vms(device: Path) -> bool:
+def _vms_may_open(device: Path) -> bool:
     """Return whether a VMM with its own user and the device's group may open ``device``."""
     mode = device.stat().st_mode
     return os.geteuid() != 0 or mode & 0o060 == 0o060 or mode & 0o006 == 0o006
