@@ -42,7 +42,7 @@ def _describe_broken(record: BrokenRecord) -> VMInfo:
         vm_id=record.vm_id,
         name=record.name,
         state=VMState.ERROR,
-        reason=f"its database record is damaged; delete it with: squib rm {record.vm_id} ({record.reason})",
+        reason=f"its database record is damaged; to delete the VM: squib rm {record.vm_id} ({record.reason})",
         project=None,
         runtime=None,
         kernel="",

@@ -1,4 +1,4 @@
-"""Logs of bounded size, for what a guest prints or makes its VMM print."""
+"""Logs of bounded size, for the output of guests and VMMs."""
 
 from __future__ import annotations
 
@@ -69,10 +69,10 @@ class BoundedLog:
 
 
 class LogPump:
-    """Copies what arrives on a descriptor into a log, without ever waiting for it.
+    """Copies the bytes that arrive on a descriptor into a log. It never blocks.
 
-    A guest may print as fast as it can. So after each read of at most 64 KiB the pump leaves the descriptor alone for
-    ``pause_s``: the event loop spends little time on it.
+    A guest may print as fast as it can. After each read of at most 64 KiB, the pump therefore pauses for ``pause_s``
+    seconds, so that the event loop spends little time on it.
     """
 
     def __init__(self, fd: int, log: BoundedLog, *, pause_s: float) -> None:
@@ -86,7 +86,7 @@ class LogPump:
         self._wait()
 
     def close(self) -> None:
-        """Copy what has arrived, within limits, and close the descriptor. Idempotent."""
+        """Copy the bytes that have arrived, at most 4 MiB, and close the descriptor. Idempotent."""
         if self._fd >= 0:
             with contextlib.suppress(OSError):
                 for _ in range(_MAX_LAST_READS):
@@ -112,7 +112,7 @@ class LogPump:
             self._next_read = self._loop.call_later(self._pause_s, self._wait)
 
     def _copy(self) -> bool:
-        """Copy one piece; return whether more may come. Raises `BlockingIOError` if nothing has arrived."""
+        """Copy once; return whether more may arrive. Raises `BlockingIOError` if nothing has arrived."""
         data = os.read(self._fd, _READ_BYTES)
         self._log.append(data)
         return bool(data)
@@ -127,13 +127,13 @@ class LogPump:
 
 
 def make_pipe(path: Path) -> None:
-    """Make a named pipe that only this user may open, in place of what is at ``path``."""
+    """Create a named pipe that only this user may open, replacing what is at ``path``."""
     path.unlink(missing_ok=True)
     os.mkfifo(path, 0o600)
 
 
 def pump_pipe(path: Path, log: BoundedLog, *, pause_s: float) -> LogPump:
-    """Copy what arrives on a named pipe into a log. Raises `OSError`."""
+    """Copy the bytes that arrive on a named pipe into a log. Raises `OSError`."""
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     return LogPump(fd, log, pause_s=pause_s)
 
