@@ -511,7 +511,8 @@ def test_a_vm_whose_record_is_damaged_is_listed_and_can_only_be_removed(rig: Rig
         engine.store._db.execute("UPDATE vms SET spec = 'x' WHERE name = 'bad'")
         assert {vm.name: vm.state for vm in list_vms(engine)} == {"good": VMState.RUNNING, "bad": VMState.ERROR}
         bad = get_vm(engine, "bad")
-        assert bad.reason.startswith(f"its database record is damaged; to delete the VM: squib rm {bad.vm_id} (spec is ")
+        advice = f"its database record is damaged; to delete the VM: squib rm {bad.vm_id}"
+        assert bad.reason.startswith(f"{advice} (spec is not valid JSON: ")
         for verb in (start_vm, stop_vm, pause_vm, resume_vm):
             with pytest.raises(RecordCorrupt):
                 await verb(engine, "bad")
