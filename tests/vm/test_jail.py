@@ -205,7 +205,8 @@ def test_qemu_runs_a_guest_with_an_empty_root_and_without_privileges(user: str, 
     as_seen_from_outside(found, uid=vmm_uid(user))
     is_confined(found, user)
     own = {
-        str(boot_folder / name) for name in ("kernel", "initramfs", "base", "overlay", "vm/vmm.lock", "vm/qemu/vmm.log")
+        str(boot_folder / name)
+        for name in ("kernel", "initramfs", "base", "overlay", "vm/vmm.lock", "vm/qemu/output.pipe")
     }
     files = [target for target in found["open"] if target.startswith("/") and not target.startswith("/memfd:")]
     devices = {"/dev/null"} | ({"/dev/kvm"} if found["accelerator"] == "kvm" else set())
