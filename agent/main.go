@@ -80,6 +80,7 @@ func serve(guest *boot.Guest) error {
 		Version:  version,
 		Identity: identity.Guest{},
 		Accounts: accounts,
+		Records:  guest.Records,
 		PowerOff: func(grace time.Duration) { guest.PowerOff(grace, reaper.Childless) },
 		Log:      log.New(guest.Console, "", 0),
 	})

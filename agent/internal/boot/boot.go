@@ -7,6 +7,8 @@ import (
 	"os"
 	"syscall"
 	"time"
+
+	"squib/agent/internal/files"
 )
 
 // deviceTimeout bounds the wait for a device to appear after its driver has started.
@@ -15,6 +17,8 @@ const deviceTimeout = 10 * time.Second
 // Guest is a booted guest.
 type Guest struct {
 	Console *Console
+	// Records are the records of temporary files, on the disk.
+	Records *files.Records
 
 	// overlay is the root directory of the writable filesystem below the overlayfs. No path leads
 	// to it after the switch of the root, but PowerOff must leave it clean.
@@ -82,10 +86,22 @@ func (g *Guest) assembleRoot() error {
 			return err
 		}
 	}
+	g.sweepUploads()
 	// redirect_dir allows renaming a directory of the image: overlayfs then records its old path in
 	// the upper directory.
 	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,redirect_dir=on", baseDir, upperDir, workDir)
 	return mount("overlay", newRoot, "overlay", 0, options)
+}
+
+// sweepUploads removes what interrupted uploads left. A full or damaged disk does not stop the boot.
+func (g *Guest) sweepUploads() {
+	var err error
+	if g.Records, err = files.OpenRecords(recordsDir); err == nil {
+		err = g.Records.Sweep(upperDir)
+	}
+	if err != nil {
+		g.Console.Print("temporary files of interrupted uploads may remain: " + err.Error())
+	}
 }
 
 // mountBase mounts the base read-only. An ext4 image that was not unmounted cleanly needs a journal

@@ -14,6 +14,7 @@ const (
 	overlayDir  = "/squib/overlay"
 	upperDir    = overlayDir + "/upper"
 	workDir     = overlayDir + "/work"
+	recordsDir  = overlayDir + "/uploads"
 	newRoot     = "/squib/root"
 )
 

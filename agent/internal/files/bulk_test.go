@@ -33,7 +33,7 @@ func TestLargeFilesAreExact(t *testing.T) {
 		keepCached - 1, keepCached, keepCached + 1, keepCached + directBlock, keepCached + bulkPiece - 1, keepCached + bulkPiece,
 		keepCached + bulkPiece + 513, len(all),
 	} {
-		if _, err := Write(path, iotest.HalfReader(bytes.NewReader(all[:size])), Attributes{}, false); err != nil {
+		if _, err := Write(path, iotest.HalfReader(bytes.NewReader(all[:size])), Attributes{}, false, TemporaryName()); err != nil {
 			t.Fatal(err)
 		}
 		if got, _ := os.ReadFile(path); !bytes.Equal(got, all[:size]) {
@@ -174,7 +174,7 @@ func TestALargeUploadHoldsOneBuffer(t *testing.T) {
 		go func() {
 			defer ended.Done()
 			body := &stuck{keepCached + bufferSize - 1, &waiting, free}
-			if _, err := Write(filepath.Join(dir, strconv.Itoa(i)), body, Attributes{}, false); err != nil {
+			if _, err := Write(filepath.Join(dir, strconv.Itoa(i)), body, Attributes{}, false, TemporaryName()); err != nil {
 				t.Error(err)
 			}
 		}()

@@ -139,15 +139,18 @@ func dontNeed(fd int, offset, length int64) {
 // between has a truncated file. (When a file is replaced, ext4 does this itself.)
 func startWriteback(fd int) { dontNeed(fd, 0, 0) }
 
-// syncAll flushes the whole filesystem of a directory to the disk. For many files this is faster
-// than startWriteback for each.
-func syncAll(dir int, name string) error {
-	fd, err := openat(dir, name, syscall.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NOFOLLOW, 0)
-	if err != nil {
-		return err
+// syncAll writes the whole filesystem of an open file to the disk, and waits. For many files this is
+// faster than syncFile for each.
+func syncAll(fd int) error { return errnoOf(syscall.Syscall(sysSyncfs, uintptr(fd), 0, 0)) }
+
+// syncFile writes a file or directory to the disk, and waits. On ext4 this includes the name that it
+// was renamed to.
+func syncFile(fd int) error {
+	err := syscall.Fsync(fd)
+	if err == syscall.EINVAL || err == syscall.EROFS { // the filesystem has nothing to write
+		return nil
 	}
-	defer syscall.Close(fd)
-	return errnoOf(syscall.Syscall(sysSyncfs, uintptr(fd), 0, 0))
+	return err
 }
 
 func errnoOf(_, _ uintptr, errno syscall.Errno) error {

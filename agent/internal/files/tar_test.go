@@ -69,14 +69,14 @@ func pack(t *testing.T, paths ...string) []byte {
 
 func unpack(t *testing.T, dir string, archive []byte) UnpackResult {
 	t.Helper()
-	count, err := Unpack(dir, bytes.NewReader(archive), nil, os.Getuid() == 0)
+	count, err := Unpack(dir, bytes.NewReader(archive), nil, os.Getuid() == 0, TemporaryName())
 	must(t, err)
 	return count
 }
 
 func unpackNew(t *testing.T, dir string, archive []byte) {
 	t.Helper()
-	_, err := UnpackNew(dir, bytes.NewReader(archive), nil, os.Getuid() == 0)
+	_, err := UnpackNew(dir, bytes.NewReader(archive), nil, os.Getuid() == 0, TemporaryName())
 	must(t, err)
 }
 
@@ -248,7 +248,7 @@ func TestPackSaysWhatWentWrong(t *testing.T) {
 	if len(names) != 2 || problem != fmt.Sprintf("%q: truncated while being read", path) {
 		t.Errorf("got %q, %q", names, problem)
 	}
-	if _, err := Unpack(dir, bytes.NewReader(out.Bytes()), nil, false); process.CodeOf(err) != process.BadRequest || !strings.Contains(err.Error(), problem) {
+	if _, err := Unpack(dir, bytes.NewReader(out.Bytes()), nil, false, TemporaryName()); process.CodeOf(err) != process.BadRequest || !strings.Contains(err.Error(), problem) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -19,19 +19,25 @@ type UnpackResult struct {
 }
 
 // Unpack unpacks a tar archive into the directory at path. New files belong to owner, with keep to
-// the archive's owners, and otherwise to root. Each file takes its name atomically. What was
-// unpacked before an error stays.
-func Unpack(path string, archive io.Reader, owner *Owner, keep bool) (count UnpackResult, err error) {
+// the archive's owners, and otherwise to root. Each file takes its name atomically, and has the name
+// temporary before. When Unpack returns, everything is on the disk. What was unpacked before an
+// error stays.
+func Unpack(path string, archive io.Reader, owner *Owner, keep bool, temporary string) (count UnpackResult, err error) {
 	root, err := openat(atFdCwd, path, syscall.O_RDONLY|syscall.O_DIRECTORY, 0)
 	if err != nil {
 		return count, fail(path, err)
 	}
-	return unpackInto(root, false, path, archive, owner, keep)
+	defer syscall.Close(root)
+	u := &unpacker{path: path, owner: owner, keep: keep, temporary: temporary}
+	if count, err = u.unpack(root, archive); err == nil {
+		err = fail(path, syncAll(root))
+	}
+	return count, err
 }
 
-// UnpackNew unpacks a tar archive as the new directory at path. It unpacks into a temporary
-// directory, which takes the name at the end; on failure nothing stays.
-func UnpackNew(path string, archive io.Reader, owner *Owner, keep bool) (count UnpackResult, err error) {
+// UnpackNew unpacks a tar archive as the new directory at path. It unpacks into a directory with the
+// name temporary, which takes its name at the end and is then on the disk; on failure nothing stays.
+func UnpackNew(path string, archive io.Reader, owner *Owner, keep bool, temporary string) (count UnpackResult, err error) {
 	parent, name := split(strings.TrimRight(path, "/"))
 	if name == "" || name == "." || name == ".." {
 		return count, fail(path, syscall.EEXIST)
@@ -45,35 +51,38 @@ func UnpackNew(path string, archive io.Reader, owner *Owner, keep bool) (count U
 	if fstatat(dir, name, &st, atSymlinkNoFollow) == nil {
 		return count, fail(path, syscall.EEXIST)
 	}
-	temporary := temporaryName()
 	if err := syscall.Mkdirat(dir, temporary, defaultDirMode); err != nil {
 		return count, fail(path, err)
 	}
 	root, err := openat(dir, temporary, syscall.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NOFOLLOW, 0)
-	if err == nil && owner != nil {
-		if err = syscall.Fchown(root, int(owner.UID), int(owner.GID)); err != nil {
-			syscall.Close(root)
+	if err == nil {
+		defer syscall.Close(root)
+		if owner != nil {
+			err = syscall.Fchown(root, int(owner.UID), int(owner.GID))
 		}
 	}
 	if err == nil {
-		count, err = unpackInto(root, true, path, archive, owner, keep)
+		u := &unpacker{path: path, isNew: true, owner: owner, keep: keep, temporary: temporary}
+		count, err = u.unpack(root, archive)
 	}
 	if err == nil {
-		err = syncAll(dir, temporary)
+		err = syncAll(root) // before the rename: the name never stands for half of the content
 	}
 	if err == nil {
-		err = syscall.Renameat(dir, temporary, dir, name)
+		if err = syscall.Renameat(dir, temporary, dir, name); err == nil {
+			return count, fail(path, syncFile(root))
+		}
 	}
-	if err != nil {
-		removeDir(dir, temporary, true, temporary, maxDepth)
-	}
+	removeDir(dir, temporary, true, temporary, maxDepth)
 	return count, fail(path, err)
 }
 
-// unpackInto unpacks an archive into the open directory root, and closes it. If isNew is set, root
-// gets the mode, time and owner that the archive gives it.
-func unpackInto(root int, isNew bool, path string, archive io.Reader, owner *Owner, keep bool) (count UnpackResult, err error) {
-	u := &unpacker{path: path, isNew: isNew, seed: maphash.MakeSeed(), owner: owner, keep: keep, temporary: temporaryName(), links: map[inode]bool{}, timed: map[uint64]bool{}}
+// unpack unpacks an archive into the open directory root.
+func (u *unpacker) unpack(root int, archive io.Reader) (count UnpackResult, err error) {
+	if root, err = syscall.Dup(root); err != nil {
+		return count, fail(u.path, err)
+	}
+	u.seed, u.links, u.timed = maphash.MakeSeed(), map[inode]bool{}, map[uint64]bool{}
 	u.stack = []level{{fd: root}}
 	defer u.pop(0)
 	reader := tar.NewReader(bufio.NewReaderSize(archive, claimBuffer()))
@@ -118,7 +127,7 @@ var errOwnLink = errors.New("member below a symbolic link of the same archive")
 
 type unpacker struct {
 	path      string
-	isNew     bool // path was created for this archive
+	isNew     bool // path was created for this archive, and gets the mode, time and owner in it
 	owner     *Owner
 	keep      bool
 	temporary string

@@ -106,7 +106,7 @@ func TestUnpackRefuses(t *testing.T) {
 		"name that is too long":    {{name: strings.Repeat("n", 256), content: "x"}},
 	} {
 		dir := t.TempDir()
-		_, err := Unpack(dir, bytes.NewReader(archiveOf(t, archive...)), nil, false)
+		_, err := Unpack(dir, bytes.NewReader(archiveOf(t, archive...)), nil, false, TemporaryName())
 		if process.CodeOf(err) != process.BadRequest {
 			t.Errorf("%s: got %v", what, err)
 		}
@@ -158,11 +158,11 @@ func TestUnpackOverWhatIsThere(t *testing.T) {
 	if _, err := os.Stat(dir + "/real/keep"); err != nil {
 		t.Error(err)
 	}
-	_, err := Unpack(dir, bytes.NewReader(archiveOf(t, member{name: "real", content: "x"})), nil, false)
+	_, err := Unpack(dir, bytes.NewReader(archiveOf(t, member{name: "real", content: "x"})), nil, false, TemporaryName())
 	if process.CodeOf(err) != NotAFile {
 		t.Errorf("a file in place of a directory: %v", err)
 	}
-	_, err = Unpack(dir, bytes.NewReader(archiveOf(t, member{name: "file/f", content: "x"})), nil, false)
+	_, err = Unpack(dir, bytes.NewReader(archiveOf(t, member{name: "file/f", content: "x"})), nil, false, TemporaryName())
 	if process.CodeOf(err) != NotADirectory {
 		t.Errorf("below a file: %v", err)
 	}
@@ -194,7 +194,7 @@ func TestUnpackOwners(t *testing.T) {
 		}
 		_, err := Unpack(dir, bytes.NewReader(archiveOf(t,
 			member{name: "d/", kind: tar.TypeDir, mode: 0o755}, member{name: "d/f", content: "x", mode: 0o4755}, member{name: "l", link: "d", kind: tar.TypeSymlink},
-			member{name: "p", kind: tar.TypeFifo}, member{name: "null", kind: tar.TypeChar})), owner, what == "keep")
+			member{name: "p", kind: tar.TypeFifo}, member{name: "null", kind: tar.TypeChar})), owner, what == "keep", TemporaryName())
 		must(t, err)
 		for _, name := range []string{"d", "d/f", "l", "p", "null"} {
 			var st syscall.Stat_t
@@ -213,7 +213,7 @@ func TestUnpackBrokenArchives(t *testing.T) {
 	whole := archiveOf(t, member{name: "first", content: "1"}, member{name: "second", content: strings.Repeat("2", 5000)})
 	for what, archive := range map[string][]byte{"noise": bytes.Repeat([]byte("noise"), 500), "cut in a file": whole[:3000], "cut in a header": whole[:1224]} {
 		dir := t.TempDir()
-		_, err := Unpack(dir, bytes.NewReader(archive), nil, false)
+		_, err := Unpack(dir, bytes.NewReader(archive), nil, false, TemporaryName())
 		if process.CodeOf(err) != process.BadRequest {
 			t.Errorf("%s: got %v", what, err)
 		}
@@ -224,10 +224,10 @@ func TestUnpackBrokenArchives(t *testing.T) {
 			t.Errorf("%s: left %q", what, names)
 		}
 	}
-	if count, err := Unpack(t.TempDir(), bytes.NewReader(nil), nil, false); err != nil || count.Entries != 0 {
+	if count, err := Unpack(t.TempDir(), bytes.NewReader(nil), nil, false, TemporaryName()); err != nil || count.Entries != 0 {
 		t.Errorf("nothing: %v, %+v", err, count)
 	}
-	if _, err := Unpack("/none", bytes.NewReader(whole), nil, false); process.CodeOf(err) != NoSuchFile {
+	if _, err := Unpack("/none", bytes.NewReader(whole), nil, false, TemporaryName()); process.CodeOf(err) != NoSuchFile {
 		t.Errorf("got %v", err)
 	}
 }
@@ -241,7 +241,7 @@ func TestUnpackClosesWhatItOpens(t *testing.T) {
 	dir := t.TempDir()
 	before := count()
 	unpack(t, dir, archiveOf(t, member{name: "a/b/c/f", content: "x"}, member{name: "a/d/e/f", content: "x"}, member{name: "a/l", link: "a/b/c/f", kind: tar.TypeLink}))
-	Unpack(dir, bytes.NewReader(archiveOf(t, member{name: "a/b/../f"})), nil, false)
+	Unpack(dir, bytes.NewReader(archiveOf(t, member{name: "a/b/../f"})), nil, false, TemporaryName())
 	pack(t, dir)
 	must(t, Remove(dir+"/a", true))
 	if after := count(); after != before {

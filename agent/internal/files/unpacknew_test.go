@@ -15,7 +15,7 @@ import (
 func TestUnpackNewIsAllOrNothing(t *testing.T) {
 	dir := t.TempDir()
 	whole := archiveOf(t, member{name: "./", kind: tar.TypeDir, mode: 0o750}, member{name: "a/b/f", content: "content"})
-	count, err := UnpackNew(dir+"/new/", bytes.NewReader(whole), nil, false)
+	count, err := UnpackNew(dir+"/new/", bytes.NewReader(whole), nil, false, TemporaryName())
 	if err != nil || count.Entries != 2 || count.Bytes != 7 {
 		t.Errorf("%+v, %v", count, err)
 	}
@@ -31,7 +31,7 @@ func TestUnpackNewIsAllOrNothing(t *testing.T) {
 		"/new": FileExists, "/link": FileExists, "/.": FileExists, "/nosuch/new": NoSuchFile, "/new/a/b/f/g": NotADirectory,
 	} {
 		var problem *process.Error
-		if _, err := UnpackNew(dir+path, bytes.NewReader(whole), nil, false); !errors.As(err, &problem) || problem.Code != want {
+		if _, err := UnpackNew(dir+path, bytes.NewReader(whole), nil, false, TemporaryName()); !errors.As(err, &problem) || problem.Code != want {
 			t.Errorf("%s: %v", path, err)
 		}
 	}
@@ -40,7 +40,7 @@ func TestUnpackNewIsAllOrNothing(t *testing.T) {
 		"aborted": io.MultiReader(bytes.NewReader(whole[:1600]), failingReader{}),
 		"refused": bytes.NewReader(archiveOf(t, member{name: "a/f", content: "x"}, member{name: "../g", content: "x"})),
 	} {
-		if _, err := UnpackNew(dir+"/other", broken, nil, false); err == nil {
+		if _, err := UnpackNew(dir+"/other", broken, nil, false, TemporaryName()); err == nil {
 			t.Errorf("%s: it was unpacked", name)
 		}
 		if left, _ := os.ReadDir(dir); len(left) != 2 {

@@ -1,9 +1,7 @@
 package files
 
 import (
-	"fmt"
 	"io"
-	"math/rand/v2"
 	"strings"
 	"syscall"
 )
@@ -26,9 +24,10 @@ const (
 	defaultDirMode  = 0o755
 )
 
-// Write replaces the file at path by body, atomically: it writes a temporary file and renames it. A
+// Write replaces the file at path by body, atomically: it writes a file with the name temporary in
+// the same directory and renames it. When Write returns, the file is on the disk under its name. A
 // failed Write leaves nothing and changes nothing. With parents, it creates missing directories.
-func Write(path string, body io.Reader, want Attributes, parents bool) (Info, error) {
+func Write(path string, body io.Reader, want Attributes, parents bool, temporary string) (Info, error) {
 	if parents {
 		dir, _ := split(path)
 		if err := mkdirAll(dir, want.Owner); err != nil {
@@ -53,7 +52,6 @@ func Write(path string, body io.Reader, want Attributes, parents bool) (Info, er
 	if want.Mode != nil {
 		mode = *want.Mode
 	}
-	temporary := temporaryName()
 	fd, err := openat(dir, temporary, syscall.O_WRONLY|syscall.O_CREAT|syscall.O_EXCL|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return Info{}, fail(path, err)
@@ -72,6 +70,10 @@ func Write(path string, body io.Reader, want Attributes, parents bool) (Info, er
 	}
 	if err != nil {
 		unlinkat(dir, temporary, 0)
+		return Info{}, fail(path, err)
+	}
+	// The rename changed the file's own record too, so this writes the new name to the disk as well.
+	if err := syncFile(fd); err != nil {
 		return Info{}, fail(path, err)
 	}
 	if err := syscall.Fstat(fd, &st); err != nil {
@@ -122,9 +124,6 @@ func closeDir(fd int) {
 		syscall.Close(fd)
 	}
 }
-
-// temporaryName returns a unique name for an incomplete file.
-func temporaryName() string { return fmt.Sprintf(".squib-%016x", rand.Uint64()) }
 
 // copyToFile writes all of body to a new file in large pieces. Write errors name path; read errors
 // of body are returned unchanged.

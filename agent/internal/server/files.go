@@ -151,8 +151,8 @@ func (s *Server) writeFile(w http.ResponseWriter, r *http.Request) error {
 	}
 	want.Mtime = mtime
 	var info files.Info
-	err = s.uploads.run(w, func() (err error) {
-		info, err = files.Write(path, r.Body, want, parents)
+	err = s.uploads.run(w, func(temporary string) (err error) {
+		info, err = files.Write(path, r.Body, want, parents, temporary)
 		return err
 	})
 	if err != nil {

@@ -46,8 +46,8 @@ func (s *Server) writeTar(w http.ResponseWriter, r *http.Request) error {
 		return q.err
 	}
 	var count files.UnpackResult
-	err = s.uploads.run(w, func() (err error) {
-		count, err = unpack(path, r.Body, owner, keep)
+	err = s.uploads.run(w, func(temporary string) (err error) {
+		count, err = unpack(path, r.Body, owner, keep, temporary)
 		return err
 	})
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"squib/agent/internal/files"
 	"squib/agent/internal/process"
 	"squib/agent/internal/transport"
 )
@@ -28,6 +29,7 @@ type Config struct {
 	Version  string // of the agent
 	Identity Identity
 	Accounts process.Accounts
+	Records  *files.Records            // of temporary files; nil records none
 	PowerOff func(grace time.Duration) // called once, in its own goroutine, after the response
 	Log      *log.Logger
 }
@@ -52,7 +54,7 @@ type Server struct {
 
 // New returns a server that runs commands with processes.
 func New(processes *process.Manager, config Config) *Server {
-	s := &Server{config: config, processes: processes}
+	s := &Server{config: config, processes: processes, uploads: uploads{records: config.Records}}
 	mux := http.NewServeMux()
 	for pattern, endpoint := range map[string]handler{
 		"GET /v1/hello":                  s.hello,

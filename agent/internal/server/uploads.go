@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"squib/agent/internal/files"
 	"squib/agent/internal/process"
 )
 
@@ -14,16 +15,18 @@ const cleanupTimeout = 2 * time.Second
 var errPoweringOff = &process.Error{Code: process.PoweringOff, Message: "the guest is powering off"}
 
 // uploads tracks the uploads in progress, so that their temporary files can be removed before the
-// guest powers off.
+// guest powers off, or at the next boot if the VM is killed.
 type uploads struct {
+	records *files.Records
 	mu      sync.Mutex
 	ended   bool
 	bodies  map[*http.ResponseController]struct{}
 	waiting sync.WaitGroup
 }
 
-// run runs an upload. Reading its body fails when the guest powers off.
-func (u *uploads) run(w http.ResponseWriter, upload func() error) error {
+// run runs an upload, which may use the name temporary for incomplete files. Reading its body fails
+// when the guest powers off.
+func (u *uploads) run(w http.ResponseWriter, upload func(temporary string) error) error {
 	body := http.NewResponseController(w)
 	u.mu.Lock()
 	if u.ended {
@@ -37,7 +40,11 @@ func (u *uploads) run(w http.ResponseWriter, upload func() error) error {
 	u.waiting.Add(1)
 	u.mu.Unlock()
 	defer u.waiting.Done()
-	err := upload()
+	temporary, err := u.records.Add()
+	if err == nil {
+		err = upload(temporary)
+		u.records.Remove(temporary)
+	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	delete(u.bodies, body)
