@@ -121,6 +121,15 @@ def holders(lock_path: Path) -> list[int]:
     return [pid for pid in _pids() if pid != os.getpid() and _holds_lock(pid, wanted)]
 
 
+def is_stopped(pid: int) -> bool:
+    """Return whether a process is stopped by a signal (or by a debugger). It does not run until SIGCONT."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] in ("T", "t")
+
+
 def _pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdecimal()]  # noqa: PTH208 (names are enough)
 

@@ -40,9 +40,11 @@ def listen(path: Path, *, mode: int = 0o600) -> socket.socket:
 
 
 def is_served(path: Path) -> bool:
-    """Return whether a process listens on the socket at ``path``. Raises `PermissionError`."""
+    """Return whether a process listens on the socket at ``path``, at once. Raises `PermissionError`."""
     try:
-        connect(path).close()
+        connect(path, blocking=False).close()
+    except BlockingIOError:  # its backlog is full
+        return True
     except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
         return False
     return True

@@ -24,9 +24,10 @@ from squib.errors import (
 )
 from squib.models import ExecRequest, ProcessInfo
 from squib.protocol.frames import CommandEnd, Frame, FrameError, FrameKind
-from squib.sdk.client import EngineClient, read_list, read_value
+from squib.sdk.client import EngineClient
 from squib.sdk.command import decode, pieces_of, process_path, start_background
 from squib.sdk.config import check_ref
+from squib.sdk.responses import read_list, read_value
 from squib.sdk.transfer.chunks import to_its_end
 
 _REATTACH_PAUSES_S = (0.0, 0.1, 0.5, 1.0)

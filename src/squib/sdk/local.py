@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from squib.errors import EngineStartFailed, from_wire
-from squib.host import proc, sockets
+from squib.host import proc, processes, sockets
 from squib.host.files import disk_errors
 from squib.host.locks import locked
 from squib.paths import Home
@@ -32,6 +32,20 @@ def engine_answers(home: Home) -> bool:
             f"the engine's socket {home.engine_socket} belongs to another user",
             hint="set SQUIB_HOME to your own directory, or SQUIB_URL and SQUIB_TOKEN to use that engine",
         ) from error
+
+
+def describe_silence(home: Home) -> tuple[str, str]:
+    """Return what is known of an engine that does not respond, and what to type."""
+    pids = processes.holders(home.engine_lock)
+    if not pids:
+        return "no process of it is found", f"see its log: {home.engine_log}"
+    pid = pids[0]
+    if processes.is_stopped(pid):
+        return f"its process {pid} is stopped", f"let it go on: kill -CONT {pid}   (its log: {home.engine_log})"
+    return (
+        f"its process {pid} is busy or hangs",
+        f"see its log: {home.engine_log}; kill -9 {pid} ends it, its VMs go on, and the next command starts another",
+    )
 
 
 def make_state_directory(home: Home) -> None:

@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from squib.errors import AgentUnreachable, EngineUnavailable, from_wire
-from squib.host import sockets
 from squib.models import ExecRequest, PtySize
 from squib.models.base import check_name
 from squib.protocol.frames import CommandEnd
-from squib.sdk.client import PAUSES_S, EngineClient, error_of
+from squib.sdk.client import EngineClient
 from squib.sdk.config import check_ref
+from squib.sdk.httpclient import PAUSES_S
+from squib.sdk.liveness import SILENCE_S
 from squib.sdk.local import ensure_engine
+from squib.sdk.responses import error_of
+from squib.sdk.streams import connect as connect_to
 
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
@@ -49,9 +52,10 @@ class Terminal:
     Only one task may read `output`. Other tasks may write at the same time.
     """
 
-    def __init__(self, socket: ClientConnection, where: str, process_id: str, pid: int) -> None:
+    def __init__(self, engine: EngineClient, socket: ClientConnection, process_id: str, pid: int) -> None:
+        self._engine = engine
         self._socket = socket
-        self._where = where
+        self._where = engine.where
         self._end: CommandEnd | None = None
         self._offset = 0
         self.id = process_id
@@ -84,7 +88,7 @@ class Terminal:
         errors that the engine reports. After a lost connection the command keeps running; `Attach` to it again.
         """
         while self._end is None:
-            message = await _receive(self._socket, self._where)
+            message = await _receive(self._engine, self._socket)
             if isinstance(message, bytes):
                 self._offset += len(message)
                 if message:
@@ -138,10 +142,9 @@ async def open_terminal(
     Raises `NoShell` or another `ExecError` if the command cannot start, `NoSuchProcess`, `NoTerminal`, `WrongState`,
     `NotFound`, `InvalidArgument`, `EngineUnavailable`, and `EngineStartFailed`.
     """
-    where = engine.url or str(engine.home and engine.home.root)
-    socket = await _connect(engine, f"/v1/vms/{check_ref(ref)}/pty", where)
+    socket = await _connect(engine, f"/v1/vms/{check_ref(ref)}/pty")
     try:
-        terminal = await _begin(socket, where, _first_message(what or ExecRequest(login=True)))
+        terminal = await _begin(engine, socket, _first_message(what or ExecRequest(login=True)))
         if isinstance(what, Attach):
             terminal._offset = what.offset
         yield terminal
@@ -149,16 +152,17 @@ async def open_terminal(
         await socket.close()
 
 
-async def _begin(socket: ClientConnection, where: str, first: dict[str, Any]) -> Terminal:
+async def _begin(engine: EngineClient, socket: ClientConnection, first: dict[str, Any]) -> Terminal:
     from websockets.exceptions import ConnectionClosed
 
+    where = engine.where
     try:
         await socket.send(json.dumps(first))
     except ConnectionClosed as error:
         raise _lost(where, error) from error
-    while isinstance(answer := await _receive(socket, where), dict):
+    while isinstance(answer := await _receive(engine, socket), dict):
         if answer.get("type") in ("started", "attached"):
-            return Terminal(socket, where, _process_id(answer, where), _number(answer, "pid", where))
+            return Terminal(engine, socket, _process_id(answer, where), _number(answer, "pid", where))
     raise _not_understood(where)  # output before the command has started
 
 
@@ -170,17 +174,12 @@ def _first_message(what: ExecRequest | Attach) -> dict[str, Any]:
     return {"type": "start"} | fields | (what.pty or PtySize()).model_dump()
 
 
-async def _receive(socket: ClientConnection, where: str) -> bytes | dict[str, Any]:
+async def _receive(engine: EngineClient, socket: ClientConnection) -> bytes | dict[str, Any]:
     """Receive the next message: output, or a control message.
 
-    Raises the error that an error message holds.
+    Raises the error that an error message holds, and `EngineUnavailable` if the engine no longer responds.
     """
-    from websockets.exceptions import ConnectionClosed
-
-    try:
-        data = await socket.recv()
-    except ConnectionClosed as error:
-        raise _lost(where, error) from error
+    data, where = await _next_message(engine, socket), engine.where
     if isinstance(data, bytes):
         return data
     try:
@@ -194,7 +193,21 @@ async def _receive(socket: ClientConnection, where: str) -> bytes | dict[str, An
     return message
 
 
-async def _connect(engine: EngineClient, path: str, where: str) -> ClientConnection:
+async def _next_message(engine: EngineClient, socket: ClientConnection) -> str | bytes:
+    from websockets.exceptions import ConnectionClosed
+
+    while True:
+        try:
+            async with asyncio.timeout(SILENCE_S):
+                return await socket.recv()
+        except ConnectionClosed as error:
+            raise _lost(engine.where, error) from error
+        except TimeoutError:
+            if not await engine.responds():
+                raise engine.not_responding("the terminal") from None
+
+
+async def _connect(engine: EngineClient, path: str) -> ClientConnection:
     from websockets.asyncio.client import connect
     from websockets.exceptions import InvalidHandshake, InvalidStatus
 
@@ -202,7 +215,7 @@ async def _connect(engine: EngineClient, path: str, where: str) -> ClientConnect
         try:
             if engine.home:
                 # Connect here, so that a missing engine raises OSError.
-                sock = sockets.connect(engine.home.engine_socket)
+                sock = await connect_to(engine.home.engine_socket, _OPEN_TIMEOUT_S)
                 connecting = connect(
                     f"ws://squib{path}",
                     sock=sock,
@@ -225,10 +238,12 @@ async def _connect(engine: EngineClient, path: str, where: str) -> ClientConnect
             return await connecting
         except InvalidStatus as error:
             raise error_of(error.response.status_code, bytes(error.response.body or b"")) from None
+        except TimeoutError as error:
+            raise engine.not_responding("the opening of a terminal") from error
         except (OSError, InvalidHandshake, ssl.SSLError) as error:
             if engine.home is None or last:
                 raise EngineUnavailable(
-                    f"cannot open a terminal at the engine {where}: {error or type(error).__name__}",
+                    f"cannot open a terminal at the engine {engine.where}: {error or type(error).__name__}",
                     hint="check SQUIB_URL, and that squib serve is running on that host"
                     if engine.url
                     else "squib version shows the engine",

@@ -13,7 +13,7 @@ from squib.errors import EngineUnavailable, InvalidArgument, NotFound, SquibErro
 from squib.host import sockets
 from squib.models import EngineInfo, VMConfig
 from squib.paths import Home
-from squib.sdk import client as client_module
+from squib.sdk import httpclient
 from squib.sdk.client import EngineClient
 from tests.fakes.api import NOW, FakeAPI
 from tests.fakes.served import Served
@@ -56,7 +56,7 @@ def with_lossy(
     home: Home, monkeypatch: pytest.MonkeyPatch, losses: int, test: Callable[[EngineClient], Awaitable[None]]
 ) -> Lossy:
     lossy = Lossy(home, losses)
-    monkeypatch.setattr(client_module, "ensure_engine", lossy.ensure_engine)
+    monkeypatch.setattr(httpclient, "ensure_engine", lossy.ensure_engine)
     home.root.mkdir(exist_ok=True)
 
     async def main() -> None:
@@ -169,7 +169,7 @@ def test_a_request_that_can_be_repeated_is_sent_again_to_a_new_engine(
 
 
 def test_a_request_is_not_sent_again_for_ever(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("squib.sdk.client.PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr("squib.sdk.httpclient.PAUSES_S", (0.0, 0.0))
 
     async def test(engine: EngineClient) -> None:
         with pytest.raises(EngineUnavailable, match="broke"):
@@ -198,7 +198,7 @@ def test_a_request_that_found_no_engine_is_sent_when_one_runs(home: Home, monkey
         async def ensure_engine(home: Home) -> None:
             servers.append(await asyncio.start_unix_server(lossy.serve, sock=sockets.listen(home.engine_socket)))
 
-        monkeypatch.setattr(client_module, "ensure_engine", ensure_engine)
+        monkeypatch.setattr(httpclient, "ensure_engine", ensure_engine)
         async with EngineClient(home=home) as engine:
             assert await engine.request("POST", "/engine", {}) == json.loads(INFO)
         [server] = servers
@@ -214,7 +214,7 @@ async def test_an_engine_elsewhere_is_not_started(monkeypatch: pytest.MonkeyPatc
     async def ensure_engine(home: Home) -> None:
         pytest.fail("an engine was started")
 
-    monkeypatch.setattr(client_module, "ensure_engine", ensure_engine)
+    monkeypatch.setattr(httpclient, "ensure_engine", ensure_engine)
 
     async with EngineClient(url="http://127.0.0.1:1") as engine:
         for request in (engine.info(), engine.create_vm(VMConfig())):

@@ -105,7 +105,7 @@ def test_a_socket_that_nobody_listens_on_is_no_engine(home: Home, daemons: Daemo
 
 
 def test_the_socket_of_another_user_is_said_to_be_one(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path) -> socket.socket:
+    def refuse(path: Path, *, blocking: bool) -> socket.socket:
         raise PermissionError
 
     monkeypatch.setattr(sockets, "connect", refuse)

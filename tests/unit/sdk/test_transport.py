@@ -13,7 +13,9 @@ import httpx
 import pytest
 
 from squib.host import sockets
-from squib.sdk.transport import EngineTransport, _Backend
+from squib.sdk.liveness import Liveness
+from squib.sdk.streams import Backend
+from squib.sdk.transport import EngineTransport
 
 TOO_MUCH = bytes(8 << 20)
 """More than the buffers of a unix socket hold."""
@@ -22,8 +24,13 @@ Stream = httpcore.AsyncNetworkStream
 Wait = Callable[[Stream], Awaitable[object]]
 
 
+async def responds(timeout_s: float) -> bool:
+    """In the place of a probe."""
+    return True
+
+
 async def connect(path: Path, timeout: float | None = None) -> Stream:
-    return await _Backend().connect_unix_socket(str(path), timeout)
+    return await Backend(Liveness(responds)).connect_unix_socket(str(path), timeout)
 
 
 async def begun(work: Awaitable[object]) -> asyncio.Future[object]:
@@ -128,7 +135,7 @@ async def test_closing_ends_the_waiting_and_leaves_its_number_to_the_next(tmp_pa
 @pytest.mark.anyio
 async def test_a_client_is_closed_while_requests_are_under_way(tmp_path: Path) -> None:
     with sockets.listen(tmp_path / "s") as server:
-        transport = EngineTransport(socket_path=tmp_path / "s", limits=httpx.Limits(), tls=False)
+        transport = EngineTransport(socket_path=tmp_path / "s", tls=False, liveness=Liveness(responds))
         async with httpx.AsyncClient(base_url="http://squib", transport=transport, timeout=None) as http:
             tasks = [asyncio.create_task(http.get("/")) for _ in range(3)]
             peers = [(await asyncio.to_thread(server.accept))[0] for _ in tasks]
