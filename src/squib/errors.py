@@ -17,6 +17,7 @@ HTTP statuses are in `squib.api.errors`, exit statuses in `squib.cli.exit_codes`
     ├── EngineError
     │   ├── EngineUnavailable       engine_unavailable
     │   ├── EngineStartFailed       engine_start_failed
+    │   ├── DatabaseFailed          database_failed
     │   └── InternalError           internal
     ├── HostError
     │   ├── DependencyMissing       dependency_missing
@@ -155,6 +156,12 @@ class EngineStartFailed(EngineError):
     """The engine could not be started."""
 
     code = "engine_start_failed"
+
+
+class DatabaseFailed(EngineError):
+    """The engine's database cannot be read or written."""
+
+    code = "database_failed"
 
 
 class InternalError(EngineError):

@@ -48,6 +48,7 @@ HTTP_STATUS = {
     "agent_protocol_error": 502,
     "agent_version_mismatch": 502,
     "guest_failed": 502,
+    "database_failed": 503,
     "engine_unavailable": 503,
     "engine_start_failed": 503,
     "dependency_missing": 503,

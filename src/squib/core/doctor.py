@@ -26,6 +26,7 @@ from squib.images.store import Image, ImageStore
 from squib.kernels.catalog import Kernel, KernelStore
 from squib.models import Check, CheckStatus, Fix
 from squib.paths import Home
+from squib.store.repair import damaged_copies
 
 MINIMUM_PYTHON = (3, 11)
 DEFAULT_RUNTIME = "base"
@@ -72,13 +73,13 @@ async def check_host(home: Home) -> list[Check]:
 
 
 def check_engine(engine: Engine) -> list[Check]:
-    """Check for resources of removed VMs, which only the engine knows."""
+    """Check for a repaired database, and for resources of removed VMs, which only the engine knows."""
     known = {record.vm_id for record in engine.store.all_vms()}
     folders = {path.name for path in engine.home.vms.iterdir()} - known
     leases = {lease.owner.id for lease in engine.store.leases()} - known
+    checks = _check_damaged_databases(engine.home)
     if not folders and not leases:
-        return [Check(name="leftovers", status=CheckStatus.OK, detail="removed VMs left nothing behind")]
-    checks = []
+        return [*checks, Check(name="leftovers", status=CheckStatus.OK, detail="removed VMs left nothing behind")]
     if folders:
         paths = (str(engine.home.vms / name) for name in sorted(folders))
         detail = f"directories without a VM: {', '.join(sorted(folders))}"
@@ -89,6 +90,15 @@ def check_engine(engine: Engine) -> list[Check]:
         fix = Fix(argv=("kill", str(os.getpid())))
         checks.append(Check(name="leftovers", status=CheckStatus.WARN, detail=detail, fix=fix))
     return checks
+
+
+def _check_damaged_databases(home: Home) -> list[Check]:
+    copies = damaged_copies(home.database)
+    if not copies:
+        return []
+    detail = f"the database was damaged and replaced; VMs that it lost are listed as error. Kept: {copies[-1]}"
+    fix = Fix(argv=("rm", "--", *map(str, copies)))
+    return [Check(name="database", status=CheckStatus.WARN, detail=detail, fix=fix)]
 
 
 def _check_python() -> Check:

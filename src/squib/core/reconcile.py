@@ -13,19 +13,19 @@ from collections.abc import Collection
 
 from squib.artifacts import building
 from squib.core import references
-from squib.core.engine import Engine, RunningVM, cgroup_parent
+from squib.core.engine import VMM, Engine, RunningVM, cgroup_parent
 from squib.core.lifecycle import transitions
 from squib.core.lifecycle.bonds import expect_client
 from squib.core.lifecycle.delete import remove
 from squib.core.lifecycle.release import RUN, release, release_owner
 from squib.core.lifecycle.start import watch
 from squib.drivers.base import Machine
-from squib.errors import SquibError
+from squib.errors import DiskFull, SquibError
 from squib.guest.agent import AgentClient
 from squib.host import cgroup, processes
 from squib.models import VMState
 from squib.store.database import now
-from squib.store.records import BrokenRecord, Owner, VMRecord
+from squib.store.records import BrokenRecord, LeaseKind, Owner, VMRecord
 
 log = logging.getLogger("squib.reconcile")
 
@@ -37,6 +37,10 @@ async def reconcile(engine: Engine) -> None:
 
     A VM that cannot be settled is logged and left for the next engine. It does not affect other VMs.
     """
+    try:
+        _restore_lost_records(engine)
+    except DiskFull as error:
+        log.error("records that are lost could not be restored: %s", error.message)
     records = engine.store.all_vms()
     settling = [_settle(engine, record) for record in records]
     for result in await asyncio.gather(*settling, return_exceptions=True):
@@ -52,6 +56,25 @@ async def reconcile(engine: Engine) -> None:
             expect_client(engine, vm.vm_id)
     await building.sweep(engine.home)
     references.prune(engine)
+
+
+def _restore_lost_records(engine: Engine) -> None:
+    """After the loss of a database or of a part of it: every directory of a VM has a row and a lease again.
+
+    A VM whose row is lost can only be listed and removed. Its disk is kept until then.
+    """
+    known = {record.vm_id for record in engine.store.all_vms()}
+    leased = {lease.owner for lease in engine.store.leases() if lease.kind is LeaseKind.DIRECTORY}
+    for folder in engine.home.vms.iterdir():
+        vm_id, owner, overlay = folder.name, Owner.vm(folder.name), engine.home.vm(folder.name).overlay
+        if (vm_id in known and owner in leased) or not overlay.exists():
+            continue
+        log.error("VM %s is not in the database, or its lease is not", vm_id)
+        if vm_id not in known:
+            engine.store.add_lost(vm_id, f"the database lost it; its disk is {overlay}")
+        engine.store.add_lease(owner, LeaseKind.DIRECTORY, owner.key())
+        engine.store.add_lease(owner, LeaseKind.CGROUP, engine.cgroup_name(vm_id))
+        engine.store.add_lease(owner, LeaseKind.PROCESS, owner.key(VMM))
 
 
 async def _release_leases_without_owner(engine: Engine, known: Collection[str]) -> None:

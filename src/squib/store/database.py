@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
-from squib.errors import DiskFull, EngineStartFailed, NameTaken, NotFound, RecordCorrupt
+from squib.errors import DatabaseFailed, DiskFull, NameTaken, NotFound, RecordCorrupt
 from squib.host.files import disk_full
 from squib.models import VMState
 from squib.store.migrations import migrate
 from squib.store.records import BrokenRecord, Lease, LeaseKind, Owner, OwnerKind, VMRecord, VMSpec
+from squib.store.repair import is_damage, repair_if_damaged
 
 log = logging.getLogger("squib.store")
 
@@ -53,12 +56,14 @@ class _Facts:
 class Store:
     """The database at ``path``. Opening it creates it or migrates it to the current schema.
 
-    Opening raises `EngineStartFailed` if a newer squib wrote the database or it is damaged; promises raise `DiskFull`.
+    Opening repairs a damaged file (`squib.store.repair`). It raises `EngineStartFailed` if a newer squib wrote the
+    database. Promises raise `DiskFull`. Every call raises `DatabaseFailed` if the file cannot be used.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._facts = _Facts()
+        repair_if_damaged(path)
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
             try:
@@ -67,18 +72,11 @@ class Store:
                 self._db.execute("PRAGMA synchronous = NORMAL")
                 migrate(self._db, path)
                 self._db.text_factory = _decode  # not before: a migration must not replace bytes
-                for table in ("vms", "leases"):  # find damaged pages now, not while a request is served
-                    self._db.execute(f"SELECT * FROM {table}").fetchall()
             except BaseException:
                 self._db.close()
                 raise
         except sqlite3.DatabaseError as error:
-            if _is_disk_full(error):
-                raise disk_full(path) from error
-            raise EngineStartFailed(
-                f"cannot open the database {path}: {error}",
-                hint=f"if nothing in it is needed: mv {path} {path}.broken",
-            ) from error
+            raise self._failed(error) from error
 
     def close(self) -> None:
         """Write the remaining facts if possible, and close the file. Idempotent."""
@@ -94,18 +92,35 @@ class Store:
             self._db.execute("BEGIN IMMEDIATE")
             yield
             self._db.execute("COMMIT")
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             self._roll_back()
-            if _is_disk_full(error):
-                raise disk_full(self._path) from error
-            raise
+            raise self._failed(error) from error
         except BaseException:
             self._roll_back()
             raise
 
     def _roll_back(self) -> None:
-        if self._db.in_transaction:
-            self._db.execute("ROLLBACK")
+        with suppress(sqlite3.DatabaseError):  # a file that cannot be read has no transaction any more
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+
+    def _query(self, sql: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        try:
+            return self._db.execute(sql, values).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: sqlite3.DatabaseError) -> Exception:
+        """Return what to raise for an error of SQLite. An error in squib's own statements stays what it is."""
+        if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
+            return error
+        if _is_disk_full(error):
+            return disk_full(self._path)
+        if is_damage(error):
+            hint = f"kill {os.getpid()} ends this engine; the next one repairs the database"
+        else:
+            hint = "does another program have the file open? squib doctor checks the disk"
+        return DatabaseFailed(f"cannot use the database {self._path}: {error}", hint=hint)
 
     def flush(self) -> bool:
         """Write the facts that are only in memory. Return whether nothing is left to write."""
@@ -122,7 +137,7 @@ class Store:
                     self._db.execute("DELETE FROM vms WHERE vm_id = ?", (vm_id,))
                 for lease_id in facts.removed_leases:
                     self._db.execute("DELETE FROM leases WHERE lease_id = ?", (lease_id,))
-        except DiskFull as error:
+        except (DiskFull, DatabaseFailed) as error:
             log.warning("changes are kept in memory until they can be written: %s", error.message)
             return False
         self._facts = _Facts()
@@ -142,11 +157,20 @@ class Store:
     def check_free(self, *refs: str) -> None:
         """Raise `NameTaken` if one of ``refs`` is the ID or name of a VM."""
         for ref in refs:
-            for (vm_id,) in self._db.execute("SELECT vm_id FROM vms WHERE ?1 IN (vm_id, name)", (ref,)):
+            for (vm_id,) in self._query("SELECT vm_id FROM vms WHERE ?1 IN (vm_id, name)", (ref,)):
                 if vm_id not in self._facts.removed_vms:
                     raise NameTaken(
                         f"{ref!r} is already the ID or name of {vm_id}", hint=f"squib rm {ref}, or choose another name"
                     )
+
+    def add_lost(self, vm_id: str, reason: str) -> None:
+        """Register a VM whose row was lost: it is read as a `BrokenRecord`. Raises `DiskFull`."""
+        values: dict[str, object] = dict.fromkeys(("spec", "driver", "accelerator", "machine_id"), "")
+        values |= {"vm_id": vm_id, "name": vm_id, "state": VMState.ERROR, "reason": reason}
+        values |= {"bound": False, "created_at": now().isoformat()}
+        with self._transaction():
+            marks = ", ".join("?" * len(values))
+            self._db.execute(f"INSERT OR IGNORE INTO vms ({', '.join(values)}) VALUES ({marks})", [*values.values()])
 
     def set_spec(self, vm_id: str, spec: VMSpec) -> None:
         """Replace the spec of a VM. Raises `DiskFull`."""
@@ -206,7 +230,7 @@ class Store:
 
     def find(self, ref: str) -> VMRecord | BrokenRecord:
         """Return the VM whose ID or name is ``ref``, readable or not. Raises `NotFound`."""
-        rows = self._db.execute(f"{_SELECT} WHERE ?1 IN (vm_id, name) ORDER BY vm_id = ?1 DESC", (ref,))
+        rows = self._query(f"{_SELECT} WHERE ?1 IN (vm_id, name) ORDER BY vm_id = ?1 DESC", (ref,))
         for record in self._read(rows):
             return record
         raise NotFound(f"no VM has the ID or name {ref!r}", hint="squib ls shows all VMs")
@@ -217,7 +241,7 @@ class Store:
 
     def all_vms(self) -> list[VMRecord | BrokenRecord]:
         """Return all VMs, oldest first, including those whose rows cannot be read."""
-        return list(self._read(self._db.execute(f"{_SELECT} ORDER BY created_at, vm_id")))
+        return list(self._read(self._query(f"{_SELECT} ORDER BY created_at, vm_id")))
 
     def _read(self, rows: Iterable[tuple[object, ...]]) -> Iterator[VMRecord | BrokenRecord]:
         for row in rows:
@@ -242,7 +266,7 @@ class Store:
     def leases(self, owner: Owner | None = None) -> list[Lease]:
         """Return the leases of one owner, or all leases. Newest first: the order in which they are released."""
         where, values = ("", ()) if owner is None else ("WHERE owner_kind = ? AND owner_id = ?", (owner.kind, owner.id))
-        rows = self._db.execute(
+        rows = self._query(
             f"SELECT lease_id, owner_kind, owner_id, kind, key FROM leases {where} ORDER BY lease_id DESC", values
         )
         return [
@@ -290,6 +314,8 @@ _PARSERS: dict[str, Callable[[str], object]] = {
 
 
 def _from_row(values: dict[str, object]) -> VMRecord | BrokenRecord:
+    if values["spec"] == "":
+        return BrokenRecord(str(values["vm_id"]), str(values["name"]), str(values["reason"]))
     read = values | {"bound": bool(values["bound"])}
     for column, parse in _PARSERS.items():
         if (value := values[column]) is not None:

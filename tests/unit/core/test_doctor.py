@@ -141,3 +141,15 @@ def test_the_api_tells_both(rig: Rig, driver: FakeDriver) -> None:
         assert names[0] == "python" and names[-1] == "leftovers"
 
     asyncio.run(test())
+
+
+def test_a_repaired_database_is_mentioned(rig: Rig) -> None:
+    async def test() -> None:
+        rig.home.root.mkdir()
+        rig.home.database.write_bytes(b"garbage")
+        async with rig.http() as (_, http):
+            checks = {check["name"]: check for check in (await http.get("/v1/doctor")).json()["checks"]}
+        assert checks["database"]["status"] == "warn"
+        assert f"{rig.home.database}.damaged" in checks["database"]["detail"]
+
+    asyncio.run(test())

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from squib.core.engine import Engine
+from squib.core.inspect import list_vms
 from squib.core.lifecycle.create import create_vm
+from squib.core.lifecycle.delete import delete_vm
 from squib.core.lifecycle.pause import resume_vm
 from squib.core.lifecycle.start import start_vm
 from squib.core.lifecycle.stop import stop_vm
@@ -17,6 +19,7 @@ from squib.errors import EngineStartFailed
 from squib.models import ExecRequest, VMState
 from squib.protocol.frames import FrameDecoder, FrameKind
 from squib.store.records import LeaseKind, Owner, VMRecord
+from squib.store.repair import damaged_copies
 from tests.fakes.engine import Rig
 
 
@@ -133,17 +136,15 @@ def test_a_state_directory_that_is_a_file_is_refused(rig: Rig, tmp_path: Path) -
         asyncio.run(main())
 
 
-def test_a_broken_database_is_refused_and_kept(rig: Rig) -> None:
+@pytest.mark.anyio
+async def test_a_file_that_is_no_database_is_kept_and_replaced(rig: Rig) -> None:
     rig.home.root.mkdir()
     rig.home.database.write_bytes(b"not a database, but somebody's" * 100)
-
-    async def main() -> None:
-        async with rig.engine():
-            pass
-
-    with pytest.raises(EngineStartFailed, match="cannot open"):
-        asyncio.run(main())
-    assert rig.home.database.read_bytes().startswith(b"not a database")
+    async with rig.engine() as engine:
+        assert engine.store.all_vms() == []
+        await make(engine, rig, start=False)
+    [kept] = damaged_copies(rig.home.database)
+    assert kept.read_bytes().startswith(b"not a database")
 
 
 def test_every_state_has_a_way_out() -> None:
@@ -153,16 +154,44 @@ def test_every_state_has_a_way_out() -> None:
     assert sources(VMState.RUNNING) == {VMState.CREATING, VMState.STARTING, VMState.PAUSED}
 
 
-@pytest.mark.parametrize("damage", ["UPDATE vms SET spec = 'x'", "DELETE FROM vms"])
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (["UPDATE vms SET spec = 'x'"], "spec is not valid JSON"),
+        (["DELETE FROM vms"], "the database lost it; its disk is"),
+        (["DELETE FROM vms", "DELETE FROM leases"], "the database lost it; its disk is"),
+    ],
+)
 @pytest.mark.anyio
-async def test_a_vmm_whose_record_is_damaged_or_lost_is_ended_and_its_disk_kept(rig: Rig, damage: str) -> None:
+async def test_a_vm_whose_record_is_damaged_or_lost_is_ended_listed_and_keeps_its_disk(
+    rig: Rig, damage: list[str], reason: str
+) -> None:
     async with rig.engine() as engine:
         vm = await make(engine, rig, start=True)
-        engine.store._db.execute(damage)
-        if "DELETE" in damage:
-            engine.store._db.execute("DELETE FROM leases")
+        for statement in damage:
+            engine.store._db.execute(statement)
     assert len(rig.vmms()) == 1
+    for _ in range(2):
+        async with rig.engine() as engine:
+            assert rig.vmms() == []
+            assert rig.home.vm(vm.vm_id).overlay.exists()
+            assert engine.store.list_vms() == []
+            [info] = list_vms(engine)
+            assert (info.vm_id, info.state) == (vm.vm_id, VMState.ERROR)
+            assert reason in info.reason
     async with rig.engine() as engine:
+        await delete_vm(engine, vm.vm_id)
+        assert engine.store.leases() == [] and list(rig.home.vms.iterdir()) == []
+
+
+@pytest.mark.anyio
+async def test_a_running_vm_whose_leases_are_lost_can_be_stopped_and_deleted(rig: Rig) -> None:
+    async with rig.engine() as engine:
+        vm = await make(engine, rig, start=True)
+        engine.store._db.execute("DELETE FROM leases")
+    async with rig.engine() as engine:
+        assert engine.store.get_vm(vm.vm_id).state is VMState.RUNNING
+        await stop_vm(engine, vm.vm_id)
         assert rig.vmms() == []
-        assert rig.home.vm(vm.vm_id).overlay.exists()
-        assert engine.store.list_vms() == []
+        await delete_vm(engine, vm.vm_id)
+        assert engine.store.leases() == [] and list(rig.home.vms.iterdir()) == []

@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import stat
+import struct
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import fields, replace
@@ -12,11 +13,12 @@ from unittest.mock import patch
 
 import pytest
 
-from squib.errors import DiskFull, EngineStartFailed, NameTaken, NotFound, RecordCorrupt
+from squib.errors import DatabaseFailed, DiskFull, EngineError, EngineStartFailed, NameTaken, NotFound, RecordCorrupt
 from squib.models import CachedRef, HostFileRef, VMState
 from squib.store.database import Store
 from squib.store.migrations import SCHEMA_VERSION
 from squib.store.records import BrokenRecord, Lease, LeaseKind, Owner, OwnerKind, VMRecord, VMSpec
+from squib.store.repair import damaged_copies
 
 CREATED_AT = datetime(2026, 11, 22, 12, 0, 0, 123456, tzinfo=UTC)
 
@@ -225,23 +227,70 @@ def test_a_database_of_another_schema_is_refused_and_kept(path: Path) -> None:
     db.close()
 
 
-@pytest.mark.parametrize("table", ["vms", "leases"])
-def test_a_damaged_page_is_found_when_the_database_is_opened(path: Path, table: str) -> None:
+def overwrite_page(path: Path, number: int) -> bytes:
+    """Fill a page of a closed database with garbage; return what the file was then."""
+    with path.open("r+b") as file:
+        [page_bytes] = struct.unpack(">H", file.read(18)[16:])
+        file.seek((number - 1) * page_bytes)
+        file.write(b"\xff" * page_bytes)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("table", "vms", "leases"), [("vms", [], 1), ("leases", ["vm-1"], 0), ("sqlite_master", [], 0)]
+)
+def test_a_damaged_page_costs_no_more_than_its_rows(path: Path, table: str, vms: list[str], leases: int) -> None:
     store = Store(path)
     store.add_vm(make_record("vm-1"))
     store.add_lease(Owner.vm("vm-1"), LeaseKind.DIRECTORY, "vm/vm-1")
-    [page] = store._db.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,)).fetchone()
-    [page_bytes] = store._db.execute("PRAGMA page_size").fetchone()
+    pages = dict(store._db.execute("SELECT name, rootpage FROM sqlite_master"))
     store.close()
-    with path.open("r+b") as file:
-        file.seek((page - 1) * page_bytes)
-        file.write(b"\xff" * page_bytes)
-    with pytest.raises(EngineStartFailed, match=f"cannot open the database {path}: ") as caught:
-        Store(path)
-    assert caught.value.hint == f"if nothing in it is needed: mv {path} {path}.broken"
+    damaged = overwrite_page(path, pages.get(table, 1))
+    store = Store(path)
+    assert [vm.vm_id for vm in store.list_vms()] == vms
+    assert len(store.leases()) == leases
+    store.close()
+    assert [copy.read_bytes() for copy in damaged_copies(path)] == [damaged]
+    Store(path).close()
+    assert len(damaged_copies(path)) == 1
 
 
-@pytest.mark.parametrize("trouble", ["garbage", "directory", "schema"])
+def test_of_many_vms_those_on_other_pages_are_kept(path: Path) -> None:
+    store = Store(path)
+    names = [f"vm-{number:03d}" for number in range(200)]
+    for name in names:
+        store.add_vm(make_record(name))
+    store.close()
+    overwrite_page(path, path.stat().st_size // 4096 // 2)
+    store = Store(path)
+    kept = [vm.vm_id for vm in store.list_vms()]
+    store.close()
+    assert set(kept) < set(names)
+    assert len(kept) > 100
+
+
+def test_a_second_damage_is_kept_beside_the_first(path: Path) -> None:
+    for content in (b"first" * 1000, b"second" * 1000):
+        path.write_bytes(content)
+        Store(path).close()
+    assert [copy.read_bytes()[:5] for copy in damaged_copies(path)] == [b"first", b"secon"]
+
+
+def test_damage_while_it_is_open_is_a_named_error_and_facts_are_kept(store: Store, path: Path) -> None:
+    store.add_vm(make_record("vm-1"))
+    with patch.object(store, "_db", wraps=store._db) as db:
+        error = sqlite3.DatabaseError("database disk image is malformed")
+        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        db.execute.side_effect = error
+        with pytest.raises(DatabaseFailed, match=f"cannot use the database {path}: database disk image is malformed"):
+            store.list_vms()
+        store._facts.columns["vm-1"] = {"reason": "changed"}
+        assert not store.flush()
+    assert store.flush()
+    assert store.get_vm("vm-1").reason == "changed"
+
+
+@pytest.mark.parametrize("trouble", ["directory", "schema"])
 def test_a_database_that_cannot_be_used_is_closed_again(
     path: Path, trouble: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,16 +301,14 @@ def test_a_database_that_cannot_be_used_is_closed_again(
         opened.append(connect(*args, **options))  # type: ignore[call-overload]
         return opened[-1]
 
-    if trouble == "garbage":
-        path.write_bytes(b"not a database, but somebody's" * 100)
-    elif trouble == "directory":
+    if trouble == "directory":
         path.mkdir()
     else:
         db = connect(path)
         db.execute("PRAGMA user_version = 99")
         db.close()
     monkeypatch.setattr(sqlite3, "connect", noted)
-    with pytest.raises(EngineStartFailed):
+    with pytest.raises(EngineError):
         Store(path)
     for db in opened:
         with pytest.raises(sqlite3.ProgrammingError, match="closed"):
@@ -300,7 +347,7 @@ def test_another_failure_of_the_database_is_not_a_full_disk(store: Store, path: 
     store._db.execute("PRAGMA busy_timeout = 0")
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(sqlite3.OperationalError, match="locked"):
+    with pytest.raises(DatabaseFailed, match="locked"):
         store.add_vm(make_record())
     other.execute("ROLLBACK")
     other.close()
