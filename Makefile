@@ -31,6 +31,7 @@ lint: setup  ## ruff, mypy, import-linter, go vet
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python tests/go.py vet ./...
+	$(BIN)/python tests/go.py -C ../bench/guest vet ./...
 
 fmt: setup  ## Format the code
 	$(BIN)/ruff check --fix $(SOURCES)

@@ -11,6 +11,7 @@ from pathlib import Path
 from bench import cli
 from bench.figures import Results
 from bench.home import end_engine
+from bench.hostile import measure_hostile
 from bench.run import MEM_SIZE_MIB, Bench, Group
 from bench.transfers import measure_latency_under_load, measure_transfers
 from squib import AsyncVM, ExecResult
@@ -195,4 +196,9 @@ GROUPS = (
         measure_transfers,
     ),
     Group("commands during an upload", ("exec-idle", "exec-busy", "exec-busy-ratio"), measure_latency_under_load),
+    Group(
+        "commands beside hostile guests",
+        ("hostile-idle", "hostile-exec", "hostile-ratio", "hostile-disk"),
+        measure_hostile,
+    ),
 )

@@ -1,0 +1,3 @@
+module squib/bench/guest
+
+go 1.24

@@ -1,0 +1,142 @@
+"""What a command in one VM waits for while the guests of three others attack the engine and the host.
+
+Root in each of them runs ``bench/guest``, each in another way. A client keeps asking for something in each VM, because
+the engine talks to a guest only if somebody does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import signal
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.run import Bench
+from hatch_build import GOARCH, build_agent
+from squib import AsyncVM, SquibError
+
+ATTACKS = {
+    "frames": "without progress",
+    "header": "violated HTTP/2",
+    "stderr": "",
+}
+"""What `bench/guest` is told to do, and what the engine says about such a guest."""
+_SOURCE = Path(__file__).parent / "guest"
+_PROGRAM = "/run/hostile"
+_COMPLAINT = b"Unexpected port id"
+_BEGIN_S = 30.0
+_PAUSE_S = 0.05
+_WARM_UP_COMMANDS = 20
+_COMMANDS_PER_RUN = 10
+
+
+@dataclass
+class Attacker:
+    """A hostile guest, and what its client has been told."""
+
+    vm: AsyncVM
+    attack: str
+    errors: list[str] = field(default_factory=list)
+
+    def is_attacking(self, bench: Bench) -> bool:
+        if self.attack == "stderr":
+            log = bench.home.vm(self.vm.vm_id).qemu.vmm_log
+            return log.exists() and _COMPLAINT in log.read_bytes()
+        return any(ATTACKS[self.attack] in error for error in self.errors)
+
+    async def ask(self) -> None:
+        """Send requests to the guest, one after the other."""
+        while True:
+            try:
+                await self.vm.processes()
+            except SquibError as error:
+                self.errors.append(error.message)
+            await asyncio.sleep(_PAUSE_S)
+
+
+async def measure_hostile(bench: Bench) -> None:
+    """Time commands in a fourth VM, in turn while the three VMMs are stopped and while they run."""
+    async with bench.client() as engine, AsyncExitStack() as stack:
+        vms = []
+        for _ in range(1 + len(ATTACKS)):
+            vms.append(await bench.vm(engine))
+            stack.push_async_callback(vms[-1].delete)
+            await vms[-1].start()
+        vm, *hostile = vms
+        for _ in range(_WARM_UP_COMMANDS):
+            await vm.run(["true"], check=True)
+        used = disk_bytes(bench.home.root)
+        async with _attacked(bench, [Attacker(each, attack) for each, attack in zip(hostile, ATTACKS, strict=True)]):
+            for run in range(bench.runs):
+                bench.on_run(run, bench.runs)
+                await _measure(bench, vm, "hostile-exec")
+                with _stopped(hostile):
+                    await _measure(bench, vm, "hostile-idle")
+        bench.results.add("hostile-disk", disk_bytes(bench.home.root) - used)
+    idle_s, attacked_s = (bench.results.median(name) for name in ("hostile-idle", "hostile-exec"))
+    bench.results.add("hostile-ratio", attacked_s / idle_s)
+
+
+async def _measure(bench: Bench, vm: AsyncVM, name: str) -> None:
+    for _ in range(_COMMANDS_PER_RUN):
+        bench.results.add(name, await _time_true(vm))
+
+
+@contextmanager
+def _stopped(vms: list[AsyncVM]) -> Iterator[None]:
+    """Stop the VMMs in the block. (A pause would ask their agents for something, and these answer no longer.)"""
+    pids = [vm.info.pid for vm in vms if vm.info.pid]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+@asynccontextmanager
+async def _attacked(bench: Bench, attackers: list[Attacker]) -> AsyncIterator[None]:
+    """Start the attacks; in the block, each of them is under way."""
+    program = await asyncio.to_thread(build_program)
+    for attacker in attackers:
+        await attacker.vm.files.write(_PROGRAM, program, mode=0o755)
+        await attacker.vm.spawn([_PROGRAM, attacker.attack])
+    asking = [asyncio.create_task(attacker.ask()) for attacker in attackers]
+    try:
+        async with asyncio.timeout(_BEGIN_S):
+            while not all(attacker.is_attacking(bench) for attacker in attackers):
+                await asyncio.sleep(_PAUSE_S)
+        yield
+    finally:
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+
+
+def build_program() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "hostile"
+        build_agent(_SOURCE, target, goarch=GOARCH[platform.machine()], agent_version="")
+        return target.read_bytes()
+
+
+async def _time_true(vm: AsyncVM) -> float:
+    start = time.perf_counter()
+    await vm.run(["true"], check=True)
+    return time.perf_counter() - start
+
+
+def disk_bytes(root: Path) -> int:
+    """Return how much of the disk the files below a directory take. Sparse files take less than their size."""
+    used = 0
+    for path in root.rglob("*"):
+        with suppress(FileNotFoundError):
+            used += path.lstat().st_blocks * 512
+    return used
