@@ -256,7 +256,8 @@ class AsyncVM:
         - ``user``: ``name``, ``uid``, ``name:group`` or ``uid:gid``.
         - ``sudo``: run as root on behalf of ``user``.
         - ``input``: the command's standard input; text is encoded as UTF-8.
-        - ``on_stdout``, ``on_stderr``: called with each chunk of output, in bytes.
+        - ``on_stdout``, ``on_stderr``: called with each chunk of output, in bytes. If one raises, the command is killed
+          and the call raises the same exception.
 
         Cancelling the call kills the command.
 

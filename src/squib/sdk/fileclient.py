@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
@@ -103,8 +104,13 @@ class FileClient:
         return _copy_result(await self._put(f"/tar{query}", chunks))
 
     async def _put(self, url: str, chunks: AsyncGenerator[bytes, None]) -> dict[str, Any]:
-        async with aclosing(chunks), self._engine.stream("PUT", self._url + url, chunks) as response:
-            return parse_line(await response.aread())
+        content = _Content(chunks)
+        try:
+            async with aclosing(chunks), self._engine.stream("PUT", self._url + url, content) as response:
+                return parse_line(await response.aread())
+        except _ContentError:
+            assert content.error
+            raise content.error from None
 
     async def stat(self, path: GuestPath, *, follow: bool = True) -> FileInfo:
         """Return a file's metadata."""
@@ -126,6 +132,35 @@ class FileClient:
         """Remove a file or directory."""
         query = encode_query(("path", check_path(path)), ("recursive", recursive))
         await self._engine.request("DELETE", f"{self._url}{query}")
+
+
+class _ContentError(Exception):
+    """The caller's content has raised an exception."""
+
+
+class _Content:
+    """The content of an upload. If it raises, it ends with a `_ContentError`, and ``error`` is what was raised.
+
+    The caller's exception must not pass through the libraries: they take a GeneratorExit for the end of their own
+    generators.
+    """
+
+    def __init__(self, chunks: AsyncGenerator[bytes, None]) -> None:
+        self._chunks = chunks
+        self.error: BaseException | None = None
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while True:
+            try:
+                chunk = await anext(self._chunks)
+            except StopAsyncIteration:
+                return
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:
+                self.error = error
+                raise _ContentError from error
+            yield chunk
 
 
 def octal(mode: int | None) -> str | None:

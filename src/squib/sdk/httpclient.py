@@ -6,7 +6,7 @@ import asyncio
 import json
 import math
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Self
 
@@ -108,7 +108,7 @@ class HTTPClient:
         self,
         method: str,
         path: str,
-        content: bytes | AsyncIterator[bytes] | None = None,
+        content: bytes | AsyncIterable[bytes] | None = None,
         *,
         timeout_s: float | None = math.inf,
         accept: str = "*/*",
@@ -210,7 +210,7 @@ class HTTPClient:
 class _Body:
     """A request body that comes in chunks, and whether sending it has begun: only before that it can be sent again."""
 
-    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+    def __init__(self, chunks: AsyncIterable[bytes]) -> None:
         self._chunks = chunks
         self.begun = False
 

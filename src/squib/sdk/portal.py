@@ -7,6 +7,7 @@ import atexit
 import os
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Generator
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from squib.errors import WrongState
@@ -31,11 +32,22 @@ class Portal:
     def __init__(self) -> None:
         self._pid = os.getpid()
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="squib", daemon=True)
+        self._thread = threading.Thread(target=self._run_loop, name="squib", daemon=True)
         self._thread.start()
         self._engines: dict[tuple[str, ...], EngineClient] = {}
         self._ended = False
         atexit.register(self._stop)
+
+    def _run_loop(self) -> None:
+        """Run the event loop until it is stopped.
+
+        A task that ends with SystemExit or KeyboardInterrupt, as a caller's callback may, keeps the exception for its
+        caller, but raises it from the event loop too. The loop goes on with the next step.
+        """
+        while True:
+            with suppress(SystemExit, KeyboardInterrupt):
+                self._loop.run_forever()
+                return
 
     @classmethod
     def get(cls) -> Portal:

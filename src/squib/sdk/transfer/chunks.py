@@ -91,7 +91,7 @@ async def in_thread(pieces: Iterator[bytes]) -> AsyncGenerator[bytes, None]:
     coming = ask()
     running = threaded(lambda: _answer(pieces, asked, loop))
     try:
-        while (piece := await asyncio.shield(coming)) is not None:
+        while (piece := await _result(asyncio.shield(coming))) is not None:
             coming = ask()
             yield piece
     finally:
@@ -132,6 +132,22 @@ def threaded(work: Callable[[], T]) -> asyncio.Future[T]:
     return future
 
 
+class _CallerExitError(Exception):
+    """The caller's code in a thread raised a GeneratorExit. A task that gets one from a future closes its coroutine."""
+
+    def __init__(self, error: GeneratorExit) -> None:
+        super().__init__()
+        self.error = error
+
+
+async def _result(future: asyncio.Future[T]) -> T:
+    """Return the result of a thread, or raise what it raised."""
+    try:
+        return await future
+    except _CallerExitError as exit:
+        raise exit.error from None
+
+
 class _Outcome:
     """Pass the result of a block from a thread to a future of the event loop: ``value``, or the error raised."""
 
@@ -151,6 +167,10 @@ class _Outcome:
     def _tell(self, error: BaseException | None) -> None:
         if self._future.done():
             return
+        if isinstance(error, StopIteration):  # which a future does not take
+            error = RuntimeError("the caller's code raised StopIteration")
+        elif isinstance(error, GeneratorExit):
+            error = _CallerExitError(error)
         if error is None:
             self._future.set_result(self.value)
         else:
@@ -240,7 +260,7 @@ async def reading(work: Callable[[ThreadReader], T], chunks: AsyncIterator[bytes
 async def to_its_end(running: asyncio.Future[T], on_cancel: Callable[[], None] = lambda: None) -> T:
     """Wait for ``running``. On cancellation, call ``on_cancel`` and still wait until it finishes."""
     try:
-        return await asyncio.shield(running)
+        return await _result(asyncio.shield(running))
     except asyncio.CancelledError:
         on_cancel()
         await asyncio.wait({running})
