@@ -12,6 +12,7 @@ from websockets.exceptions import ConnectionClosed
 
 from squib.api.app import create_app
 from squib.api.routes import pty
+from squib.api.server import MAX_MESSAGE_BYTES
 from squib.core.engine import Engine
 from squib.core.guestio.exec import start_exec
 from squib.core.lifecycle.pause import pause_vm, resume_vm
@@ -396,7 +397,7 @@ async def test_a_message_over_the_limit_ends_the_connection_not_the_terminal(rig
             await answer(client)
             await until(client, b"$ ")
             with contextlib.suppress(ConnectionClosed):
-                await client.send(bytes((1 << 20) + 1))
+                await client.send(bytes(MAX_MESSAGE_BYTES + 1))
             assert await rest(client) == ([], 1009)
         await left(rack.agent)
         assert rack.agent.processes["p1"].exit is None
