@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
 from squib.api.app import create_app
-from squib.api.server import _Server
+from squib.api.connections import Server
 from squib.core.engine import Engine
 from squib.host import sockets
 from tests.fakes.agent import FakeAgent
@@ -36,7 +36,7 @@ class Served:
         try:
             async with self.rig.engine() as self.engine, running_vm(self.engine, self.rig.config) as self.agent:
                 self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-                server = _Server(create_app(self.engine), sockets.listen(self.rig.home.engine_socket))
+                server = Server(create_app(self.engine), sockets.listen(self.rig.home.engine_socket))
                 answering = asyncio.create_task(server.answer())
                 await server.answering.wait()
                 self._ready.set_result(None)

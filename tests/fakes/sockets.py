@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from starlette.types import ASGIApp
 
-from squib.api.server import _Server
+from squib.api.connections import Server
 
 _MAGIC = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
@@ -22,7 +22,7 @@ TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 @contextlib.asynccontextmanager
 async def serving(app: ASGIApp, listener: socket.socket, *, end_in_order: bool = False) -> AsyncIterator[None]:
     """The app behind the server that engines have. To end it in order takes 0.2 s."""
-    server = _Server(app, listener)
+    server = Server(app, listener)
     answering = asyncio.create_task(server.answer())
     await server.answering.wait()
     try:

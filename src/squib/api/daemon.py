@@ -17,7 +17,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from squib.api.server import log_to_file, serve
+from squib.api.logfile import log_to_file
+from squib.api.server import serve
 from squib.api.watchdog import Watchdog
 from squib.errors import SquibError, to_wire
 from squib.host import sockets

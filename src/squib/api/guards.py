@@ -8,11 +8,12 @@ import shlex
 from collections.abc import Collection
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from squib.api.errors import error_response
+from squib.api.exchange import Exchange
 from squib.core.engine import Engine
-from squib.errors import BodyTooLarge, HostNotAllowed, SquibError, Unauthorized
+from squib.errors import HostNotAllowed, SquibError, Unauthorized
 
 MAX_BODY_BYTES = 16 << 20
 """The limit for every request except streams of bytes into a guest, which are passed on as they come.
@@ -20,7 +21,6 @@ MAX_BODY_BYTES = 16 << 20
 Linux takes 2 MiB of arguments and environment. In JSON a byte may be escaped to six.
 """
 _STREAMED = re.compile(r"POST .*/stdin|PUT .*/files(/tar)?")
-_MAX_LENGTH_DIGITS = 18
 _POLICY_VIOLATION = 1008
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:]+)(:[0-9]+)?")
 
@@ -43,21 +43,26 @@ class Guards:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        if scope["type"] == "http":
+            exchange = Exchange(headers, receive, send)
+            receive, send = exchange.receive, exchange.send
         try:
             self._check(headers)
             if scope["type"] == "websocket":
                 self._check_origin(headers)
-            streamed = scope["type"] == "websocket" or _STREAMED.fullmatch(f"{scope['method']} {scope['path']}")
-            body = receive if streamed else _limited(headers, receive)
+            elif not _STREAMED.fullmatch(f"{scope['method']} {scope['path']}"):
+                exchange.limit(MAX_BODY_BYTES)
         except SquibError as error:
+            if scope["type"] == "http":
+                exchange.close()  # whoever has no access keeps no connection
             await refuse(error, scope, receive, send)
             return
         with self._engine.activity():
-            await self._app(scope, body, send)
+            await self._app(scope, receive, send)
 
     def _check(self, headers: Headers) -> None:
         host = host_of(headers.get("host", ""))
-        if host not in self._allowed_hosts:
+        if not host or host not in self._allowed_hosts:
             raise HostNotAllowed(
                 f"the engine does not serve the host name {host[:100]!r}",
                 hint=f"squib serve --allow-host {shlex.quote(host[:100]) if host else 'NAME'}",
@@ -91,27 +96,3 @@ def host_of(header: str) -> str:
     """Return the host of a Host header without its port: ``[::1]:80`` gives ``[::1]``. Empty if invalid."""
     found = _HOST.fullmatch(header.lower())
     return found[1] if found else ""
-
-
-def _limited(headers: Headers, receive: Receive) -> Receive:
-    length = headers.get("content-length", "0")
-    if not length.isdecimal() or len(length) > _MAX_LENGTH_DIGITS or int(length) > MAX_BODY_BYTES:
-        raise _too_large()
-    received = 0
-
-    async def limited() -> Message:
-        nonlocal received
-        message = await receive()
-        received += len(message.get("body", b""))
-        if received > MAX_BODY_BYTES:
-            raise _too_large()
-        return message
-
-    return limited
-
-
-def _too_large() -> BodyTooLarge:
-    return BodyTooLarge(
-        f"the request body is larger than {MAX_BODY_BYTES >> 20} MiB",
-        hint="pass long data to a command as standard input (input=), or write it to a file (vm.files.write)",
-    )

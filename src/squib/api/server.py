@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import logging.handlers
 import secrets
 import signal
 import socket
@@ -13,27 +12,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import uvicorn
-from starlette.types import ASGIApp
-
 from squib.api.app import create_app
-from squib.api.guards import MAX_BODY_BYTES, host_of
+from squib.api.connections import Server
+from squib.api.guards import host_of
 from squib.core.lifecycle.release import kill_all
 from squib.core.startup import open_engine
 from squib.drivers.registry import find_drivers
 from squib.errors import InvalidArgument
-from squib.host import sockets
+from squib.host import limits, sockets
 from squib.host.files import write_atomic
 from squib.paths import Home
 
 log = logging.getLogger("squib.server")
 
-MAX_MESSAGE_BYTES = MAX_BODY_BYTES
-"""The limit of a WebSocket message. A longer one closes the connection."""
-_LOG_BYTES = 4 << 20
 _IDLE_POLL_S = 1.0
-_KEEPALIVE_S = 75
-"""How long an idle connection is kept: well above clients, which close theirs after 4 s (version 0.1.0: 5 s)."""
+_MAX_TCP_CONNECTIONS = 1000
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -70,12 +63,14 @@ async def serve(
         unix_socket = sockets.listen(home.engine_socket)
         socket_inode = home.engine_socket.stat().st_ino
         stack.callback(_unlink, home.engine_socket, socket_inode)
-        servers = [_Server(create_app(engine), unix_socket)]
+        files = limits.raise_file_limit()
+        servers = [Server(create_app(engine), unix_socket, files // 2)]
         url = token = None
         if tcp and tcp_socket:
             token = tcp.token or _own_token(home)
             hosts = {*_LOCAL_HOSTS, host_of(tcp.host), *map(str.lower, tcp.allowed_hosts)}
-            servers.append(_Server(create_app(engine, allowed_hosts=hosts, token=token), tcp_socket))
+            tcp_app = create_app(engine, allowed_hosts=hosts, token=token)
+            servers.append(Server(tcp_app, tcp_socket, min(_MAX_TCP_CONNECTIONS, files // 4)))
             url = f"http://{tcp.host}:{tcp_socket.getsockname()[1]}"
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -113,39 +108,6 @@ def _unlink(path: Path, inode: int) -> None:
             path.unlink()
 
 
-class _Server(uvicorn.Server):
-    """uvicorn on one listening socket, without signal handlers: `serve` has its own."""
-
-    def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                timeout_graceful_shutdown=2,
-                timeout_keep_alive=_KEEPALIVE_S,
-                ws="websockets-sansio",
-                ws_max_size=MAX_MESSAGE_BYTES,
-                ws_ping_interval=None,  # the routes send often enough, and a suspended client must not time out
-                ws_per_message_deflate=False,
-            )
-        )
-        self._listener = listener
-        self.answering = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.answering.set()
-
-    def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
-        return contextlib.nullcontext()
-
-    async def answer(self) -> None:
-        """Serve requests until ``should_exit`` is set."""
-        await self.serve([self._listener])
-
-
 def _bind(tcp: TcpOptions) -> socket.socket:
     try:
         return socket.create_server((tcp.host, tcp.port))
@@ -163,12 +125,3 @@ def _own_token(home: Home) -> str:
     token = secrets.token_urlsafe(32)
     write_atomic(home.token, token.encode())
     return token
-
-
-def log_to_file(home: Home) -> None:
-    """Write the log to the state directory, to at most two files of 4 MiB."""
-    home.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handler = logging.handlers.RotatingFileHandler(home.engine_log, maxBytes=_LOG_BYTES, backupCount=1)
-    logging.basicConfig(
-        level=logging.INFO, handlers=[handler], format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )

@@ -109,6 +109,17 @@ def test_tokens_are_compared_in_constant_time(answer: Send, monkeypatch: pytest.
     assert compared == [(b"wrong", TOKEN.encode())]
 
 
+def test_a_refused_request_closes_its_connection(answer: Send) -> None:
+    for options in ({"host": "evil"}, {"app": {"token": TOKEN}}):
+        assert ("connection", "close") in answer("GET", "/v1/vms", **options).answered  # type: ignore[arg-type]
+    assert ("connection", "close") not in answer("GET", "/v1/vms").answered
+
+
+@pytest.mark.parametrize("host", ["", ":80", "[", "a:b:c", "a:x"])
+def test_an_invalid_host_is_never_allowed(host: str, answer: Send) -> None:
+    assert answer("GET", "/v1/vms", host=host, app={"allowed_hosts": ("", "squib")}).status == 403
+
+
 def too_large(request: Request) -> bool:
     return (request.status, request.error["code"]) == (413, "body_too_large")
 

@@ -11,8 +11,8 @@ from websockets.asyncio.client import ClientConnection, unix_connect
 from websockets.exceptions import ConnectionClosed
 
 from squib.api.app import create_app
+from squib.api.connections import MAX_MESSAGE_BYTES
 from squib.api.routes import pty
-from squib.api.server import MAX_MESSAGE_BYTES
 from squib.core.engine import Engine
 from squib.core.guestio.exec import start_exec
 from squib.core.lifecycle.pause import pause_vm, resume_vm

@@ -21,7 +21,7 @@ def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Home, 
         on_ready(*(("http://127.0.0.1:8765", "secret") if tcp else (None, None)))
 
     monkeypatch.setattr(server, "serve", serve)
-    monkeypatch.setattr(server, "log_to_file", lambda home: None)
+    monkeypatch.setattr("squib.api.logfile.log_to_file", lambda home: None)
     monkeypatch.setenv("SQUIB_HOME", str(tmp_path))
     monkeypatch.delenv("SQUIB_TOKEN", raising=False)
     return calls

@@ -6,7 +6,7 @@ import pytest
 
 from squib import AsyncVM, EngineClient, NotFound
 from squib.api.app import create_app
-from squib.api.server import _Server
+from squib.api.connections import Server
 from squib.core.engine import Engine
 from squib.core.lifecycle import bonds
 from squib.core.lifecycle.create import create_vm
@@ -16,8 +16,8 @@ from squib.models import VMState
 from tests.fakes.engine import Rig
 
 
-async def serving(engine: Engine) -> tuple[_Server, asyncio.Task[None]]:
-    server = _Server(create_app(engine), sockets.listen(engine.home.engine_socket))
+async def serving(engine: Engine) -> tuple[Server, asyncio.Task[None]]:
+    server = Server(create_app(engine), sockets.listen(engine.home.engine_socket))
     task = asyncio.create_task(server.answer())
     await server.answering.wait()
     return server, task

@@ -55,6 +55,7 @@ def serve(
     import asyncio
 
     from squib.api import server
+    from squib.api.logfile import log_to_file
     from squib.api.server import is_loopback
     from squib.paths import Home
 
@@ -73,7 +74,7 @@ def serve(
             if tcp and not is_loopback(tcp.host):
                 output.note("this port is reachable from other machines and not encrypted: use TLS or a tunnel")
 
-    server.log_to_file(home)
+    log_to_file(home)
     asyncio.run(server.serve(home, tcp=tcp, on_ready=on_ready))
 
 
