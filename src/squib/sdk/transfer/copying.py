@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from squib.errors import InvalidArgument, NoSuchFile, NotADirectory, NotAFile
+from squib.errors import InvalidArgument, IsADirectory, NoSuchFile, NotADirectory, NotAFile
 from squib.host.files import open_regular
 from squib.models import FileInfo, FileType, OnProgress, Progress
 from squib.protocol.guestfiles import GuestPath, check_path
@@ -305,7 +305,8 @@ class _NewFile:
         with local_errors(place):
             self._place = place.resolve()  # follow a symbolic link, as cp does
             if self._place.exists() and not self._place.is_file():
-                raise NotAFile(f"{escaped(place)} on this machine exists and is not a regular file")
+                kind = IsADirectory if self._place.is_dir() else NotAFile
+                raise kind(f"{escaped(place)} on this machine exists and is not a regular file")
             self._temporary = _temporary_beside(self._place)
             self._fd = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._info, self._owner = info, owner
