@@ -10,8 +10,9 @@ from typing import ClassVar
 class SquibError(Exception):
     """Base of all errors.
 
-    ``code`` is stable and meant for programs. ``message`` is one sentence with the value that failed. ``hint``
-    says what to do next and may be empty. ``detail`` holds longer evidence, such as the last lines of a console.
+    ``code`` is stable and meant for programs. ``message`` is one sentence with the value that failed; ``str`` returns
+    it alone. ``hint`` says what to type next on the command line and may be empty. ``detail`` holds longer evidence,
+    such as the last lines of a console. A traceback shows all three.
     """
 
     code: ClassVar[str] = ""
@@ -25,10 +26,16 @@ class SquibError(Exception):
         self.message = message
         self.hint = hint
         self.detail = detail
+        for note in filter(None, (detail, hint)):
+            self.add_note(note)
         _set_errno(self, self._errno, message)
 
     def __str__(self) -> str:
-        return "\n".join(part for part in (self.message, self.detail, self.hint) if part)
+        return self.message
+
+    def __repr__(self) -> str:
+        more = "".join(f", {name}={value!r}" for name in ("hint", "detail") if (value := getattr(self, name)))
+        return f"{type(self).__name__}({self.message!r}{more})"
 
     def __reduce__(self) -> tuple[object, ...]:
         return (partial(type(self), hint=self.hint, detail=self.detail), (self.message,), vars(self))
