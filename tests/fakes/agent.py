@@ -12,7 +12,7 @@ import re
 import time
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qs, parse_qsl
 
 from tests.fakes.files import FakeFiles
 from tests.fakes.processes import PROGRAMS, FakeProcess, program_of
@@ -24,6 +24,7 @@ from tests.fakes.requests import (
     bad_request,
     check_exec,
     check_fields,
+    check_path,
     check_user,
     is_size,
     parse_object,
@@ -123,6 +124,8 @@ class FakeAgent:
                 await self._exec(spec, session, stream_id)
             case _, ["processes", *words]:
                 await self._processes(stream, words, session, stream_id)
+            case "GET", ["account"]:
+                await session.send_json(stream_id, 200, self._account(stream.path))
             case _, ["files", *_] if self.files:
                 await self.files.answer(stream, session, stream_id)
             case "POST", ["poweroff"]:
@@ -228,11 +231,21 @@ class FakeAgent:
             self.processes.pop(process.id, None)
             process.task.cancel()
 
+    def _account(self, path: str) -> dict[str, Any]:
+        values = parse_qs(path.partition("?")[2], errors="surrogateescape")
+        user = values.get("user", ["root"])[0]
+        check_user(self.users, user)
+        home = (self.users or {}).get(user, "/root" if user == "root" else f"/home/{user}")
+        return {"name": user, "uid": os.getuid(), "gid": os.getgid(), "home": home, "shell": "/bin/sh"}
+
     def _check_guest(self, spec: dict[str, Any]) -> None:
         """Check what a command needs of the guest: its user, working directory, shell and program."""
         check_user(self.users, spec.get("user") or "root")
         if ("shell" in spec and not self.has_shell) or (spec.get("login") and self.no_shell):
             raise Refused(422, "no_shell", "the image has no /bin/sh")
+        home = (self.users or {}).get(spec.get("user") or "root", "/")
+        if spec.get("cwd"):
+            spec["cwd"] = check_path(spec["cwd"], home)
         if self.files and spec.get("cwd") and not self.files.at(spec["cwd"]).is_dir():
             raise Refused(422, "bad_cwd", f"{spec['cwd']}: cannot be entered")
         strings = [os.fsencode(text) for text in program_of(spec)] + [

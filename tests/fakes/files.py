@@ -39,7 +39,7 @@ _TYPES = {
 _ERRORS: dict[int, tuple[int, str]] = {
     errno.ENOENT: (404, "no_such_file"),
     errno.EEXIST: (409, "file_exists"),
-    errno.EISDIR: (409, "is_a_directory"),
+    errno.EISDIR: (409, "not_a_file"),
     errno.ENOTDIR: (409, "not_a_directory"),
     errno.ENOTEMPTY: (409, "directory_not_empty"),
     errno.EACCES: (403, "permission_denied"),
@@ -83,6 +83,8 @@ class FakeFiles:
     owners: dict[str, str] = field(default_factory=dict)
     users: dict[str, str] | None = None
     """The accounts, if not every name is one."""
+    acting: dict[str, str] = field(default_factory=dict)
+    """Paths, and as whom requests last used them."""
     watched: list[tuple[str, bool]] = field(default_factory=list)
     """Directories that requests watch, and whether all below them."""
 
@@ -91,6 +93,9 @@ class FakeFiles:
         path, _, query = stream.path.partition("?")
         values = parse_qs(query, keep_blank_values=True, errors="surrogateescape")
         what = path.removeprefix("/v1/files").strip("/")
+        acting = values.get("as_user", ["root"])[0]
+        if any(values.get("path", [])):
+            values["path"] = [check_path(each, self._home(acting)) for each in values["path"]]
         named = values.get("path", [""])[0]
         if named in self.answers:
             status, body = self.answers[named]
@@ -104,6 +109,7 @@ class FakeFiles:
             for each in values.get("path", [""]):
                 check_path(each)
             self._check_options(values)
+            self.acting[named] = acting
         try:
             match stream.method, what:
                 case "GET", "":
@@ -123,7 +129,9 @@ class FakeFiles:
                     await session.send_json(stream_id, 204, None)
                 case "POST", "rename":
                     body = parse_object(await stream.read())
-                    source, target = check_path(body.get("from")), check_path(body.get("to"))
+                    home = self._home(body.get("as_user") or "root")
+                    source, target = check_path(body.get("from"), home), check_path(body.get("to"), home)
+                    self.acting[source] = body.get("as_user") or "root"
                     os.rename(self.at(source), self.at(target))  # noqa: PTH104 (says which is which)
                     self._note("moved", target, source)
                     await session.send_json(stream_id, 204, None)
@@ -149,6 +157,11 @@ class FakeFiles:
             if name in values and not pattern.fullmatch(values[name][0]):
                 raise bad_request(f"{name}: {values[name][0]!r}")
         check_user(self.users, values.get("user", [""])[0] or "root")
+        check_user(self.users, values.get("as_user", [""])[0] or "root")
+
+    def _home(self, user: str) -> str:
+        check_user(self.users, user)
+        return (self.users or {}).get(user, "/root" if user == "root" else f"/home/{user}")
 
     def _note(self, kind: str, path: str, source: str | None = None) -> None:
         """Report a change to the watchers."""
@@ -231,7 +244,9 @@ class FakeFiles:
         return self._describe(path, follow=True)
 
     def _mkdir(self, body: dict[str, Any]) -> None:
-        named = check_path(body.get("path"))
+        acting = body.get("as_user") or "root"
+        named = check_path(body.get("path"), self._home(acting))
+        self.acting[named] = acting
         mode, user, parents = body.get("mode", ""), body.get("user", ""), body.get("parents", False)
         if not (isinstance(mode, str) and (not mode or _MODE.fullmatch(mode)) and is_flag(parents)):
             raise bad_request("mode must be octal digits, at most 7777")
@@ -311,6 +326,10 @@ class FakeFiles:
         create = _flag(values, "create")
         if _flag(values, "keep_owner") and values.get("user", [""])[0]:
             raise bad_request("user and keep_owner cannot be combined")
+        if _flag(values, "parents"):
+            if not create:
+                raise bad_request("parents requires create")
+            path.parent.mkdir(parents=True, exist_ok=True)
         if create and path.exists():
             raise FileExistsError(errno.EEXIST, "file exists")
         if not create and not stat.S_ISDIR(path.stat().st_mode):

@@ -90,7 +90,7 @@ EXEC: dict[str, Check] = {
     "shell": is_text,
     "login": is_flag,
     "env": is_env,
-    "cwd": lambda value: is_text(value) and (not value or value.startswith("/")),
+    "cwd": is_text,
     "user": is_text,
     "sudo": is_flag,
     "stdin": is_flag,
@@ -135,10 +135,12 @@ def check_query(query: str) -> None:
         raise bad_request("query: invalid escape")
 
 
-def check_path(path: object) -> str:
-    """Check a path, and return it."""
-    if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
-        raise bad_request(f"{path!r} is not an absolute path")
+def check_path(path: object, home: str = "/") -> str:
+    """Check a path, and return it as an absolute one."""
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise bad_request(f"{path!r} is not a path")
+    if not path.startswith("/"):
+        path = f"{home.rstrip('/')}/{path}"
     if len(path.encode("utf-8", "surrogateescape")) > MAX_PATH_BYTES:
         raise bad_request("the path is too long")
     return path

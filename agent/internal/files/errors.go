@@ -1,6 +1,6 @@
 // Package files serves the host's requests for the guest's filesystem; see protocol/agent.md,
-// section "Files". It acts as root on paths of arbitrary bytes. Nothing that the guest places at a
-// path may block the agent or fill its memory.
+// section "Files". It acts with the identity of the calling thread on paths of arbitrary bytes.
+// Nothing that the guest places at a path may block the agent or fill its memory.
 package files
 
 import (
@@ -17,7 +17,6 @@ const (
 	NoSuchFile        process.Code = "no_such_file"
 	FileExists        process.Code = "file_exists"
 	NotAFile          process.Code = "not_a_file"
-	IsADirectory      process.Code = "is_a_directory"
 	NotADirectory     process.Code = "not_a_directory"
 	DirectoryNotEmpty process.Code = "directory_not_empty"
 	PermissionDenied  process.Code = "permission_denied"
@@ -27,7 +26,7 @@ const (
 var codes = map[syscall.Errno]process.Code{
 	syscall.ENOENT:       NoSuchFile,
 	syscall.EEXIST:       FileExists,
-	syscall.EISDIR:       IsADirectory,
+	syscall.EISDIR:       NotAFile,
 	syscall.ENOTDIR:      NotADirectory,
 	syscall.ENOTEMPTY:    DirectoryNotEmpty,
 	syscall.EACCES:       PermissionDenied,

@@ -37,25 +37,30 @@ func isType(st *syscall.Stat_t, kind uint32) bool { return st.Mode&syscall.S_IFM
 
 // Stat describes the file at path. With follow, it follows a final symbolic link.
 func Stat(path string, follow bool) (Info, error) {
-	info, err := statAt(atFdCwd, path, baseOf(path), follow)
+	dir, name, err := openParent(path)
 	if err != nil {
 		return Info{}, fail(path, err)
 	}
-	return info, nil
+	defer syscall.Close(dir)
+	if follow || strings.HasSuffix(name, "/") {
+		var st syscall.Stat_t
+		err := statPath(path, &st, true)
+		return infoOf(baseOf(path), &st), fail(path, err)
+	}
+	info, err := statAt(dir, name)
+	info.Name = baseOf(path)
+	return info, fail(path, err)
 }
 
-func statAt(dir int, path, name string, follow bool) (Info, error) {
-	flags := atSymlinkNoFollow
-	if follow {
-		flags = 0
-	}
+// statAt describes the entry name of a directory. It follows no symbolic link.
+func statAt(dir int, name string) (Info, error) {
 	var st syscall.Stat_t
-	if err := fstatat(dir, path, &st, flags); err != nil {
+	if err := fstatat(dir, name, &st, atSymlinkNoFollow); err != nil {
 		return Info{}, err
 	}
 	info := infoOf(name, &st)
 	if isType(&st, syscall.S_IFLNK) {
-		target, err := readlinkat(dir, path)
+		target, err := readlinkat(dir, name)
 		if err != nil {
 			return Info{}, err
 		}
@@ -83,7 +88,7 @@ func OpenDir(path string) (*Dir, error) {
 // hold them all in memory.
 func (d *Dir) Each(f func(Info) error) error {
 	return eachEntry(d.fd, func(name string) error {
-		info, err := statAt(d.fd, name, name, false)
+		info, err := statAt(d.fd, name)
 		if err == syscall.ENOENT { // removed since
 			return nil
 		}

@@ -105,13 +105,13 @@ func (u *unpacker) makeNode(dir int, header *tar.Header, owner *Owner, kind uint
 			return err
 		}
 	}
-	if err := syscall.Fchmodat(dir, u.temporary, modeOf(header), 0); err != nil {
+	if err := chmodat(dir, u.temporary, modeOf(header)); err != nil {
 		return err
 	}
 	return setTimes(dir, u.temporary, mtimeOf(header))
 }
 
-// ownerOf returns the owner for a member. Nil means root, who creates it.
+// ownerOf returns the owner for a member. Nil means the user who acts.
 func (u *unpacker) ownerOf(header *tar.Header) (*Owner, error) {
 	if !u.keep {
 		return u.owner, nil

@@ -55,7 +55,7 @@ func NewPacker(paths []string, names Names) (*Packer, error) {
 	p := &Packer{names: names, links: map[inode]*hardLink{}}
 	for _, path := range paths {
 		var st syscall.Stat_t
-		if err := fstatat(atFdCwd, path, &st, 0); err != nil {
+		if err := statPath(path, &st, true); err != nil {
 			return nil, fail(path, err)
 		}
 		_, member := split(path)
@@ -103,12 +103,13 @@ func (p *Packer) Pack(w io.Writer) error {
 // error messages. It follows a symbolic link only at depth 0. Read errors are of type
 // *process.Error.
 func (p *Packer) add(dir int, name, shown, member string, depth int) error {
-	flags := 0
-	if depth > 0 {
-		flags = atSymlinkNoFollow
-	}
 	var st syscall.Stat_t
-	err := fstatat(dir, name, &st, flags)
+	var err error
+	if depth == 0 {
+		err = statPath(name, &st, true)
+	} else {
+		err = fstatat(dir, name, &st, atSymlinkNoFollow)
+	}
 	if err == syscall.ENOENT {
 		return nil
 	}

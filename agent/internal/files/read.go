@@ -29,7 +29,7 @@ func Open(path string, offset, length int64) (*Reader, error) {
 	var st syscall.Stat_t
 	// Check before opening, since opening a device can have effects. measure checks again, in case
 	// the file was replaced in between.
-	if err := fstatat(atFdCwd, path, &st, 0); err != nil {
+	if err := statPath(path, &st, true); err != nil {
 		return nil, fail(path, err)
 	}
 	if err := regular(path, &st); err != nil {
@@ -77,11 +77,7 @@ func regular(path string, st *syscall.Stat_t) error {
 	if isType(st, syscall.S_IFREG) {
 		return nil
 	}
-	code := NotAFile
-	if isType(st, syscall.S_IFDIR) {
-		code = IsADirectory
-	}
-	return newError(code, path, "is a "+types[st.Mode&syscall.S_IFMT]+", not a regular file")
+	return newError(NotAFile, path, "is a "+types[st.Mode&syscall.S_IFMT]+", not a regular file")
 }
 
 // WriteTo writes the range to w in large pieces. It fails if the file holds less than Length bytes.

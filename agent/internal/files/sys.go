@@ -1,6 +1,9 @@
 package files
 
 import (
+	"cmp"
+	"strconv"
+	"strings"
 	"syscall"
 	"unsafe"
 )
@@ -14,15 +17,72 @@ const (
 	atSymlinkNoFollow = 0x100
 	oPath             = 0x200000
 	fadviseDontNeed   = 4
+
+	sysOpenat2          = 437 // this and the next on every architecture
+	sysFaccessat2       = 439
+	resolveNoMagicLinks = 2
 )
 
+// openat opens a file. It does not follow the magic links of procfs (fd, cwd, root, exe): those of
+// the agent would lead a user past the directories that the user cannot enter.
 func openat(dir int, name string, flags int, mode uint32) (int, error) {
+	p, err := syscall.BytePtrFromString(name)
+	if err != nil {
+		return -1, err
+	}
+	how := struct{ flags, mode, resolve uint64 }{uint64(flags | syscall.O_CLOEXEC), uint64(mode), resolveNoMagicLinks}
 	for {
-		fd, err := syscall.Openat(dir, name, flags|syscall.O_CLOEXEC, mode)
-		if err != syscall.EINTR {
-			return fd, err
+		fd, _, errno := syscall.Syscall6(sysOpenat2, uintptr(dir), uintptr(unsafe.Pointer(p)), uintptr(unsafe.Pointer(&how)), unsafe.Sizeof(how), 0, 0)
+		if errno == syscall.ENOSYS { // Linux before 5.6
+			plain, err := syscall.Openat(dir, name, flags|syscall.O_CLOEXEC, mode)
+			fd = uintptr(plain)
+			errno, _ = err.(syscall.Errno)
+		}
+		if errno == 0 {
+			return int(fd), nil
+		}
+		if errno != syscall.EINTR {
+			return -1, errno
 		}
 	}
+}
+
+// statPath describes the file at path. With follow, it follows a final symbolic link.
+func statPath(path string, st *syscall.Stat_t, follow bool) error {
+	flags := oPath
+	if !follow {
+		flags |= syscall.O_NOFOLLOW
+	}
+	fd, err := openat(atFdCwd, path, flags, 0)
+	if err != nil {
+		return err
+	}
+	defer syscall.Close(fd)
+	return syscall.Fstat(fd, st)
+}
+
+// openParent opens the directory of path for operations on the entry name. The caller closes it.
+func openParent(path string) (dir int, name string, err error) {
+	parent, name := split(strings.TrimRight(path, "/"))
+	if name == "" { // the root directory
+		name = "."
+	}
+	dir, err = openat(atFdCwd, parent+".", oPath|syscall.O_DIRECTORY, 0)
+	return dir, name + path[len(strings.TrimRight(path, "/")):], err
+}
+
+// chmodat sets the mode of name in dir. Unlike fchmodat(2), it does not follow a symbolic link.
+func chmodat(dir int, name string, mode uint32) error {
+	fd, err := openat(dir, name, oPath|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer syscall.Close(fd)
+	var st syscall.Stat_t
+	if err := syscall.Fstat(fd, &st); err != nil || isType(&st, syscall.S_IFLNK) {
+		return cmp.Or(err, error(syscall.ELOOP))
+	}
+	return syscall.Fchmodat(atFdCwd, "/proc/self/fd/"+strconv.Itoa(fd), mode, 0)
 }
 
 func read(fd int, b []byte) (int, error) {

@@ -16,7 +16,7 @@ const maxDepth = 1000
 func Mkdir(path string, want Attributes, parents bool) error {
 	if parents {
 		var st syscall.Stat_t
-		if fstatat(atFdCwd, path, &st, 0) == nil && isType(&st, syscall.S_IFDIR) {
+		if statPath(path, &st, true) == nil && isType(&st, syscall.S_IFDIR) {
 			return nil
 		}
 		dir, _ := split(strings.TrimRight(path, "/"))
@@ -33,11 +33,21 @@ func Mkdir(path string, want Attributes, parents bool) error {
 
 // Rename renames a file. It replaces an existing file, or an empty directory by a directory.
 func Rename(from, to string) error {
-	var st syscall.Stat_t
-	if err := fstatat(atFdCwd, from, &st, atSymlinkNoFollow); err != nil {
+	fromDir, fromName, err := openParent(from)
+	if err != nil {
 		return fail(from, err)
 	}
-	switch err := syscall.Renameat(atFdCwd, from, atFdCwd, to); err {
+	defer syscall.Close(fromDir)
+	var st syscall.Stat_t
+	if err := fstatat(fromDir, fromName, &st, atSymlinkNoFollow); err != nil {
+		return fail(from, err)
+	}
+	toDir, toName, err := openParent(to)
+	if err != nil {
+		return fail(to, err)
+	}
+	defer syscall.Close(toDir)
+	switch err := syscall.Renameat(fromDir, fromName, toDir, toName); err {
 	case syscall.EEXIST: // some filesystems report a non-empty directory so
 		return newError(DirectoryNotEmpty, to, syscall.ENOTEMPTY.Error())
 	case syscall.EXDEV:
@@ -55,15 +65,20 @@ func Remove(path string, recursive bool) error {
 	if baseOf(path) == ".." {
 		return newError(process.BadRequest, path, "cannot remove a path that ends in ..")
 	}
-	err := syscall.Unlinkat(atFdCwd, path)
+	dir, name, err := openParent(path)
+	if err != nil {
+		return fail(path, err)
+	}
+	defer syscall.Close(dir)
+	err = unlinkat(dir, name, 0)
 	if err != syscall.EISDIR && err != syscall.EPERM {
 		return fail(path, err)
 	}
 	var st syscall.Stat_t
-	if fstatat(atFdCwd, path, &st, atSymlinkNoFollow) != nil || !isType(&st, syscall.S_IFDIR) {
+	if fstatat(dir, name, &st, atSymlinkNoFollow) != nil || !isType(&st, syscall.S_IFDIR) {
 		return fail(path, err)
 	}
-	return fail(path, removeDir(atFdCwd, path, recursive, path, maxDepth))
+	return fail(path, removeDir(dir, name, recursive, path, maxDepth))
 }
 
 // removeDir removes the directory name in dir; shown is its path for error messages. It tries to

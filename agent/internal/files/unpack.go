@@ -19,7 +19,7 @@ type UnpackResult struct {
 }
 
 // Unpack unpacks a tar archive into the directory at path. New files belong to owner, with keep to
-// the archive's owners, and otherwise to root. Each file takes its name atomically, and has the name
+// the archive's owners, and otherwise to the user who acts. Each file takes its name atomically, and has the name
 // temporary before. When Unpack returns, everything is on the disk. What was unpacked before an
 // error stays.
 func Unpack(path string, archive io.Reader, owner *Owner, keep bool, temporary string) (count UnpackResult, err error) {
@@ -330,7 +330,11 @@ func (u *unpacker) addDir(header *tar.Header, parts []string, owner *Owner) erro
 	}
 	mtime := mtimeOf(header)
 	last.mtime = &mtime
-	return fail(shown, syscall.Fchmod(last.fd, modeOf(header)))
+	err := syscall.Fchmod(last.fd, modeOf(header))
+	if err == syscall.EPERM && !isNew { // it belongs to another user than the one who acts
+		last.mtime, err = nil, nil
+	}
+	return fail(shown, err)
 }
 
 // makeDir creates a directory, replacing anything that is not one. A symbolic link to a directory

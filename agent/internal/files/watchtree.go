@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"strconv"
 	"strings"
 	"syscall"
 	"unsafe"
@@ -49,7 +50,7 @@ func cannotWatch(path, problem string) error {
 }
 
 func (t *watchTree) start() error {
-	watch, err := syscall.InotifyAddWatch(t.inotify, t.root, watchMask)
+	watch, err := addWatch(t.inotify, t.root, 0)
 	if err == syscall.ENOSPC {
 		return cannotWatch(t.root, "the guest's kernel has reached its limit of watches")
 	}
@@ -65,6 +66,17 @@ func (t *watchTree) start() error {
 	return err
 }
 
+// addWatch watches the directory at path. inotify_add_watch(2) cannot open it by itself without
+// following the magic links of procfs.
+func addWatch(inotify int, path string, flags int) (watch int, err error) {
+	fd, err := openat(atFdCwd, path, oPath|syscall.O_DIRECTORY|flags, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer syscall.Close(fd)
+	return syscall.InotifyAddWatch(inotify, "/proc/self/fd/"+strconv.Itoa(fd), watchMask)
+}
+
 // add watches the directory at path and everything below it. If fresh is set, it reports the
 // entries to found. It ignores entries that are gone.
 func (t *watchTree) add(path string, depth int, fresh bool) error {
@@ -74,7 +86,7 @@ func (t *watchTree) add(path string, depth int, fresh bool) error {
 	if len(t.paths) >= maxWatches {
 		return &limitError{path, fmt.Sprintf("more than %d directories", maxWatches)}
 	}
-	watch, err := syscall.InotifyAddWatch(t.inotify, path, watchMask|syscall.IN_DONT_FOLLOW)
+	watch, err := addWatch(t.inotify, path, syscall.O_NOFOLLOW)
 	if err == syscall.ENOSPC {
 		return &limitError{path, "the guest's kernel has reached its limit of watches"}
 	}
@@ -92,7 +104,11 @@ func (t *watchTree) addBelow(path string, depth int, fresh bool) error {
 	if depth > maxDepth {
 		return &limitError{path, fmt.Sprintf("directories are nested deeper than %d", maxDepth)}
 	}
-	fd, err := openat(atFdCwd, path, syscall.O_RDONLY|syscall.O_DIRECTORY, 0)
+	flags := syscall.O_RDONLY | syscall.O_DIRECTORY
+	if depth > 0 {
+		flags |= syscall.O_NOFOLLOW
+	}
+	fd, err := openat(atFdCwd, path, flags, 0)
 	if err != nil {
 		return nil
 	}

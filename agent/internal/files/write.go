@@ -4,6 +4,7 @@ import (
 	"io"
 	"strings"
 	"syscall"
+	"unsafe"
 )
 
 // maxLinks is how many symbolic links the kernel follows to a file.
@@ -12,7 +13,7 @@ const maxLinks = 40
 // Attributes are the requested attributes of a new file or directory.
 type Attributes struct {
 	Mode  *uint32 // nil means the default, or the mode of the replaced file
-	Owner *Owner  // nil means root, or the owner of the replaced file
+	Owner *Owner  // nil means the user who acts, or the owner of the replaced file
 	Mtime *int64  // in nanoseconds, for written files; nil means now
 }
 
@@ -40,14 +41,15 @@ func Write(path string, body io.Reader, want Attributes, parents bool, temporary
 	}
 	defer syscall.Close(dir)
 	mode, owner := uint32(defaultFileMode), want.Owner
+	inherit := old != nil && owner == nil
 	if old != nil {
 		if err := regular(path, old); err != nil {
 			return Info{}, err
 		}
-		mode = old.Mode & 0o7777
-		if owner == nil {
-			owner = &Owner{old.Uid, old.Gid}
+		if err := checkWritable(dir, name); err != nil {
+			return Info{}, fail(path, err)
 		}
+		mode = old.Mode & 0o7777
 	}
 	if want.Mode != nil {
 		mode = *want.Mode
@@ -59,6 +61,9 @@ func Write(path string, body io.Reader, want Attributes, parents bool, temporary
 	defer syscall.Close(fd)
 	var st syscall.Stat_t
 	if _, err = copyToFile(fd, body, path); err == nil {
+		if inherit && syscall.Fchown(fd, int(old.Uid), int(old.Gid)) != nil && want.Mode == nil {
+			mode &= 0o777 // no set-ID bits: the file now belongs to the user who acts
+		}
 		err = finish(fd, mode, owner)
 	}
 	if err == nil && want.Mtime != nil {
@@ -80,6 +85,21 @@ func Write(path string, body io.Reader, want Attributes, parents bool, temporary
 		return Info{}, fail(path, err)
 	}
 	return infoOf(baseOf(path), &st), nil
+}
+
+// checkWritable checks the permission to write a file. To replace it, the kernel requires only that
+// of its directory.
+func checkWritable(dir int, name string) error {
+	const wOK, atEAccess = 2, 0x200
+	p, err := syscall.BytePtrFromString(name)
+	if err != nil {
+		return err
+	}
+	err = errnoOf(syscall.Syscall6(sysFaccessat2, uintptr(dir), uintptr(unsafe.Pointer(p)), wOK, atEAccess|atSymlinkNoFollow, 0, 0))
+	if err == syscall.ENOENT || err == syscall.ETXTBSY || err == syscall.ENOSYS { // removed; a running program; Linux before 5.8
+		return nil
+	}
+	return err
 }
 
 // findTarget follows the symbolic links that path may end in, and opens the directory of the file
@@ -174,11 +194,17 @@ func finish(fd int, mode uint32, owner *Owner) error {
 	return syscall.Fchmod(fd, mode)
 }
 
+// MakeParents creates the missing directories above path.
+func MakeParents(path string, owner *Owner) error {
+	dir, _ := split(strings.TrimRight(path, "/"))
+	return mkdirAll(dir, owner)
+}
+
 // mkdirAll creates the directory at path and its missing parents.
 func mkdirAll(path string, owner *Owner) error {
 	path = strings.TrimRight(path, "/")
 	var st syscall.Stat_t
-	if path == "" || fstatat(atFdCwd, path, &st, 0) == nil && isType(&st, syscall.S_IFDIR) {
+	if path == "" || statPath(path, &st, true) == nil && isType(&st, syscall.S_IFDIR) {
 		return nil
 	}
 	parent, _ := split(path)
@@ -186,20 +212,25 @@ func mkdirAll(path string, owner *Owner) error {
 		return err
 	}
 	err := mkdir(path, defaultDirMode, owner)
-	if err == syscall.EEXIST && fstatat(atFdCwd, path, &st, 0) == nil && isType(&st, syscall.S_IFDIR) {
+	if err == syscall.EEXIST && statPath(path, &st, true) == nil && isType(&st, syscall.S_IFDIR) {
 		return nil // created concurrently
 	}
 	return fail(path, err)
 }
 
 func mkdir(path string, mode uint32, owner *Owner) error {
-	if err := syscall.Mkdirat(atFdCwd, path, mode&0o777); err != nil {
+	dir, name, err := openParent(path)
+	if err != nil {
 		return err
 	}
-	if owner != nil {
-		if err := syscall.Fchownat(atFdCwd, path, int(owner.UID), int(owner.GID), atSymlinkNoFollow); err != nil {
-			return err
-		}
+	defer syscall.Close(dir)
+	if err := syscall.Mkdirat(dir, name, 0o700); err != nil {
+		return err
 	}
-	return syscall.Fchmodat(atFdCwd, path, mode, 0)
+	fd, err := openat(dir, name, syscall.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer syscall.Close(fd)
+	return finish(fd, mode, owner)
 }

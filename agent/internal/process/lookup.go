@@ -10,7 +10,7 @@ import (
 // name with a slash is relative to cwd; any other is searched in PATH. Each returned file exists
 // and is executable by account.
 func resolve(account Account, name, cwd, searchPath string) (paths []string, err error) {
-	asAccount(account, func() {
+	account.As(func() {
 		if err = checkWorkingDirectory(cwd); err != nil {
 			return
 		}

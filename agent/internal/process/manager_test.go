@@ -146,7 +146,7 @@ func TestExecErrors(t *testing.T) {
 		"a device":               {argv("/dev/null"), NotExecutable},
 		"cwd does not exist":     {with(argv("ls"), dir+"/none", "", ""), BadCwd},
 		"cwd is a file":          {with(argv("ls"), dir+"/noscript", "", ""), BadCwd},
-		"cwd is relative":        {with(argv("ls"), "tmp", "", ""), BadRequest},
+		"cwd below the home":     {with(argv("ls"), "no/such", "", ""), BadCwd},
 		"no such user":           {with(argv("ls"), "", "nobody-here", ""), NoSuchUser},
 		"no such group":          {with(argv("ls"), "", "me:nobody-here", ""), NoSuchUser},
 		"too long":               {argv("ls", strings.Repeat("x", 200_000)), ArgsTooLong},

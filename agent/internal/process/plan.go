@@ -14,7 +14,7 @@ type Spec struct {
 	Shell      *string           // a command for /bin/sh -c
 	Login      bool              // run the user's login shell
 	Env        map[string]string // added to the variables of the account and of the guest
-	Cwd        string            // absolute; empty means the user's home, or / if that cannot be entered
+	Cwd        string            // relative to the user's home; empty means that home, or / if that cannot be entered
 	User       string            // see Accounts.Lookup; empty means root
 	Sudo       bool              // run as root on behalf of User
 	Stdin      bool              // a pipe instead of /dev/null; ignored with a terminal
@@ -98,7 +98,7 @@ func (m *Manager) plan(spec Spec, guest map[string]string) (p plan, err error) {
 
 // loginShell returns the account's shell, or a substitute if that does not allow logins.
 func loginShell(account Account) (shell string, err error) {
-	asAccount(account, func() {
+	account.As(func() {
 		for _, candidate := range []string{account.Shell, "/bin/bash", "/bin/sh"} {
 			if name := path.Base(candidate); name == "nologin" || name == "false" || !path.IsAbs(candidate) {
 				continue
@@ -117,14 +117,11 @@ func loginShell(account Account) (shell string, err error) {
 func workingDirectory(account Account, home, asked string) (string, error) {
 	if asked == "" {
 		var err error
-		asAccount(account, func() { err = checkWorkingDirectory(home) })
+		account.As(func() { err = checkWorkingDirectory(home) })
 		if err != nil || !path.IsAbs(home) {
 			return "/", nil
 		}
 		return home, nil
 	}
-	if !path.IsAbs(asked) {
-		return "", fail(BadRequest, "cwd: "+quote(asked)+" is not an absolute path")
-	}
-	return asked, nil
+	return absolute(home, asked), nil
 }

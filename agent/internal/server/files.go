@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"math"
 	"net/http"
 	"net/url"
@@ -38,21 +39,45 @@ func (q *query) fail(err error) {
 	}
 }
 
-// path returns the path of the request.
-func (q *query) path() string {
-	path := q.Get("path")
-	q.fail(checkPath("path", path))
-	return path
+// actor is the user who acts.
+type actor struct{ process.Account }
+
+// actor looks up the user who acts, by default root.
+func (s *Server) actor(user string) (actor, error) {
+	account, err := s.config.Accounts.Lookup(cmp.Or(user, "root"))
+	return actor{account}, err
 }
 
-func checkPath(name, path string) error {
-	if !strings.HasPrefix(path, "/") || strings.Contains(path, "\x00") {
-		return badRequest(name + ": " + strconv.Quote(path) + " is not an absolute path")
+// do calls f with the rights of the actor, and returns its error.
+func (a actor) do(f func() error) (err error) {
+	a.As(func() { err = f() })
+	return err
+}
+
+// path returns an absolute path. Relative ones begin in the actor's home.
+func (a actor) path(name, path string) (string, error) {
+	if path == "" || strings.Contains(path, "\x00") {
+		return "", badRequest(name + ": " + strconv.Quote(path) + " is not a path")
+	}
+	if !strings.HasPrefix(path, "/") {
+		if !strings.HasPrefix(a.Home, "/") {
+			return "", badRequest(name + ": " + strconv.Quote(path) + " is relative, and user " + a.Name + " has no home directory")
+		}
+		path = strings.TrimRight(a.Home, "/") + "/" + path
 	}
 	if len(path) > maxPath {
-		return badRequest(name + " is longer than " + strconv.Itoa(maxPath) + " bytes")
+		return "", badRequest(name + " is longer than " + strconv.Itoa(maxPath) + " bytes")
 	}
-	return nil
+	return path, nil
+}
+
+// target returns the user who acts, and the path of the request.
+func (s *Server) target(q *query) (a actor, path string) {
+	a, err := s.actor(q.Get("as_user"))
+	q.fail(err)
+	path, err = a.path("path", q.Get("path"))
+	q.fail(err)
+	return a, path
 }
 
 func (q *query) flag(name string, fallback bool) bool {
@@ -117,12 +142,13 @@ func (s *Server) owner(user string) (*files.Owner, error) {
 
 func (s *Server) readFile(w http.ResponseWriter, r *http.Request) error {
 	q := queryOf(r)
-	path := q.path()
+	actor, path := s.target(q)
 	offset, length := q.number("offset", 0), q.number("length", math.MaxInt64)
 	if q.err != nil {
 		return q.err
 	}
-	file, err := files.Open(path, offset, length)
+	var file *files.Reader
+	err := actor.do(func() (err error) { file, err = files.Open(path, offset, length); return err })
 	if err != nil {
 		return err
 	}
@@ -139,7 +165,7 @@ func (s *Server) readFile(w http.ResponseWriter, r *http.Request) error {
 
 func (s *Server) writeFile(w http.ResponseWriter, r *http.Request) error {
 	q := queryOf(r)
-	path := q.path()
+	actor, path := s.target(q)
 	parents := q.flag("parents", false)
 	mtime := q.time("mtime_ns")
 	if q.err != nil {
@@ -151,9 +177,11 @@ func (s *Server) writeFile(w http.ResponseWriter, r *http.Request) error {
 	}
 	want.Mtime = mtime
 	var info files.Info
-	err = s.uploads.run(w, func(temporary string) (err error) {
-		info, err = files.Write(path, r.Body, want, parents, temporary)
-		return err
+	err = s.uploads.run(w, func(temporary string) error {
+		return actor.do(func() (err error) {
+			info, err = files.Write(path, r.Body, want, parents, temporary)
+			return err
+		})
 	})
 	if err != nil {
 		return err
@@ -163,12 +191,12 @@ func (s *Server) writeFile(w http.ResponseWriter, r *http.Request) error {
 
 func (s *Server) removeFile(w http.ResponseWriter, r *http.Request) error {
 	q := queryOf(r)
-	path := q.path()
+	actor, path := s.target(q)
 	recursive := q.flag("recursive", false)
 	if q.err != nil {
 		return q.err
 	}
-	if err := files.Remove(path, recursive); err != nil {
+	if err := actor.do(func() error { return files.Remove(path, recursive) }); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)
@@ -177,12 +205,13 @@ func (s *Server) removeFile(w http.ResponseWriter, r *http.Request) error {
 
 func (s *Server) statFile(w http.ResponseWriter, r *http.Request) error {
 	q := queryOf(r)
-	path := q.path()
+	actor, path := s.target(q)
 	follow := q.flag("follow", true)
 	if q.err != nil {
 		return q.err
 	}
-	info, err := files.Stat(path, follow)
+	var info files.Info
+	err := actor.do(func() (err error) { info, err = files.Stat(path, follow); return err })
 	if err != nil {
 		return err
 	}
@@ -197,11 +226,12 @@ func (s *Server) describe(w http.ResponseWriter, info files.Info) error {
 
 func (s *Server) listFiles(w http.ResponseWriter, r *http.Request) error {
 	q := queryOf(r)
-	path := q.path()
+	actor, path := s.target(q)
 	if q.err != nil {
 		return q.err
 	}
-	dir, err := files.OpenDir(path)
+	var dir *files.Dir
+	err := actor.do(func() (err error) { dir, err = files.OpenDir(path); return err })
 	if err != nil {
 		return err
 	}
@@ -209,14 +239,16 @@ func (s *Server) listFiles(w http.ResponseWriter, r *http.Request) error {
 	names := namesOf(s.config.Accounts)
 	w.Header().Set("Content-Type", ndjson)
 	lines := make([]byte, 0, lineBuffer)
-	err = dir.Each(func(info files.Info) error {
-		lines = append(appendInfo(lines, info, names), '\n')
-		if len(lines) < lineBuffer/2 {
-			return nil
-		}
-		_, err := w.Write(lines)
-		lines = lines[:0]
-		return err
+	err = actor.do(func() error {
+		return dir.Each(func(info files.Info) error {
+			lines = append(appendInfo(lines, info, names), '\n')
+			if len(lines) < lineBuffer/2 {
+				return nil
+			}
+			_, err := w.Write(lines)
+			lines = lines[:0]
+			return err
+		})
 	})
 	if err != nil {
 		panic(http.ErrAbortHandler)
@@ -230,19 +262,25 @@ func (s *Server) makeDirectory(w http.ResponseWriter, r *http.Request) error {
 		Path    text  `json:"path"`
 		Mode    *text `json:"mode"`
 		User    *text `json:"user"`
+		AsUser  *text `json:"as_user"`
 		Parents bool  `json:"parents"`
 	}
 	if err := decode(w, r, &request); err != nil {
 		return err
 	}
-	if err := checkPath("path", string(request.Path)); err != nil {
+	actor, err := s.actor(orEmpty(request.AsUser))
+	if err != nil {
+		return err
+	}
+	path, err := actor.path("path", string(request.Path))
+	if err != nil {
 		return err
 	}
 	want, err := s.attributes(orEmpty(request.Mode), orEmpty(request.User))
 	if err != nil {
 		return err
 	}
-	if err := files.Mkdir(string(request.Path), want, request.Parents); err != nil {
+	if err := actor.do(func() error { return files.Mkdir(path, want, request.Parents) }); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)
@@ -258,18 +296,26 @@ func orEmpty(t *text) string {
 
 func (s *Server) renameFile(w http.ResponseWriter, r *http.Request) error {
 	var request struct {
-		From text `json:"from"`
-		To   text `json:"to"`
+		From   text  `json:"from"`
+		To     text  `json:"to"`
+		AsUser *text `json:"as_user"`
 	}
 	if err := decode(w, r, &request); err != nil {
 		return err
 	}
-	for name, path := range map[string]text{"from": request.From, "to": request.To} {
-		if err := checkPath(name, string(path)); err != nil {
-			return err
-		}
+	actor, err := s.actor(orEmpty(request.AsUser))
+	if err != nil {
+		return err
 	}
-	if err := files.Rename(string(request.From), string(request.To)); err != nil {
+	from, err := actor.path("from", string(request.From))
+	if err != nil {
+		return err
+	}
+	to, err := actor.path("to", string(request.To))
+	if err != nil {
+		return err
+	}
+	if err := actor.do(func() error { return files.Rename(from, to) }); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)

@@ -9,22 +9,27 @@ import (
 
 func (s *Server) readTar(w http.ResponseWriter, r *http.Request) error {
 	q := queryOf(r)
-	paths := q.Values["path"]
+	actor, err := s.actor(q.Get("as_user"))
+	q.fail(err)
+	var paths []string
+	for _, path := range q.Values["path"] {
+		path, err := actor.path("path", path)
+		q.fail(err)
+		paths = append(paths, path)
+	}
 	if len(paths) == 0 {
 		q.fail(badRequest("path is missing"))
-	}
-	for _, path := range paths {
-		q.fail(checkPath("path", path))
 	}
 	if q.err != nil {
 		return q.err
 	}
-	packer, err := files.NewPacker(paths, namesOf(s.config.Accounts))
+	var packer *files.Packer
+	err = actor.do(func() (err error) { packer, err = files.NewPacker(paths, namesOf(s.config.Accounts)); return err })
 	if err != nil {
 		return err
 	}
 	w.Header().Set("Content-Type", "application/x-tar")
-	if packer.Pack(w) != nil {
+	if actor.do(func() error { return packer.Pack(w) }) != nil {
 		panic(http.ErrAbortHandler)
 	}
 	return nil
@@ -32,10 +37,14 @@ func (s *Server) readTar(w http.ResponseWriter, r *http.Request) error {
 
 func (s *Server) writeTar(w http.ResponseWriter, r *http.Request) error {
 	q := queryOf(r)
-	path, keep := q.path(), q.flag("keep_owner", false)
+	actor, path := s.target(q)
+	keep := q.flag("keep_owner", false)
+	create, parents := q.flag("create", false), q.flag("parents", false)
 	unpack := files.Unpack
-	if q.flag("create", false) {
+	if create {
 		unpack = files.UnpackNew
+	} else if parents {
+		q.fail(badRequest("parents requires create"))
 	}
 	owner, err := s.owner(q.Get("user"))
 	q.fail(err)
@@ -46,9 +55,17 @@ func (s *Server) writeTar(w http.ResponseWriter, r *http.Request) error {
 		return q.err
 	}
 	var count files.UnpackResult
-	err = s.uploads.run(w, func(temporary string) (err error) {
-		count, err = unpack(path, r.Body, owner, keep, temporary)
-		return err
+	err = s.uploads.run(w, func(temporary string) error {
+		return actor.do(func() (err error) {
+			if parents {
+				err = files.MakeParents(path, owner)
+			}
+			if err != nil {
+				return err
+			}
+			count, err = unpack(path, r.Body, owner, keep, temporary)
+			return err
+		})
 	})
 	if err != nil {
 		return err

@@ -8,11 +8,13 @@ import (
 
 func (s *Server) watchFiles(w http.ResponseWriter, r *http.Request) error {
 	q := queryOf(r)
-	path, recursive := q.path(), q.flag("recursive", false)
+	actor, path := s.target(q)
+	recursive := q.flag("recursive", false)
 	if q.err != nil {
 		return q.err
 	}
-	watcher, err := files.Watch(path, recursive)
+	var watcher *files.Watcher
+	err := actor.do(func() (err error) { watcher, err = files.Watch(path, recursive); return err })
 	if err != nil {
 		return err
 	}
@@ -28,12 +30,14 @@ func (s *Server) watchFiles(w http.ResponseWriter, r *http.Request) error {
 	if send([]byte("{\"type\":\"ready\"}\n")) != nil {
 		return nil
 	}
-	err = watcher.Run(r.Context(), idleAfter, func(events []files.Event) error {
-		var lines []byte
-		for _, event := range events {
-			lines = appendEvent(lines, event)
-		}
-		return send(lines)
+	err = actor.do(func() error {
+		return watcher.Run(r.Context(), idleAfter, func(events []files.Event) error {
+			var lines []byte
+			for _, event := range events {
+				lines = appendEvent(lines, event)
+			}
+			return send(lines)
+		})
 	})
 	if err != nil {
 		panic(http.ErrAbortHandler)

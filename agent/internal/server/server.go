@@ -78,6 +78,7 @@ func New(processes *process.Manager, config Config) *Server {
 		"GET /v1/files/watch":            s.watchFiles,
 		"POST /v1/files/mkdir":           s.makeDirectory,
 		"POST /v1/files/rename":          s.renameFile,
+		"GET /v1/account":                s.account,
 		"/": func(_ http.ResponseWriter, r *http.Request) error {
 			return badRequest("no such endpoint: " + r.Method + " " + r.URL.Path)
 		},

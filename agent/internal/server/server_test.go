@@ -34,6 +34,7 @@ func TestMain(m *testing.M) {
 
 // guest is a complete agent except for the boot, on a port without a device.
 type guest struct {
+	root string // of the accounts
 	t    *testing.T
 	port *porttest.Port
 	off  chan time.Duration
@@ -43,6 +44,7 @@ type guest struct {
 func newGuest(t *testing.T) *guest {
 	g := &guest{t: t, port: porttest.New(t), off: make(chan time.Duration, 1), log: &bytes.Buffer{}}
 	root := t.TempDir()
+	g.root = root
 	os.MkdirAll(root+"/etc", 0o755)
 	os.WriteFile(root+"/etc/passwd", []byte(fmt.Sprintf("me:x:%d:%d::/:/bin/sh\n", os.Getuid(), os.Getgid())), 0o644)
 	accounts := process.Accounts{Root: root}

@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"net/http"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -16,6 +17,24 @@ import (
 
 // defaultGrace is the default time for processes to end before power-off.
 const defaultGrace = 500 * time.Millisecond
+
+// account describes a user.
+func (s *Server) account(w http.ResponseWriter, r *http.Request) error {
+	q := queryOf(r)
+	actor, err := s.actor(q.Get("user"))
+	q.fail(err)
+	if q.err != nil {
+		return q.err
+	}
+	b := appendQuoted([]byte(`{"name":`), actor.Name)
+	b = strconv.AppendUint(append(b, `,"uid":`...), uint64(actor.UID), 10)
+	b = strconv.AppendUint(append(b, `,"gid":`...), uint64(actor.GID), 10)
+	b = appendQuoted(append(b, `,"home":`...), actor.Home)
+	b = appendQuoted(append(b, `,"shell":`...), actor.Shell)
+	w.Header().Set("Content-Type", "application/json")
+	w.Write(append(b, "}\n"...))
+	return nil
+}
 
 func (s *Server) hello(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, map[string]any{

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 
 from squib.api.errors import error_response
 from squib.api.guards import Guards, refuse
-from squib.api.routes import assets, engine_info, env, exec, files, logs, processes, pty, vms
+from squib.api.routes import accounts, assets, engine_info, env, exec, files, logs, processes, pty, vms
 from squib.api.schema import ErrorBody
 from squib.api.validation import describe_validation
 from squib.core.engine import Engine
@@ -42,7 +42,7 @@ def create_app(
         responses={"default": {"model": ErrorBody, "description": "an error: what failed and what to do"}},
     )
     api.state.engine = engine
-    for routes in (engine_info, vms, env, exec, processes, pty, files, logs, assets):
+    for routes in (engine_info, vms, env, exec, processes, pty, files, accounts, logs, assets):
         api.include_router(routes.router, prefix="/v1")
     api.add_exception_handler(SquibError, _on_squib_error)
     api.add_exception_handler(RequestValidationError, _on_invalid_request)

@@ -83,11 +83,12 @@ class EnvChange(RequestModel):
 
 
 class MkdirRequest(RequestModel):
-    """A directory to create. ``user`` owns it. ``mode`` is in octal digits."""
+    """A directory to create with the rights of ``as_user``. ``user`` owns it. ``mode`` is in octal digits."""
 
     path: str
     mode: str | None = Field(default=None, pattern="^[0-7]{1,4}$")
     user: str | None = None
+    as_user: str | None = None
     parents: bool = False
 
 
@@ -96,6 +97,7 @@ class RenameRequest(RequestModel):
 
     source: str = Field(alias="from")
     target: str = Field(alias="to")
+    as_user: str | None = None
 
 
 class TarResult(ResponseModel):

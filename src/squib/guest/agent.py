@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from squib.errors import AgentProtocolError, AgentTimeout, AgentVersionMismatch, SquibError
+from squib.errors import AgentProtocolError, AgentTimeout, AgentVersionMismatch
 from squib.guest.budget import LoopBudget
 from squib.guest.channel import PROTOCOL_VERSION, Connect, open_channel
 from squib.guest.files import AgentFiles
@@ -20,7 +20,8 @@ from squib.guest.output import OutputChecker
 from squib.guest.processes import parse_process, parse_processes
 from squib.guest.replies import agent_error, decode, text_field
 from squib.guest.response import Response
-from squib.models import ExecRequest, ProcessInfo, PtySize
+from squib.models import Account, ExecRequest, ProcessInfo, PtySize
+from squib.protocol.guestfiles import encode_query, parse_account
 
 AGENT_BINARY = Path(__file__).parent / "bin" / "squib-agent"
 """The agent, built when squib was installed (``hatch_build.py``)."""
@@ -91,6 +92,10 @@ class AgentClient:
     async def set_env(self, env: dict[str, str]) -> None:
         """Replace the environment that every command starts with."""
         await self._json("POST", "/v1/setup", {"env": env})
+
+    async def account(self, user: str | None) -> Account:
+        """Describe a user, by default root. Raises `NoSuchUser`."""
+        return parse_account(await self._json("GET", "/v1/account" + encode_query(("user", user))))
 
     async def set_clock(self) -> None:
         """Set the guest's clock to the host's."""
@@ -191,8 +196,6 @@ class AgentClient:
                 await self._send(method, path, body, content_type="application/json") as response,
             ):
                 reply = await response.read(max_bytes=_MAX_REPLY_BYTES)
-        except SquibError:
-            raise
         except TimeoutError:
             raise AgentTimeout(f"the guest did not respond within {timeout_s:g} s") from None
         return decode(reply) if reply else {}

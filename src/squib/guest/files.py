@@ -35,69 +35,80 @@ class Ask(Protocol):
 
 
 class AgentFiles:
-    """The files of an `AgentClient`'s guest. Paths are absolute; the caller checks them.
+    """The files of an `AgentClient`'s guest. The caller checks paths; relative ones begin in the acting user's home.
 
     Methods that stream return a response of the agent, whose bytes are not checked. All methods raise the `FileError`
     that the agent reports, and `AgentUnreachable`.
     """
 
-    def __init__(self, send: Send, ask: Ask) -> None:
+    def __init__(self, send: Send, ask: Ask, as_user: str | None = None) -> None:
         self._send = send
         self._ask = ask
+        self._as_user = as_user
+
+    def acting_as(self, user: str | None) -> AgentFiles:
+        """Return the same files, used with the rights of ``user`` (default root)."""
+        return AgentFiles(self._send, self._ask, user)
 
     async def read(self, path: str, *, offset: int, length: int | None) -> Response:
         """Read a file. The response has a length, except for files in ``/proc``."""
-        query = encode_query(("path", path), ("offset", offset), ("length", length))
+        query = self._query(("path", path), ("offset", offset), ("length", length))
         return await self._open(f"/v1/files{query}", window_bytes=BULK_WINDOW_BYTES)
 
     async def list(self, path: str) -> Response:
         """List the entries of a directory, as lines of JSON."""
-        return await self._open("/v1/files/list" + encode_query(("path", path)))
+        return await self._open("/v1/files/list" + self._query(("path", path)))
 
     async def watch(self, path: str, *, recursive: bool) -> Response:
         """Follow the changes in a directory, as lines of JSON."""
-        return await self._open("/v1/files/watch" + encode_query(("path", path), ("recursive", recursive)))
+        return await self._open("/v1/files/watch" + self._query(("path", path), ("recursive", recursive)))
 
     async def read_tar(self, paths: Sequence[str]) -> Response:
         """Read files and directories as a tar archive."""
-        query = encode_query(*(("path", path) for path in paths))
+        query = self._query(*(("path", path) for path in paths))
         return await self._open(f"/v1/files/tar{query}", window_bytes=BULK_WINDOW_BYTES)
 
     async def stat(self, path: str, *, follow: bool) -> FileInfo:
         """Describe a file."""
-        query = encode_query(("path", path), ("follow", "1" if follow else "0"))
+        query = self._query(("path", path), ("follow", "1" if follow else "0"))
         return parse_info(await self._ask("GET", f"/v1/files/stat{query}"))
 
     async def write(
         self, path: str, body: Body, *, mode: str | None, user: str | None, parents: bool, mtime_ns: int | None
     ) -> FileInfo:
         """Write a file and return its description. If ``body`` raises, no file is left."""
-        query = encode_query(
+        query = self._query(
             ("path", path), ("mode", mode), ("user", user), ("parents", parents), ("mtime_ns", mtime_ns)
         )
         return parse_info(await self._put(f"/v1/files{query}", body, _BYTES))
 
     async def write_tar(
-        self, path: str, body: Body, *, user: str | None, keep_owner: bool, create: bool
+        self, path: str, body: Body, *, user: str | None, keep_owner: bool, create: bool, parents: bool
     ) -> dict[str, int]:
         """Unpack a tar archive into ``path``; return its numbers of ``entries`` and ``bytes``."""
-        query = encode_query(("path", path), ("user", user), ("keep_owner", keep_owner), ("create", create))
+        query = self._query(
+            ("path", path), ("user", user), ("keep_owner", keep_owner), ("create", create), ("parents", parents)
+        )
         reply = await self._put(f"/v1/files/tar{query}", body, "application/x-tar")
         return {name: value for name in ("entries", "bytes") if isinstance(value := reply.get(name), int)}
 
     async def mkdir(self, path: str, *, mode: str | None, user: str | None, parents: bool) -> None:
         """Create a directory."""
-        options = {"mode": mode, "user": user, "parents": parents}
+        options = {"mode": mode, "user": user, "parents": parents, "as_user": self._as_user}
         await self._ask("POST", "/v1/files/mkdir", {"path": path} | {key: val for key, val in options.items() if val})
 
     async def rename(self, source: str, target: str) -> None:
         """Rename a file."""
-        await self._ask("POST", "/v1/files/rename", {"from": source, "to": target})
+        acting = {"as_user": self._as_user} if self._as_user else {}
+        await self._ask("POST", "/v1/files/rename", {"from": source, "to": target} | acting)
 
     async def remove(self, path: str, *, recursive: bool) -> None:
         """Remove a file or a directory."""
-        query = encode_query(("path", path), ("recursive", recursive))
+        query = self._query(("path", path), ("recursive", recursive))
         await self._ask("DELETE", f"/v1/files{query}", timeout_s=_REMOVE_TIMEOUT_S)
+
+    def _query(self, *pairs: tuple[str, str | int | bool | None]) -> str:
+        return encode_query(*pairs, ("as_user", self._as_user))
 
     async def _open(self, path: str, *, window_bytes: int = STREAM_WINDOW_BYTES) -> Response:
         return await self._send("GET", path, b"", content_type="", window_bytes=window_bytes)

@@ -6,6 +6,7 @@ only here, so a value that exists is valid.
 
 from squib.models.assets import AssetRef, CachedRef, HostFileRef, ImageInfo, KernelInfo, OnProgress, Progress
 from squib.models.base import (
+    MAX_PATH_BYTES,
     NAME_PATTERN,
     Env,
     EnvName,
@@ -21,7 +22,7 @@ from squib.models.base import (
 from squib.models.engine import Check, CheckStatus, EngineInfo, Fix
 from squib.models.files import (
     MAX_FILE_NAME_BYTES,
-    MAX_PATH_BYTES,
+    Account,
     FileEvent,
     FileEventType,
     FileInfo,
@@ -37,6 +38,7 @@ __all__ = [
     "MAX_PATH_BYTES",
     "MAX_TIMEOUT_S",
     "NAME_PATTERN",
+    "Account",
     "AssetRef",
     "CachedRef",
     "Check",

@@ -11,6 +11,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"
 _NAME = re.compile(NAME_PATTERN)
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+MAX_PATH_BYTES = 4096
+"""Linux's limit for a path in a system call."""
 _MAX_VARIABLE_BYTES = 128 * 1024 - 2
 _MAX_ENV_BYTES = 1024 * 1024
 """Linux's limit for one variable, and half of its limit for all of them, so that there is room for arguments."""

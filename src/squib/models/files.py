@@ -8,9 +8,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from squib.models.base import ResponseModel, known_values
+from squib.models.base import MAX_PATH_BYTES, ResponseModel, known_values
 
-MAX_PATH_BYTES = 4096
 MAX_FILE_NAME_BYTES = 255
 _MAX_INT64 = 2**63 - 1
 _MAX_ID = 2**32 - 1
@@ -69,6 +68,16 @@ class FileInfo(ResponseModel):
     @property
     def mtime(self) -> float:
         return self.mtime_ns / 1e9
+
+
+class Account(ResponseModel):
+    """A user of a guest, from its ``/etc/passwd``."""
+
+    name: Annotated[str, _Short]
+    uid: int = Field(ge=0, le=_MAX_ID)
+    gid: int = Field(ge=0, le=_MAX_ID)
+    home: Annotated[str, _Short]
+    shell: Annotated[str, _Short]
 
 
 class FileEventType(StrEnum):

@@ -8,7 +8,16 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from squib.models.base import Env, Name, RequestModel, ResponseModel, check_no_nul, known_values
+from squib.models.base import (
+    MAX_PATH_BYTES,
+    Env,
+    GuestString,
+    Name,
+    RequestModel,
+    ResponseModel,
+    check_no_nul,
+    known_values,
+)
 
 DEFAULT_DISK_SIZE_MIB = 10 * 1024
 
@@ -38,7 +47,9 @@ class VMConfig(RequestModel):
     ``disk_size_mib`` is the size of the writable disk, which is sparse: it uses only the space that the guest has
     written. ``kernel_path`` and ``rootfs_path`` replace squib's kernel and the runtime's image; a root filesystem
     (squashfs or ext4) is never written to. ``boot_args`` is appended to the kernel's command line. ``env_vars`` is the
-    environment of every command.
+    environment of every command. ``user`` runs commands and uses files where a request names no other, by default root.
+    ``cwd``, an absolute path in the guest, is the working directory of commands, and relative paths of files begin
+    there. It defaults to the user's home.
     """
 
     vm_id: Name | None = None
@@ -52,6 +63,15 @@ class VMConfig(RequestModel):
     rootfs_path: str | None = None
     boot_args: str = ""
     env_vars: Env = Field(default_factory=dict, repr=False)
+    cwd: GuestString | None = Field(default=None, max_length=MAX_PATH_BYTES)
+    user: GuestString | None = Field(default=None, min_length=1)
+
+    @field_validator("cwd")
+    @classmethod
+    def _absolute_cwd(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith("/"):
+            raise ValueError(f"{value!r} is not an absolute path")
+        return value
 
     @field_validator("kernel_path", "rootfs_path")
     @classmethod

@@ -15,10 +15,10 @@ from urllib.parse import parse_qsl, quote, urlencode
 from pydantic import ValidationError
 
 from squib.errors import AgentProtocolError, InvalidArgument
-from squib.models import MAX_PATH_BYTES, FileEvent, FileInfo, ResponseModel
+from squib.models import MAX_PATH_BYTES, Account, FileEvent, FileInfo, ResponseModel
 
 GuestPath = str | bytes | os.PathLike[str]
-"""An absolute path in a guest."""
+"""A path in a guest. A relative one begins in the VM's working directory, by default the user's home."""
 
 MAX_LINE_BYTES = 1 << 16
 _SHOWN = 80
@@ -27,12 +27,17 @@ M = TypeVar("M", bound=ResponseModel)
 
 
 def check_path(path: GuestPath) -> str:
-    """Return a guest path as text. Raises `InvalidArgument` if it is relative, too long or contains a NUL byte."""
+    """Return a guest path as text. Raises `InvalidArgument` if it is empty, too long, or has ``~`` or a NUL byte.
+
+    It may be relative.
+    """
     text = os.fsdecode(path)
     shown = text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
-    if not text.startswith("/"):
+    if not text:
+        raise InvalidArgument("the path is empty", hint="'.' is the working directory")
+    if text == "~" or text.startswith("~/"):
         raise InvalidArgument(
-            f"{shown!r} is not an absolute path", hint=f"guest paths start with '/', such as {'/root/' + shown!r}"
+            f"invalid path {shown!r}: '~' is not expanded", hint="relative paths begin in the user's home: omit '~/'"
         )
     if "\0" in text:
         raise InvalidArgument(f"{shown!r} contains a NUL byte")
@@ -91,6 +96,11 @@ def parse_info(values: object) -> FileInfo:
     if not isinstance(values, dict):
         raise AgentProtocolError("the guest sent an invalid FileInfo: not a JSON object")
     return _parse(FileInfo, values, FileInfo.model_fields)
+
+
+def parse_account(values: dict[str, Any]) -> Account:
+    """Parse the description of a user. Raises `AgentProtocolError`."""
+    return _parse(Account, values, Account.model_fields)
 
 
 def parse_event(values: dict[str, Any]) -> FileEvent:

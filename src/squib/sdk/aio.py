@@ -9,13 +9,14 @@ from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import Self, Unpack
 
-from squib.errors import BootTimeout, NotFound, SquibError
+from squib.errors import BootTimeout, NotFound
 from squib.models import OnProgress, ProcessInfo, PtySize, VMConfig, VMInfo, VMState
 from squib.sdk.aio_process import AsyncProcess, find_process, list_processes, spawn
 from squib.sdk.client import EngineClient
 from squib.sdk.command import exec_request, start_command
 from squib.sdk.config import VMOptions, make_config
 from squib.sdk.env import AsyncEnv
+from squib.sdk.fileclient import FileClient
 from squib.sdk.files import AsyncFiles
 from squib.sdk.result import Collector, ExecResult, OnOutput
 
@@ -146,6 +147,13 @@ class AsyncVM:
         """The guest's files."""
         return AsyncFiles(self._engine, self.vm_id)
 
+    async def home(self, user: str | None = None) -> str:
+        """Return the home directory of a user of the guest, by default of the VM's user.
+
+        Raises `NoSuchUser`, `WrongState` if the VM is not running, and `AgentUnreachable`.
+        """
+        return (await FileClient(self._engine, self.vm_id, user).account()).home
+
     async def refresh(self) -> VMInfo:
         """Fetch the VM's current details. Raises `NotFound` if it was deleted."""
         self._info = await self._engine.vm(self.vm_id)
@@ -224,8 +232,6 @@ class AsyncVM:
             async with asyncio.timeout(timeout):
                 while (await self.refresh()).state in _PENDING_STATES:
                     await asyncio.sleep(_READY_POLL_S)
-        except SquibError:
-            raise
         except TimeoutError:
             raise BootTimeout(f"VM {self.name} was not ready within {timeout:g} s") from None
         if self.info.state is not VMState.RUNNING:

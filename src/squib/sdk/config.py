@@ -27,6 +27,8 @@ class VMOptions(TypedDict, total=False):
     rootfs_path: str | os.PathLike[str] | None
     boot_args: str
     env_vars: dict[str, str]
+    cwd: str | None
+    user: str | None
 
 
 def make_config(

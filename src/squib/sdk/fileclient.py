@@ -8,13 +8,24 @@ from contextlib import aclosing
 from typing import Any
 
 from squib.errors import AgentProtocolError, EngineUnavailable, InvalidArgument, TransferFailed
-from squib.models import FileInfo
-from squib.protocol.guestfiles import GuestPath, LineDecoder, check_path, encode_query, parse_info, parse_line
+from squib.models import Account, FileInfo
+from squib.protocol.guestfiles import (
+    GuestPath,
+    LineDecoder,
+    check_path,
+    encode_query,
+    parse_account,
+    parse_info,
+    parse_line,
+)
 from squib.sdk.client import EngineClient
 from squib.sdk.config import check_ref
 from squib.sdk.result import CopyResult
 
 _MAX_MODE = 0o7777
+
+MAX_READ_BYTES = 256 << 20
+"""The most bytes that `FileClient.read_all` returns if the caller gives no length."""
 
 
 class FileClient:
@@ -24,32 +35,57 @@ class FileClient:
     `AgentUnreachable`, and `TransferFailed` if a transfer is interrupted.
     """
 
-    def __init__(self, engine: EngineClient, ref: str) -> None:
+    def __init__(self, engine: EngineClient, ref: str, user: str | None = None) -> None:
         self._engine = engine
+        self._ref = ref
         self._url = f"/vms/{check_ref(ref)}/files"
+        self._user = user
+
+    def acting_as(self, user: str | None) -> FileClient:
+        """Return a client for the same files that acts with the rights of ``user`` (default: the VM's user)."""
+        return self if user is None else FileClient(self._engine, self._ref, user)
+
+    def _query(self, *pairs: tuple[str, str | int | bool | None]) -> str:
+        return encode_query(*pairs, ("as_user", self._user))
 
     async def read(self, path: GuestPath, *, offset: int = 0, length: int | None = None) -> AsyncGenerator[bytes, None]:
         """Yield at most ``length`` bytes of a file, starting at ``offset``."""
+        async with aclosing(self._receive(self._range(path, offset, length), path)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def read_all(self, path: GuestPath, *, offset: int = 0, length: int | None = None) -> bytes:
+        """Return at most ``length`` bytes of a file, starting at ``offset``.
+
+        Raises `InvalidArgument` if ``length`` is ``None`` and more than `MAX_READ_BYTES` follow.
+        """
+        limit = MAX_READ_BYTES if length is None else None
+        gathered = bytearray()
+        async with aclosing(self._receive(self._range(path, offset, length), path, limit=limit)) as chunks:
+            async for chunk in chunks:
+                gathered += chunk
+                if limit is not None and len(gathered) > limit:  # a file of unknown size, as in /proc
+                    raise _too_large(path, f"more than {limit} bytes")
+        return bytes(gathered)
+
+    def _range(self, path: GuestPath, offset: int, length: int | None) -> str:
         for name, value in (("offset", offset), ("length", length)):
             if value is not None and not 0 <= value < 1 << 63:
                 raise InvalidArgument(f"invalid {name} {value}: use a number of bytes from 0 to 2**63 - 1")
-        query = encode_query(("path", check_path(path)), ("offset", offset), ("length", length))
-        async with aclosing(self._receive(query, path)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        return self._query(("path", check_path(path)), ("offset", offset), ("length", length))
 
     async def read_tar(self, path: GuestPath) -> AsyncGenerator[bytes, None]:
         """Yield a file or directory as a tar archive.
 
         If ``path`` ends with ``/.``, archive the directory's contents only.
         """
-        async with aclosing(self._receive("/tar" + encode_query(("path", check_path(path))), path)) as chunks:
+        async with aclosing(self._receive("/tar" + self._query(("path", check_path(path))), path)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     async def lines(self, what: str, path: GuestPath, **options: bool) -> AsyncGenerator[dict[str, Any], None]:
         """Yield the lines of a ``list`` or ``watch`` response, without the end line."""
-        url = f"/{what}" + encode_query(("path", check_path(path)), *options.items())
+        url = f"/{what}" + self._query(("path", check_path(path)), *options.items())
         decoder = LineDecoder()
         async with aclosing(self._receive(url, path)) as chunks:
             async for chunk in chunks:
@@ -59,11 +95,14 @@ class FileClient:
                     yield line
         raise _interrupted(path)
 
-    async def _receive(self, url: str, path: GuestPath) -> AsyncGenerator[bytes, None]:
+    async def _receive(self, url: str, path: GuestPath, *, limit: int | None = None) -> AsyncGenerator[bytes, None]:
         started = False
         try:
             async with self._engine.stream("GET", self._url + url) as response:
                 started = True
+                length = response.headers.get("content-length")
+                if limit is not None and length is not None and int(length) > limit:
+                    raise _too_large(path, f"{int(length)} bytes")
                 async for chunk in response.aiter_raw():
                     yield chunk
         except EngineUnavailable as error:
@@ -82,7 +121,7 @@ class FileClient:
         mtime_ns: int | None = None,
     ) -> FileInfo:
         """Write ``chunks`` to a file. If ``chunks`` raises, the file is unchanged."""
-        query = encode_query(
+        query = self._query(
             ("path", check_path(path)),
             ("mode", octal(mode)),
             ("user", owner),
@@ -92,14 +131,26 @@ class FileClient:
         return parse_info(await self._put(query, chunks))
 
     async def write_tar(
-        self, path: GuestPath, chunks: AsyncGenerator[bytes, None], *, owner: str | None, keep_owner: bool, create: bool
+        self,
+        path: GuestPath,
+        chunks: AsyncGenerator[bytes, None],
+        *,
+        owner: str | None,
+        keep_owner: bool,
+        create: bool,
+        parents: bool = False,
     ) -> CopyResult:
         """Extract a tar archive into the directory ``path``.
 
-        With ``create``, the directory is new and appears only after all of it is extracted.
+        With ``create``, the directory is new and appears only after all of it is extracted. With ``parents`` too,
+        missing parent directories are created.
         """
-        query = encode_query(
-            ("path", check_path(path)), ("user", owner), ("keep_owner", keep_owner), ("create", create)
+        query = self._query(
+            ("path", check_path(path)),
+            ("user", owner),
+            ("keep_owner", keep_owner),
+            ("create", create),
+            ("parents", parents),
         )
         return _copy_result(await self._put(f"/tar{query}", chunks))
 
@@ -114,24 +165,32 @@ class FileClient:
 
     async def stat(self, path: GuestPath, *, follow: bool = True) -> FileInfo:
         """Return a file's metadata."""
-        query = encode_query(("path", check_path(path)), ("follow", str(follow).lower()))
+        query = self._query(("path", check_path(path)), ("follow", str(follow).lower()))
         return parse_info(await self._engine.request("GET", f"{self._url}/stat{query}"))
+
+    async def account(self) -> Account:
+        """Describe the acting user, by default the VM's user."""
+        query = encode_query(("user", self._user))
+        return parse_account(await self._engine.request("GET", f"/vms/{self._ref}/account{query}"))
 
     async def mkdir(self, path: GuestPath, *, parents: bool, mode: int | None, owner: str | None) -> None:
         """Create a directory."""
-        body = {"path": check_path(path), "parents": parents, "mode": octal(mode), "user": owner}
+        body = {"path": check_path(path), "parents": parents, "mode": octal(mode), "user": owner} | self._acting()
         await self._engine.request("POST", f"{self._url}/mkdir", body)
 
     async def rename(self, source: GuestPath, target: GuestPath) -> None:
         """Rename a file or directory."""
         await self._engine.request(
-            "POST", f"{self._url}/rename", {"from": check_path(source), "to": check_path(target)}
+            "POST", f"{self._url}/rename", {"from": check_path(source), "to": check_path(target)} | self._acting()
         )
 
     async def remove(self, path: GuestPath, *, recursive: bool) -> None:
         """Remove a file or directory."""
-        query = encode_query(("path", check_path(path)), ("recursive", recursive))
+        query = self._query(("path", check_path(path)), ("recursive", recursive))
         await self._engine.request("DELETE", f"{self._url}{query}")
+
+    def _acting(self) -> dict[str, str]:
+        return {} if self._user is None else {"as_user": self._user}
 
 
 class _ContentError(Exception):
@@ -177,6 +236,13 @@ def _copy_result(counts: dict[str, Any]) -> CopyResult:
     if type(entries) is not int or type(size) is not int:
         raise AgentProtocolError("the guest's response to an upload has no counts")
     return CopyResult(entries, size)
+
+
+def _too_large(path: GuestPath, size: str) -> InvalidArgument:
+    return InvalidArgument(
+        f"{check_path(path)!r} is too large to read into memory: {size}, the limit is {MAX_READ_BYTES >> 20} MiB",
+        hint="use open, stream or download, or read it in parts with offset and length",
+    )
 
 
 def _interrupted(path: GuestPath) -> TransferFailed:

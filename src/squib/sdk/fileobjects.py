@@ -10,7 +10,7 @@ from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import IO, Any, Literal, Self
 
-from squib.errors import InvalidArgument, IsADirectory, NotAFile
+from squib.errors import InvalidArgument, NotAFile
 from squib.models import FileInfo, FileType
 from squib.protocol.guestfiles import GuestPath, check_path
 from squib.sdk.fileclient import FileClient
@@ -54,7 +54,7 @@ class Writer:
     def __init__(self, client: FileClient, path: GuestPath) -> None:
         self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=1)
         self._buffer = bytearray()
-        self._writing = asyncio.create_task(client.write(path, self._chunks()), name="write a file")
+        self._writing = asyncio.create_task(client.write(path, self._chunks(), parents=True), name="write a file")
 
     async def write(self, data: bytes) -> None:
         """Buffer or send ``data``. Raises the guest's error as soon as it arrives."""
@@ -175,8 +175,7 @@ def check_mode(mode: str) -> None:
 async def _check_readable(client: FileClient, path: GuestPath) -> FileInfo:
     info = await client.stat(path)
     if info.type is not FileType.FILE:
-        kind = IsADirectory if info.type is FileType.DIRECTORY else NotAFile
-        raise kind(f"{check_path(path)!r} is a {info.type}, not a regular file")
+        raise NotAFile(f"{check_path(path)!r} is a {info.type}, not a regular file")
     return info
 
 

@@ -24,13 +24,16 @@ LocalPath = str | os.PathLike[str]
 
 
 class AsyncFiles:
-    """The VM's files; get it from `AsyncVM.files`. All methods act as the guest's root user.
+    """The VM's files; get it from `AsyncVM.files`.
 
         await vm.files.write("/etc/motd", "hello\\n")
         async for chunk in vm.files.stream("/var/log/syslog"):
             ...
 
-    Guest paths are absolute. A path is a string (with surrogate escapes for bytes that are not UTF-8, as in
+    Methods act with the rights of ``user``, by default the VM's user (`VMConfig`), which is root unless set. What they
+    create belongs to that user. A relative path begins in the VM's working directory, or in the home of ``user``.
+
+    A path is a string (with surrogate escapes for bytes that are not UTF-8, as in
     `os.listdir`), bytes, or a path object. Methods follow symbolic links, except `remove` and `rename`, which act on
     the link itself.
 
@@ -45,24 +48,33 @@ class AsyncFiles:
 
     # --- content ------------------------------------------------------------------------------------------------
 
-    async def read(self, path: GuestPath) -> bytes:
-        """Read a whole file into memory. Use `stream` for large files."""
-        async with aclosing(self._client.read(path)) as chunks:
-            return b"".join([chunk async for chunk in chunks])
+    async def read(
+        self, path: GuestPath, offset: int = 0, length: int | None = None, *, user: str | None = None
+    ) -> bytes:
+        """Read a file into memory: at most ``length`` bytes, starting at ``offset``.
 
-    async def read_text(self, path: GuestPath, encoding: str = "utf-8", errors: str = "strict") -> str:
+        Without ``length``, raises `InvalidArgument` if there are more than 256 MiB. Use `stream`, `open` or `download`
+        for large files.
+        """
+        return await self._client.acting_as(user).read_all(path, offset=offset, length=length)
+
+    async def read_text(
+        self, path: GuestPath, encoding: str = "utf-8", errors: str = "strict", *, user: str | None = None
+    ) -> str:
         """Read a whole file as text, without newline translation.
 
-        ``encoding`` and ``errors`` are as in `bytes.decode`. Raises `UnicodeDecodeError`.
+        ``encoding`` and ``errors`` are as in `bytes.decode`. Raises `UnicodeDecodeError`, and what `read` raises.
         """
-        return (await self.read(path)).decode(encoding, errors)
+        return (await self.read(path, user=user)).decode(encoding, errors)
 
-    def stream(self, path: GuestPath, offset: int = 0, length: int | None = None) -> AsyncGenerator[bytes, None]:
+    def stream(
+        self, path: GuestPath, offset: int = 0, length: int | None = None, *, user: str | None = None
+    ) -> AsyncGenerator[bytes, None]:
         """Yield at most ``length`` bytes of a file in chunks, starting at ``offset``.
 
         By default, yield the whole file. The guest sends only as fast as the caller reads.
         """
-        return self._client.read(path, offset=offset, length=length)
+        return self._client.acting_as(user).read(path, offset=offset, length=length)
 
     async def write(
         self,
@@ -70,21 +82,29 @@ class AsyncFiles:
         data: Data,
         mode: int | None = None,
         owner: str | None = None,
-        parents: bool = False,
+        parents: bool = True,
+        *,
+        user: str | None = None,
     ) -> FileInfo:
         """Write a file atomically. If the write fails, nothing changes.
 
         - ``data``: bytes, text (written as UTF-8), a binary file object, or a synchronous or asynchronous iterable of
           bytes. The size is not limited.
         - ``mode``: the permission bits. By default, 0644 for a new file; an existing file keeps its mode.
-        - ``owner``: ``name``, ``uid``, ``name:group`` or ``uid:gid``. By default, root for a new file; an existing
-          file keeps its owner.
-        - ``parents``: create missing directories.
+        - ``owner``: ``name``, ``uid``, ``name:group`` or ``uid:gid``. By default, ``user`` for a new file; an existing
+          file keeps its owner if ``user`` may give files away (root).
+        - ``parents``: create missing directories, with the same owner. Otherwise they raise `NoSuchFile`.
         """
-        return await self._client.write(path, chunks_of(data), mode=mode, owner=owner, parents=parents)
+        return await self._client.acting_as(user).write(path, chunks_of(data), mode=mode, owner=owner, parents=parents)
 
     async def open(
-        self, path: GuestPath, mode: Mode = "r", *, encoding: str = "utf-8", errors: str = "strict"
+        self,
+        path: GuestPath,
+        mode: Mode = "r",
+        *,
+        encoding: str = "utf-8",
+        errors: str = "strict",
+        user: str | None = None,
     ) -> AsyncFile:
         """Open a file: ``r`` and ``rb`` read, ``w`` and ``wb`` write.
 
@@ -92,69 +112,77 @@ class AsyncFiles:
                 await file.write(b"...")
 
         ``r`` and ``w`` use text with ``encoding`` and ``errors``; ``rb`` and ``wb`` use bytes. A written file appears
-        atomically when it is closed. If the block raises, the file is not written.
+        atomically when it is closed, with missing parent directories. If the block raises, the file is not written.
         """
-        return await open_async(self._client, path, mode, encoding, errors)
+        return await open_async(self._client.acting_as(user), path, mode, encoding, errors)
 
     # --- listing and metadata -----------------------------------------------------------------------------------
 
-    async def list(self, path: GuestPath) -> list[FileInfo]:
+    async def list(self, path: GuestPath, *, user: str | None = None) -> list[FileInfo]:
         """List a directory's entries, sorted by name.
 
         Raises `InvalidArgument` if there are more than a million entries.
         """
         found = []
-        async with aclosing(self._client.lines("list", path)) as lines:
+        async with aclosing(self._client.acting_as(user).lines("list", path)) as lines:
             async for line in lines:
                 found.append(parse_info(line))
                 if len(found) > MAX_ENTRIES:
                     raise InvalidArgument(f"{path!r} has more than {MAX_ENTRIES} entries")
         return sorted(found, key=lambda info: info.name)
 
-    async def stat(self, path: GuestPath, follow_symlinks: bool = True) -> FileInfo:
+    async def stat(self, path: GuestPath, follow_symlinks: bool = True, *, user: str | None = None) -> FileInfo:
         """Return a file's metadata.
 
         Without ``follow_symlinks``, a symbolic link is not followed.
         """
-        return await self._client.stat(path, follow=follow_symlinks)
+        return await self._client.acting_as(user).stat(path, follow=follow_symlinks)
 
-    async def exists(self, path: GuestPath) -> bool:
+    async def exists(self, path: GuestPath, *, user: str | None = None) -> bool:
         """Return whether ``path`` exists.
 
         As with `os.path.exists`, a broken symbolic link does not exist.
         """
         with suppress(NoSuchFile, NotADirectory):
-            await self._client.stat(path)
+            await self._client.acting_as(user).stat(path)
             return True
         return False
 
     # --- changes ------------------------------------------------------------------------------------------------
 
     async def mkdir(
-        self, path: GuestPath, parents: bool = False, mode: int | None = None, owner: str | None = None
+        self,
+        path: GuestPath,
+        parents: bool = False,
+        mode: int | None = None,
+        owner: str | None = None,
+        *,
+        user: str | None = None,
     ) -> None:
-        """Create a directory, by default with mode 0755 and owned by root.
+        """Create a directory, by default with mode 0755 and owned by ``user``.
 
         With ``parents``, create missing parent directories and accept an existing directory.
         """
-        await self._client.mkdir(path, parents=parents, mode=mode, owner=owner)
+        await self._client.acting_as(user).mkdir(path, parents=parents, mode=mode, owner=owner)
 
-    async def remove(self, path: GuestPath, recursive: bool = False, missing_ok: bool = False) -> None:
+    async def remove(
+        self, path: GuestPath, recursive: bool = False, missing_ok: bool = False, *, user: str | None = None
+    ) -> None:
         """Remove a file, a symbolic link or an empty directory.
 
         With ``recursive``, remove a directory and its contents. With ``missing_ok``, ignore a missing file.
         """
         with suppress(*((NoSuchFile,) if missing_ok else ())):
-            await self._client.remove(path, recursive=recursive)
+            await self._client.acting_as(user).remove(path, recursive=recursive)
 
-    async def rename(self, source: GuestPath, target: GuestPath) -> None:
+    async def rename(self, source: GuestPath, target: GuestPath, *, user: str | None = None) -> None:
         """Rename a file or directory to ``target``.
 
         An existing file is replaced. A directory replaces an empty directory.
         """
-        await self._client.rename(source, target)
+        await self._client.acting_as(user).rename(source, target)
 
-    def watch(self, path: GuestPath, recursive: bool = False) -> AsyncWatch:
+    def watch(self, path: GuestPath, recursive: bool = False, *, user: str | None = None) -> AsyncWatch:
         """Watch a directory and yield a `FileEvent` for each change.
 
         With ``recursive``, also watch all directories below it.
@@ -163,7 +191,7 @@ class AsyncFiles:
             async for event in events:
                 print(event.type, event.path)
         """
-        return AsyncWatch(self._client.lines("watch", path, recursive=recursive))
+        return AsyncWatch(self._client.acting_as(user).lines("watch", path, recursive=recursive))
 
     # --- upload and download ------------------------------------------------------------------------------------
 
@@ -175,19 +203,23 @@ class AsyncFiles:
         mode: int | None = None,
         keep_owner: bool = False,
         on_progress: OnProgress | None = None,
+        *,
+        parents: bool = True,
+        user: str | None = None,
     ) -> CopyResult:
         """Copy local files and directories into the guest, as ``cp -r`` does.
 
         - If ``target`` is a directory, each source is copied into it under its own name. Existing directories are
           merged.
-        - Otherwise ``target`` is the name of the copy, and its parent directory must exist. Multiple sources require a
-          directory. If ``target`` ends with a slash, it must be a directory, unless the source is one.
+        - Otherwise ``target`` is the name of the copy. Missing parent directories are created, unless ``parents`` is
+          false. Multiple sources require a directory. If ``target`` ends with a slash, it must be a directory, unless
+          the source is one.
         - If a source ends with ``/.``, the contents of that directory are copied into ``target``.
         - A source that is a symbolic link is followed. Links inside directories are copied as links.
 
         Permission bits and times are preserved. ``mode`` sets the permission bits of files given as a source, but not
-        of files inside directories. The copies belong to root by default, to ``owner``, or with ``keep_owner`` to the
-        same numeric user and group as the source.
+        of files inside directories. The copies belong to ``user`` by default, to ``owner``, or with ``keep_owner`` to
+        the same numeric user and group as the source.
 
         Each file and each new directory appears atomically: an interrupted copy leaves no part of it. ``on_progress``
         reports the bytes copied for each source. Sockets and devices are skipped and listed in
@@ -196,7 +228,14 @@ class AsyncFiles:
         Raises the guest's errors, and `NoSuchFile` or `PermissionDenied` if a local file cannot be read.
         """
         return await copying.upload(
-            self._client, source, target, owner=owner, mode=mode, keep_owner=keep_owner, on_progress=on_progress
+            self._client.acting_as(user),
+            source,
+            target,
+            owner=owner,
+            mode=mode,
+            keep_owner=keep_owner,
+            parents=parents,
+            on_progress=on_progress,
         )
 
     async def download(
@@ -206,6 +245,8 @@ class AsyncFiles:
         keep_owner: bool = False,
         unsafe_links: bool = False,
         on_progress: OnProgress | None = None,
+        *,
+        user: str | None = None,
     ) -> CopyResult:
         """Copy files and directories from the guest to this machine.
 
@@ -217,7 +258,7 @@ class AsyncFiles:
         Raises the guest's errors, and `DiskFull`, `NoSuchFile` or `PermissionDenied` for local files.
         """
         return await copying.download(
-            self._client,
+            self._client.acting_as(user),
             source,
             target,
             keep_owner=keep_owner,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from squib.errors import BY_CODE, ERROR_CODE_HEADER, EngineUnavailable, SquibError, from_wire
+from squib.errors import EngineUnavailable, SquibError, from_wire
 from squib.models import ResponseModel
 
 M = TypeVar("M", bound=ResponseModel)
@@ -49,13 +48,12 @@ def read_event(line: str) -> dict[str, Any]:
     return event
 
 
-def error_of(status: int, body: bytes, headers: Mapping[str, str]) -> SquibError:
+def error_of(status: int, body: bytes) -> SquibError:
     """Parse the error in a response; `EngineUnavailable` if there is none."""
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError):
         answer = None
     if isinstance(answer, dict) and isinstance(error := answer.get("error"), dict):
-        code = headers.get(ERROR_CODE_HEADER)
-        return from_wire(error | {"code": code} if code in BY_CODE else error)
+        return from_wire(error)
     return EngineUnavailable(f"not a squib engine: the server returned status {status}", hint="check SQUIB_URL")

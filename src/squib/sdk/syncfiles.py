@@ -28,17 +28,21 @@ class Files:
         self._portal = portal
         self._files = files
 
-    def read(self, path: GuestPath) -> bytes:
+    def read(self, path: GuestPath, offset: int = 0, length: int | None = None, *, user: str | None = None) -> bytes:
         """See `AsyncFiles.read`."""
-        return self._portal.run(self._files.read(path))
+        return self._portal.run(self._files.read(path, offset, length, user=user))
 
-    def read_text(self, path: GuestPath, encoding: str = "utf-8", errors: str = "strict") -> str:
+    def read_text(
+        self, path: GuestPath, encoding: str = "utf-8", errors: str = "strict", *, user: str | None = None
+    ) -> str:
         """See `AsyncFiles.read_text`."""
-        return self._portal.run(self._files.read_text(path, encoding, errors))
+        return self._portal.run(self._files.read_text(path, encoding, errors, user=user))
 
-    def stream(self, path: GuestPath, offset: int = 0, length: int | None = None) -> Generator[bytes, None, None]:
+    def stream(
+        self, path: GuestPath, offset: int = 0, length: int | None = None, *, user: str | None = None
+    ) -> Generator[bytes, None, None]:
         """See `AsyncFiles.stream`."""
-        return self._portal.iterate(self._files.stream(path, offset, length))
+        return self._portal.iterate(self._files.stream(path, offset, length, user=user))
 
     def write(
         self,
@@ -46,47 +50,67 @@ class Files:
         data: Data,
         mode: int | None = None,
         owner: str | None = None,
-        parents: bool = False,
+        parents: bool = True,
+        *,
+        user: str | None = None,
     ) -> FileInfo:
         """See `AsyncFiles.write`. Files and iterables are read on another thread."""
-        return self._portal.run(self._files.write(path, data, mode, owner, parents))
+        return self._portal.run(self._files.write(path, data, mode, owner, parents, user=user))
 
-    def open(self, path: GuestPath, mode: Mode = "r", *, encoding: str = "utf-8", errors: str = "strict") -> IO[Any]:
+    def open(
+        self,
+        path: GuestPath,
+        mode: Mode = "r",
+        *,
+        encoding: str = "utf-8",
+        errors: str = "strict",
+        user: str | None = None,
+    ) -> IO[Any]:
         """Open a file as an `io` object: ``r`` and ``rb`` read, ``w`` and ``wb`` write.
 
         ``r`` and ``w`` use text with ``encoding`` and ``errors``; ``rb`` and ``wb`` use bytes. Files opened for reading
-        are seekable; files opened for writing are not. A written file appears atomically when it is closed. If the
-        ``with`` block raises, the file is not written.
+        are seekable; files opened for writing are not. A written file appears atomically when it is closed, with
+        missing parent directories. If the ``with`` block raises, the file is not written.
         """
-        return open_sync(self._portal, self._files._client, path, mode, encoding, errors)
+        return open_sync(self._portal, self._files._client.acting_as(user), path, mode, encoding, errors)
 
-    def list(self, path: GuestPath) -> list[FileInfo]:
+    def list(self, path: GuestPath, *, user: str | None = None) -> list[FileInfo]:
         """See `AsyncFiles.list`."""
-        return self._portal.run(self._files.list(path))
+        return self._portal.run(self._files.list(path, user=user))
 
-    def stat(self, path: GuestPath, follow_symlinks: bool = True) -> FileInfo:
+    def stat(self, path: GuestPath, follow_symlinks: bool = True, *, user: str | None = None) -> FileInfo:
         """See `AsyncFiles.stat`."""
-        return self._portal.run(self._files.stat(path, follow_symlinks))
+        return self._portal.run(self._files.stat(path, follow_symlinks, user=user))
 
-    def exists(self, path: GuestPath) -> bool:
+    def exists(self, path: GuestPath, *, user: str | None = None) -> bool:
         """See `AsyncFiles.exists`."""
-        return self._portal.run(self._files.exists(path))
+        return self._portal.run(self._files.exists(path, user=user))
 
-    def mkdir(self, path: GuestPath, parents: bool = False, mode: int | None = None, owner: str | None = None) -> None:
+    def mkdir(
+        self,
+        path: GuestPath,
+        parents: bool = False,
+        mode: int | None = None,
+        owner: str | None = None,
+        *,
+        user: str | None = None,
+    ) -> None:
         """See `AsyncFiles.mkdir`."""
-        self._portal.run(self._files.mkdir(path, parents, mode, owner))
+        self._portal.run(self._files.mkdir(path, parents, mode, owner, user=user))
 
-    def remove(self, path: GuestPath, recursive: bool = False, missing_ok: bool = False) -> None:
+    def remove(
+        self, path: GuestPath, recursive: bool = False, missing_ok: bool = False, *, user: str | None = None
+    ) -> None:
         """See `AsyncFiles.remove`."""
-        self._portal.run(self._files.remove(path, recursive, missing_ok))
+        self._portal.run(self._files.remove(path, recursive, missing_ok, user=user))
 
-    def rename(self, source: GuestPath, target: GuestPath) -> None:
+    def rename(self, source: GuestPath, target: GuestPath, *, user: str | None = None) -> None:
         """See `AsyncFiles.rename`."""
-        self._portal.run(self._files.rename(source, target))
+        self._portal.run(self._files.rename(source, target, user=user))
 
-    def watch(self, path: GuestPath, recursive: bool = False) -> Watch:
+    def watch(self, path: GuestPath, recursive: bool = False, *, user: str | None = None) -> Watch:
         """See `AsyncFiles.watch`. The watch is active when this returns."""
-        return Watch(self._portal, self._files.watch(path, recursive))
+        return Watch(self._portal, self._files.watch(path, recursive, user=user))
 
     def upload(
         self,
@@ -96,9 +120,14 @@ class Files:
         mode: int | None = None,
         keep_owner: bool = False,
         on_progress: OnProgress | None = None,
+        *,
+        parents: bool = True,
+        user: str | None = None,
     ) -> CopyResult:
         """See `AsyncFiles.upload`. ``on_progress`` runs on squib's thread."""
-        return self._portal.run(self._files.upload(source, target, owner, mode, keep_owner, on_progress))
+        return self._portal.run(
+            self._files.upload(source, target, owner, mode, keep_owner, on_progress, parents=parents, user=user)
+        )
 
     def download(
         self,
@@ -107,6 +136,8 @@ class Files:
         keep_owner: bool = False,
         unsafe_links: bool = False,
         on_progress: OnProgress | None = None,
+        *,
+        user: str | None = None,
     ) -> CopyResult:
         """See `AsyncFiles.download`. ``on_progress`` runs on squib's thread."""
-        return self._portal.run(self._files.download(source, target, keep_owner, unsafe_links, on_progress))
+        return self._portal.run(self._files.download(source, target, keep_owner, unsafe_links, on_progress, user=user))

@@ -95,6 +95,10 @@ class VM:
         """The guest's files."""
         return Files(self._portal, self._vm.files)
 
+    def home(self, user: str | None = None) -> str:
+        """See `AsyncVM.home`."""
+        return self._portal.run(self._vm.home(user))
+
     def refresh(self) -> VMInfo:
         """See `AsyncVM.refresh`."""
         return self._portal.run(self._vm.refresh())

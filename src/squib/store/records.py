@@ -31,6 +31,8 @@ class VMSpec(StoredModel):
     rootfs: AssetRef
     boot_args: str = ""
     env_vars: Env = Field(default_factory=dict, repr=False)
+    cwd: str | None = None
+    user: str | None = None
 
     def to_json(self) -> str:
         """Encode the spec. Unlike pydantic's JSON, this accepts lone surrogates, as in `os.environ`."""

@@ -44,7 +44,7 @@ async def stat(session: RawSession, path: Path, **options: object) -> dict[str, 
 )  # fmt: skip
 async def test_a_wrong_path(agent: Implementation, method: str, endpoint: str) -> None:
     async with agent.session() as session:
-        for query in ("", "?path=", "?path=relative", "?path=/a%00b", "?path=%zz", "?path=/" + 4095 * "x"):
+        for query in ("", "?path=", "?path=/a%00b", "?path=%zz", "?path=/" + 4095 * "x"):
             assert (await session.request(method, f"/v1/files{endpoint}{query}")).error == BAD_REQUEST
         missing = agent.folder / "nosuch" / "file"
         assert (await session.request(method, f"/v1/files{endpoint}{at(missing)}")).error == NO_SUCH_FILE
@@ -238,7 +238,7 @@ async def test_a_directory_is_made(agent: Implementation) -> None:
         assert await post(session, "mkdir", path=f"{folder}/c", mode="9") == BAD_REQUEST
         assert await post(session, "mkdir", path=f"{folder}/c", mode=755) == BAD_REQUEST
         assert await post(session, "mkdir", path=f"{folder}/c", user="nosuch") == (422, "no_such_user")
-        assert await post(session, "mkdir", path="c") == BAD_REQUEST
+        assert await post(session, "mkdir", path="") == BAD_REQUEST
         assert await post(session, "mkdir") == BAD_REQUEST
         assert not (folder / "c").exists()
 
@@ -263,8 +263,8 @@ async def test_a_file_is_renamed(agent: Implementation) -> None:
         assert await rename("b", "full") == NOT_A_FILE
         assert await rename("full", "b") == NOT_A_DIRECTORY
         assert await rename("full", "full/x/y") == BAD_REQUEST
-        assert await post(session, "rename", **{"from": "b", "to": f"{folder}/x"}) == BAD_REQUEST
-        assert await post(session, "rename", **{"from": f"{folder}/b", "to": "x"}) == BAD_REQUEST
+        assert await post(session, "rename", **{"from": "", "to": f"{folder}/x"}) == BAD_REQUEST
+        assert await post(session, "rename", **{"from": f"{folder}/b", "to": ""}) == BAD_REQUEST
         elsewhere = f"/dev/shm/squib-contract-{os.getpid()}"
         assert await post(session, "rename", **{"from": f"{folder}/b", "to": elsewhere}) == (500, "internal")
 

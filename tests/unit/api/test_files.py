@@ -98,15 +98,15 @@ async def test_links_are_described_themselves_if_asked_for(rig: Rig) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "problem"),
     [
-        ("GET", "?path=etc/passwd", "absolute"),
-        ("GET", "?path=", "absolute"),
-        ("PUT", "?path=x", "absolute"),
-        ("DELETE", "?path=x", "absolute"),
-        ("GET", "/stat?path=x", "absolute"),
-        ("GET", "/list?path=x", "absolute"),
-        ("GET", "/watch?path=x", "absolute"),
-        ("GET", "/tar?path=/a&path=x", "absolute"),
-        ("PUT", "/tar?path=x", "absolute"),
+        ("GET", "?path=~/x", "expanded"),
+        ("GET", "?path=", "empty"),
+        ("PUT", "?path=~", "expanded"),
+        ("DELETE", "?path=~", "expanded"),
+        ("GET", "/stat?path=~", "expanded"),
+        ("GET", "/list?path=~", "expanded"),
+        ("GET", "/watch?path=~", "expanded"),
+        ("GET", "/tar?path=/a&path=~", "expanded"),
+        ("PUT", "/tar?path=~", "expanded"),
         ("GET", "?path=/a%00b", "NUL"),
         ("GET", "?path=/" + "a" * 5000, "5001 bytes"),
         ("GET", "", "path"),
@@ -126,7 +126,7 @@ async def test_what_is_no_path_does_not_reach_the_guest(rig: Rig, method: str, p
         assert os.listdir(files.root) == []  # noqa: PTH208
 
 
-@pytest.mark.parametrize("body", [{"path": "x"}, {"path": "/x", "mode": "rw"}, {"path": 5}, {}])
+@pytest.mark.parametrize("body", [{"path": ""}, {"path": "/x", "mode": "rw"}, {"path": 5}, {}])
 async def test_a_directory_that_is_none_is_refused(rig: Rig, body: object) -> None:
     async with guest_of(rig) as (app, _):
         request = await send(app, "POST", "/mkdir", json.dumps(body).encode())
@@ -296,3 +296,32 @@ async def test_a_tree_goes_in_and_comes_out_as_a_tar(rig: Rig) -> None:
         again = await send(app, "PUT", "/tar" + at("/new", create=1), packed)
         assert again.error["code"] == "file_exists"
         assert (await send(app, "PUT", "/tar" + at("/new", keep_owner=1), packed)).status == 200
+
+
+async def test_the_vms_user_and_working_directory_are_the_defaults(rig: Rig) -> None:
+    async with rig.engine() as engine:
+        config = rig.config.model_copy(update={"user": "me", "cwd": "/srv/app"})
+        async with running_vm(engine, config) as agent:
+            agent.users = {"root": "/root", "me": "/home/me", "other": "/home/other"}
+            agent.files = files = FakeFiles(rig.home.root.parent / "guest", users=agent.users)
+            (files.root / "srv/app/sub").mkdir(parents=True)
+            app = create_app(engine)
+            assert (await send(app, "PUT", at("f"), b"x")).status == 200
+            assert (files.root / "srv/app/f").read_bytes() == b"x"
+            assert (await send(app, "GET", at("f", as_user="other"))).received == b"x"
+            assert files.acting == {"/srv/app/f": "other"}
+            assert (await send(app, "POST", "/mkdir", b'{"path": "d"}')).status == 204
+            assert files.acting["/srv/app/d"] == "me"
+            requests: list[tuple[dict[str, str], str, str]] = [
+                ({}, "me", "/srv/app"),
+                ({"cwd": "sub"}, "me", "/srv/app/sub"),
+                ({"user": "root", "cwd": "/"}, "root", "/"),
+            ]
+            for request, user, cwd in requests:
+                for program, printed in (("pwd", f"{cwd}\n"), ("env", f'"USER": "{user}"')):
+                    body = json.dumps({"argv": [program], **request}).encode()
+                    answer = await Request("POST", "/v1/vms/web/exec", body).send_to(app)
+                    assert printed.encode() in answer.received
+            for query, home in (("", "/home/me"), ("?user=root", "/root")):
+                account = await Request("GET", f"/v1/vms/web/account{query}").send_to(app)
+                assert account.json["home"] == home

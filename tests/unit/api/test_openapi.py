@@ -54,6 +54,7 @@ def test_every_route_is_there(document: Any) -> None:
         "get /v1/vms/{ref}/files/stat", "get /v1/vms/{ref}/files/list", "post /v1/vms/{ref}/files/mkdir",
         "post /v1/vms/{ref}/files/rename", "get /v1/vms/{ref}/files/watch",
         "get /v1/vms/{ref}/files/tar", "put /v1/vms/{ref}/files/tar",
+        "get /v1/vms/{ref}/account",
         "get /v1/images", "post /v1/images", "delete /v1/images/{ref}", "get /v1/kernels", "post /v1/kernels",
         "delete /v1/kernels/{kernel}",
     }  # fmt: skip

@@ -59,6 +59,7 @@ ROUTES = [
     ("POST", "/v1/vms/{}/processes/p1/resize", b'{"rows": 24, "cols": 80}'),
     ("POST", "/v1/vms/{}/processes/p1/stdin", b"data"),
     ("POST", "/v1/vms/{}/processes/p1/signal", b'{"signal": 9}'),
+    ("GET", "/v1/vms/{}/account", b""),
     ("GET", "/v1/vms/{}/env", b""),
     ("PATCH", "/v1/vms/{}/env", b"{}"),
     ("GET", "/v1/vms/{}/files?path=/a", b""),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from squib.errors import GuestDiskFull, NoSuchFile, TransferFailed
+from squib.errors import FileExists, GuestDiskFull, TransferFailed
 from squib.sdk.aio import AsyncVM
 from squib.sdk.fileobjects import Reader
 from squib.sdk.syncfiles import Files
@@ -117,7 +117,8 @@ def test_a_block_that_raises_writes_nothing(files: Files, guest: FakeFiles, mode
 
 
 def test_errors_come_while_it_is_written_or_when_it_is_closed(files: Files, guest: FakeFiles) -> None:
-    with pytest.raises(NoSuchFile), files.open("/nosuch/f", "wb") as file:
+    files.write("/d/f", b"")
+    with pytest.raises(FileExists), files.open("/d/f/f", "wb") as file:
         file.write(b"x")
     guest.answers["full"] = (507, b"")
 
@@ -150,8 +151,8 @@ def test_asynchronous_files(guest: FakeFiles) -> None:
                     await file.write(bytes(1 << 20))
                     raise ZeroDivisionError
             assert (await files.read("/f")).startswith("é0\n".encode())
-            with pytest.raises(NoSuchFile):
-                async with await files.open("/nosuch/f", "wb") as file:
+            with pytest.raises(FileExists):
+                async with await files.open("/f/f", "wb") as file:
                     await file.write(b"x")
             await vm.close()
 

@@ -24,6 +24,7 @@ from squib.errors import (
     TransferFailed,
 )
 from squib.models import FileEventType, FileType
+from squib.sdk import fileclient
 from squib.sdk import files as files_module
 from squib.sdk.aio import AsyncVM
 from squib.sdk.files import AsyncFiles
@@ -113,7 +114,7 @@ def test_errors_are_those_of_the_guest(files: Files, guest: FakeFiles) -> None:
     files.write("/d/f", b"", parents=True)
     for error, work in [
         (NoSuchFile, lambda: files.read("/nosuch")),
-        (NoSuchFile, lambda: files.write("/nosuch/f", b"")),
+        (NoSuchFile, lambda: files.write("/nosuch/f", b"", parents=False)),
         (NoSuchFile, lambda: files.remove("/nosuch")),
         (NoSuchFile, lambda: files.open("/nosuch")),
         (NoSuchFile, lambda: next(files.stream("/nosuch"))),
@@ -132,17 +133,17 @@ def test_errors_are_those_of_the_guest(files: Files, guest: FakeFiles) -> None:
 
 def test_what_is_no_argument_is_not_sent(files: Files, guest: FakeFiles) -> None:
     for work in [
-        lambda: files.read("etc/passwd"),
+        lambda: files.read("~/passwd"),
         lambda: files.write("/a\0", b""),
         lambda: files.write("/a", b"", mode=0o10000),
         lambda: files.write("/a", 5),  # type: ignore[arg-type]
         lambda: files.write("/a", ["text"]),  # type: ignore[list-item]
         lambda: files.write("/a", io.StringIO("text")),  # type: ignore[arg-type]
         lambda: files.open("/a", "a"),  # type: ignore[arg-type]
-        lambda: files.open("a", "w"),
+        lambda: files.open("", "w"),
         lambda: list(files.stream("/a", -1)),
-        lambda: files.upload(__file__, "relative"),
-        lambda: files.download("relative", "/tmp"),
+        lambda: files.upload(__file__, "~/x"),
+        lambda: files.download("~", "/tmp"),
         lambda: files.upload(__file__, "/a", owner="me", keep_owner=True),
     ]:
         with pytest.raises(InvalidArgument) as caught:
@@ -186,9 +187,66 @@ def test_everything_that_holds_bytes_can_be_written(files: Files, tmp_path: Path
 
 def test_a_part_of_a_file_is_read(files: Files) -> None:
     files.write("/f", bytes(range(256)))
-    assert b"".join(files.stream("/f", 250)) == bytes(range(250, 256))
-    assert b"".join(files.stream("/f", 1, 2)) == b"\1\2"
-    assert b"".join(files.stream("/f", 1000)) == b"".join(files.stream("/f", 0, 0)) == b""
+    assert b"".join(files.stream("/f", 250)) == files.read("/f", offset=250) == bytes(range(250, 256))
+    assert b"".join(files.stream("/f", 1, 2)) == files.read("/f", 1, 2) == b"\1\2"
+    assert b"".join(files.stream("/f", 1000)) == files.read("/f", 1000) == files.read("/f", 0, 0) == b""
+
+
+def test_a_huge_file_is_not_read_into_memory(files: Files, guest: FakeFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (guest.root / "huge").open("wb") as file:
+        file.truncate(5 << 30)
+    with pytest.raises(InvalidArgument, match="5368709120 bytes, the limit is 256 MiB") as caught:
+        files.read("/huge")
+    assert "offset and length" in caught.value.hint
+    with pytest.raises(InvalidArgument):
+        files.read_text("/huge")
+    assert files.read("/huge", offset=(5 << 30) - 9) == bytes(9)
+    assert files.read("/huge", length=1 << 20) == bytes(1 << 20)
+    monkeypatch.setattr(fileclient, "MAX_READ_BYTES", 100)
+    assert files.read("/huge", length=1000) == bytes(1000)
+    (guest.root / "status").symlink_to("/proc/self/status")
+    with pytest.raises(InvalidArgument, match="more than 100 bytes"):
+        files.read("/status")
+
+
+def test_missing_parents_are_created(files: Files, guest: FakeFiles, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    files.write("/a/b/f", "x")
+    with files.open("/c/d/f", "w") as file:
+        file.write("x")
+    files.upload(__file__, "/e/f/g")
+    files.upload(tmp_path / "tree", "/h/i/j")
+    assert [(guest.root / path).exists() for path in ("a/b/f", "c/d/f", "e/f/g", "h/i/j")] == [True] * 4
+    for refused in (
+        lambda: files.write("/x/y/f", "x", parents=False),
+        lambda: files.upload(__file__, "/x/y/f", parents=False),
+        lambda: files.upload(tmp_path / "tree", "/x/y/f", parents=False),
+    ):
+        with pytest.raises(NoSuchFile):
+            refused()
+    assert not (guest.root / "x").exists()
+
+
+def test_files_are_used_as_a_user(files: Files, guest: FakeFiles, tmp_path: Path) -> None:
+    files.write("f", "x", user="me")
+    assert (guest.root / "home/me/f").read_text() == files.read_text("f", user="me") == "x"
+    with files.open("f", user="me") as file:
+        assert file.read() == "x"
+    assert b"".join(files.stream("f", user="me")) == b"x"
+    assert [info.name for info in files.list(".", user="me")] == ["f"]
+    assert files.stat("f", user="me").size == 1 and files.exists("f", user="me") and not files.exists("f")
+    files.mkdir("d", user="me")
+    files.rename("f", "d/g", user="me")
+    files.download("d/g", tmp_path / "g", user="me")
+    files.upload(tmp_path / "g", "h", user="me")
+    files.download("d", tmp_path / "d", user="me")
+    files.upload(tmp_path / "d", "e", user="me")
+    with files.watch("d", user="me"):
+        pass
+    files.remove("d", recursive=True, user="me")
+    assert set(guest.acting.values()) == {"me", "root"}
+    assert {path for path, user in guest.acting.items() if user == "root"} == {"/root/f"}
+    assert sorted(path.name for path in (guest.root / "home/me").iterdir()) == ["e", "h"]
 
 
 @pytest.mark.parametrize("kind", ["generator", "async generator", "file"])

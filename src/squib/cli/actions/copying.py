@@ -13,7 +13,7 @@ from squib.cli.args.units import show_bytes
 from squib.cli.progress import steps, throttled
 from squib.cli.render import Output
 from squib.cli.terminal.streams import ended_by_broken_pipe, read_chunks, write_all
-from squib.errors import InvalidArgument, IsADirectory, NotAFile
+from squib.errors import InvalidArgument, NotAFile
 from squib.models import FileType, OnProgress, Progress
 from squib.sdk.client import EngineClient
 from squib.sdk.config import check_ref
@@ -39,7 +39,7 @@ class _Place:
         vm, colon, path = text.partition(":")
         if not colon or not vm or "/" in vm:
             return cls(None, text)
-        return cls(check_ref(vm), path)
+        return cls(check_ref(vm), path or ".")
 
 
 class Copy:
@@ -53,6 +53,8 @@ class Copy:
         mode: str | None = None,
         keep_owner: bool = False,
         unsafe_links: bool = False,
+        parents: bool = True,
+        user: str | None = None,
     ) -> None:
         if owner is not None and keep_owner:
             raise InvalidArgument("--owner and --keep-owner cannot be used together", hint="use one of them")
@@ -61,6 +63,8 @@ class Copy:
         self._mode = options.parse_mode(mode)
         self._keep_owner = keep_owner
         self._unsafe_links = unsafe_links
+        self._parents = parents
+        self._user = user
 
     async def upload(self, engine: EngineClient, sources: Sequence[str], vm: str, target: str) -> None:
         """Copy from this machine into a VM."""
@@ -70,7 +74,9 @@ class Copy:
             if _STREAM in sources:
                 _check_stream(sources)
                 chunks = _counted(read_chunks(sys.stdin.fileno()), report.on_progress)
-                info = await files.write(target, chunks, mode=self._mode, owner=self._owner)
+                info = await files.write(
+                    target, chunks, mode=self._mode, owner=self._owner, parents=self._parents, user=self._user
+                )
                 report.done(CopyResult(1, info.size))
                 return
             report.done(
@@ -81,6 +87,8 @@ class Copy:
                     mode=self._mode,
                     keep_owner=self._keep_owner,
                     on_progress=report.on_progress,
+                    parents=self._parents,
+                    user=self._user,
                 )
             )
 
@@ -91,7 +99,7 @@ class Copy:
         if target == _STREAM:
             if self._output.json:
                 raise InvalidArgument("--json and '-' cannot be used together: both write to standard output")
-            await _to_stdout(files, vm, sources)
+            await _to_stdout(files, vm, sources, self._user)
             return
         with _reporting(self._output, f"downloading from {vm}", sources, target) as report:
             report.done(
@@ -101,6 +109,7 @@ class Copy:
                     keep_owner=self._keep_owner,
                     unsafe_links=self._unsafe_links,
                     on_progress=report.on_progress,
+                    user=self._user,
                 )
             )
 
@@ -138,13 +147,14 @@ class Copy:
         with _reporting(self._output, f"copying from {source_vm} to {destination_vm}", sources, target) as report:
             report.done(
                 await copying.relay(
-                    FileClient(engine, source_vm),
+                    FileClient(engine, source_vm, self._user),
                     sources,
-                    FileClient(engine, destination_vm),
+                    FileClient(engine, destination_vm, self._user),
                     target,
                     owner=self._owner,
                     mode=self._mode,
                     keep_owner=self._keep_owner,
+                    parents=self._parents,
                     on_progress=report.on_progress,
                 )
             )
@@ -168,21 +178,20 @@ async def _counted(chunks: AsyncIterator[bytes], on_progress: OnProgress) -> Asy
         on_progress(Progress(step="standard input", done=done, unit="bytes"))
 
 
-async def _to_stdout(files: AsyncFiles, vm: str, sources: Sequence[str]) -> None:
+async def _to_stdout(files: AsyncFiles, vm: str, sources: Sequence[str], user: str | None) -> None:
     """Write one file to standard output. Raises `BrokenPipeError` as soon as the reader is gone."""
     if len(sources) > 1:
         raise InvalidArgument("only one file can be written to standard output", hint="use one command for each")
     (source,) = sources
-    info = await files.stat(source)
+    info = await files.stat(source, user=user)
     if info.type is not FileType.FILE:
-        kind = IsADirectory if info.type is FileType.DIRECTORY else NotAFile
-        raise kind(
+        raise NotAFile(
             f"{source} is a {info.type}; only a file can be written to standard output",
             hint=f"squib exec {vm} tar c -C {source} .",
         )
     fd = sys.stdout.fileno()
     with ended_by_broken_pipe(fd):
-        async with aclosing(files.stream(source)) as chunks:
+        async with aclosing(files.stream(source, user=user)) as chunks:
             async for chunk in chunks:
                 await write_all(fd, chunk)
 

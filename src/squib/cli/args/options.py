@@ -102,6 +102,36 @@ Workdir = Annotated[
         "--workdir", "-w", metavar="DIR", help="Working directory in the VM. Default: the user's home directory."
     ),
 ]
+VMUser = Annotated[
+    str | None,
+    typer.Option(
+        "--user",
+        "-u",
+        metavar="USER",
+        help="User for commands and files unless they name one: name, uid, name:group or uid:gid. Default: root.",
+    ),
+]
+VMWorkdir = Annotated[
+    str | None,
+    typer.Option(
+        "--workdir",
+        "-w",
+        metavar="DIR",
+        help="Working directory of commands, where relative paths begin: an absolute path. Default: the user's home.",
+    ),
+]
+FilesUser = Annotated[
+    str | None,
+    typer.Option(
+        "--user",
+        "-u",
+        metavar="USER",
+        help="User in the VM with whose rights files are copied: name or uid. Default: the VM's user.",
+    ),
+]
+NoParents = Annotated[
+    bool, typer.Option("--no-parents", help="Do not create missing parent directories of DST in the VM.")
+]
 Sudo = Annotated[
     bool, typer.Option("--sudo", help="Run as root on behalf of the user, starting in the user's home directory.")
 ]
@@ -116,7 +146,7 @@ Interactive = Annotated[
 Owner = Annotated[
     str | None,
     typer.Option(
-        metavar="USER[:GROUP]", help="Owner of the copied files: names or numbers, as known in the VM. Default: root."
+        metavar="USER[:GROUP]", help="Owner of the copied files: names or numbers, as known in the VM. Default: --user."
     ),
 ]
 Mode = Annotated[
@@ -184,6 +214,8 @@ def make_vm_config(
     boot_args: str | None,
     env: Sequence[str] | None,
     env_file: Sequence[str] | None,
+    user: str | None = None,
+    workdir: str | None = None,
 ) -> VMConfig:
     """Make a VM configuration from the flags of ``create`` and ``run``.
 
@@ -206,6 +238,10 @@ def make_vm_config(
         options["boot_args"] = boot_args
     if env or env_file:
         options["env_vars"] = parse_env(env, env_file)
+    if user is not None:
+        options["user"] = user
+    if workdir is not None:
+        options["cwd"] = workdir
     return make_config(None, options, names=_FLAG_OF_FIELD)
 
 

@@ -26,14 +26,16 @@ async def cp(
         list[str],
         typer.Argument(
             metavar="SRC... DST",
-            help="VM:PATH is an absolute path in a VM. Anything else is a local path; '-' is standard input or output.",
+            help="VM:PATH is a path in a VM. Anything else is a local path; '-' is standard input or output.",
             show_default=False,
         ),
     ],
     owner: options.Owner = None,
     mode: options.Mode = None,
     keep_owner: options.KeepOwner = False,
+    no_parents: options.NoParents = False,
     unsafe_links: options.UnsafeLinks = False,
+    user: options.FilesUser = None,
 ) -> None:
     """Copy files between this machine and VMs, or from VM to VM.
 
@@ -42,5 +44,13 @@ async def cp(
     """
     from squib.cli.actions.copying import Copy
 
-    copy = Copy(output, owner=owner, mode=mode, keep_owner=keep_owner, unsafe_links=unsafe_links)
+    copy = Copy(
+        output,
+        user=user,
+        parents=not no_parents,
+        owner=owner,
+        mode=mode,
+        keep_owner=keep_owner,
+        unsafe_links=unsafe_links,
+    )
     await copy.between(paths)

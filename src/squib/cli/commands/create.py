@@ -37,6 +37,8 @@ async def create(
     boot_args: options.BootArgs = None,
     env: options.Env = None,
     env_file: options.EnvFile = None,
+    user: options.VMUser = None,
+    workdir: options.VMWorkdir = None,
     boot_timeout: options.BootTimeout = options.DEFAULT_BOOT_TIMEOUT,
     no_start: Annotated[bool, typer.Option("--no-start", help="Create the VM without starting it.")] = False,
     connect: Annotated[
@@ -59,7 +61,7 @@ async def create(
     boot_timeout_s = parse_duration_s(boot_timeout, flag="--boot-timeout")
     config = options.make_vm_config(
         name=name, project=project, vcpus=vcpus, memory=memory, disk=disk, runtime=runtime, kernel=kernel,
-        rootfs=rootfs, boot_args=boot_args, env=env, env_file=env_file,
+        rootfs=rootfs, boot_args=boot_args, env=env, env_file=env_file, user=user, workdir=workdir,
     )  # fmt: skip
     async with options.connect() as engine:
         async with late_steps(output, f"creating VM {name}" if name else "creating a VM") as report:

@@ -27,12 +27,13 @@ async def download(
         list[str],
         typer.Argument(
             metavar="SRC... DST",
-            help="Absolute paths in the VM; then a local path, or '-' to write one file to standard output.",
+            help="Paths in the VM; then a local path, or '-' to write one file to standard output.",
             show_default=False,
         ),
     ],
     keep_owner: options.KeepOwner = False,
     unsafe_links: options.UnsafeLinks = False,
+    user: options.FilesUser = None,
 ) -> None:
     """Copy files and directories out of a running VM.
 
@@ -43,7 +44,7 @@ async def download(
     """
     from squib.cli.actions.copying import Copy
 
-    copy = Copy(output, keep_owner=keep_owner, unsafe_links=unsafe_links)
+    copy = Copy(output, user=user, keep_owner=keep_owner, unsafe_links=unsafe_links)
     *sources, target = paths
     async with options.connect() as engine:
         await copy.download(engine, vm, sources, target)

@@ -28,23 +28,26 @@ async def upload(
         list[str],
         typer.Argument(
             metavar="SRC... DST",
-            help="Local files and directories, or '-' for standard input; then an absolute path in the VM.",
+            help="Local files and directories, or '-' for standard input; then a path in the VM.",
             show_default=False,
         ),
     ],
     owner: options.Owner = None,
     mode: options.Mode = None,
     keep_owner: options.KeepOwner = False,
+    no_parents: options.NoParents = False,
+    user: options.FilesUser = None,
 ) -> None:
     """Copy files and directories into a running VM.
 
     If DST is a directory, the sources are copied into it; otherwise the single source is copied to DST itself.
-    Permission bits, times and links are kept. The owner is root unless --owner or --keep-owner is given. Each file, and
-    each new directory, appears only when it is complete: an interrupted upload leaves nothing partial behind.
+    Permission bits, times and links are kept. The owner is --user unless --owner or --keep-owner is given. Each file,
+    and each new directory, appears only when it is complete: an interrupted upload leaves nothing partial behind. A
+    relative DST begins in the VM's working directory, by default the user's home. Missing parents of DST are created.
     """
     from squib.cli.actions.copying import Copy
 
-    copy = Copy(output, owner=owner, mode=mode, keep_owner=keep_owner)
+    copy = Copy(output, user=user, parents=not no_parents, owner=owner, mode=mode, keep_owner=keep_owner)
     *sources, target = paths
     async with options.connect() as engine:
         await copy.upload(engine, sources, vm, target)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import posixpath
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from dataclasses import dataclass
 
@@ -13,11 +14,12 @@ from squib.core.engine import Engine
 from squib.core.guestio.env import sync_env
 from squib.core.guestio.stall import watched_response
 from squib.core.lifecycle import transitions
-from squib.errors import AgentLost, AgentTimeout, AgentUnreachable, SquibError, to_wire
+from squib.errors import AgentLost, AgentTimeout, AgentUnreachable, to_wire
 from squib.guest.agent import AgentClient
 from squib.guest.response import Response
 from squib.models import ExecRequest, VMState
 from squib.protocol import frames
+from squib.store.records import VMSpec
 
 log = logging.getLogger("squib.exec")
 
@@ -60,7 +62,13 @@ async def start_exec(engine: Engine, ref: str, request: ExecRequest) -> Command:
 async def _start(engine: Engine, ref: str, request: ExecRequest) -> Response:
     agent = agent_of(engine, ref)
     await sync_env(engine, ref)
-    return await agent.exec(request)
+    return await agent.exec(_with_defaults(request, engine.store.get_vm(ref).spec))
+
+
+def _with_defaults(request: ExecRequest, spec: VMSpec) -> ExecRequest:
+    """Fill in the VM's user and working directory. The guest resolves what is still relative."""
+    cwd = spec.cwd if request.cwd is None else posixpath.join(spec.cwd or "", request.cwd)
+    return request.model_copy(update={"user": request.user or spec.user, "cwd": cwd})
 
 
 async def within_timeout(work: Awaitable[Response], ref: str, what: str, timeout_s: float | None = None) -> Response:
@@ -69,8 +77,6 @@ async def within_timeout(work: Awaitable[Response], ref: str, what: str, timeout
     try:
         async with asyncio.timeout(timeout_s):
             return await work
-    except SquibError:
-        raise
     except TimeoutError:
         raise AgentTimeout(
             f"the guest did not {what} within {timeout_s:g} s", hint=f"see what it printed: squib logs {ref}"

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import posixpath
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
 
 from squib.core.engine import Engine
 from squib.core.guestio.exec import agent_of
 from squib.core.guestio.stall import WatchedUpload, watch_upload, watched_response
-from squib.errors import AgentTimeout, SquibError
+from squib.errors import AgentTimeout
 from squib.guest.files import AgentFiles
 from squib.guest.response import Response
-from squib.models import FileInfo
+from squib.models import Account, FileInfo
 from squib.protocol.guestfiles import check_path
 
 _START_TIMEOUT_S = 60.0
@@ -42,32 +43,35 @@ class GuestStream:
         self.response.close()
 
 
-async def read(engine: Engine, ref: str, path: str, *, offset: int = 0, length: int | None = None) -> GuestStream:
+async def read(
+    engine: Engine, ref: str, path: str, *, offset: int = 0, length: int | None = None, as_user: str | None = None
+) -> GuestStream:
     """Read a regular file from ``offset``, at most ``length`` bytes.
 
-    Like all functions here, raises the `FileError` that the guest reports, `WrongState`, `NotFound`,
-    `AgentUnreachable`, and `InvalidArgument` for an invalid path.
+    All functions here act with the rights of ``as_user``, by default of the VM's user. Relative paths begin in the VM's
+    working directory, or in the home of the acting user. They raise the `FileError` that the guest reports,
+    `NoSuchUser`, `WrongState`, `NotFound`, `AgentUnreachable`, and `InvalidArgument` for an invalid path.
     """
-    files = _files(engine, ref)
-    return await _start(engine, ref, files.read(check_path(path), offset=offset, length=length))
+    files = _files(engine, ref, as_user)
+    return await _start(engine, ref, files.read(_resolve(engine, ref, path), offset=offset, length=length))
 
 
-async def list_directory(engine: Engine, ref: str, path: str) -> GuestStream:
+async def list_directory(engine: Engine, ref: str, path: str, *, as_user: str | None = None) -> GuestStream:
     """List the entries of a directory, as lines of JSON (protocol/agent.md)."""
-    files = _files(engine, ref)
-    return await _start(engine, ref, files.list(check_path(path)))
+    files = _files(engine, ref, as_user)
+    return await _start(engine, ref, files.list(_resolve(engine, ref, path)))
 
 
-async def watch(engine: Engine, ref: str, path: str, *, recursive: bool) -> GuestStream:
+async def watch(engine: Engine, ref: str, path: str, *, recursive: bool, as_user: str | None = None) -> GuestStream:
     """Follow the changes in a directory, as lines of JSON (protocol/agent.md)."""
-    files = _files(engine, ref)
-    return await _start(engine, ref, files.watch(check_path(path), recursive=recursive))
+    files = _files(engine, ref, as_user)
+    return await _start(engine, ref, files.watch(_resolve(engine, ref, path), recursive=recursive))
 
 
-async def read_tar(engine: Engine, ref: str, paths: list[str]) -> GuestStream:
+async def read_tar(engine: Engine, ref: str, paths: list[str], *, as_user: str | None = None) -> GuestStream:
     """Read files and directories, with their contents, as a tar archive."""
-    files = _files(engine, ref)
-    return await _start(engine, ref, files.read_tar([check_path(path) for path in paths]))
+    files = _files(engine, ref, as_user)
+    return await _start(engine, ref, files.read_tar([_resolve(engine, ref, path) for path in paths]))
 
 
 async def write(
@@ -80,9 +84,10 @@ async def write(
     user: str | None,
     parents: bool,
     mtime_ns: int | None,
+    as_user: str | None = None,
 ) -> FileInfo:
     """Write ``body`` to a file atomically. If ``body`` raises, nothing is left."""
-    files, path = _files(engine, ref), check_path(path)
+    files, path = _files(engine, ref, as_user), _resolve(engine, ref, path)
 
     def send(upload: WatchedUpload) -> Awaitable[FileInfo]:
         return files.write(path, aiter(upload), mode=mode, user=user, parents=parents, mtime_ns=mtime_ns)
@@ -99,41 +104,66 @@ async def write_tar(
     user: str | None,
     keep_owner: bool,
     create: bool,
+    parents: bool = False,
+    as_user: str | None = None,
 ) -> dict[str, int]:
     """Unpack a tar archive into a directory; return its numbers of ``entries`` and ``bytes``.
 
-    With ``create`` the directory is new. It appears when the archive is complete, or not at all.
+    With ``create`` the directory is new. It appears when the archive is complete, or not at all. With ``parents`` too,
+    missing parent directories are created.
     """
-    files, path = _files(engine, ref), check_path(path)
+    files, path = _files(engine, ref, as_user), _resolve(engine, ref, path)
 
     def send(upload: WatchedUpload) -> Awaitable[dict[str, int]]:
-        return files.write_tar(path, aiter(upload), user=user, keep_owner=keep_owner, create=create)
+        return files.write_tar(path, aiter(upload), user=user, keep_owner=keep_owner, create=create, parents=parents)
 
     return await watch_upload(engine, _vm_id(engine, ref), body, send)
 
 
-async def stat(engine: Engine, ref: str, path: str, *, follow: bool) -> FileInfo:
+async def stat(engine: Engine, ref: str, path: str, *, follow: bool, as_user: str | None = None) -> FileInfo:
     """Describe a file; with ``follow``, the target of a symbolic link."""
-    return await _files(engine, ref).stat(check_path(path), follow=follow)
+    return await _files(engine, ref, as_user).stat(_resolve(engine, ref, path), follow=follow)
 
 
-async def mkdir(engine: Engine, ref: str, path: str, *, mode: str | None, user: str | None, parents: bool) -> None:
+async def mkdir(
+    engine: Engine,
+    ref: str,
+    path: str,
+    *,
+    mode: str | None,
+    user: str | None,
+    parents: bool,
+    as_user: str | None = None,
+) -> None:
     """Create a directory. With ``parents``, create missing parents too, and accept an existing directory."""
-    await _files(engine, ref).mkdir(check_path(path), mode=mode, user=user, parents=parents)
+    await _files(engine, ref, as_user).mkdir(_resolve(engine, ref, path), mode=mode, user=user, parents=parents)
 
 
-async def rename(engine: Engine, ref: str, source: str, target: str) -> None:
+async def rename(engine: Engine, ref: str, source: str, target: str, *, as_user: str | None = None) -> None:
     """Rename a file, replacing an existing one."""
-    await _files(engine, ref).rename(check_path(source), check_path(target))
+    files = _files(engine, ref, as_user)
+    await files.rename(_resolve(engine, ref, source), _resolve(engine, ref, target))
 
 
-async def remove(engine: Engine, ref: str, path: str, *, recursive: bool) -> None:
+async def remove(engine: Engine, ref: str, path: str, *, recursive: bool, as_user: str | None = None) -> None:
     """Remove a file or an empty directory; with ``recursive``, a directory with its contents."""
-    await _files(engine, ref).remove(check_path(path), recursive=recursive)
+    await _files(engine, ref, as_user).remove(_resolve(engine, ref, path), recursive=recursive)
 
 
-def _files(engine: Engine, ref: str) -> AgentFiles:
-    return agent_of(engine, ref, "use its files").files
+async def account(engine: Engine, ref: str, user: str | None) -> Account:
+    """Describe a user of the guest, by default the VM's user. Raises `NoSuchUser`, `WrongState`, `NotFound`."""
+    agent = agent_of(engine, ref, "look up its users")
+    return await agent.account(user or engine.store.get_vm(ref).spec.user)
+
+
+def _files(engine: Engine, ref: str, as_user: str | None) -> AgentFiles:
+    agent = agent_of(engine, ref, "use its files")
+    return agent.files.acting_as(as_user or engine.store.get_vm(ref).spec.user)
+
+
+def _resolve(engine: Engine, ref: str, path: str) -> str:
+    """Return a path as the guest gets it. The guest resolves relative paths if the VM has no working directory."""
+    return check_path(posixpath.join(engine.store.get_vm(ref).spec.cwd or "", check_path(path)))
 
 
 def _vm_id(engine: Engine, ref: str) -> str:
@@ -144,8 +174,6 @@ async def _start(engine: Engine, ref: str, request: Awaitable[Response]) -> Gues
     try:
         async with asyncio.timeout(_START_TIMEOUT_S):
             response = await request
-    except SquibError:
-        raise
     except TimeoutError:
         raise AgentTimeout(
             f"the guest did not respond within {_START_TIMEOUT_S:g} s", hint=f"see what it printed: squib logs {ref}"

@@ -138,6 +138,8 @@ def _spec(config: VMConfig, *, kernel: AssetRef, rootfs: AssetRef) -> VMSpec:
         rootfs=rootfs,
         boot_args=config.boot_args,
         env_vars=config.env_vars,
+        cwd=config.cwd,
+        user=config.user,
     )
 
 

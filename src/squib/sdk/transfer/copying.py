@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from squib.errors import InvalidArgument, IsADirectory, NoSuchFile, NotADirectory, NotAFile
+from squib.errors import InvalidArgument, NoSuchFile, NotADirectory, NotAFile
 from squib.host.files import open_regular
 from squib.models import FileInfo, FileType, OnProgress, Progress
 from squib.protocol.guestfiles import GuestPath, check_path
@@ -99,6 +99,7 @@ async def upload(
     owner: str | None,
     mode: int | None,
     keep_owner: bool,
+    parents: bool,
     on_progress: OnProgress | None,
 ) -> CopyResult:
     """See `AsyncFiles.upload`."""
@@ -114,11 +115,11 @@ async def upload(
         status = kinds[each.path]
         counter = _Counter(on_progress, each.path)
         if stat.S_ISDIR(status.st_mode):
-            copied += await _upload_tree(client, each, place, owner, keep_owner, counter)
+            copied += await _upload_tree(client, each, place, owner, keep_owner, parents, counter)
         else:
             _refuse_slash(each, place_of_all, place)
             owned = f"{status.st_uid}:{status.st_gid}" if keep_owner else owner
-            copied += await _upload_file(client, each, place, owned, mode, counter)
+            copied += await _upload_file(client, each, place, owned, mode, parents, counter)
     return copied
 
 
@@ -138,7 +139,13 @@ async def _stat_or_none(client: FileClient, path: str) -> FileInfo | None:
 
 
 async def _upload_file(
-    client: FileClient, source: _Named, place: str, owner: str | None, mode: int | None, counter: _Counter
+    client: FileClient,
+    source: _Named,
+    place: str,
+    owner: str | None,
+    mode: int | None,
+    parents: bool,
+    counter: _Counter,
 ) -> CopyResult:
     def start() -> tuple[BinaryIO, os.stat_result]:
         with local_errors(source.path):
@@ -150,7 +157,7 @@ async def _upload_file(
         counter.total = status.st_size
         mode = stat.S_IMODE(status.st_mode) if mode is None else mode
         chunks = _counted(in_thread(_read(file, source.path)), counter.add)
-        info = await client.write(place, chunks, mode=mode, owner=owner, mtime_ns=status.st_mtime_ns)
+        info = await client.write(place, chunks, mode=mode, owner=owner, parents=parents, mtime_ns=status.st_mtime_ns)
     return CopyResult(1, info.size)
 
 
@@ -161,14 +168,20 @@ def _read(file: BinaryIO, path: str) -> Iterator[bytes]:
 
 
 async def _upload_tree(
-    client: FileClient, source: _Named, place: str, owner: str | None, keep_owner: bool, counter: _Counter
+    client: FileClient,
+    source: _Named,
+    place: str,
+    owner: str | None,
+    keep_owner: bool,
+    parents: bool,
+    counter: _Counter,
 ) -> CopyResult:
     create = await _is_new_directory(client, source, place)
     if counter.on_progress:
         counter.total = await blocking(measure, source.path)
     packing = Packing(source.path)
     chunks = _counted(in_thread(packing.chunks()), lambda size: counter.reach(packing.bytes))
-    await client.write_tar(place, chunks, owner=owner, keep_owner=keep_owner, create=create)
+    await client.write_tar(place, chunks, owner=owner, keep_owner=keep_owner, create=create, parents=parents and create)
     return CopyResult(packing.entries, packing.bytes, tuple(packing.left_out))
 
 
@@ -202,6 +215,7 @@ async def relay(
     owner: str | None,
     mode: int | None,
     keep_owner: bool,
+    parents: bool = True,
     on_progress: OnProgress | None,
 ) -> CopyResult:
     """Copy files and directories from one VM to another through this process.
@@ -222,14 +236,18 @@ async def relay(
         if info.type is FileType.DIRECTORY:
             create = await _is_new_directory(destination, each, place)
             chunks = repacked(_counted(source.read_tar(f"{each.path.rstrip('/')}/."), counter.add))
-            copied += await destination.write_tar(place, chunks, owner=owner, keep_owner=keep_owner, create=create)
+            copied += await destination.write_tar(
+                place, chunks, owner=owner, keep_owner=keep_owner, create=create, parents=parents and create
+            )
         else:
             _refuse_slash(each, place_of_all, place)
             counter.total = info.size
             owned = f"{info.uid}:{info.gid}" if keep_owner else owner
             kept = info.mode & _PERMISSIONS if mode is None else mode
             chunks = _counted(source.read(each.path), counter.add)
-            written = await destination.write(place, chunks, mode=kept, owner=owned, mtime_ns=info.mtime_ns)
+            written = await destination.write(
+                place, chunks, mode=kept, owner=owned, parents=parents, mtime_ns=info.mtime_ns
+            )
             copied += CopyResult(1, written.size)
     return copied
 
@@ -305,8 +323,7 @@ class _NewFile:
         with local_errors(place):
             self._place = place.resolve()  # follow a symbolic link, as cp does
             if self._place.exists() and not self._place.is_file():
-                kind = IsADirectory if self._place.is_dir() else NotAFile
-                raise kind(f"{escaped(place)} on this machine exists and is not a regular file")
+                raise NotAFile(f"{escaped(place)} on this machine exists and is not a regular file")
             self._temporary = _temporary_beside(self._place)
             self._fd = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._info, self._owner = info, owner
