@@ -30,7 +30,9 @@ _RECONNECT_TIMEOUT_S = 5.0
 _REPLY_TIMEOUT_S = 15.0
 """For requests that an agent completes at once. The guest may be slow, but a caller must not wait for ever."""
 _ENTROPY_BYTES = 64
-_MAX_REPLY_BYTES = 4 << 20
+_MAX_REPLY_BYTES = 64 * 1024
+"""JSON is decoded in one go: a guest can have 1 MiB take 100 ms, in which no other VM is served."""
+_MAX_LIST_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,8 @@ class AgentClient:
 
     async def processes(self) -> list[ProcessInfo]:
         """List running processes, and ended background processes that the agent still keeps; oldest first."""
-        return parse_processes(await self._json("GET", "/v1/processes"))
+        reply = await self._json("GET", "/v1/processes", max_bytes=_MAX_LIST_BYTES)
+        return await parse_processes(reply)
 
     async def process(self, process_id: str) -> ProcessInfo:
         """Return one process. Raises `NoSuchProcess`."""
@@ -148,7 +151,7 @@ class AgentClient:
         path = f"/v1/processes/{process_id}/stdin{query}"
         content_type = "application/octet-stream"
         async with await self._send("POST", path, body, content_type=content_type, may_stall=True) as response:
-            written = decode(await response.read()).get("written")
+            written = decode(await response.read(max_bytes=_MAX_REPLY_BYTES)).get("written")
             return written if isinstance(written, int) else 0
 
     async def signal(self, process_id: str, signal: int) -> None:
@@ -182,11 +185,17 @@ class AgentClient:
         )
         if response.status >= 400:
             async with response:
-                raise agent_error(response.status, await response.read())
+                raise agent_error(response.status, await response.read(max_bytes=_MAX_REPLY_BYTES))
         return response
 
     async def _json(
-        self, method: str, path: str, value: dict[str, Any] | None = None, *, timeout_s: float | None = None
+        self,
+        method: str,
+        path: str,
+        value: dict[str, Any] | None = None,
+        *,
+        timeout_s: float | None = None,
+        max_bytes: int = _MAX_REPLY_BYTES,
     ) -> dict[str, Any]:
         body = b"" if value is None else _encode(value)
         timeout_s = timeout_s or _REPLY_TIMEOUT_S
@@ -195,10 +204,14 @@ class AgentClient:
                 asyncio.timeout(timeout_s),
                 await self._send(method, path, body, content_type="application/json") as response,
             ):
-                reply = await response.read(max_bytes=_MAX_REPLY_BYTES)
+                reply = await response.read(max_bytes=max_bytes)
         except TimeoutError:
             raise AgentTimeout(f"the guest did not respond within {timeout_s:g} s") from None
-        return decode(reply) if reply else {}
+        began = self._budget.clock()
+        try:
+            return decode(reply) if reply else {}
+        finally:
+            self._budget.spend(self._budget.clock() - began)
 
 
 def _now_unix_ms() -> int:

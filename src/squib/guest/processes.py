@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -11,7 +12,8 @@ from squib.errors import AgentProtocolError
 from squib.models import OutputRange, ProcessInfo, PtySize
 from squib.protocol.frames import CommandEnd, Frame, FrameError
 
-MAX_PROCESSES = 10_000
+MAX_PROCESSES = 2000
+_PROCESSES_IN_A_ROW = 20
 _MAX_TIME_MS = 253_402_300_799_000
 """The end of the year 9999, the limit of `datetime`."""
 
@@ -85,12 +87,22 @@ def parse_process(value: object) -> ProcessInfo:
     )
 
 
-def parse_processes(reply: dict[str, Any]) -> list[ProcessInfo]:
-    """Return the processes in a reply, at most `MAX_PROCESSES`. Raises `AgentProtocolError`."""
+async def parse_processes(reply: dict[str, Any]) -> list[ProcessInfo]:
+    """Return the processes in a reply, at most `MAX_PROCESSES`. Raises `AgentProtocolError`.
+
+    The event loop gets a turn in between: many take a while.
+    """
     processes = reply.get("processes")
-    if not isinstance(processes, list) or len(processes) > MAX_PROCESSES:
+    if not isinstance(processes, list):
         raise AgentProtocolError("the guest sent an invalid list of processes")
-    return [parse_process(process) for process in processes]
+    if len(processes) > MAX_PROCESSES:
+        raise AgentProtocolError(f"the guest lists {len(processes)} processes; the limit is {MAX_PROCESSES}")
+    found = []
+    for number, process in enumerate(processes, 1):
+        found.append(parse_process(process))
+        if number % _PROCESSES_IN_A_ROW == 0:
+            await asyncio.sleep(0)
+    return found
 
 
 def parse_started(frame: Frame) -> tuple[str, int]:

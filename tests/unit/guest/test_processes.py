@@ -40,6 +40,10 @@ NO_SESSIONS: list[Any] = [
 ]  # fmt: skip
 
 
+def parsed(reply: dict[str, Any]) -> list[ProcessInfo]:
+    return asyncio.run(parse_processes(reply))
+
+
 def test_a_session_is_read() -> None:
     assert parse_process(SESSION) == ProcessInfo(
         id="p7", pid=312, argv=["sh", "\udcff"], user="root",
@@ -69,19 +73,59 @@ def test_what_is_no_session_is_an_error_of_the_guest(change: Any) -> None:
     with pytest.raises(AgentProtocolError):
         parse_process(value)
     with pytest.raises(AgentProtocolError):
-        parse_processes({"processes": [SESSION, value]})
+        parsed({"processes": [SESSION, value]})
 
 
 @pytest.mark.parametrize("answer", [{}, {"processes": None}, {"processes": {"p1": SESSION}}, {"processes": "p1"}])
 def test_what_is_no_list_is_an_error_of_the_guest(answer: dict[str, Any]) -> None:
     with pytest.raises(AgentProtocolError):
-        parse_processes(answer)
+        parsed(answer)
+
+
+@pytest.mark.anyio
+async def test_others_are_served_while_a_long_list_is_read() -> None:
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    counting = asyncio.create_task(count())
+    await parse_processes({"processes": [SESSION] * MAX_PROCESSES})
+    counting.cancel()
+    assert turns > 50
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("padding", "fails"), [(60_000, False), (70_000, True)])
+async def test_a_reply_is_bounded(tmp_path: Path, padding: int, fails: bool) -> None:
+    agent = FakeAgent()
+    async with asyncio.timeout(10), serve_agent(tmp_path / "agent.sock", agent):
+        client = AgentClient(connector(tmp_path / "agent.sock"))
+        await client.connect(timeout_s=5)
+        agent.processes["p1"] = LongProcess(padding)  # type: ignore[assignment]
+        if fails:
+            with pytest.raises(AgentProtocolError, match="longer than 65536 bytes"):
+                await client.process("p1")
+        else:
+            assert (await client.process("p1")).argv == ["x" * padding]
+        await client.close()
+
+
+class LongProcess:
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def describe(self) -> dict[str, Any]:
+        return SESSION | {"argv": ["x" * self._size]}
 
 
 def test_a_list_is_bounded() -> None:
-    assert len(parse_processes({"processes": [SESSION] * MAX_PROCESSES})) == MAX_PROCESSES
+    assert len(parsed({"processes": [SESSION] * MAX_PROCESSES})) == MAX_PROCESSES
     with pytest.raises(AgentProtocolError):
-        parse_processes({"processes": [SESSION] * (MAX_PROCESSES + 1)})
+        parsed({"processes": [SESSION] * (MAX_PROCESSES + 1)})
 
 
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda child: (
