@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from contextlib import AbstractAsyncContextManager
 
 from fastapi import FastAPI, Request, WebSocket
 from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
@@ -13,8 +14,8 @@ from starlette.types import ASGIApp
 
 from squib.api.errors import error_response
 from squib.api.guards import Guards, refuse
-from squib.api.routes import accounts, assets, engine_info, env, exec, files, logs, processes, pty, vms
-from squib.api.schema import ErrorBody
+from squib.api.routes import accounts, assets, engine_info, env, exec, files, listeners, logs, processes, pty, vms
+from squib.api.schema import ErrorBody, ListenRequest
 from squib.api.validation import describe_validation
 from squib.core.engine import Engine
 from squib.errors import InternalError, InvalidArgument, NotFound, SquibError
@@ -23,14 +24,24 @@ from squib.version import VERSION
 UNIX_SOCKET_HOST = "squib"
 """The Host header that clients of the unix socket send."""
 
+Listening = Callable[[ListenRequest], AbstractAsyncContextManager[tuple[str, str]]]
+"""Opens a TCP listener for the duration of a block, which gets its URL and token."""
+
 _JSON_HINT = "send JSON with the header Content-Type: application/json"
 _CLIENT_GONE = 499  # nginx uses this number; HTTP has no status for it
 
 
 def create_app(
-    engine: Engine, *, allowed_hosts: Collection[str] = (UNIX_SOCKET_HOST,), token: str | None = None
+    engine: Engine,
+    *,
+    allowed_hosts: Collection[str] = (UNIX_SOCKET_HOST,),
+    token: str | None = None,
+    listening: Listening | None = None,
 ) -> ASGIApp:
-    """Return the engine's API as an ASGI app. With ``token``, requests need ``Authorization: Bearer <token>``."""
+    """Return the engine's API as an ASGI app.
+
+    With ``token``, requests need ``Authorization: Bearer <token>``. ``listening`` opens a TCP listener for a client.
+    """
     api = FastAPI(
         title="squib",
         version=VERSION,
@@ -42,7 +53,8 @@ def create_app(
         responses={"default": {"model": ErrorBody, "description": "an error: what failed and what to do"}},
     )
     api.state.engine = engine
-    for routes in (engine_info, vms, env, exec, processes, pty, files, accounts, logs, assets):
+    api.state.listening = listening
+    for routes in (engine_info, vms, env, exec, processes, pty, files, accounts, logs, assets, listeners):
         api.include_router(routes.router, prefix="/v1")
     api.add_exception_handler(SquibError, _on_squib_error)
     api.add_exception_handler(RequestValidationError, _on_invalid_request)

@@ -69,9 +69,11 @@ class Server(uvicorn.Server):
             self._stop_accepting()
 
     def capture_signals(self) -> Any:
+        """Leave signals to the engine."""
         return _NoSignals()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to accept connections."""
         await super().startup(sockets)
         self._listener.setblocking(False)
         self._listener.listen(_BACKLOG)
@@ -79,6 +81,7 @@ class Server(uvicorn.Server):
         self.answering.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept no more connections, and wait for the requests under way."""
         self._stop_accepting()
         await super().shutdown(sockets)
 

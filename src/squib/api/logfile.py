@@ -36,6 +36,7 @@ class RepeatFilter(logging.Filter):
         self._seen: dict[tuple[object, ...], tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether to write a record."""
         if record.levelno < logging.WARNING:
             return True
         key, now = _key(record), time.monotonic()

@@ -69,6 +69,15 @@ class SignalRequest(RequestModel):
     signal: int = Field(ge=1, le=64)
 
 
+class ListenRequest(RequestModel):
+    """A TCP address to serve. An empty ``token`` stands for the one that the state directory keeps."""
+
+    host: str
+    port: int = Field(ge=0, le=65_535)
+    token: str = Field(default="", repr=False)
+    allowed_hosts: tuple[str, ...] = ()
+
+
 class EnvVars(ResponseModel):
     """The VM-wide environment variables."""
 

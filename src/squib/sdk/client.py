@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -14,10 +14,12 @@ from squib.models import Check, EngineInfo, ImageInfo, KernelInfo, OnProgress, P
 from squib.models.assets import check_kernel_ref
 from squib.sdk.config import check_ref
 from squib.sdk.httpclient import HTTPClient
+from squib.sdk.local import engine_answers
 from squib.sdk.responses import read_event, read_list, read_value
 
 _HOLD_AGAIN_S = 0.5
 _HOLD_END_S = 0.5
+_REPLACEMENT_S = 10.0
 
 
 class EngineClient(HTTPClient):
@@ -113,6 +115,36 @@ class EngineClient(HTTPClient):
                     await self.request("POST", f"{_vm_path(ref)}/hold", timeout_s=None)
                 return
             await asyncio.sleep(_HOLD_AGAIN_S)
+
+    async def listen(
+        self, host: str, port: int, *, token: str = "", allowed_hosts: Sequence[str] = ()
+    ) -> AsyncGenerator[tuple[str, str], None]:
+        """Have the local engine serve its API on a TCP address until the generator is closed.
+
+        Yields the URL and the token, and again if another engine has taken over. Raises `InvalidArgument` if the
+        address cannot be used, and `EngineUnavailable` when the engine has ended.
+        """
+        body: dict[str, Any] = {"host": host, "port": port, "token": token, "allowed_hosts": list(allowed_hosts)}
+        opened = False
+        while True:
+            with suppress(*((EngineUnavailable,) if opened else ())):
+                async with self.stream("POST", "/listeners", json.dumps(body).encode(), timeout_s=None) as response:
+                    async for line in response.aiter_lines():
+                        info, opened = read_event(line), True
+                        url, body["token"] = str(info.get("url")), str(info.get("token"))
+                        body["port"] = int(url.rpartition(":")[2])
+                        yield url, body["token"]
+            await self._wait_for_engine()
+
+    async def _wait_for_engine(self) -> None:
+        """Wait for the engine that replaces one that was lost, but do not start one."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_REPLACEMENT_S):
+                while self._home:
+                    if engine_answers(self._home):
+                        return
+                    await asyncio.sleep(_HOLD_AGAIN_S)
+        raise EngineUnavailable(f"the engine {self.where} has ended", hint="squib logs --engine shows its log")
 
     async def vm_logs(self, ref: str, *, lines: int | None = None, follow: bool = False) -> AsyncIterator[bytes]:
         """Yield the last ``lines`` (default: all) of a VM's console log. Raises `NotFound`.

@@ -53,16 +53,19 @@ class Backend(httpcore.AsyncNetworkBackend):
         self._inner = httpcore.AnyIOBackend()
 
     async def connect_tcp(self, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
+        """Connect to a TCP address."""
         options["socket_options"] = [*(options.get("socket_options") or ()), *_TCP_KEEPALIVE]
         return Connection(await self._inner.connect_tcp(*args, **options), self._liveness)
 
     async def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Any = None
     ) -> httpcore.AsyncNetworkStream:
+        """Connect to the Unix socket at ``path``."""
         with _errors_as(httpcore.ConnectTimeout, httpcore.ConnectError):
             return Connection(_UnixStream(await connect(Path(path), timeout)), self._liveness)
 
     async def sleep(self, seconds: float) -> None:
+        """Wait."""
         await self._inner.sleep(seconds)
 
 
@@ -92,6 +95,7 @@ class Connection(httpcore.AsyncNetworkStream):
         self._incomplete = False  # whether a request was not sent to its end
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """Return the next bytes, ``b""`` at the end. Raises `NotProcessed`, `NotResponding`."""
         try:
             with self._watched(timeout):
                 data = await self._inner.read(max_bytes, _finite(timeout))
@@ -107,6 +111,7 @@ class Connection(httpcore.AsyncNetworkStream):
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Send bytes. Raises `NotResponding`."""
         if not buffer:  # the end of a body whose length was announced
             return
         self._answered = False
@@ -136,16 +141,19 @@ class Connection(httpcore.AsyncNetworkStream):
             self._watcher.end()
 
     async def aclose(self) -> None:
+        """Close the connection. Idempotent."""
         self._watcher.close()
         await self._inner.aclose()
 
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.AsyncNetworkStream:
+        """Return the connection with TLS."""
         inner = await self._inner.start_tls(ssl_context, server_hostname, timeout)
         return Connection(inner, self._liveness, stops_early=False)
 
     def get_extra_info(self, info: str) -> Any:
+        """Return what httpcore asks for."""
         if info == "is_readable" and self._incomplete:
             return True  # tells httpcore not to use this connection again
         return self._inner.get_extra_info(info)

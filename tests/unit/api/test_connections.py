@@ -117,7 +117,7 @@ async def test_a_head_that_comes_in_drips(hasty: None) -> None:
         for byte in GET * 100:
             client.writer.write(bytes([byte]))
             await asyncio.sleep(0.005)
-            if client.reader.at_eof():
+            if client.reader.at_eof() or client.reader.exception():
                 return
         pytest.fail("it was let drip")
 

@@ -1,6 +1,7 @@
 """The engine as a process: who may connect to it, when it ends, and what it leaves."""
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -18,14 +19,16 @@ import httpx
 import pytest
 
 from squib.api import daemon, server
-from squib.api.server import TcpOptions, serve
+from squib.api.server import serve
+from squib.api.tcp import TcpOptions
 from squib.core import startup
 from squib.core.lifecycle.create import create_vm
 from squib.core.startup import open_engine
 from squib.drivers.registry import Drivers
-from squib.errors import BootFailed, EngineStartFailed, InvalidArgument
+from squib.errors import BootFailed, EngineStartFailed, EngineUnavailable, InvalidArgument
 from squib.models import EngineInfo
 from squib.paths import Home
+from squib.sdk.client import EngineClient
 from tests.fakes.driver import FakeMachine
 from tests.fakes.engine import Rig
 
@@ -278,6 +281,59 @@ async def test_it_says_when_vms_need_an_engine_before_a_vmm_is_started(
             assert (at_launch, said[-1]) == ([True], True)
             assert (await http.delete("/v1/vms/web")).status_code == 204
             await until_said(False)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("host", "name"), [("[::1]", "[::1]"), ("::1", "[::1]"), ("localhost", "localhost")])
+async def test_addresses_of_both_kinds(rig: Rig, host: str, name: str) -> None:
+    async with serving(rig.home, tcp=TcpOptions(host, 0, token="t")) as (_, (url, _token)):
+        assert url and url.startswith(f"http://{name}:")
+        async with httpx.AsyncClient(base_url=url, trust_env=False) as http:
+            assert (await http.get("/v1/engine", headers={"authorization": "Bearer t"})).status_code == 200
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("ends", ["closed", "killed"])
+async def test_a_running_engine_listens_as_long_as_a_client_asks_for_it(rig: Rig, ends: str) -> None:
+    async with serving(rig.home), EngineClient(home=rig.home) as engine:
+        listener = engine.listen("[::1]", 0, token="t0ken", allowed_hosts=["a.example"])
+        url, token = await anext(listener)
+        assert (url.startswith("http://[::1]:"), token) == (True, "t0ken")
+        right = {"authorization": f"Bearer {token}", "host": "a.example"}
+        async with httpx.AsyncClient(base_url=url, trust_env=False) as http:
+            assert (await http.get("/v1/engine", headers=right)).status_code == 200
+            assert (await http.get("/v1/engine")).status_code == 401
+            again = await http.post("/v1/listeners", headers=right, json={"host": "127.0.0.1", "port": 0})
+            assert again.json()["error"]["code"] == "unsupported", "a client of the port opens no other"
+        if ends == "closed":
+            await listener.aclose()
+        else:
+            await engine.close()
+        with pytest.raises(httpx.ConnectError):
+            while True:
+                async with httpx.AsyncClient(base_url=url, trust_env=False) as http:
+                    with contextlib.suppress(httpx.ReadError, httpx.RemoteProtocolError):
+                        await http.get("/v1/engine")
+                await asyncio.sleep(0.01)
+        with contextlib.suppress(EngineUnavailable, RuntimeError):
+            await listener.aclose()
+
+
+@pytest.mark.anyio
+async def test_a_listener_that_cannot_be_opened(rig: Rig) -> None:
+    async with serving(rig.home), EngineClient(home=rig.home) as engine:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            for host, port in (("127.0.0.1", taken.getsockname()[1]), ("a b", 0), ("host.invalid", 0)):
+                with pytest.raises(InvalidArgument):
+                    await anext(engine.listen(host, port))
+
+
+@pytest.mark.anyio
+async def test_a_listener_without_a_token_of_its_own_has_the_kept_one(rig: Rig) -> None:
+    async with serving(rig.home), EngineClient(home=rig.home) as engine:
+        async with contextlib.aclosing(engine.listen("127.0.0.1", 0)) as listener:
+            _, token = await anext(listener)
+        assert token == rig.home.token.read_text().strip() and mode(rig.home.token) == 0o600
 
 
 # --- the detached process ------------------------------------------------------------------------------------------

@@ -1,13 +1,16 @@
 """``serve``: the address, and what is printed."""
 
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from squib.api import server
-from squib.api.server import TcpOptions
+from squib.api.tcp import TcpOptions
+from squib.host import sockets
 from squib.paths import Home
+from squib.sdk.client import EngineClient
 from tests.unit.cli.conftest import Squib
 
 
@@ -66,3 +69,49 @@ def test_what_is_no_address_is_refused(address: str, squib: Squib, served: list[
 def test_allow_host_is_for_listen(squib: Squib, served: list[object]) -> None:
     assert squib("serve", "--allow-host", "a").status == 2
     assert served == []
+
+
+@pytest.mark.parametrize(
+    ("address", "options"),
+    [
+        ("[::1]:0", TcpOptions("[::1]", 0)),
+        ("::1:80", TcpOptions("::1", 80)),
+        ("0.0.0.0:1", TcpOptions("0.0.0.0", 1)),
+        ("vms.example.org:1", TcpOptions("vms.example.org", 1)),
+    ],
+)
+def test_addresses(
+    squib: Squib, served: list[tuple[Home, TcpOptions | None]], address: str, options: TcpOptions
+) -> None:
+    assert squib("serve", "--listen", address).status == 0
+    assert served[0][1] == options
+
+
+@pytest.mark.parametrize("name", ["", " ", "a b", "http://a", "a:80", "[::1", "a/b", "*", "é"])
+def test_a_host_name_that_cannot_be_one_is_refused(squib: Squib, served: list[object], name: str) -> None:
+    ended = squib("serve", "--listen", "127.0.0.1:0", "--allow-host", "ok", f"--allow-host={name}")
+    assert (ended.status, served) == (2, [])
+    assert "--allow-host" in ended.err
+
+
+@pytest.mark.parametrize("token", ["", " ", " x ", "a b", "a\tb", "\x1b", "é", "x" * 1001])
+def test_a_token_that_no_client_could_send_is_refused(squib: Squib, served: list[object], token: str) -> None:
+    ended = squib("serve", "--listen", "127.0.0.1:0", f"--token={token}")
+    assert (ended.status, served) == (2, [])
+    assert "--token" in ended.err
+
+
+def test_a_running_engine_listens_instead(
+    squib: Squib, served: list[object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[object] = []
+
+    async def listen(self: EngineClient, *where: object, **options: object) -> AsyncGenerator[tuple[str, str], None]:
+        asked.append((where, options))
+        yield "http://127.0.0.1:8765", "secret"
+
+    monkeypatch.setattr(EngineClient, "listen", listen)
+    with sockets.listen(tmp_path / "engine.sock"):
+        ended = squib("serve", "--listen", "127.0.0.1:0", "--token", "t", "--allow-host", "a")
+    assert "export SQUIB_URL=http://127.0.0.1:8765\nexport SQUIB_TOKEN=secret\n" in ended.text
+    assert (asked, served) == ([(("127.0.0.1", 0), {"token": "t", "allowed_hosts": ("a",)})], [])

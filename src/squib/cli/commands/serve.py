@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,7 +15,8 @@ from squib.cli.render import Output
 from squib.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from squib.api.server import TcpOptions
+    from squib.api.tcp import TcpOptions
+    from squib.paths import Home
 
 _MAX_PORT = 65535
 
@@ -35,11 +39,11 @@ def serve(
         ),
     ] = None,
     token: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="TOKEN", envvar="SQUIB_TOKEN", help="Token for TCP clients. Default: generated once and stored."
         ),
-    ] = "",
+    ] = None,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(
@@ -50,14 +54,15 @@ def serve(
     """Run the engine in the foreground.
 
     The engine runs until Ctrl-C or SIGTERM; VMs keep running without it. Other commands start an engine in the
-    background if none is running, so serve is only needed for TCP. TCP is not encrypted: use TLS or a tunnel.
+    background if none is running, so serve is only needed for TCP. If an engine is running already, it listens on the
+    address of --listen until this command ends. TCP is not encrypted: use TLS or a tunnel.
     """
     import asyncio
 
     from squib.api import server
     from squib.api.logfile import log_to_file
-    from squib.api.server import is_loopback
     from squib.paths import Home
+    from squib.sdk.local import engine_answers
 
     if listen is None and allow_host:
         raise InvalidArgument("--allow-host requires --listen", hint="squib serve --listen HOST:PORT --allow-host NAME")
@@ -71,17 +76,43 @@ def serve(
         output.line(f"the engine for {home.root} is ready")
         if url:
             output.line(f"export SQUIB_URL={url}\nexport SQUIB_TOKEN={used_token}")
-            if tcp and not is_loopback(tcp.host):
+            if tcp and not tcp.is_loopback:
                 output.note("this port is reachable from other machines and not encrypted: use TLS or a tunnel")
 
+    if tcp and engine_answers(home):
+        asyncio.run(_listen(home, tcp, on_ready))
+        return
     log_to_file(home)
     asyncio.run(server.serve(home, tcp=tcp, on_ready=on_ready))
 
 
-def _tcp_options(listen: str, token: str, allowed_hosts: tuple[str, ...]) -> TcpOptions:
-    from squib.api.server import TcpOptions
+async def _listen(home: Home, tcp: TcpOptions, on_ready: Callable[[str, str], None]) -> None:
+    """Have the running engine listen until SIGTERM or SIGINT. Raises `EngineUnavailable` when it has ended."""
+    import asyncio
+
+    from squib.sdk.client import EngineClient
+
+    async def keep() -> None:
+        async with EngineClient(home=home) as engine:
+            listener = engine.listen(tcp.host, tcp.port, token=tcp.token, allowed_hosts=tcp.allowed_hosts)
+            async with contextlib.aclosing(listener) as opened:
+                said = False
+                async for url, token in opened:
+                    if not said:
+                        on_ready(url, token)
+                    said = True
+
+    keeping = asyncio.create_task(keep())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, keeping.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await keeping
+
+
+def _tcp_options(listen: str, token: str | None, allowed_hosts: tuple[str, ...]) -> TcpOptions:
+    from squib.api.tcp import TcpOptions, check_token
 
     host, colon, port = listen.rpartition(":")
     if not colon or not host or not port.isdecimal() or int(port) > _MAX_PORT:
         raise InvalidArgument(f"--listen: invalid address {listen!r}", hint="squib serve --listen 127.0.0.1:8765")
-    return TcpOptions(host, int(port), token, allowed_hosts)
+    return TcpOptions(host, int(port), "" if token is None else check_token(token), allowed_hosts)
