@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import parse_qs, parse_qsl
 
 from tests.fakes.files import FakeFiles
-from tests.fakes.processes import PROGRAMS, FakeProcess, program_of
+from tests.fakes.processes import PROGRAMS, FakeProcess, Script, program_of
 from tests.fakes.requests import (
     POWEROFF,
     SETUP,
@@ -62,6 +62,8 @@ class FakeAgent:
     poweroff: asyncio.Event = field(default_factory=asyncio.Event)
     ignore_poweroff: bool = False
     files: FakeFiles | None = None
+    scripts: dict[str, Script] = field(default_factory=dict)
+    """Programs of the test's, by name."""
     _next_id: int = 0
 
     def __post_init__(self) -> None:
@@ -167,8 +169,9 @@ class FakeAgent:
                 check_fields(values, SIGNAL)
                 number = values["signal"]
                 if process.exit is not None:
-                    raise Refused(404, "no_such_process", process_id)
+                    raise Refused(404, "no_such_process", f'"{process_id}": no such process, or it has ended')
                 self.killed.append(f"{process_id} signal {number}")
+                process.signalled.put_nowait(number)
                 if number in (9, 15):
                     await process.kill(number)
                 await session.send_json(stream_id, 204, None)
@@ -180,7 +183,7 @@ class FakeAgent:
                 if process.pty is None:
                     raise Refused(409, "no_terminal", process_id)
                 if process.exit is not None:
-                    raise Refused(404, "no_such_process", process_id)
+                    raise Refused(404, "no_such_process", f'"{process_id}": no such process, or it has ended')
                 await process.resize({name: size[name] for name in ("rows", "cols")})
                 await session.send_json(stream_id, 204, None)
             case _:
@@ -188,7 +191,7 @@ class FakeAgent:
 
     def _find(self, process_id: str) -> FakeProcess:
         if process_id not in self.processes:
-            raise Refused(404, "no_such_process", process_id)
+            raise Refused(404, "no_such_process", f'"{process_id}": no such process, or it has ended')
         return self.processes[process_id]
 
     async def _stdin(self, stream: Stream, process_id: str, session: Session, stream_id: int) -> None:
@@ -213,7 +216,7 @@ class FakeAgent:
         self._check_guest(spec)
         self._next_id += 1
         process = FakeProcess(f"p{self._next_id}", 100 + self._next_id, spec, self.setup.get("env", {}), self.users)
-        process.pty = spec.get("pty")
+        process.pty, process.scripts = spec.get("pty"), self.scripts
         if spec.get("stdin") or process.pty:
             process.stdin = asyncio.Queue()
         self.processes[process.id] = process
@@ -259,8 +262,21 @@ class FakeAgent:
             if path.exists() and (path.is_dir() or not os.access(path, os.X_OK)):
                 raise Refused(422, "not_executable", f"{program}: permission denied")
             program = path.name if path.exists() else ""
-        if program not in PROGRAMS:
+        if program not in PROGRAMS | self.scripts.keys():
             raise Refused(422, "command_not_found", f"{program}: not found in PATH")
+
+    def disconnect(self) -> None:
+        """Close the connection, as a guest that ends. What was sent before still arrives."""
+        if self._writer:
+            self._writer.close()
+
+    async def forget_processes(self) -> None:
+        """End all commands, and count from ``p1`` again."""
+        for process in list(self.processes.values()):
+            await process.kill()
+        self.processes.clear()
+        self.killed.clear()
+        self._next_id = 0
 
     def _forget_oldest(self) -> None:
         ended = [process.id for process in self.processes.values() if process.background and process.exit]

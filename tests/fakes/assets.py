@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from squib.models import VMConfig
+from squib.artifacts.building import Build
+from squib.images.runtimes import Runtime
+from squib.models import Progress, VMConfig
+
+KERNEL_VERSION = "6.12.1+deb13-cloud"
 
 
 def make_files(folder: Path) -> VMConfig:
@@ -18,3 +22,18 @@ def make_files(folder: Path) -> VMConfig:
     (folder / "rootfs").write_bytes(b"hsqs" + bytes(8192))
     (folder / "agent").write_bytes(b"agent")
     return VMConfig(kernel_path=str(folder / "kernel"), rootfs_path=str(folder / "rootfs"))
+
+
+async def build_rootfs(runtime: Runtime, build: Build, target: Path) -> None:
+    """Build an image of a few bytes, in place of `squib.images.debian.build_rootfs`."""
+    build.report(Progress(step="squashfs"))
+    target.write_bytes(b"hsqs" + runtime.name.encode())
+
+
+async def build_kernel(build: Build, target: Path) -> dict[str, str]:
+    """Build a kernel of a few bytes, in place of what `squib.kernels.catalog` fetches."""
+    build.report(Progress(step="modules"))
+    for name in ("vmlinux", "bzImage", "config"):
+        (target / name).write_text(name)
+    (target / "modules").mkdir()
+    return {"version": KERNEL_VERSION, "modules": ""}

@@ -4,7 +4,7 @@ It runs no real commands, only these, given as ``argv``: ``true``, ``false``, ``
 ``err WORD...`` (echo to standard error), ``cat`` (needs stdin), ``sleep`` (for ever), ``spam`` (prints for ever),
 ``env``, ``pwd``, ``garbage`` (sends an invalid frame), ``vanish`` (the guest ends), ``flood N`` (N KiB, numbered) and
 ``tty``, which is what a login shell is too: it prints ``$ ``, echoes what is typed, tells a new size as ``[ROWSxCOLS]``
-and ends with status N at ``exit N`` and a carriage return, and with 0 at Ctrl-D.
+and ends with status N at ``exit N`` and a carriage return, and with 0 at Ctrl-D. A test adds programs as scripts.
 """
 
 from __future__ import annotations
@@ -63,6 +63,10 @@ class Piece:
     payload: bytes
 
 
+Script = Callable[["FakeProcess"], Awaitable["int | dict[str, Any]"]]
+"""A program: returns its status, or the fields of its end."""
+
+
 @dataclass
 class FakeProcess:
     id: str
@@ -82,6 +86,9 @@ class FakeProcess:
     was_read: bool = False
     """By others than the request that started it: until then a reader is waited for."""
     resized: list[dict[str, int]] = field(default_factory=list)
+    signalled: asyncio.Queue[int] = field(default_factory=asyncio.Queue)
+    """Signals that were sent to it."""
+    scripts: dict[str, Script] = field(default_factory=dict)
     task: asyncio.Task[None] | None = None
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
@@ -111,7 +118,9 @@ class FakeProcess:
         timeout_ms = self.spec.get("timeout_ms")
         try:
             async with asyncio.timeout(timeout_ms / 1000 if timeout_ms else None):
-                end["exit_code"] = await self._program()
+                script = self.scripts.get(program_of(self.spec)[0])
+                result = await (script(self) if script else self._program())
+                end |= result if isinstance(result, dict) else {"exit_code": result}
         except TimeoutError:
             end |= {"exit_code": None, "signal": 9, "timed_out": True}
         await self._end(end)
@@ -177,7 +186,8 @@ class FakeProcess:
         async with self.changed:
             self.changed.notify_all()
 
-    async def _write(self, kind: FrameKind | None, payload: bytes) -> None:
+    async def write(self, kind: FrameKind | None, payload: bytes) -> None:
+        """Print; without a kind, send bytes as they are."""
         limit = BACKGROUND_BYTES if self.background else FOREGROUND_BYTES
 
         def is_room() -> bool:
@@ -205,25 +215,25 @@ class FakeProcess:
                 return int(words[0])
             case "echo" | "err":
                 kind = FrameKind.STDOUT if program == "echo" else FrameKind.STDERR
-                await self._write(kind, (" ".join(words) + "\n").encode("utf-8", "surrogateescape"))
+                await self.write(kind, (" ".join(words) + "\n").encode("utf-8", "surrogateescape"))
             case "env":
-                await self._write(FrameKind.STDOUT, json.dumps(self._environment()).encode())
+                await self.write(FrameKind.STDOUT, json.dumps(self._environment()).encode())
             case "pwd":
-                await self._write(FrameKind.STDOUT, os.fsencode(self.spec.get("cwd") or self._home()) + b"\n")
+                await self.write(FrameKind.STDOUT, os.fsencode(self.spec.get("cwd") or self._home()) + b"\n")
             case "flood":
                 for number in range(int(words[0])):
-                    await self._write(FrameKind.STDOUT, b"%01023d\n" % number)
+                    await self.write(FrameKind.STDOUT, b"%01023d\n" % number)
             case "cat":
                 while self.stdin and (chunk := await self.stdin.get()) is not None:
                     for start in range(0, len(chunk), 65536):
-                        await self._write(FrameKind.STDOUT, chunk[start : start + 65536])
+                        await self.write(FrameKind.STDOUT, chunk[start : start + 65536])
             case "sleep" | "stubborn":
                 await asyncio.Event().wait()
             case "spam":
                 while True:
-                    await self._write(FrameKind.STDOUT, b"y\n" * 32768)
+                    await self.write(FrameKind.STDOUT, b"y\n" * 32768)
             case "garbage":
-                await self._write(None, b"\x63" * 64)
+                await self.write(None, b"\x63" * 64)
             case "vanish":
                 os._exit(0)
             case "tty":
@@ -248,7 +258,7 @@ class FakeProcess:
 
     async def _tty(self) -> int:
         assert self.stdin
-        await self._write(FrameKind.STDOUT, b"$ ")
+        await self.write(FrameKind.STDOUT, b"$ ")
         typed = b""
         while True:
             chunk = await self.stdin.get()
@@ -256,7 +266,7 @@ class FakeProcess:
                 return 0
             typed = (typed + chunk)[-64:]
             for start in range(0, len(chunk), 65536):
-                await self._write(FrameKind.STDOUT, chunk[start : start + 65536])
+                await self.write(FrameKind.STDOUT, chunk[start : start + 65536])
             if found := _EXIT.search(typed):
                 return int(found[1])
             if b"\x04" in chunk:
@@ -265,4 +275,4 @@ class FakeProcess:
     async def resize(self, size: dict[str, int]) -> None:
         self.pty = size
         self.resized.append(size)
-        await self._write(FrameKind.STDOUT, b"[%dx%d]" % (size["rows"], size["cols"]))
+        await self.write(FrameKind.STDOUT, b"[%dx%d]" % (size["rows"], size["cols"]))

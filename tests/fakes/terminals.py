@@ -24,7 +24,7 @@ from websockets.http11 import Request, Response
 from websockets.sync.server import ServerConnection, serve
 
 from squib.errors import EngineUnavailable, NotFound, SquibError, to_wire
-from tests.fakes.api import make_vm
+from tests.fakes.values import make_vm
 
 PATIENCE_S = 10.0
 _SQUIB = [sys.executable, "-m", "squib"]

@@ -1,4 +1,4 @@
-"""The command line in this process, against a real engine (`local_squib`) or one that only answers (`squib`)."""
+"""The command line in this process, against a real engine with a fake driver."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from squib.cli import main
-from squib.cli.args import options
 from squib.host import cgroup
+from squib.images import store as images
 from squib.images.overlay import OverlayStore
-from tests.fakes.api import FakeAPI
+from squib.kernels import catalog
+from tests.fakes import assets
 from tests.fakes.engine import Rig, write_overlay
+from tests.fakes.recorder import Recorder
 from tests.fakes.served import Served
 
 
@@ -41,45 +43,47 @@ class Ended:
 Squib = Callable[..., Ended]
 
 
-@pytest.fixture
-def api(monkeypatch: pytest.MonkeyPatch) -> FakeAPI:
-    api = FakeAPI()
-    monkeypatch.setenv("SQUIB_URL", "http://127.0.0.1:9")  # what goes past the fake reaches nothing
-    monkeypatch.setattr(options, "connect", api.client)
-    return api
-
-
-@pytest.fixture
-def squib(api: FakeAPI, capfdbinary: pytest.CaptureFixture[bytes]) -> Squib:
-    """Runs a command line: ``squib("exec", "web", "true")``."""
-
-    def run(*arguments: str) -> Ended:
-        status = main.run(arguments)
-        out, err = capfdbinary.readouterr()
-        return Ended(status, out, err.decode())
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A real engine with a fake driver and a running VM ``web``, one for all tests of a module."""
+    """A real engine with a fake driver and a running VM ``web``, one for all tests of a module.
+
+    Kernels and images that it builds have a few bytes.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OverlayStore, "create", write_overlay)
         patch.setattr(cgroup, "find_layout", cgroup.Layout)
+        patch.setattr(images, "build_rootfs", assets.build_rootfs)
+        patch.setattr(catalog, "_make", assets.build_kernel)
         with Served(Rig(tmp_path_factory.mktemp("served"))).running() as served:
             yield served
 
 
 @pytest.fixture
-def local_squib(engine: Served, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Squib:
-    """Runs a command line against the real engine."""
+def squib(
+    engine: Served, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> Iterator[Squib]:
+    """Runs a command line against the engine: ``squib("exec", "web", "true")``."""
     monkeypatch.delenv("SQUIB_URL", raising=False)
     monkeypatch.setenv("SQUIB_HOME", str(engine.rig.home.root))
+    monkeypatch.setattr("squib.sdk.client._HOLD_END_S", 0.05)
 
     def run(*arguments: str) -> Ended:
         status = main.run(arguments)
         out, err = capfdbinary.readouterr()
         return Ended(status, out, err.decode())
 
-    return run
+    yield run
+    engine.clean_up()
+
+
+@pytest.fixture
+def requests(engine: Served) -> Recorder:
+    """The requests of this test to the engine."""
+    return engine.requests
+
+
+@pytest.fixture
+def host_files(engine: Served) -> list[str]:
+    """Flags that name a kernel and a root filesystem, so that none are built."""
+    config = engine.rig.config
+    return ["--kernel", str(config.kernel_path), "--rootfs", str(config.rootfs_path)]

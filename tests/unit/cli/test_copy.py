@@ -18,17 +18,12 @@ from tests.fakes.trees import snapshot
 from tests.unit.cli.conftest import Ended, Squib
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def guest(engine: Served, tmp_path: Path) -> FakeFiles:
     """The files of the VM ``web``."""
     (tmp_path / "guest").mkdir()
     engine.agent.files = FakeFiles(tmp_path / "guest")
     return engine.agent.files
-
-
-@pytest.fixture
-def squib(local_squib: Squib, guest: FakeFiles) -> Squib:
-    return local_squib
 
 
 @pytest.fixture

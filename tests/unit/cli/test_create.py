@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from squib.cli import main, progress
+from squib.cli import progress
 from tests.fakes.served import Served
 from tests.unit.cli.conftest import Squib
 
 
 @pytest.fixture
-def squib(local_squib: Squib) -> Squib:
-    return local_squib
-
-
-@pytest.fixture
-def create(engine: Served) -> Iterator[list[str]]:
-    """The words of a ``create`` that the engine can carry out. Its VMs are removed afterwards."""
-    engine.rig.driver.behaviour = "--ok"
-    config = engine.rig.config
-    yield ["create", "--kernel", str(config.kernel_path), "--rootfs", str(config.rootfs_path), "--name", "new"]
-    main.run(["rm", "-f", "new"])
+def create(host_files: list[str]) -> list[str]:
+    """The words of a ``create`` that the engine can carry out."""
+    return ["create", *host_files, "--name", "new"]
 
 
 def test_a_vm_that_is_created_runs(squib: Squib, create: list[str], engine: Served) -> None:

@@ -1,20 +1,19 @@
 """``doctor``: what is shown, the status, and what ``--fix`` does."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from squib.cli.actions.fixes import BuildImage, BuildKernel, Run, plan
-from squib.cli.args import options
 from squib.core import doctor
 from squib.errors import EngineStartFailed
 from squib.host import proc
 from squib.models import Check, CheckStatus, Fix
 from squib.paths import Home
-from squib.sdk import client
-from squib.sdk.client import EngineClient
-from tests.fakes.api import FakeAPI
+from squib.sdk import httpclient
+from tests.fakes.recorder import Recorder
 from tests.unit.cli.conftest import Squib
 
 MMDEBSTRAP = Fix(argv=("apt-get", "install", "mmdebstrap"), as_root=True)
@@ -26,11 +25,23 @@ WARN = Check(name="kernel", status=CheckStatus.WARN, detail="not there yet", fix
 FAIL = Check(name="mmdebstrap", status=CheckStatus.FAIL, detail="not installed", fix=MMDEBSTRAP)
 
 
+@pytest.fixture
+def checks(monkeypatch: pytest.MonkeyPatch) -> list[Check]:
+    """The checks of this host."""
+    checks: list[Check] = []
+
+    async def check_host(home: Home) -> list[Check]:
+        return checks
+
+    monkeypatch.setattr(doctor, "check_host", check_host)
+    return checks
+
+
 def test_each_check_has_a_line_and_each_fix_its_command(
-    squib: Squib, api: FakeAPI, monkeypatch: pytest.MonkeyPatch
+    squib: Squib, checks: list[Check], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1000)
-    api.checks = [OK, WARN, FAIL]
+    checks += [OK, WARN, FAIL]
     ended = squib("doctor")
     lines = ended.text.splitlines()
     assert [line.split()[:2] for line in lines[1:5]] == [
@@ -43,50 +54,43 @@ def test_each_check_has_a_line_and_each_fix_its_command(
     assert "  squib kernel build    # kernel" in lines
 
 
-@pytest.mark.parametrize(("checks", "status"), [([OK], 0), ([OK, WARN], 0), ([WARN, FAIL], 1)])
-def test_only_a_failure_makes_the_status_1(checks: list[Check], status: int, squib: Squib, api: FakeAPI) -> None:
-    api.checks = checks
+@pytest.mark.parametrize(("found", "status"), [([OK], 0), ([OK, WARN], 0), ([WARN, FAIL], 1)])
+def test_only_a_failure_makes_the_status_1(found: list[Check], status: int, squib: Squib, checks: list[Check]) -> None:
+    checks += found
     assert squib("doctor").status == status
     ended = squib("doctor", "--json")
     assert (ended.status, ended.json["ok"]) == (status, status == 0)
-    assert [check["name"] for check in ended.json["checks"][1:]] == [check.name for check in checks]
+    assert [check["name"] for check in ended.json["checks"]] == [
+        "engine",
+        *(check.name for check in found),
+        "leftovers",
+    ]
 
 
-def test_an_engine_of_another_version_is_told(squib: Squib, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_of_another_version_is_told(
+    squib: Squib, checks: list[Check], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("squib.version.VERSION", "9.9")
     ended = squib("doctor")
-    assert "this client is 9.9" in ended.text and "kill 7" in ended.text
+    assert "this client is 9.9" in ended.text and f"kill {os.getpid()}" in ended.text
 
 
-def test_fix_is_for_this_host_only(squib: Squib, api: FakeAPI) -> None:
+def test_fix_is_for_this_host_only(squib: Squib, requests: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SQUIB_URL", "http://127.0.0.1:9")
     ended = squib("doctor", "--fix")
-    assert (ended.status, api.calls) == (2, [])
+    assert (ended.status, requests.calls) == (2, [])
     assert "SQUIB_URL points to a remote engine" in ended.err
 
 
-@pytest.fixture
-def local(api: FakeAPI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
-    """The engine is that of this host."""
-    home = Home(tmp_path)
-
-    def connect() -> EngineClient:
-        engine = api.client()
-        engine._home = home
-        return engine
-
-    monkeypatch.setattr(options, "connect", connect)
-    return home
-
-
 def test_fix_installs_all_packages_at_once_then_builds_then_looks_again(
-    squib: Squib, api: FakeAPI, local: Home, monkeypatch: pytest.MonkeyPatch
+    squib: Squib, checks: list[Check], requests: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    api.checks = [FAIL, WARN, FAIL.model_copy(update={"fix": QEMU})]
+    checks += [FAIL, WARN, FAIL.model_copy(update={"fix": QEMU})]
     ran: list[Sequence[str]] = []
 
     def call(argv: Sequence[str]) -> int:
         ran.append(argv)
-        api.checks = [OK, WARN]
+        checks[:] = [OK, WARN]
         return 0
 
     monkeypatch.setattr(proc, "call", call)
@@ -97,45 +101,42 @@ def test_fix_installs_all_packages_at_once_then_builds_then_looks_again(
         "apt-get update -qq",
         "apt-get install -qq -y --no-install-recommends mmdebstrap qemu",
     ]
-    assert api.made == ["GET /engine", "GET /doctor", "POST /kernels", "GET /engine", "GET /doctor"]
+    assert requests.made == ["GET /engine", "GET /doctor", "POST /kernels", "GET /engine", "GET /doctor"]
     assert "squib: apt-get update -qq\n" in ended.err
 
 
-def test_a_fix_that_fails_is_an_error(squib: Squib, api: FakeAPI, local: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    api.checks = [FAIL]
+def test_a_fix_that_fails_is_an_error(squib: Squib, checks: list[Check], monkeypatch: pytest.MonkeyPatch) -> None:
+    checks.append(FAIL)
     monkeypatch.setattr(proc, "call", lambda argv: 100)
     ended = squib("doctor", "--fix")
     assert ended.status == 1
     assert "failed with status 100" in ended.err
 
 
-def test_nothing_to_fix_does_nothing(squib: Squib, api: FakeAPI, local: Home) -> None:
-    api.checks = [OK, WARN.model_copy(update={"fix": Fix(argv=("usermod", "-aG", "kvm", "me"), as_root=True)})]
+def test_nothing_to_fix_does_nothing(squib: Squib, checks: list[Check], requests: Recorder) -> None:
+    checks += [OK, WARN.model_copy(update={"fix": Fix(argv=("usermod", "-aG", "kvm", "me"), as_root=True)})]
     assert squib("doctor", "--fix").status == 0
-    assert api.made == ["GET /engine", "GET /doctor"]
+    assert requests.made == ["GET /engine", "GET /doctor"]
 
 
 def test_where_no_engine_starts_the_host_is_looked_at_from_here(
-    squib: Squib, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    squib: Squib, checks: list[Check], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def check_host(home: Home) -> list[Check]:
-        return [FAIL]
-
     async def no_engine(home: Home) -> None:
         raise EngineStartFailed("the engine ended before it was ready", detail="why")
 
-    monkeypatch.setattr(doctor, "check_host", check_host)
-    monkeypatch.setattr(client, "ensure_engine", no_engine)
-    monkeypatch.setattr(options, "connect", lambda: EngineClient(home=Home(tmp_path)))
+    checks.append(FAIL)
+    monkeypatch.setattr(httpclient, "ensure_engine", no_engine)
+    monkeypatch.setenv("SQUIB_HOME", str(tmp_path))
     ended = squib("doctor", "--json")
     assert ended.status == 1
     assert [check["name"] for check in ended.json["checks"]] == ["engine", "mmdebstrap"]
     assert "why" in ended.json["checks"][0]["detail"]
 
 
-def test_a_fix_is_data_in_json(squib: Squib, api: FakeAPI) -> None:
-    api.checks = [OK, FAIL]
-    _, ok, fail = squib("doctor", "--json").json["checks"]
+def test_a_fix_is_data_in_json(squib: Squib, checks: list[Check]) -> None:
+    checks += [OK, FAIL]
+    _, ok, fail, _ = squib("doctor", "--json").json["checks"]
     assert (ok["fix"], fail["fix"]) == (None, {"argv": ["apt-get", "install", "mmdebstrap"], "as_root": True})
 
 

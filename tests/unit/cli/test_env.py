@@ -7,13 +7,13 @@ import pytest
 from tests.unit.cli.conftest import Squib
 
 
-@pytest.fixture
-def squib(local_squib: Squib) -> Iterator[Squib]:
-    """Runs a command line. The VM ``web`` has one variable."""
-    local_squib("env", "set", "web", "TOKEN=hunter2")
-    yield local_squib
-    names = local_squib("env", "list", "web").text.split()
-    local_squib("env", "unset", "web", "TOKEN", *names)
+@pytest.fixture(autouse=True)
+def one_variable(squib: Squib) -> Iterator[None]:
+    """The VM ``web`` has one variable."""
+    squib("env", "set", "web", "TOKEN=hunter2")
+    yield
+    names = squib("env", "list", "web").text.split()
+    squib("env", "unset", "web", "TOKEN", *names)
 
 
 def values(squib: Squib) -> dict[str, str]:

@@ -6,26 +6,26 @@ import sys
 import pytest
 
 from squib.cli.commands import NAMES
-from tests.fakes.api import FakeAPI
+from tests.fakes.recorder import Recorder
 from tests.unit.cli.conftest import Squib
 
 
 @pytest.mark.parametrize("line", ["--json ls", "ls --json", "--json ls --json", "list --json", "--verbose ls --json"])
-def test_json_may_stand_before_the_command_and_after_it(line: str, squib: Squib, api: FakeAPI) -> None:
-    api.add("vm-1")
+def test_json_may_stand_before_the_command_and_after_it(line: str, squib: Squib) -> None:
     ended = squib(*line.split())
     assert ended.status == 0
-    assert [vm["vm_id"] for vm in ended.json] == ["vm-1"]
+    assert [vm["name"] for vm in ended.json] == ["web"]
 
 
 @pytest.mark.parametrize("line", ["--json image ls", "image --json ls", "image ls --json"])
 def test_json_may_stand_at_every_level_of_a_group(line: str, squib: Squib) -> None:
+    squib("image", "build", "base")
     assert squib(*line.split()).json[0]["name"] == "base"
 
 
-@pytest.mark.parametrize("line", ["--verbose run true", "run --verbose true", "run -v true"])
+@pytest.mark.parametrize("line", ["--verbose start web", "start --verbose web", "start -v web"])
 def test_verbose_may_stand_before_the_command_and_after_it(line: str, squib: Squib) -> None:
-    assert "starting VM vm-new" in squib(*line.split()).err
+    assert "starting VM web" in squib(*line.split()).err
 
 
 @pytest.mark.parametrize(
@@ -36,12 +36,12 @@ def test_verbose_may_stand_before_the_command_and_after_it(line: str, squib: Squ
         "kernel build extra", "bogus", "image", "image bogus", "start", "stop", "rm", "inspect", "image build",
     ],
 )  # fmt: skip
-def test_what_is_not_understood_is_refused_and_nothing_is_done(line: str, squib: Squib, api: FakeAPI) -> None:
+def test_what_is_not_understood_is_refused_and_nothing_is_done(line: str, squib: Squib, requests: Recorder) -> None:
     ended = squib(*line.split())
     assert ended.status == 2
     assert ended.out == b""
     assert ended.err.startswith("squib: ") and "hint: squib" in ended.err
-    assert api.calls == []
+    assert requests.calls == []
 
 
 @pytest.mark.parametrize("line", ["--json ls --bogus", "ls --bogus --json"])
@@ -76,9 +76,9 @@ def test_every_command_has_help(name: str, flag: str, squib: Squib) -> None:
     assert "--json" in ended.text
 
 
-def test_version_is_a_flag_too(squib: Squib, api: FakeAPI) -> None:
+def test_version_is_a_flag_too(squib: Squib, requests: Recorder) -> None:
     assert squib("--version").text.startswith("squib ")
-    assert api.calls == []
+    assert requests.calls == []
 
 
 def test_importing_the_command_line_imports_nothing_slow() -> None:

@@ -5,31 +5,40 @@ from pathlib import Path
 
 import pytest
 
-from squib.cli.args import options
 from squib.cli.commands import logs
 from squib.paths import Home
-from squib.sdk.client import EngineClient
-from tests.fakes.api import FakeAPI
+from tests.fakes.recorder import Recorder
+from tests.fakes.served import Served
 from tests.unit.cli.conftest import Squib
 
 HOSTILE = b"\x1b[31mred\x07\r\n\xff\xc3\xa4 ok\r\r\n"
 
 
-def test_the_console_passes_raw_to_what_is_no_terminal(squib: Squib, api: FakeAPI) -> None:
-    api.logs = [HOSTILE]
-    assert squib("logs", "-n", "5", "web").out == HOSTILE
-    assert api.made == ["GET /vms/web/logs?follow=false&lines=5"]
+@pytest.fixture
+def console(engine: Served) -> Path:
+    """What the VM ``web`` has printed."""
+    path = engine.rig.console_log(engine.vm_id)
+    path.write_bytes(b"first\n" + HOSTILE)
+    return path
 
 
-def test_follow_asks_for_more(squib: Squib, api: FakeAPI) -> None:
-    api.logs = [b"a", b"b"]
-    assert squib("logs", "-f", "web").out == b"ab"
-    assert api.made == ["GET /vms/web/logs?follow=true"]
+def test_the_console_passes_raw_to_what_is_no_terminal(squib: Squib, console: Path) -> None:
+    assert squib("logs", "web").out == b"first\n" + HOSTILE
+    assert squib("logs", "-n", "3", "web").out == HOSTILE
 
 
-def test_json_is_an_object_with_the_text(squib: Squib, api: FakeAPI) -> None:
-    api.logs = [HOSTILE]
-    assert squib("--json", "logs", "web").json == {"vm": "web", "log": HOSTILE.decode(errors="replace")}
+def test_follow_goes_on_until_the_vm_ends(
+    squib: Squib, engine: Served, host_files: list[str], requests: Recorder
+) -> None:
+    vm_id = squib("create", *host_files, "--no-start").text.strip()
+    engine.rig.console_log(vm_id).write_bytes(HOSTILE)
+    assert squib("logs", "-f", vm_id).out == HOSTILE
+    assert requests.made[-1] == f"GET /vms/{vm_id}/logs?follow=true"
+
+
+def test_json_is_an_object_with_the_text(squib: Squib, console: Path) -> None:
+    text = HOSTILE.decode(errors="replace")
+    assert squib("--json", "logs", "-n", "3", "web").json == {"vm": "web", "log": text}
 
 
 @pytest.mark.anyio
@@ -44,9 +53,9 @@ async def test_a_terminal_is_not_steered_wherever_chunks_end(size: int) -> None:
 
 
 @pytest.mark.parametrize("line", ["logs", "logs web --engine", "logs -f --json web", "logs -n -1 web"])
-def test_what_makes_no_sense_is_refused(line: str, squib: Squib, api: FakeAPI) -> None:
+def test_what_makes_no_sense_is_refused(line: str, squib: Squib, requests: Recorder) -> None:
     assert squib(*line.split()).status == 2
-    assert api.calls == []
+    assert requests.calls == []
 
 
 def test_the_engines_log_is_read_without_an_engine(
@@ -54,12 +63,12 @@ def test_the_engines_log_is_read_without_an_engine(
 ) -> None:
     home = Home(tmp_path)
     home.engine_log.write_bytes(b"one\ntwo\n")
-    monkeypatch.setattr(options, "connect", lambda: EngineClient(home=home))
+    monkeypatch.setenv("SQUIB_HOME", str(tmp_path))
     assert squib("logs", "--engine", "-n", "1").out == b"two\n"
     assert not home.engine_socket.exists()
 
 
-def test_the_engines_log_is_asked_of_an_engine_elsewhere(squib: Squib, api: FakeAPI) -> None:
-    api.logs = [b"log\n"]
-    assert squib("logs", "--engine").out == b"log\n"
-    assert api.made == ["GET /engine/logs?follow=false"]
+def test_the_engines_log_is_asked_of_an_engine_that_runs(squib: Squib, engine: Served, requests: Recorder) -> None:
+    engine.rig.home.engine_log.write_bytes(b"one\ntwo\n")
+    assert squib("logs", "--engine", "-n", "1").out == b"two\n"
+    assert requests.made == ["GET /engine/logs?follow=false&lines=1"]

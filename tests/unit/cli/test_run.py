@@ -1,111 +1,117 @@
 """``run``: a VM that is always removed, and ``create``."""
 
-import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from squib.errors import BootFailed, CommandNotFound, DependencyMissing, NameTaken
-from tests.fakes.api import FakeAPI, ends
+from squib.artifacts.building import Build
+from squib.errors import DependencyMissing
+from squib.kernels import catalog
+from tests.fakes.recorder import Recorder
+from tests.fakes.served import Served
 from tests.unit.cli.conftest import Squib
 
-BUILD = ["POST /kernels", "POST /images"]
-LIFE = [*BUILD, "POST /vms", "POST /vms/vm-new/start", "POST /vms/vm-new/exec", "DELETE /vms/vm-new"]
+LIFE = ["POST /kernels", "POST /images", "POST /vms", "POST /vms/VM/start", "POST /vms/VM/exec", "DELETE /vms/VM"]
+
+
+def names(squib: Squib) -> list[str]:
+    return [vm["name"] for vm in squib("ls", "--json").json]
 
 
 @pytest.mark.parametrize(
-    ("words", "argv"),
+    ("words", "argv", "out", "status"),
     [
-        (["--", "sh", "-c", "exit 3"], ["sh", "-c", "exit 3"]),
-        (["python3", "-c", "print(6*7)"], ["python3", "-c", "print(6*7)"]),
-        (["ls", "--json"], ["ls", "--json"]),
+        (["--", "exit", "3"], ["exit", "3"], b"", 3),
+        (["echo", "-c", "print(6*7)"], ["echo", "-c", "print(6*7)"], b"-c print(6*7)\n", 0),
+        (["echo", "--json"], ["echo", "--json"], b"--json\n", 0),
     ],
 )
-def test_a_vm_is_made_used_and_removed(words: list[str], argv: list[str], squib: Squib, api: FakeAPI) -> None:
-    api.script = ends(3, stdout=b"hello\n")
+def test_a_vm_is_made_used_and_removed(
+    words: list[str], argv: list[str], out: bytes, status: int, squib: Squib, engine: Served, requests: Recorder
+) -> None:
     ended = squib("run", *words)
-    assert (ended.status, ended.out) == (3, b"hello\n")
-    assert api.made == LIFE
-    assert api.held == ["POST /vms/vm-new/hold"]
-    assert api.body("POST /vms/vm-new/exec")["argv"] == argv
-    assert api.vms == {}
+    assert (ended.status, ended.out) == (status, out)
+    vm_id = engine.rig.driver.launched[-1].vm_id
+    assert requests.made == [what.replace("VM", vm_id) for what in LIFE]
+    assert requests.held == [f"POST /vms/{vm_id}/hold"]
+    assert requests.body(f"POST /vms/{vm_id}/exec")["argv"] == argv
+    assert names(squib) == ["web"]
 
 
-def test_keep_leaves_it_and_says_its_name(squib: Squib, api: FakeAPI) -> None:
-    ended = squib("run", "--keep", "--name", "web", "true")
-    assert "squib rm web" in ended.err
-    assert list(api.vms) == ["vm-new"]
-    assert api.held == []
+def test_keep_leaves_it_and_says_its_name(squib: Squib, host_files: list[str], requests: Recorder) -> None:
+    ended = squib("run", *host_files, "--keep", "--name", "kept", "true")
+    assert "squib rm kept" in ended.err
+    assert names(squib) == ["web", "kept"]
+    assert requests.held == []
 
 
 @pytest.mark.parametrize(
-    ("request_", "error", "status"),
+    ("behaviour", "said", "status"),
     [
-        ("POST /vms/vm-new/exec", CommandNotFound("x: not found in PATH"), 127),
-        ("POST /vms/vm-new/start", BootFailed("VM vm-new ended while it booted", detail="  Kernel panic"), 1),
+        ("--ok", ["nosuch: not found in PATH"], 127),
+        ("--die", ["the VMM ended with status 3", "  fake console\n  last line\n"], 1),
     ],
 )
 def test_it_is_removed_after_an_error(
-    request_: str, error: BootFailed, status: int, squib: Squib, api: FakeAPI
+    behaviour: str, said: list[str], status: int, squib: Squib, engine: Served, host_files: list[str]
 ) -> None:
-    api.fails[request_] = error
-    ended = squib("run", "x")
+    engine.rig.driver.behaviour = behaviour
+    ended = squib("run", *host_files, "nosuch")
     assert ended.status == status
-    assert error.message in ended.err and error.detail in ended.err
-    assert api.vms == {}
+    for text in said:
+        assert text in ended.err
+    assert names(squib) == ["web"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_it_is_removed_when_we_are_ended(number: signal.Signals, squib: Squib, api: FakeAPI) -> None:
-    async def script(api: FakeAPI) -> AsyncIterator[bytes]:
-        os.kill(os.getpid(), number)
-        if number == signal.SIGINT:
-            await api.signalled.wait()
+def test_it_is_removed_when_we_are_ended(
+    number: signal.Signals, squib: Squib, host_files: list[str], requests: Recorder
+) -> None:
+    def send(what: str) -> None:
+        if what.endswith(("/exec", "/signal")):
             os.kill(os.getpid(), number)
-        await asyncio.Event().wait()
-        yield b""
 
-    api.script = script
-    assert squib("run", "sleep", "100").status == 128 + number
-    assert api.killed
-    assert api.vms == {}
+    requests.before_answer = send
+    assert squib("run", *host_files, "sleep", "100").status == 128 + number
+    assert names(squib) == ["web"]
 
 
-def test_it_is_removed_if_we_are_ended_at_any_step(squib: Squib, api: FakeAPI, monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = api.answer
-    for step in LIFE:
+@pytest.mark.parametrize("step", range(len(LIFE)), ids=LIFE)
+def test_it_is_removed_if_we_are_ended_at_any_step(step: int, squib: Squib, requests: Recorder) -> None:
+    def end(what: str) -> None:
+        if len(requests.made) == step + 1 and what == requests.made[-1]:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-        async def interrupted(request: object, step: str = step) -> object:
-            response = await answer(request)  # type: ignore[arg-type]
-            if api.made[-1] == step:
-                os.kill(os.getpid(), signal.SIGTERM)
-                await asyncio.sleep(0.01)  # the signal reaches the event loop
-            return response
-
-        monkeypatch.setattr(api, "answer", interrupted)
-        assert squib("run", "true").status in (0, 128 + signal.SIGTERM)
-        assert api.vms == {}, step
+    requests.before_answer = end
+    assert squib("run", "true").status in (0, 128 + signal.SIGTERM)
+    assert len(requests.made) > step
+    assert names(squib) == ["web"]
 
 
-def test_a_failed_build_makes_no_vm(squib: Squib, api: FakeAPI) -> None:
-    api.fails["POST /kernels"] = DependencyMissing("mmdebstrap is not installed", hint="squib doctor --fix")
+def test_a_failed_build_makes_no_vm(squib: Squib, requests: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(build: Build, target: Path) -> dict[str, str]:
+        raise DependencyMissing("mmdebstrap is not installed", hint="squib doctor --fix")
+
+    monkeypatch.setattr(catalog, "_make", fail)
     ended = squib("run", "true")
     assert ended.status == 1
     assert ended.err == "squib: mmdebstrap is not installed\nhint: squib doctor --fix\n"
-    assert api.made == ["POST /kernels"]
+    assert requests.made == ["POST /kernels"]
 
 
-def test_the_users_own_kernel_and_root_need_no_build(squib: Squib, api: FakeAPI, tmp_path: Path) -> None:
-    squib("run", "--kernel", str(tmp_path / "vmlinux"), "--rootfs", str(tmp_path / "root.ext4"), "true")
-    assert api.made == LIFE[2:]
+def test_the_users_own_kernel_and_root_need_no_build(
+    squib: Squib, engine: Served, host_files: list[str], requests: Recorder
+) -> None:
+    squib("run", *host_files, "true")
+    vm_id = engine.rig.driver.launched[-1].vm_id
+    assert requests.made == [what.replace("VM", vm_id) for what in LIFE[2:]]
 
 
-def test_a_command_is_needed(squib: Squib, api: FakeAPI) -> None:
+def test_a_command_is_needed(squib: Squib, requests: Recorder) -> None:
     ended = squib("run", "--memory", "512")
-    assert (ended.status, api.calls) == (2, [])
+    assert (ended.status, requests.calls) == (2, [])
     assert "hint: squib run -- COMMAND" in ended.err
 
 
@@ -118,21 +124,22 @@ def test_the_image_is_built_with_progress_on_standard_error(squib: Squib) -> Non
 def test_json_is_silent_but_for_the_result(squib: Squib) -> None:
     ended = squib("run", "--json", "--keep", "true")
     assert ended.err == ""
-    assert (ended.json["vm"], ended.json["exit_code"]) == ("vm-new", 0)
+    assert ended.json["exit_code"] == 0
+    assert ended.json["vm"] in squib("ls", "-q").text.split()
 
 
 CREATE = (
-    "create --name web --project ci --cpus 2 --memory 1g --disk 20gb --runtime python3.13 --boot-args quiet "
+    "create --name new --project ci --cpus 2 --memory 1g --disk 20gb --runtime python3.13 --boot-args quiet "
     "-e A=1 --boot-timeout 2m"
 )
 
 
-def test_create_passes_its_flags_on_and_prints_the_id(squib: Squib, api: FakeAPI) -> None:
+def test_create_passes_its_flags_on_and_prints_the_id(squib: Squib, engine: Served, requests: Recorder) -> None:
     ended = squib(*CREATE.split())
-    assert (ended.status, ended.text) == (0, "vm-new\n")
-    assert api.body("POST /vms") == {
+    assert (ended.status, ended.text) == (0, engine.rig.driver.launched[-1].vm_id + "\n")
+    assert requests.body("POST /vms") == {
         "config": {
-            "name": "web",
+            "name": "new",
             "project": "ci",
             "runtime": "python3.13",
             "vcpu_count": 2,
@@ -149,20 +156,19 @@ def test_create_passes_its_flags_on_and_prints_the_id(squib: Squib, api: FakeAPI
 
 
 def test_create_makes_paths_absolute(
-    squib: Squib, api: FakeAPI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    squib: Squib, host_files: list[str], requests: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    squib("create", "--kernel", "vmlinux", "--rootfs", "../root.ext4")
-    config = api.body("POST /vms")["config"]
-    assert (config["kernel_path"], config["rootfs_path"]) == (
-        f"{tmp_path}/vmlinux",
-        f"{tmp_path.parent}/root.ext4",
-    )
+    _, kernel, _, rootfs = host_files
+    folder = Path(kernel).parent
+    monkeypatch.chdir(folder)
+    assert squib("create", "--no-start", "--kernel", "kernel", "--rootfs", f"../{folder.name}/rootfs").status == 0
+    config = requests.body("POST /vms")["config"]
+    assert (config["kernel_path"], config["rootfs_path"]) == (kernel, rootfs)
 
 
-def test_create_may_leave_it_stopped(squib: Squib, api: FakeAPI) -> None:
+def test_create_may_leave_it_stopped(squib: Squib, requests: Recorder) -> None:
     assert squib("create", "--no-start", "--json").json["state"] == "created"
-    assert api.body("POST /vms")["start"] is False
+    assert requests.body("POST /vms")["start"] is False
 
 
 @pytest.mark.parametrize(
@@ -184,10 +190,10 @@ def test_create_may_leave_it_stopped(squib: Squib, api: FakeAPI) -> None:
 )
 @pytest.mark.parametrize("verb", [["create"], ["run"]])
 def test_bad_values_are_refused_by_the_name_of_their_flag(
-    verb: list[str], flags: str, said: str, squib: Squib, api: FakeAPI
+    verb: list[str], flags: str, said: str, squib: Squib, requests: Recorder
 ) -> None:
     ended = squib(*verb, *flags.split(" "), *(["true"] if verb == ["run"] else []))
-    assert (ended.status, api.calls) == (2, [])
+    assert (ended.status, requests.calls) == (2, [])
     assert said in ended.err
 
 
@@ -195,9 +201,8 @@ def test_a_secret_in_the_environment_is_not_shown_in_an_error(squib: Squib) -> N
     assert "hunter2" not in squib("create", "-e", "A=hunter2\0", "--cpus", "0").err
 
 
-def test_a_name_that_is_taken_is_an_error(squib: Squib, api: FakeAPI) -> None:
-    api.add("vm-old", name="web")
-    api.fails["POST /vms"] = NameTaken("'web' is already the ID or name of vm-old", hint="squib rm web")
-    ended = squib("run", "--name", "web", "true")
+def test_a_name_that_is_taken_is_an_error(squib: Squib, host_files: list[str]) -> None:
+    ended = squib("run", *host_files, "--name", "web", "true")
     assert ended.status == 1
-    assert list(api.vms) == ["vm-old"]
+    assert "'web' is already the ID or name of" in ended.err
+    assert names(squib) == ["web"]

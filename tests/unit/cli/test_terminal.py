@@ -10,8 +10,8 @@ import pytest
 
 from squib.errors import AgentUnreachable, NoShell, WrongState
 from squib.models import VMState
-from tests.fakes.api import TERMINAL, make_process, make_vm
 from tests.fakes.terminals import FakeTerminals, Peer, Person
+from tests.fakes.values import TERMINAL, make_process, make_vm
 
 pytestmark = pytest.mark.slow  # each is a process or two
 

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 import pytest
 
 from squib.host import cgroup
+from squib.images import store as images
 from squib.images.overlay import OverlayStore
+from squib.kernels import catalog
+from tests.fakes import assets
 from tests.fakes.engine import Rig, write_overlay
 from tests.fakes.served import Served
 
@@ -24,6 +27,8 @@ def module_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OverlayStore, "create", write_overlay)
         patch.setattr(cgroup, "find_layout", cgroup.Layout)
+        patch.setattr(images, "build_rootfs", assets.build_rootfs)
+        patch.setattr(catalog, "_make", assets.build_kernel)
         with Served(Rig(tmp_path_factory.mktemp("served"))).running() as served:
             yield served
 

@@ -15,8 +15,9 @@ from squib.models import EngineInfo, VMConfig
 from squib.paths import Home
 from squib.sdk import httpclient
 from squib.sdk.client import EngineClient
-from tests.fakes.api import NOW, FakeAPI
+from tests.fakes.assets import KERNEL_VERSION
 from tests.fakes.served import Served
+from tests.fakes.values import NOW
 
 INFO = EngineInfo(
     version="1", pid=7, home="/h", driver="fake", accelerator="none", started_at=NOW, vm_count=0, running_count=0
@@ -286,8 +287,8 @@ def test_a_token_that_cannot_be_one_is_refused_and_not_shown(token: str) -> None
 
 
 @pytest.mark.anyio
-async def test_the_engines_errors_are_raised_again() -> None:
-    async with FakeAPI().client() as engine:
+async def test_the_engines_errors_are_raised_again(served: Served) -> None:
+    async with EngineClient() as engine:
         with pytest.raises(NotFound, match="'nosuch'") as caught:
             await engine.vm("nosuch")
         assert caught.value.hint == "squib ls shows all VMs"
@@ -297,12 +298,12 @@ async def test_the_engines_errors_are_raised_again() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_build_tells_its_progress_and_returns_the_image() -> None:
+async def test_a_build_tells_its_progress_and_returns_the_image(served: Served) -> None:
     steps: list[str] = []
-    async with FakeAPI().client() as engine:
+    async with EngineClient() as engine:
         image = await engine.build_image("base", on_progress=lambda progress: steps.append(progress.step))
-        assert (image.name, steps) == ("base", ["squashfs"])
-        assert (await engine.build_kernel()).version
+        assert (image.name, steps) == ("base", ["squashfs", "digest"])
+        assert (await engine.images(), (await engine.build_kernel()).version) == ([image], KERNEL_VERSION)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from squib.sdk.aio_process import AsyncProcess
 from squib.sdk.client import EngineClient
 from squib.sdk.command import exec_request, start_background, start_command
 from squib.sdk.fileclient import FileClient
-from tests.fakes.api import exit_frame, make_process
+from tests.fakes.values import exit_frame, make_process
 
 pytestmark = pytest.mark.anyio
 

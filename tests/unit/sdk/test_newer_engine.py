@@ -18,7 +18,7 @@ from squib.sdk.client import EngineClient
 from squib.sdk.fileclient import FileClient
 from squib.sdk.terminal import open_terminal
 from squib.sdk.watching import AsyncWatch
-from tests.fakes.api import DIGEST, NOW, make_process, make_vm
+from tests.fakes.values import DIGEST, NOW, make_process, make_vm
 
 pytestmark = pytest.mark.anyio
 

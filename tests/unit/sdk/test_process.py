@@ -2,12 +2,11 @@
 
 import asyncio
 import inspect
+import threading
 import typing
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 
-import httpx
 import pytest
 
 from squib import (
@@ -22,14 +21,13 @@ from squib import (
     StdinClosed,
 )
 from squib.errors import AgentUnreachable, EngineUnavailable, InvalidArgument
-from squib.models import OutputRange, ProcessInfo
 from squib.protocol.frames import FrameKind, encode
 from squib.sdk import aio_process
 from squib.sdk.aio_process import AsyncProcess, AsyncStdin
 from squib.sdk.command import exec_request
 from squib.sdk.process import Process, Stdin
-from tests.fakes.api import FakeAPI, exit_frame, make_process
 from tests.fakes.served import Served
+from tests.fakes.values import exit_frame, make_process
 
 pytestmark = pytest.mark.slow  # through an engine and a guest
 
@@ -192,62 +190,55 @@ async def test_asyncio_programs_do_the_same(served: Served) -> None:
         await vm.close()
 
 
-class Slow(FakeAPI):
-    """Executes requests at once, but delays the response to the request ``slow``."""
+class Delay:
+    """The engine executes the requests that start with ``what`` at once, and keeps their answers back."""
 
-    def __init__(self, slow: str) -> None:
-        super().__init__(processes={"p1": make_process("p1")})
-        self.add("web")
-        self.slow = slow
-        self.done, self.go_on = asyncio.Event(), asyncio.Event()
+    def __init__(self, served: Served, what: str) -> None:
+        served.clean_up()
+        served.requests.before_answer = self._before_answer
+        self._what, self._loop = what, asyncio.get_running_loop()
+        self.reached, self.go_on = asyncio.Event(), threading.Event()
 
-    async def answer(self, request: httpx.Request) -> httpx.Response:
-        response = await super().answer(request)
-        if self.made[-1] == self.slow:
-            self.done.set()
-            await self.go_on.wait()
-        return response
+    def _before_answer(self, what: str) -> None:
+        if what.startswith(self._what):
+            self._loop.call_soon_threadsafe(self.reached.set)
+            assert self.go_on.wait(10)
 
 
 @pytest.mark.parametrize("during", ["POST /vms/web/exec", "GET /vms/web/processes/p1"])
 @pytest.mark.anyio
-async def test_a_spawn_that_is_cancelled_leaves_no_process(during: str) -> None:
-    api = Slow(during)
-    async with asyncio.timeout(20):
-        task = asyncio.create_task(aio_process.spawn(api.client(), "web", exec_request(["sleep", "9"])))
-        await api.done.wait()
+async def test_a_spawn_that_is_cancelled_leaves_no_process(served: Served, during: str) -> None:
+    delay = Delay(served, during)
+    async with asyncio.timeout(20), EngineClient() as engine:
+        task = asyncio.create_task(aio_process.spawn(engine, "web", exec_request(["sleep", "9"])))
+        await delay.reached.wait()
         task.cancel()
         await asyncio.sleep(0)
-        api.go_on.set()
+        delay.go_on.set()
         with pytest.raises(asyncio.CancelledError):
             await task
-    assert api.made[-1] == "DELETE /vms/web/processes/p1"
-
-
-class SlowToKill(FakeAPI):
-    async def answer(self, request: httpx.Request) -> httpx.Response:
-        if request.method == "DELETE":
-            await asyncio.sleep(0.01)
-        return await super().answer(request)
+    assert served.requests.made[-1] == "DELETE /vms/web/processes/p1"
+    assert (served.agent.killed, served.agent.processes) == (["p1"], {})
 
 
 @pytest.mark.anyio
-async def test_a_block_that_is_cancelled_while_it_kills_its_process_kills_it_all_the_same() -> None:
-    api = SlowToKill(processes={"p1": make_process("p1")})
-    api.add("web")
-    left = asyncio.Event()
+async def test_a_block_that_is_cancelled_while_it_kills_its_process_kills_it_all_the_same(served: Served) -> None:
+    delay = Delay(served, "DELETE")
 
-    async def block() -> None:
-        async with await aio_process.spawn(api.client(), "web", exec_request(["sleep", "9"])):
-            left.set()
+    async def block(engine: EngineClient) -> None:
+        async with await aio_process.spawn(engine, "web", exec_request(["sleep", "9"])):
+            pass
 
-    task = asyncio.create_task(block())
-    async with asyncio.timeout(5):
-        await left.wait()
+    async with asyncio.timeout(20), EngineClient() as engine:
+        task = asyncio.create_task(block(engine))
+        await delay.reached.wait()
         task.cancel()
+        await asyncio.sleep(0)
+        delay.go_on.set()
         with pytest.raises(asyncio.CancelledError):
             await task
-    assert api.made[-1] == "DELETE /vms/web/processes/p1"
+    assert served.requests.made[-1] == "DELETE /vms/web/processes/p1"
+    assert (served.agent.killed, served.agent.processes) == (["p1"], {})
 
 
 # --- an engine that is lost --------------------------------------------------------------------------------------
@@ -257,13 +248,9 @@ class Restarted:
     """An engine whose connection breaks after each piece of output."""
 
     def __init__(self, output: bytes, *, local: bool = True, breaks: int = 1 << 30) -> None:
-        self.api = FakeAPI()
-        self.api.add("web")
         self.output, self.breaks = output, breaks
         self.asked: list[str] = []
-        self.client = self.api.client()
-        if local:
-            self.client._home = EngineClient().home
+        self.client = EngineClient(url=None if local else "http://squib")
         self.client.stream = self._stream  # type: ignore[method-assign]
 
     def _stream(self, method: str, path: str, content: object = None, *, timeout_s: float | None = None) -> typing.Any:
@@ -286,11 +273,7 @@ class Restarted:
         yield exit_frame(3)
 
     def process(self) -> AsyncProcess:
-        info = ProcessInfo(
-            id="p1", pid=1, argv=["x"], user="root", started_at=datetime.now(UTC), background=True, pty=None,
-            stdin=False, readers=0, stdout=OutputRange(), stderr=OutputRange(), running=True,
-        )  # fmt: skip
-        return AsyncProcess(self.client, "web", info)
+        return AsyncProcess(self.client, "web", make_process("p1"))
 
 
 @pytest.mark.anyio
