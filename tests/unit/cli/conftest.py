@@ -1,11 +1,13 @@
 """The command line in this process, against a real engine with a fake driver."""
 
+import functools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import typer.main
 
 from squib.cli import main
 from squib.host import cgroup
@@ -42,6 +44,9 @@ class Ended:
 
 Squib = Callable[..., Ended]
 
+_get_command = functools.cache(typer.main.get_command)
+"""Typer builds all commands for each command line, which takes longer than most of these run."""
+
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
@@ -66,6 +71,7 @@ def squib(
     monkeypatch.delenv("SQUIB_URL", raising=False)
     monkeypatch.setenv("SQUIB_HOME", str(engine.rig.home.root))
     monkeypatch.setattr("squib.sdk.client._HOLD_END_S", 0.05)
+    monkeypatch.setattr(typer.main, "get_command", _get_command)
 
     def run(*arguments: str) -> Ended:
         status = main.run(arguments)
