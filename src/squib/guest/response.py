@@ -176,12 +176,14 @@ class Response:
         self._changed.set()
 
     def take(self, body: memoryview) -> None:
-        """Add bytes of the body that did not pass through h2."""
+        """Add bytes of the body that did not pass through h2. Raises `h2.exceptions.ProtocolError`."""
         self._add(bytes(body))
         self._changed.set()
 
     def _add(self, piece: bytes) -> None:
         self.received_bytes += len(piece)
+        if self.length is not None and self.received_bytes > self.length:
+            raise h2.exceptions.ProtocolError(f"more than the {self.length} bytes that it has announced")
         self._connection.body_received(len(piece))
         if self._pieces and len(self._pieces[-1]) + len(piece) <= _SMALL_PIECE_BYTES:
             self._pieces[-1] += piece  # single bytes would otherwise cost fifty times their window

@@ -283,6 +283,20 @@ async def test_a_body_of_another_length_than_announced_is_an_error(
                 await response.read(max_bytes=2 << 20)
 
 
+async def test_nothing_beyond_the_announced_length_is_passed_on(tmp_path: Path) -> None:
+    """It is the content-length of the engine's own response."""
+    body = [frame(_DATA, bytes(60_000), stream=1) for _ in range(4)]
+    answer = answering(headers(b"200", name=b"squib-length", length=100_000), *body)
+    read = 0
+
+    async with client_of(tmp_path, answer) as client:
+        with pytest.raises(AgentProtocolError, match="more than the 100000 bytes"):
+            async with await client._send("GET", "/", b"", content_type="") as response:
+                async for piece in response.stream():
+                    read += len(piece)
+    assert read <= 100_000
+
+
 @pytest.mark.parametrize("size", [3, 300_000, 3_000_000])
 @pytest.mark.parametrize("split", [True, False])
 async def test_a_body_of_the_length_that_was_announced(tmp_path: Path, size: int, split: bool) -> None:
