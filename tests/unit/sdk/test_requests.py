@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from websockets.asyncio.server import ServerConnection, unix_serve
 
 from squib.errors import EngineUnavailable, NotFound
 from squib.host import sockets
@@ -354,6 +355,28 @@ async def test_the_error_names_a_process_that_is_stopped(home: Home, impatient: 
             await asyncio.sleep(0.01)
         with pytest.raises(EngineUnavailable, match=f"its process {stopped_engine} is busy or hangs"):
             await engine.request("DELETE", "/vms/web")
+
+
+@pytest.mark.parametrize("when", ["before it starts", "while it prints"])
+async def test_a_terminal_of_an_engine_that_falls_silent(
+    home: Home, impatient: None, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    async def send(connection: ServerConnection) -> None:
+        await connection.recv()
+        if when != "before it starts":
+            await connection.send('{"type": "started", "id": "p1", "pid": 7}')
+            await connection.send(b"$ ")
+        await connection.wait_closed()
+
+    async def responds(self: EngineClient) -> bool:
+        return False
+
+    monkeypatch.setattr(EngineClient, "responds", responds)
+    server = unix_serve(send, sock=sockets.listen(home.engine_socket))
+    async with asyncio.timeout(10), server, EngineClient(home=home) as engine:
+        with pytest.raises(EngineUnavailable, match="does not respond to the terminal"):
+            async with open_terminal(engine, "web") as terminal:
+                assert [data async for data in terminal.output()] == []
 
 
 def test_a_silent_engine_is_given_up_within_half_a_minute() -> None:
