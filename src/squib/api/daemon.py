@@ -21,9 +21,10 @@ from pathlib import Path
 from squib.api.logfile import log_to_file
 from squib.api.server import serve
 from squib.api.watchdog import Watchdog
-from squib.errors import InvalidArgument, SquibError, to_wire
+from squib.errors import InvalidArgument, SquibError
 from squib.host import sockets
 from squib.paths import Home
+from squib.protocol.errors import to_wire
 
 log = logging.getLogger("squib.daemon")
 
