@@ -17,6 +17,7 @@ import secrets
 import shutil
 import stat
 import tarfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,7 @@ _ERRORS: dict[int, tuple[int, str]] = {
     errno.ELOOP: (400, "bad_request"),
     errno.EBUSY: (400, "bad_request"),
 }
+_XATTR = "SCHILY.xattr."
 _TEMPORARY = ".squib-"
 _ENDPOINTS = {
     *(("GET", what) for what in ("", "stat", "list", "tar", "watch")),
@@ -138,7 +140,7 @@ class FakeFiles:
                 case "GET", "watch":
                     await self._watch(named, values, session, stream_id)
                 case "GET", "tar":
-                    await self._read_tar(values["path"], session, stream_id)
+                    await self._read_tar(values["path"], session, stream_id, xattrs=_flag(values, "xattrs"))
                 case "PUT", "tar":
                     await session.send_json(stream_id, 200, await self._write_tar(named, values, stream))
         except OSError as error:
@@ -302,7 +304,7 @@ class FakeFiles:
             self.watching -= 1
             self.watched.remove(watched)
 
-    async def _read_tar(self, paths: list[str], session: Session, stream_id: int) -> None:
+    async def _read_tar(self, paths: list[str], session: Session, stream_id: int, *, xattrs: bool) -> None:
         packed = io.BytesIO()
         for named in paths:
             if named.endswith("/.."):
@@ -312,7 +314,11 @@ class FakeFiles:
             for named in paths:
                 contents = named.endswith(("/.", "/"))
                 path = self.at(named)
-                archive.add(path.resolve() if contents else path, "." if contents else path.name, filter=_relative)
+                archive.add(
+                    path.resolve() if contents else path,
+                    "." if contents else path.name,
+                    filter=_packed(path.resolve() if contents else path.parent, xattrs),
+                )
         session.headers(stream_id, 200, "application/x-tar")
         data = packed.getvalue()
         if self._breaks("tar"):
@@ -377,9 +383,19 @@ def _check_regular(path: Path) -> None:
         raise IsADirectoryError(errno.EISDIR, "is not a regular file")
 
 
-def _relative(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    member.name = member.name.removeprefix("./")
-    return member
+def _packed(base: Path, xattrs: bool) -> Callable[[tarfile.TarInfo], tarfile.TarInfo]:
+    """Return what makes a member's name relative, and adds its extended attributes."""
+
+    def change(member: tarfile.TarInfo) -> tarfile.TarInfo:
+        path = base / member.name
+        if xattrs and (member.isfile() or member.isdir()) and path.exists():
+            for name in os.listxattr(path):
+                if name.startswith("user."):
+                    member.pax_headers |= {_XATTR + name: os.getxattr(path, name).decode("utf-8", "surrogateescape")}
+        member.name = member.name.removeprefix("./")
+        return member
+
+    return change
 
 
 def _unpack(data: bytes, target: Path) -> list[tarfile.TarInfo]:
@@ -388,6 +404,12 @@ def _unpack(data: bytes, target: Path) -> list[tarfile.TarInfo]:
         members = archive.getmembers()
         _check_members(archive, members, target)
         archive.extractall(target)
+        for member in members:
+            for key, value in member.pax_headers.items():
+                if key.startswith(f"{_XATTR}user."):
+                    os.setxattr(
+                        target / member.name, key.removeprefix(_XATTR), value.encode("utf-8", "surrogateescape")
+                    )
         for member in filter(tarfile.TarInfo.issym, members):
             os.utime(target / member.name, (member.mtime, member.mtime), follow_symlinks=False)
         for member in filter(tarfile.TarInfo.isdir, members):

@@ -56,6 +56,24 @@ def agent_rss_mib(vm: VM, field: str) -> float:
     return int(found[1]) / 1024
 
 
+def test_a_sparse_file_stays_sparse_and_keeps_its_attributes(shared_vm: VM, tmp_path: Path) -> None:
+    source = tmp_path / "sparse"
+    with source.open("wb") as file:
+        file.write(b"x" * 4096)
+        file.truncate(64 << 20)
+    os.setxattr(source, "user.origin", b"here\xff")
+    shared_vm.files.upload(source, "/root/sparse", keep_owner=True)
+    shared_vm.files.upload(source, "/root/plain")
+    kib = shared_vm.run("du -k /root/sparse /root/plain | cut -f1").output.split()
+    assert max(map(int, kib)) <= 128
+    for path, kept in (("/root/sparse", True), ("/root/plain", False)):
+        shared_vm.files.download(path, tmp_path / "back", keep_owner=kept)
+        assert (tmp_path / "back").stat().st_blocks * 512 <= 128 << 10
+        assert sha256(tmp_path / "back") == sha256(source)
+        assert os.listxattr(tmp_path / "back") == (["user.origin"] if kept else [])
+    assert os.getxattr(source, "user.origin") == b"here\xff"
+
+
 def random_file(path: Path, mib: int) -> str:
     """Write a file; its SHA-256."""
     digest = hashlib.sha256()

@@ -71,11 +71,21 @@ func (b *bulk) read(most int64) ([]byte, error) {
 	return p[:n], err
 }
 
-// write writes the first n bytes of the buffer.
-func (b *bulk) write(n int) error {
-	written, err := b.move(syscall.Write, b.buffer[:n])
-	if err == nil && written < n {
+// write writes p, a part of the buffer.
+func (b *bulk) write(p []byte) error {
+	written, err := b.move(syscall.Write, p)
+	if err == nil && written < len(p) {
 		err = io.ErrShortWrite
+	}
+	return err
+}
+
+// skip leaves a hole of n bytes.
+func (b *bulk) skip(n int) error {
+	_, err := syscall.Seek(b.fd, int64(n), io.SeekCurrent)
+	b.at += int64(n)
+	if b.canBeDirect {
+		b.dropped = b.at
 	}
 	return err
 }

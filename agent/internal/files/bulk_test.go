@@ -77,7 +77,7 @@ func TestBulkGoesOnThroughTheCacheWhereItMust(t *testing.T) {
 	for left := want; len(left) > 0; {
 		n := copy(b.buffer, left)
 		left = left[n:]
-		if err := b.write(n); err != nil || b.direct {
+		if err := b.write(b.buffer[:n]); err != nil || b.direct {
 			t.Fatal(err, b.direct)
 		}
 	}
@@ -236,7 +236,7 @@ func TestManyTransfersHaveSmallBuffers(t *testing.T) {
 			defer ended.Done()
 			to := &held{wait: &waiting, free: free}
 			if i%2 == 0 {
-				packer, err := NewPacker([]string{path}, Names{})
+				packer, err := NewPacker([]string{path}, Names{}, true)
 				if err == nil {
 					err = packer.Pack(to)
 				}

@@ -24,6 +24,9 @@ func (u *unpacker) makeFile(dir int, header *tar.Header, owner *Owner, content i
 			return size, err
 		}
 	}
+	if err := setXattrs(fd, header.PAXRecords); err != nil {
+		return size, err
+	}
 	if err := finish(fd, modeOf(header), owner); err != nil {
 		return size, err
 	}

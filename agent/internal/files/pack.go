@@ -32,9 +32,11 @@ type Names struct{ Users, Groups map[uint32]string }
 // Packer writes files and directories as a tar archive.
 type Packer struct {
 	names Names
-	items []item
-	links map[inode]*hardLink
-	out   *bufio.Writer
+	// xattrs is whether the archive keeps extended attributes of the user namespace.
+	xattrs bool
+	items  []item
+	links  map[inode]*hardLink
+	out    *bufio.Writer
 	// onKernelFilesystem is set while the requested directory itself is in /proc or /sys.
 	onKernelFilesystem bool
 	tar                *tar.Writer
@@ -51,8 +53,8 @@ type hardLink struct {
 
 // NewPacker checks that the paths exist. Each is archived under its last component; a path that
 // ends in "/" or "/." stands for its contents.
-func NewPacker(paths []string, names Names) (*Packer, error) {
-	p := &Packer{names: names, links: map[inode]*hardLink{}}
+func NewPacker(paths []string, names Names, xattrs bool) (*Packer, error) {
+	p := &Packer{names: names, xattrs: xattrs, links: map[inode]*hardLink{}}
 	for _, path := range paths {
 		var st syscall.Stat_t
 		if err := statPath(path, &st, true); err != nil {
@@ -170,7 +172,10 @@ func (p *Packer) add(dir int, name, shown, member string, depth int) error {
 
 func (p *Packer) header(header *tar.Header) error {
 	if !utf8.ValidString(header.Name) || !utf8.ValidString(header.Linkname) {
-		header.PAXRecords = map[string]string{"hdrcharset": "BINARY"}
+		if header.PAXRecords == nil {
+			header.PAXRecords = map[string]string{}
+		}
+		header.PAXRecords["hdrcharset"] = "BINARY"
 	}
 	return p.tar.WriteHeader(header)
 }
@@ -193,6 +198,9 @@ func (p *Packer) addDir(dir int, name, shown string, header *tar.Header, depth i
 	defer syscall.Close(fd)
 	prefix := header.Name + "/"
 	header.Typeflag, header.Name = tar.TypeDir, prefix
+	if p.xattrs {
+		header.PAXRecords = xattrsOf(fd)
+	}
 	if err := p.header(header); err != nil {
 		return err
 	}
@@ -209,6 +217,16 @@ func (p *Packer) addDir(dir int, name, shown string, header *tar.Header, depth i
 // addFile archives a regular file. It writes nothing if the file has been removed meanwhile.
 func (p *Packer) addFile(dir int, name, shown string, header *tar.Header, depth int) (wrote bool, err error) {
 	if header.Size == 0 { // includes files of procfs, which may be endless
+		if p.xattrs {
+			flags := oPath
+			if depth > 0 {
+				flags |= syscall.O_NOFOLLOW
+			}
+			if fd, err := openat(dir, name, flags, 0); err == nil {
+				header.PAXRecords = xattrsOf(fd)
+				syscall.Close(fd)
+			}
+		}
 		return true, p.header(header)
 	}
 	flags := syscall.O_RDONLY | syscall.O_NONBLOCK | syscall.O_NOCTTY
@@ -223,6 +241,9 @@ func (p *Packer) addFile(dir int, name, shown string, header *tar.Header, depth 
 		return false, fail(shown, err)
 	}
 	defer syscall.Close(fd)
+	if p.xattrs {
+		header.PAXRecords = xattrsOf(fd)
+	}
 	buffer := takeBuffer()
 	defer putBuffer(buffer)
 	if header.Size <= int64(len(buffer)) {

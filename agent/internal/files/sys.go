@@ -2,7 +2,6 @@ package files
 
 import (
 	"cmp"
-	"strconv"
 	"strings"
 	"syscall"
 	"unsafe"
@@ -82,7 +81,7 @@ func chmodat(dir int, name string, mode uint32) error {
 	if err := syscall.Fstat(fd, &st); err != nil || isType(&st, syscall.S_IFLNK) {
 		return cmp.Or(err, error(syscall.ELOOP))
 	}
-	return syscall.Fchmodat(atFdCwd, "/proc/self/fd/"+strconv.Itoa(fd), mode, 0)
+	return syscall.Fchmodat(atFdCwd, descriptorPath(fd), mode, 0)
 }
 
 func read(fd int, b []byte) (int, error) {

@@ -60,7 +60,7 @@ func describe(t *testing.T, root string) string {
 
 func pack(t *testing.T, paths ...string) []byte {
 	t.Helper()
-	packer, err := NewPacker(paths, Names{})
+	packer, err := NewPacker(paths, Names{}, true)
 	must(t, err)
 	var b bytes.Buffer
 	must(t, packer.Pack(&b))
@@ -177,7 +177,7 @@ func TestPackNamesItsMembers(t *testing.T) {
 		}
 	}
 	for path, code := range map[string]process.Code{dir + "/none": NoSuchFile, dir + "/a/..": process.BadRequest, dir + "/a/b/f/": NotADirectory} {
-		if _, err := NewPacker([]string{dir, path}, Names{}); process.CodeOf(err) != code {
+		if _, err := NewPacker([]string{dir, path}, Names{}, true); process.CodeOf(err) != code {
 			t.Errorf("%s: got %v", path, err)
 		}
 	}
@@ -240,7 +240,7 @@ func TestPackSaysWhatWentWrong(t *testing.T) {
 	dir := t.TempDir()
 	path := mkdir1(t, dir+"/d") + "/\xffbig"
 	must(t, os.WriteFile(path, bytes.Repeat([]byte("x"), 8*bufferSize), 0o644))
-	packer, err := NewPacker([]string{dir + "/d", dir + "/d"}, Names{})
+	packer, err := NewPacker([]string{dir + "/d", dir + "/d"}, Names{}, true)
 	must(t, err)
 	out := &shrinking{path: path}
 	must(t, packer.Pack(out))
@@ -258,7 +258,7 @@ type failing struct{}
 func (failing) Write([]byte) (int, error) { return 0, errors.New("the host has gone") }
 
 func TestPackEndsWithItsReader(t *testing.T) {
-	packer, err := NewPacker([]string{"/usr"}, Names{})
+	packer, err := NewPacker([]string{"/usr"}, Names{}, true)
 	must(t, err)
 	if err := packer.Pack(failing{}); err == nil || err.Error() != "the host has gone" {
 		t.Errorf("got %v", err)

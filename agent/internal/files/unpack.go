@@ -330,8 +330,11 @@ func (u *unpacker) addDir(header *tar.Header, parts []string, owner *Owner) erro
 	}
 	mtime := mtimeOf(header)
 	last.mtime = &mtime
-	err := syscall.Fchmod(last.fd, modeOf(header))
-	if err == syscall.EPERM && !isNew { // it belongs to another user than the one who acts
+	err := setXattrs(last.fd, header.PAXRecords)
+	if err == nil {
+		err = syscall.Fchmod(last.fd, modeOf(header))
+	}
+	if (err == syscall.EPERM || err == syscall.EACCES) && !isNew { // it belongs to another user than the one who acts
 		last.mtime, err = nil, nil
 	}
 	return fail(shown, err)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
-	"strconv"
 	"strings"
 	"syscall"
 	"unsafe"
@@ -74,7 +73,7 @@ func addWatch(inotify int, path string, flags int) (watch int, err error) {
 		return 0, err
 	}
 	defer syscall.Close(fd)
-	return syscall.InotifyAddWatch(inotify, "/proc/self/fd/"+strconv.Itoa(fd), watchMask)
+	return syscall.InotifyAddWatch(inotify, descriptorPath(fd), watchMask)
 }
 
 // add watches the directory at path and everything below it. If fresh is set, it reports the

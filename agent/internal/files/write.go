@@ -1,6 +1,7 @@
 package files
 
 import (
+	"bytes"
 	"io"
 	"strings"
 	"syscall"
@@ -145,31 +146,70 @@ func closeDir(fd int) {
 	}
 }
 
-// copyToFile writes all of body to a new file in large pieces. Write errors name path; read errors
-// of body are returned unchanged.
+// copyToFile writes all of body to a new file in large pieces, and leaves holes for zeros. Write
+// errors name path; read errors of body are returned unchanged.
 func copyToFile(fd int, body io.Reader, path string) (written int64, err error) {
 	buffer := takeBuffer()
 	defer putBuffer(buffer)
-	piece, write := buffer, func(n int) error { return writeFull(fd, buffer[:n]) }
+	piece, write := buffer, func(p []byte) error { return writeFull(fd, p) }
+	skip := func(n int) error { _, err := syscall.Seek(fd, int64(n), io.SeekCurrent); return err }
+	endsInHole := false
 	for large := false; ; {
 		if !large && written >= keepCached {
 			large = true
 			b := newBulk(fd, written, buffer)
 			defer b.close()
-			piece, write = b.buffer, b.write
+			piece, write, skip = b.buffer, b.write, b.skip
 		}
 		n, readErr := fill(body, piece)
-		if err := write(n); err != nil {
-			return written, fail(path, err)
+		if n > 0 {
+			if endsInHole, err = writeSparse(piece[:n], write, skip); err != nil {
+				return written, fail(path, err)
+			}
 		}
 		written += int64(n)
 		if readErr == io.EOF {
-			return written, nil
+			if endsInHole {
+				err = fail(path, syscall.Ftruncate(fd, written))
+			}
+			return written, err
 		}
 		if readErr != nil {
 			return written, readErr
 		}
 	}
+}
+
+// holeSize is the size of the smallest hole. It is a multiple of every block size.
+const holeSize = 16 << 10
+
+var zeros [holeSize]byte
+
+// writeSparse writes p, and skips runs of zeros, so that a sparse file stays sparse. It reports
+// whether the last call was skip.
+func writeSparse(p []byte, write func([]byte) error, skip func(int) error) (endsInHole bool, err error) {
+	for start := 0; start < len(p); {
+		end := start
+		isHole := isZero(p[start:])
+		for end < len(p) && isZero(p[end:]) == isHole {
+			end = min(end+holeSize, len(p))
+		}
+		if isHole {
+			err = skip(end - start)
+		} else {
+			err = write(p[start:end])
+		}
+		if err != nil {
+			return false, err
+		}
+		start, endsInHole = end, isHole
+	}
+	return endsInHole, nil
+}
+
+// isZero reports whether p begins with a hole.
+func isZero(p []byte) bool {
+	return len(p) >= holeSize && p[0] == 0 && p[holeSize-1] == 0 && bytes.Equal(p[:holeSize], zeros[:])
 }
 
 // fill reads until b is full. Unlike io.ReadFull, it distinguishes the end of r (io.EOF) from a

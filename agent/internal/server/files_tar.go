@@ -11,6 +11,7 @@ func (s *Server) readTar(w http.ResponseWriter, r *http.Request) error {
 	q := queryOf(r)
 	actor, err := s.actor(q.Get("as_user"))
 	q.fail(err)
+	xattrs := q.flag("xattrs", false)
 	var paths []string
 	for _, path := range q.Values["path"] {
 		path, err := actor.path("path", path)
@@ -24,7 +25,10 @@ func (s *Server) readTar(w http.ResponseWriter, r *http.Request) error {
 		return q.err
 	}
 	var packer *files.Packer
-	err = actor.do(func() (err error) { packer, err = files.NewPacker(paths, namesOf(s.config.Accounts)); return err })
+	err = actor.do(func() (err error) {
+		packer, err = files.NewPacker(paths, namesOf(s.config.Accounts), xattrs)
+		return err
+	})
 	if err != nil {
 		return err
 	}

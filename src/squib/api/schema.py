@@ -21,7 +21,6 @@ from squib.models import (
     VMConfig,
     VMInfo,
 )
-from squib.models.vm import MAX_VERB_TIMEOUT_S
 
 
 class WireError(ResponseModel):
@@ -49,19 +48,19 @@ class CreateRequest(RequestModel):
     config: VMConfig = VMConfig()
     start: bool = False
     bound: bool = False
-    boot_timeout_s: float = Field(default=DEFAULT_BOOT_TIMEOUT_S, gt=0, le=MAX_VERB_TIMEOUT_S)
+    boot_timeout_s: float = Field(default=DEFAULT_BOOT_TIMEOUT_S, gt=0, le=3600)
 
 
 class StartRequest(RequestModel):
     """How long the guest may take to boot, in seconds."""
 
-    boot_timeout_s: float = Field(default=DEFAULT_BOOT_TIMEOUT_S, gt=0, le=MAX_VERB_TIMEOUT_S)
+    boot_timeout_s: float = Field(default=DEFAULT_BOOT_TIMEOUT_S, gt=0, le=3600)
 
 
 class StopRequest(RequestModel):
     """How long the guest may take to power off, in seconds. 0 forces it off at once."""
 
-    timeout_s: float = Field(default=DEFAULT_STOP_TIMEOUT_S, ge=0, le=MAX_VERB_TIMEOUT_S)
+    timeout_s: float = Field(default=DEFAULT_STOP_TIMEOUT_S, ge=0, le=3600)
 
 
 class SignalRequest(RequestModel):

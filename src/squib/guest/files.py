@@ -63,9 +63,9 @@ class AgentFiles:
         """Follow the changes in a directory, as lines of JSON."""
         return await self._open("/v1/files/watch" + self._query(("path", path), ("recursive", recursive)))
 
-    async def read_tar(self, paths: Sequence[str]) -> Response:
-        """Read files and directories as a tar archive."""
-        query = self._query(*(("path", path) for path in paths))
+    async def read_tar(self, paths: Sequence[str], *, xattrs: bool = False) -> Response:
+        """Read files and directories as a tar archive, with ``xattrs`` also their ``user`` extended attributes."""
+        query = self._query(*(("path", path) for path in paths), ("xattrs", xattrs))
         return await self._open(f"/v1/files/tar{query}", window_bytes=BULK_WINDOW_BYTES)
 
     async def stat(self, path: str, *, follow: bool) -> FileInfo:

@@ -74,12 +74,13 @@ class FileClient:
                 raise InvalidArgument(f"invalid {name} {value}: use a number of bytes from 0 to 2**63 - 1")
         return self._query(("path", check_path(path)), ("offset", offset), ("length", length))
 
-    async def read_tar(self, path: GuestPath) -> AsyncGenerator[bytes, None]:
-        """Yield a file or directory as a tar archive.
+    async def read_tar(self, path: GuestPath, *, xattrs: bool = False) -> AsyncGenerator[bytes, None]:
+        """Yield a file or directory as a tar archive, with ``xattrs`` also their ``user`` extended attributes.
 
         If ``path`` ends with ``/.``, archive the directory's contents only.
         """
-        async with aclosing(self._receive("/tar" + self._query(("path", check_path(path))), path)) as chunks:
+        query = self._query(("path", check_path(path)), ("xattrs", xattrs))
+        async with aclosing(self._receive(f"/tar{query}", path)) as chunks:
             async for chunk in chunks:
                 yield chunk
 

@@ -219,7 +219,7 @@ class AsyncFiles:
 
         Permission bits and times are preserved. ``mode`` sets the permission bits of files given as a source, but not
         of files inside directories. The copies belong to ``user`` by default, to ``owner``, or with ``keep_owner`` to
-        the same numeric user and group as the source.
+        the same numeric user and group as the source. ``keep_owner`` also keeps ``user.*`` extended attributes.
 
         Each file and each new directory appears atomically: an interrupted copy leaves no part of it. ``on_progress``
         reports the bytes copied for each source. Sockets and devices are skipped and listed in
@@ -253,7 +253,8 @@ class AsyncFiles:
         Sources and ``target`` follow the rules of `upload`. The guest is not trusted: nothing is written outside
         ``target``. Devices, FIFOs, and links that point outside ``target`` are rejected with `ArchiveRefused`;
         ``unsafe_links`` allows such links. Set-user-ID and set-group-ID bits are cleared. The copies belong to the
-        caller, or with ``keep_owner`` (requires root) to the same numeric user and group as in the guest.
+        caller, or with ``keep_owner`` (requires root) to the same numeric user and group as in the guest; their
+        ``user.*`` extended attributes are then kept too.
 
         Raises the guest's errors, and `DiskFull`, `NoSuchFile` or `PermissionDenied` for local files.
         """

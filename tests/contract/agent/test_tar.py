@@ -171,3 +171,58 @@ async def test_the_owners_of_an_archive(real: Implementation) -> None:
         await put(real, real.folder, data, **options)
         status = (real.folder / "a").stat()
         assert (status.st_uid, status.st_gid) == owner
+
+
+VALUE = b"value\xff\0=\n"
+
+
+async def test_extended_attributes_of_users_are_kept_if_asked_for(agent: Implementation) -> None:
+    tree = agent.folder / "tree"
+    tree.mkdir()
+    for name, data in (("full", b"x"), ("empty", b"")):
+        (tree / name).write_bytes(data)
+        os.setxattr(tree / name, "user.a", VALUE)
+    os.setxattr(tree, "user.dir", b"")
+    async with agent.session() as session:
+        plain = await session.request("GET", f"/v1/files/tar{at(f'{tree}/.')}")
+        full = await session.request("GET", f"/v1/files/tar{at(f'{tree}/.', xattrs=1)}")
+        assert b"SCHILY" not in plain.body
+        assert (
+            await session.request("PUT", f"/v1/files/tar{at(agent.folder / 'new', create=1)}", bytes(full.body))
+        ).status == 200
+    for name in ("full", "empty"):
+        assert os.getxattr(agent.folder / "new" / name, "user.a") == VALUE
+    assert os.listxattr(agent.folder / "new") == ["user.dir"]
+
+
+async def test_other_extended_attributes_are_dropped(agent: Implementation) -> None:
+    attributes = {"SCHILY.xattr.security.capability": "x", "SCHILY.xattr.trusted.a": "x", "SCHILY.xattr.user.a": "x"}
+    with io.BytesIO() as packed:
+        with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            info = tarfile.TarInfo("file")
+            info.pax_headers = attributes
+            tar.addfile(info)
+        assert (await put(agent, agent.folder, packed.getvalue())).status == 200
+    assert os.listxattr(agent.folder / "file") == ["user.a"]
+
+
+async def test_zeros_become_holes(agent: Implementation) -> None:
+    if not agent.is_real:
+        pytest.skip("the fake agent writes what it gets")
+    sparse = agent.folder / "source"
+    with sparse.open("wb") as file:
+        file.write(b"x" * 4096)
+        file.seek(20 << 20)
+        file.write(b"end")
+        file.truncate(30 << 20)
+    data = sparse.read_bytes()
+    async with agent.session() as session:
+        assert (await session.request("PUT", f"/v1/files{at(agent.folder / 'file')}", data)).status == 200
+        packed = await session.request("GET", f"/v1/files/tar{at(sparse)}")
+        (agent.folder / "to").mkdir()
+        assert (
+            await session.request("PUT", f"/v1/files/tar{at(agent.folder / 'to')}", bytes(packed.body))
+        ).status == 200
+    for copy in (agent.folder / "file", agent.folder / "to" / "source"):
+        assert copy.read_bytes() == data
+        assert copy.stat().st_blocks * 512 <= 128 << 10

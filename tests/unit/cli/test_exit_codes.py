@@ -3,8 +3,7 @@
 import pytest
 
 from squib.cli.exit_codes import exit_code
-from squib.errors import SquibError
-from squib.protocol.errors import BY_CODE
+from squib.errors import BY_CODE, SquibError
 
 OTHERS = {
     "invalid_argument": 2,

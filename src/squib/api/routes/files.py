@@ -160,9 +160,15 @@ async def watch(engine: EngineDep, ref: Ref, path: Path, as_user: AsUser, recurs
 
 
 @router.get("/tar", response_class=Response, responses={200: {"content": {TAR: {}}}})
-async def read_tar(engine: EngineDep, ref: Ref, path: Paths, as_user: AsUser) -> Response:
+async def read_tar(
+    engine: EngineDep,
+    ref: Ref,
+    path: Paths,
+    as_user: AsUser,
+    xattrs: Annotated[bool, Query(description="keep extended attributes of the user namespace")] = False,
+) -> Response:
     """Return files and directories as a tar. The guest controls its content: unpack it as untrusted."""
-    return ProxyResponse(await files.read_tar(engine, ref, path, as_user=as_user), TAR)
+    return ProxyResponse(await files.read_tar(engine, ref, path, xattrs=xattrs, as_user=as_user), TAR)
 
 
 @router.put("/tar", openapi_extra=_TAR_BODY)

@@ -155,7 +155,11 @@ Mode = Annotated[
 ]
 KeepOwner = Annotated[
     bool,
-    typer.Option("--keep-owner", "-a", help="Keep owners, as numbers. On this machine that needs root."),
+    typer.Option(
+        "--keep-owner",
+        "-a",
+        help="Keep owners, as numbers, and user.* extended attributes. On this machine that needs root.",
+    ),
 ]
 UnsafeLinks = Annotated[
     bool,

@@ -68,10 +68,15 @@ async def watch(engine: Engine, ref: str, path: str, *, recursive: bool, as_user
     return await _start(engine, ref, files.watch(_resolve(engine, ref, path), recursive=recursive))
 
 
-async def read_tar(engine: Engine, ref: str, paths: list[str], *, as_user: str | None = None) -> GuestStream:
-    """Read files and directories, with their contents, as a tar archive."""
+async def read_tar(
+    engine: Engine, ref: str, paths: list[str], *, xattrs: bool = False, as_user: str | None = None
+) -> GuestStream:
+    """Read files and directories, with their contents, as a tar archive.
+
+    With ``xattrs``, it holds the extended attributes of the ``user`` namespace too.
+    """
     files = _files(engine, ref, as_user)
-    return await _start(engine, ref, files.read_tar([_resolve(engine, ref, path) for path in paths]))
+    return await _start(engine, ref, files.read_tar([_resolve(engine, ref, path) for path in paths], xattrs=xattrs))
 
 
 async def write(

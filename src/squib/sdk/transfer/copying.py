@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from squib.errors import InvalidArgument, NoSuchFile, NotADirectory, NotAFile
+from squib.errors import InvalidArgument, NoSuchFile, NotADirectory, NotAFile, TransferFailed
 from squib.host.files import open_regular
 from squib.models import FileInfo, FileType, OnProgress, Progress
 from squib.protocol.guestfiles import GuestPath, check_path
 from squib.sdk.fileclient import FileClient
 from squib.sdk.result import CopyResult
 from squib.sdk.transfer.chunks import CHUNK_BYTES, ThreadReader, blocking, in_thread, reading
-from squib.sdk.transfer.localfiles import CHECK_ROOM_EVERY, check_room, escaped, local_errors
-from squib.sdk.transfer.pack import Packing, measure
+from squib.sdk.transfer.localfiles import CHECK_ROOM_EVERY, check_room, escaped, local_errors, write_sparse
+from squib.sdk.transfer.pack import Packing, measure, read_xattrs
 from squib.sdk.transfer.repack import repacked
 from squib.sdk.transfer.unpack import unpack
 
@@ -118,6 +118,9 @@ async def upload(
             copied += await _upload_tree(client, each, place, owner, keep_owner, parents, counter)
         else:
             _refuse_slash(each, place_of_all, place)
+            if keep_owner and place != "/" and await blocking(_has_xattrs, each.path):
+                copied += await _upload_with_xattrs(client, each, place, mode, parents, counter)
+                continue
             owned = f"{status.st_uid}:{status.st_gid}" if keep_owner else owner
             copied += await _upload_file(client, each, place, owned, mode, parents, counter)
     return copied
@@ -161,6 +164,40 @@ async def _upload_file(
     return CopyResult(1, info.size)
 
 
+def _has_xattrs(path: str) -> bool:
+    with local_errors(path):
+        return bool(read_xattrs(path))
+
+
+async def _upload_with_xattrs(
+    client: FileClient, source: _Named, place: str, mode: int | None, parents: bool, counter: _Counter
+) -> CopyResult:
+    """Upload a file as an archive, which keeps its owner and extended attributes."""
+
+    def start() -> tuple[BinaryIO, os.stat_result]:
+        with local_errors(source.path):
+            file = open_regular(Path(source.path))
+            return file, os.fstat(file.fileno())
+
+    there = await _stat_or_none(client, place)
+    if there is not None and there.type is not FileType.FILE:
+        raise NotAFile(f"{escaped(place)} is a {there.type}, not a regular file")
+    directory, name = posixpath.split(place)
+    directory = directory or "."
+    if parents and there is None:
+        await client.mkdir(directory, parents=True, mode=None, owner=None)
+    file, status = await blocking(start)
+    with file:
+        counter.total = status.st_size
+        packing = Packing(source.path, xattrs=True)
+        kept = stat.S_IMODE(status.st_mode) if mode is None else mode
+        chunks = _counted(
+            in_thread(packing.file_chunks(file.fileno(), name, kept)), lambda _: counter.reach(packing.bytes)
+        )
+        await client.write_tar(directory, chunks, owner=None, keep_owner=True, create=False)
+    return CopyResult(packing.entries, packing.bytes)
+
+
 def _read(file: BinaryIO, path: str) -> Iterator[bytes]:
     with local_errors(path):
         while data := os.read(file.fileno(), CHUNK_BYTES):
@@ -179,7 +216,7 @@ async def _upload_tree(
     create = await _is_new_directory(client, source, place)
     if counter.on_progress:
         counter.total = await blocking(measure, source.path)
-    packing = Packing(source.path)
+    packing = Packing(source.path, xattrs=keep_owner)
     chunks = _counted(in_thread(packing.chunks()), lambda size: counter.reach(packing.bytes))
     await client.write_tar(place, chunks, owner=owner, keep_owner=keep_owner, create=create, parents=parents and create)
     return CopyResult(packing.entries, packing.bytes, tuple(packing.left_out))
@@ -235,7 +272,7 @@ async def relay(
         counter = _Counter(on_progress, each.path)
         if info.type is FileType.DIRECTORY:
             create = await _is_new_directory(destination, each, place)
-            chunks = repacked(_counted(source.read_tar(f"{each.path.rstrip('/')}/."), counter.add))
+            chunks = repacked(_counted(source.read_tar(f"{each.path.rstrip('/')}/.", xattrs=keep_owner), counter.add))
             copied += await destination.write_tar(
                 place, chunks, owner=owner, keep_owner=keep_owner, create=create, parents=parents and create
             )
@@ -287,17 +324,19 @@ async def download(
             copied += await _download_tree(client, each, Path(place), keep_owner, unsafe_links, counter)
         else:
             _refuse_slash(each, place_of_all, place)
-            copied += await _download_file(client, each, Path(place), info, keep_owner, counter)
+            if keep_owner:
+                copied += await _download_with_xattrs(client, each, Path(place), info, counter)
+            else:
+                copied += await _download_file(client, each, Path(place), info, counter)
     return copied
 
 
 async def _download_file(
-    client: FileClient, source: _Named, place: Path, info: FileInfo, keep_owner: bool, counter: _Counter
+    client: FileClient, source: _Named, place: Path, info: FileInfo, counter: _Counter
 ) -> CopyResult:
     counter.total = info.size
     counter.add(0)
-    owner = (info.uid, info.gid) if keep_owner else None
-    file = await blocking(_NewFile, place, info, owner)
+    file = await blocking(_NewFile, place, info)
     try:
         async with aclosing(client.read(source.path)) as chunks:
             gathered: list[bytes] = []
@@ -319,14 +358,12 @@ async def _download_file(
 class _NewFile:
     """A download in progress: written to a temporary file next to ``place``, and renamed by `finish`."""
 
-    def __init__(self, place: Path, info: FileInfo, owner: tuple[int, int] | None) -> None:
+    def __init__(self, place: Path, info: FileInfo) -> None:
         with local_errors(place):
-            self._place = place.resolve()  # follow a symbolic link, as cp does
-            if self._place.exists() and not self._place.is_file():
-                raise NotAFile(f"{escaped(place)} on this machine exists and is not a regular file")
+            self._place = _resolve_file(place)
             self._temporary = _temporary_beside(self._place)
             self._fd = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        self._info, self._owner = info, owner
+        self._info = info
         self._written = self._checked = 0
         self._finished = False
 
@@ -336,17 +373,14 @@ class _NewFile:
                 self._checked = self._written
                 left = max(self._info.size - self._written, len(data))
                 check_room(self._fd, left, escaped(self._info.name), self._place)
-            view = memoryview(data)
-            while view:
-                view = view[os.write(self._fd, view) :]
+            write_sparse(self._fd, data)
             self._written += len(data)
 
     def finish(self, data: bytes) -> None:
         """Write the last data, set the attributes, and rename the file to its final name."""
         self.write(data)
         with local_errors(self._place):
-            if self._owner:
-                os.fchown(self._fd, *self._owner)
+            os.ftruncate(self._fd, self._written)
             os.fchmod(self._fd, self._info.mode & _PERMISSIONS)
             os.utime(self._fd, ns=(self._info.mtime_ns, self._info.mtime_ns))
             self._temporary.rename(self._place)
@@ -358,10 +392,46 @@ class _NewFile:
             self._temporary.unlink(missing_ok=True)
 
 
+def _resolve_file(place: Path) -> Path:
+    """Follow a symbolic link, as cp does. Raises `NotAFile` for anything else than a file."""
+    resolved = place.resolve()
+    if resolved.exists() and not resolved.is_file():
+        raise NotAFile(f"{escaped(place)} on this machine exists and is not a regular file")
+    return resolved
+
+
+async def _download_with_xattrs(
+    client: FileClient, source: _Named, place: Path, info: FileInfo, counter: _Counter
+) -> CopyResult:
+    """Download a file as an archive, which keeps its owner and extended attributes."""
+    counter.total = info.size
+    async with aclosing(_counted(client.read_tar(source.path, xattrs=True), counter.add)) as chunks:
+
+        def work(archive: ThreadReader) -> CopyResult:
+            with local_errors(place):
+                target = _resolve_file(place)
+                temporary = _temporary_beside(target)
+                temporary.mkdir(mode=0o700)
+            try:
+                copied = unpack(archive, temporary, keep_owner=True)
+                unpacked = temporary / source.name
+                if not unpacked.is_file() or unpacked.is_symlink():
+                    raise TransferFailed(f"{escaped(source.path)} in the guest changed during the transfer")
+                with local_errors(place):
+                    unpacked.rename(target)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+            return copied
+
+        return await reading(work, chunks)
+
+
 async def _download_tree(
     client: FileClient, source: _Named, place: Path, keep_owner: bool, unsafe_links: bool, counter: _Counter
 ) -> CopyResult:
-    async with aclosing(_counted(client.read_tar(f"{source.path.rstrip('/')}/."), counter.add)) as chunks:
+    async with aclosing(
+        _counted(client.read_tar(f"{source.path.rstrip('/')}/.", xattrs=keep_owner), counter.add)
+    ) as chunks:
 
         def work(archive: ThreadReader) -> CopyResult:
             with _directory(place) as (directory, is_new):

@@ -21,6 +21,7 @@ from squib.errors import (
 CHECK_ROOM_EVERY = 64 << 20
 """Call `check_room` again after this many bytes from a guest."""
 
+_HOLE = bytes(16 << 10)
 _SHOWN_NAME = 200
 _FREE_BYTES, _FREE_INODES, _FREE_SHARE = (
     1 << 30,
@@ -60,6 +61,28 @@ def escaped(name: str | bytes | os.PathLike[str]) -> str:
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
     return text if len(text) <= _SHOWN_NAME else text[:_SHOWN_NAME] + "…"
+
+
+def write_sparse(fd: int, data: bytes) -> None:
+    """Write ``data`` at the file's offset, and leave holes for zeros. The caller sets the file's size at the end."""
+    start = at = 0
+    while at < len(data):
+        end = at
+        while end < len(data) and data.startswith(_HOLE[: len(data) - end], end):
+            end = min(end + len(_HOLE), len(data))
+        if end == at:
+            at += len(_HOLE)
+            continue
+        _write_all(fd, data[start:at])
+        os.lseek(fd, end - at, os.SEEK_CUR)
+        start = at = end
+    _write_all(fd, data[start:])
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
 
 
 def check_room(fd: int, size: int, what: str, place: os.PathLike[str]) -> None:

@@ -16,8 +16,12 @@ from dataclasses import dataclass
 
 from squib.errors import InvalidArgument, TransferFailed
 from squib.sdk.transfer.localfiles import escaped, local_errors
-from squib.sdk.transfer.tar import BLOCK, CHUNK, MAX_DEPTH
+from squib.sdk.transfer.tar import BLOCK, CHUNK, MAX_DEPTH, XATTR_RECORD
 
+Xattrs = tuple[tuple[bytes, bytes], ...]
+"""Names and values of extended attributes."""
+
+_MAX_XATTRS = 256 << 10
 _ROOT = "."
 _END = bytes(2 * BLOCK)
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -49,10 +53,12 @@ class Packing:
 
     It keeps permission bits including set-id, symbolic and hard links, FIFOs, times in nanoseconds, numeric owners, and
     names byte for byte. ``entries`` and ``bytes`` (of file content) count what is packed so far. ``left_out`` lists
-    skipped files with the reason: sockets, devices, and files that disappeared during packing.
+    skipped files with the reason: sockets, devices, and files that disappeared during packing. With ``xattrs``, it
+    keeps extended attributes of the ``user`` namespace too.
     """
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, *, xattrs: bool = False) -> None:
+        self._xattrs = xattrs
         self.entries = 0
         self.bytes = 0
         self.left_out: list[str] = []
@@ -82,7 +88,10 @@ class Packing:
                 yield from self._add_file(found)
             else:
                 link = os.readlink(found.name, dir_fd=found.directory) if type_ == tarfile.SYMTYPE else ""
-                yield from self._put(_header(found.member, type_, found.status, link=link))
+                xattrs: Xattrs = ()
+                if self._xattrs and type_ == tarfile.DIRTYPE:
+                    xattrs = read_xattrs(f"/proc/self/fd/{found.directory}/{found.name}")
+                yield from self._put(_header(found.member, type_, found.status, link=link, xattrs=xattrs))
         except (FileNotFoundError, _Replaced):
             self.left_out.append(f"{found.path}: it was removed or replaced during packing")
             return
@@ -99,11 +108,24 @@ class Packing:
                 return
             if status.st_nlink > 1:
                 self._linked[identity] = found.member
-            yield from self._put(_header(found.member, tarfile.REGTYPE, status, size=status.st_size))
-            yield from self._content(fd, found.path, status.st_size)
-            yield from self._put(bytes(-status.st_size % BLOCK))
+            yield from self._put_file(fd, found.path, found.member, status)
         finally:
             os.close(fd)
+
+    def _put_file(
+        self, fd: int, path: str, member: str, status: os.stat_result, mode: int | None = None
+    ) -> Iterator[bytes]:
+        xattrs = read_xattrs(fd) if self._xattrs else ()
+        yield from self._put(_header(member, tarfile.REGTYPE, status, mode=mode, size=status.st_size, xattrs=xattrs))
+        yield from self._content(fd, path, status.st_size)
+        yield from self._put(bytes(-status.st_size % BLOCK))
+
+    def file_chunks(self, fd: int, member: str, mode: int) -> Iterator[bytes]:
+        """Yield an archive of one open file with the name ``member``. Call it once, instead of `chunks`."""
+        with local_errors(self._directory):
+            yield from self._put_file(fd, self._directory, member, os.fstat(fd), mode)
+        self.entries += 1
+        yield bytes(self._gathered) + _END
 
     def _content(self, fd: int, path: str, size: int) -> Iterator[bytes]:
         left = size
@@ -128,13 +150,38 @@ class Packing:
         yield data
 
 
-def _header(member: str, type_: bytes, status: os.stat_result, *, size: int = 0, link: str = "") -> bytes:
-    mode, owner = stat.S_IMODE(status.st_mode), (status.st_uid, status.st_gid)
-    return encode_header(member, type_, mode=mode, owner=owner, mtime_ns=status.st_mtime_ns, size=size, link=link)
+def _header(
+    member: str,
+    type_: bytes,
+    status: os.stat_result,
+    *,
+    mode: int | None = None,
+    size: int = 0,
+    link: str = "",
+    xattrs: Xattrs = (),
+) -> bytes:
+    return encode_header(
+        member,
+        type_,
+        mode=stat.S_IMODE(status.st_mode) if mode is None else mode,
+        owner=(status.st_uid, status.st_gid),
+        mtime_ns=status.st_mtime_ns,
+        size=size,
+        link=link,
+        xattrs=xattrs,
+    )
 
 
 def encode_header(
-    member: str, type_: bytes, *, mode: int, owner: tuple[int, int], mtime_ns: int, size: int, link: str
+    member: str,
+    type_: bytes,
+    *,
+    mode: int,
+    owner: tuple[int, int],
+    mtime_ns: int,
+    size: int,
+    link: str,
+    xattrs: Xattrs = (),
 ) -> bytes:
     """Encode the header of an archive entry. ``type_`` is one of `tarfile`'s, ``owner`` a user and a group ID."""
     info = tarfile.TarInfo(member)
@@ -147,13 +194,35 @@ def encode_header(
     info.mtime = max(seconds, 0)
     if fraction or seconds < 0:
         info.pax_headers = {"mtime": _decimal(mtime_ns)}
+    for name, value in xattrs:
+        info.pax_headers = {**info.pax_headers, _text(XATTR_RECORD + name): _text(value)}
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "surrogateescape")
 
 
 def _decimal(nanoseconds: int) -> str:
     """Format nanoseconds as decimal seconds, as in PAX records."""
     seconds, fraction = divmod(abs(nanoseconds), 10**9)
     return f"{'-' if nanoseconds < 0 else ''}{seconds}.{fraction:09}"
+
+
+def read_xattrs(file: int | str) -> Xattrs:
+    """Return the extended attributes of a file or directory in the ``user`` namespace, up to 256 KiB."""
+    found = []
+    left = _MAX_XATTRS
+    try:
+        for name in os.listxattr(file):
+            if name.startswith("user.") and "=" not in name:
+                value = os.getxattr(file, name)
+                if (left := left - len(name) - len(value)) >= 0:
+                    found.append((os.fsencode(name), value))
+    except OSError as error:
+        if error.errno not in (errno.ENOTSUP, errno.ENODATA):
+            raise
+    return tuple(found)
 
 
 class _Replaced(Exception):

@@ -32,7 +32,8 @@ async def repacked(archive: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes
 def repack(archive: Readable) -> Iterator[bytes]:
     """Yield an archive with the files, directories and links of an untrusted one, in pieces of about 256 KiB.
 
-    Permission bits, owners and times are kept; set-id bits, the sticky bit and extended attributes are not. Blocks.
+    Permission bits, owners, times and extended attributes of the ``user`` namespace are kept; set-id bits, the sticky
+    bit and other attributes are not. Blocks.
     Raises `ArchiveRefused` for devices and FIFOs, as a download does, and `TransferFailed` if the guest reports an
     error.
     """
@@ -47,6 +48,7 @@ def repack(archive: Readable) -> Iterator[bytes]:
             mtime_ns=member.mtime_ns,
             size=member.size,
             link=os.fsdecode(member.link),
+            xattrs=member.xattrs,
         )
         for piece in reader.content():
             gathered += piece

@@ -22,11 +22,17 @@ from squib.sdk.transfer.localfiles import escaped
 ERROR_RECORD = b"SQUIB.error"
 """The record that ends an archive which the agent could not complete (protocol/agent.md)."""
 
+XATTR_RECORD = b"SCHILY.xattr."
+"""The prefix of a record with an extended attribute, as GNU tar and bsdtar write it."""
+
 BLOCK = 512
 CHUNK = 1 << 18
 MAX_DEPTH = 100
 """Maximum number of components in a member name, packing or unpacking. Each one is an open directory."""
 
+_USER = b"user."
+_MAX_XATTR_NAME = 255
+_MAX_XATTR_VALUE = 1 << 16
 _ZEROS = bytes(BLOCK)
 _MAX_EXTENSION = 1 << 20
 _MAX_EXTENSIONS = 8  # headers before one member
@@ -66,7 +72,10 @@ _SPARSE_RECORDS = (b"GNU.sparse.", b"SCHILY.realsize")
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """An unvalidated archive entry. ``mode`` is the permission bits only; ``link`` is the target of a link."""
+    """An unvalidated archive entry. ``mode`` is the permission bits only; ``link`` is the target of a link.
+
+    ``xattrs`` are the extended attributes of the ``user`` namespace; others are dropped.
+    """
 
     path: bytes
     kind: Kind
@@ -76,6 +85,7 @@ class Member:
     gid: int
     mtime_ns: int
     link: bytes
+    xattrs: tuple[tuple[bytes, bytes], ...] = ()
 
 
 class Readable(Protocol):
@@ -215,7 +225,19 @@ def _make_member(block: bytes, size: int, records: dict[bytes, bytes]) -> Member
     if abs(mtime_ns) > _MAX_TIME * 10**9:
         raise refused(path, f"invalid modification time {mtime_ns // 10**9}")
     link = records.get(b"linkpath") or _text(block[157:257])
-    return Member(path, kind, size, _number(block[100:108]) & 0o777, uid, gid, mtime_ns, link)
+    xattrs = _xattrs(path, records) if kind in (Kind.FILE, Kind.DIRECTORY) else ()
+    return Member(path, kind, size, _number(block[100:108]) & 0o777, uid, gid, mtime_ns, link, xattrs)
+
+
+def _xattrs(path: bytes, records: dict[bytes, bytes]) -> tuple[tuple[bytes, bytes], ...]:
+    found = []
+    for key, value in records.items():
+        if key.startswith(XATTR_RECORD):
+            name = key.removeprefix(XATTR_RECORD)
+            if not len(_USER) < len(name) <= _MAX_XATTR_NAME or b"\0" in name or len(value) > _MAX_XATTR_VALUE:
+                raise refused(path, f"invalid extended attribute '{escaped(name)}' of {len(value)} bytes")
+            found.append((name, value))
+    return tuple(found)
 
 
 def refused(path: bytes, why: str, *, hint: str = "") -> ArchiveRefused:
@@ -244,10 +266,10 @@ def _parse_records(data: bytes) -> dict[bytes, bytes]:
             raise ArchiveRefused("the archive is damaged: an extended header cannot be read")
         if key.startswith(_SPARSE_RECORDS):
             raise ArchiveRefused("the archive has a sparse file: sparse files are not supported")
-        if key in _KEPT_RECORDS:
+        if key in _KEPT_RECORDS or key.startswith(XATTR_RECORD + _USER):
             records[key] = value
         at = end
-    return {key: value for key, value in records.items() if value}
+    return {key: value for key, value in records.items() if value or key.startswith(XATTR_RECORD)}
 
 
 def _text(field: bytes) -> bytes:

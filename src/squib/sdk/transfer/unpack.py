@@ -13,6 +13,7 @@ FIFOs are rejected, like devices: opening a FIFO without a writer hangs.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import stat
@@ -22,7 +23,7 @@ from pathlib import Path
 
 from squib.errors import ArchiveRefused, PermissionDenied
 from squib.sdk.result import CopyResult
-from squib.sdk.transfer.localfiles import CHECK_ROOM_EVERY, check_room, escaped, local_errors
+from squib.sdk.transfer.localfiles import CHECK_ROOM_EVERY, check_room, escaped, local_errors, write_sparse
 from squib.sdk.transfer.tar import MAX_DEPTH, Kind, Member, Readable, TarReader, refused
 
 _MAX_PATH = 4096
@@ -90,6 +91,7 @@ class _Unpacking:
         self._keep_owner = keep_owner
         self._unsafe_links = unsafe_links
         self._limits = limits
+        self._new_target = False
         self._entries = 0
         self._bytes = 0
         self._directories: dict[bytes, tuple[int, int, int, int]] = {}
@@ -97,6 +99,7 @@ class _Unpacking:
         self._files: set[tuple[int, int]] = set()
 
     def run(self, new_target: bool) -> CopyResult:
+        self._new_target = new_target
         for member in self._archive:
             self._count(member)
             names = _split(member)
@@ -139,6 +142,8 @@ class _Unpacking:
         if mode & stat.S_IRWXU != stat.S_IRWXU:
             os.fchmod(fd, mode | stat.S_IRWXU)
         path = b"/".join(names)
+        if path or self._new_target:
+            self._set_xattrs(fd, member)
         if path not in self._directories:
             self._remembered += len(path) + _REMEMBERED_EACH
             if self._remembered > _MAX_REMEMBERED:
@@ -151,12 +156,14 @@ class _Unpacking:
         try:
             left, checked = member.size, member.size
             for piece in self._archive.content():
-                _write_all(fd, piece)
+                write_sparse(fd, piece)
                 self._bytes += len(piece)
                 left -= len(piece)
                 if checked - left >= CHECK_ROOM_EVERY:
                     self._tree.check_room(member, left)
                     checked = left
+            os.ftruncate(fd, member.size)
+            self._set_xattrs(fd, member)
             self._set_attributes(fd, member.mode, member.mtime_ns, member.uid, member.gid)
             status = os.fstat(fd)
             self._files.add((status.st_dev, status.st_ino))
@@ -199,6 +206,15 @@ class _Unpacking:
         for path in sorted(self._directories, reverse=True):
             with local_errors(path or b"."):
                 self._set_attributes(self._tree.reopen(_split_path(path)), *self._directories[path])
+
+    def _set_xattrs(self, fd: int, member: Member) -> None:
+        """Set the user attributes of a member, with ``keep_owner`` only. A file system without them has none."""
+        for name, value in member.xattrs if self._keep_owner else ():
+            try:
+                os.setxattr(fd, name, value)
+            except OSError as error:
+                if error.errno != errno.ENOTSUP:
+                    raise
 
     def _set_attributes(self, fd: int, mode: int, mtime_ns: int, uid: int, gid: int) -> None:
         if self._keep_owner:
@@ -336,9 +352,3 @@ def _temporary_name(directory: int) -> Iterator[bytes]:
             FileNotFoundError
         ):  # usually renamed already; rename(2) between two links to one file does nothing
             os.unlink(name, dir_fd=directory)
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]

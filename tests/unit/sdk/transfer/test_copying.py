@@ -321,7 +321,7 @@ def test_a_source_that_cannot_be_read_to_its_end_leaves_nothing_in_the_guest(
 def test_a_disk_that_is_full_here_leaves_nothing_here(
     files: Files, guest: FakeFiles, here: Path, monkeypatch: pytest.MonkeyPatch, number: int, error: type[FileError]
 ) -> None:
-    guest.at("/f").write_bytes(bytes(4 << 20))
+    guest.at("/f").write_bytes(b"x" * (4 << 20))
 
     real = os.write
 

@@ -36,10 +36,10 @@ def test_no_privileged_mode_is_passed_on(mode: int, type_: bytes) -> None:
     assert found["su"].mode == mode & 0o777
 
 
-def test_no_extended_attribute_is_passed_on() -> None:
+def test_only_extended_attributes_of_users_are_passed_on() -> None:
     data = repacked(records(b"x", **CAPABILITY), member("ping", b"content"))
-    assert b"SCHILY" not in data
-    assert members(data)["ping"].pax_headers == {}
+    assert b"security" not in data
+    assert members(data)["ping"].pax_headers == {"SCHILY.xattr.user.note": "mine"}
 
 
 @pytest.mark.parametrize("type_", [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, b"S", b"?"])
@@ -95,7 +95,7 @@ class Source:
     async def stat(self, path: str) -> FileInfo:
         return FileInfo(name="d", type="directory", size=0, mode=0o755, uid=0, gid=0, user=None, group=None, mtime_ns=0)  # type: ignore[arg-type]
 
-    async def read_tar(self, path: str) -> AsyncGenerator[bytes, None]:
+    async def read_tar(self, path: str, *, xattrs: bool = False) -> AsyncGenerator[bytes, None]:
         try:
             for start in range(0, len(self.data), 1000):
                 yield self.data[start : start + 1000]
