@@ -1,6 +1,5 @@
 """What doctor finds, on hosts that lack something."""
 
-import asyncio
 from pathlib import Path
 
 import pytest
@@ -29,18 +28,21 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
     return driver
 
 
-def check_host(home: Home) -> dict[str, Check]:
-    return {check.name: check for check in asyncio.run(doctor.check_host(home))}
+async def check_host(home: Home) -> dict[str, Check]:
+    return {check.name: check for check in await doctor.check_host(home)}
 
 
-def test_every_check_that_does_not_pass_says_what_to_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_every_check_that_does_not_pass_says_what_to_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def find_tool(name: str) -> Path:
         raise DependencyMissing(f"{name} is not installed")
 
     monkeypatch.setattr(proc, "find_tool", find_tool)
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     monkeypatch.setattr(doctor, "AGENT_BINARY", tmp_path / "nothing")
-    checks = check_host(Home(tmp_path))
+    checks = await check_host(Home(tmp_path))
     assert checks["mmdebstrap"].fix == Fix(
         argv=("apt-get", "install", "--no-install-recommends", "mmdebstrap"), as_root=True
     )
@@ -51,54 +53,62 @@ def test_every_check_that_does_not_pass_says_what_to_type(tmp_path: Path, monkey
         assert check.status is CheckStatus.OK or check.fix or check.name == "cgroups", check
 
 
-def test_a_state_directory_that_does_not_exist_yet_is_fine(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_a_state_directory_that_does_not_exist_yet_is_fine(tmp_path: Path) -> None:
     home = Home(tmp_path / "a" / "b")
-    assert check_host(home)["state directory"].status is CheckStatus.OK
+    assert (await check_host(home))["state directory"].status is CheckStatus.OK
     assert not home.root.exists()
 
 
-def test_a_state_directory_that_is_a_file_is_a_failure(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_a_state_directory_that_is_a_file_is_a_failure(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert check_host(Home(tmp_path / "file"))["state directory"].status is CheckStatus.FAIL
+    assert (await check_host(Home(tmp_path / "file")))["state directory"].status is CheckStatus.FAIL
 
 
-def test_a_state_directory_that_others_can_read_is_a_warning(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_a_state_directory_that_others_can_read_is_a_warning(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
-    check = check_host(Home(tmp_path))["state directory"]
+    check = (await check_host(Home(tmp_path)))["state directory"]
     assert (check.status, check.fix) == (CheckStatus.WARN, Fix(argv=("chmod", "700", str(tmp_path))))
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize(("free_gib", "status"), [(60, CheckStatus.OK), (3, CheckStatus.WARN), (0.5, CheckStatus.FAIL)])
-def test_space(free_gib: float, status: CheckStatus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_space(free_gib: float, status: CheckStatus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Usage:
         free = int(free_gib * (1 << 30))
 
     monkeypatch.setattr("shutil.disk_usage", lambda path: Usage)
-    check = check_host(Home(tmp_path))["space"]
+    check = (await check_host(Home(tmp_path)))["space"]
     assert check.status is status
     assert f"{free_gib:.1f} GiB free" in check.detail
 
 
-def test_a_damaged_image_is_a_failure_that_a_rebuild_mends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_a_damaged_image_is_a_failure_that_a_rebuild_mends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def verify(self: ImageStore, ref: str) -> None:
         raise ImageCorrupt(f"image {ref} is damaged")
 
     monkeypatch.setattr(ImageStore, "verify", verify)
-    check = check_host(Home(tmp_path))["image base"]
+    check = (await check_host(Home(tmp_path)))["image base"]
     assert (check.status, check.fix) == (
         CheckStatus.FAIL,
         Fix(argv=("squib", "image", "build", "base", "--rebuild")),
     )
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize("content", [b"", b"#!/bin/sh\n"])
-def test_an_agent_that_is_no_program_is_a_failure(
+async def test_an_agent_that_is_no_program_is_a_failure(
     content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     binary = tmp_path / "agent"
     binary.write_bytes(content)
     monkeypatch.setattr(doctor, "AGENT_BINARY", binary)
-    assert check_host(Home(tmp_path))["agent"].status is CheckStatus.FAIL
+    assert (await check_host(Home(tmp_path)))["agent"].status is CheckStatus.FAIL
 
 
 @pytest.mark.parametrize(
@@ -134,22 +144,18 @@ def test_what_was_left_behind_is_named(rig: Rig) -> None:
     rig.run(test)
 
 
-def test_the_api_tells_both(rig: Rig, driver: FakeDriver) -> None:
-    async def test() -> None:
-        async with rig.http() as (_, http):
-            names = [check["name"] for check in (await http.get("/v1/doctor")).json()["checks"]]
-        assert names[0] == "python" and names[-1] == "leftovers"
-
-    asyncio.run(test())
+@pytest.mark.anyio
+async def test_the_api_tells_both(rig: Rig, driver: FakeDriver) -> None:
+    async with rig.http() as (_, http):
+        names = [check["name"] for check in (await http.get("/v1/doctor")).json()["checks"]]
+    assert names[0] == "python" and names[-1] == "leftovers"
 
 
-def test_a_repaired_database_is_mentioned(rig: Rig) -> None:
-    async def test() -> None:
-        rig.home.root.mkdir()
-        rig.home.database.write_bytes(b"garbage")
-        async with rig.http() as (_, http):
-            checks = {check["name"]: check for check in (await http.get("/v1/doctor")).json()["checks"]}
-        assert checks["database"]["status"] == "warn"
-        assert f"{rig.home.database}.damaged" in checks["database"]["detail"]
-
-    asyncio.run(test())
+@pytest.mark.anyio
+async def test_a_repaired_database_is_mentioned(rig: Rig) -> None:
+    rig.home.root.mkdir()
+    rig.home.database.write_bytes(b"garbage")
+    async with rig.http() as (_, http):
+        checks = {check["name"]: check for check in (await http.get("/v1/doctor")).json()["checks"]}
+    assert checks["database"]["status"] == "warn"
+    assert f"{rig.home.database}.damaged" in checks["database"]["detail"]

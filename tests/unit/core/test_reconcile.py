@@ -71,37 +71,35 @@ async def test_a_vm_that_ended_while_no_engine_ran_is_an_error(rig: Rig) -> None
         assert [lease.kind for lease in engine.store.leases()] == [LeaseKind.DIRECTORY]
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize("start", [False, True])
 @pytest.mark.parametrize("state", TRANSITIONS)
-def test_every_state_is_settled(rig: Rig, state: VMState, start: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_every_state_is_settled(rig: Rig, state: VMState, start: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A VM that claims to be in ``state``, with and without a VMM, ends up usable or gone."""
     monkeypatch.setattr("squib.core.reconcile._POWER_OFF_WAIT_S", 0.05)
 
-    async def main() -> None:
-        async with rig.engine() as engine:
-            vm = await make(engine, rig, start=start)
-            force_state(engine, vm.vm_id, state)
-        async with rig.engine() as engine, asyncio.timeout(20):
-            records = engine.store.list_vms()
-            if state in (VMState.CREATING, VMState.DELETING):
-                assert records == []
-                assert engine.store.leases() == []
-                assert list(rig.home.vms.iterdir()) == []
-                return
-            assert records[0].state in (
-                VMState.CREATED,
-                VMState.STOPPED,
-                VMState.ERROR,
-                VMState.RUNNING,
-                VMState.PAUSED,
-            )
-            assert (records[0].state in UP) == (rig.vmms() != [])
-            if records[0].state is VMState.PAUSED:
-                await resume_vm(engine, vm.vm_id)
-            assert (await start_vm(engine, vm.vm_id)).state is VMState.RUNNING
-            assert len(rig.vmms()) == 1
-
-    asyncio.run(main())
+    async with rig.engine() as engine:
+        vm = await make(engine, rig, start=start)
+        force_state(engine, vm.vm_id, state)
+    async with rig.engine() as engine, asyncio.timeout(20):
+        records = engine.store.list_vms()
+        if state in (VMState.CREATING, VMState.DELETING):
+            assert records == []
+            assert engine.store.leases() == []
+            assert list(rig.home.vms.iterdir()) == []
+            return
+        assert records[0].state in (
+            VMState.CREATED,
+            VMState.STOPPED,
+            VMState.ERROR,
+            VMState.RUNNING,
+            VMState.PAUSED,
+        )
+        assert (records[0].state in UP) == (rig.vmms() != [])
+        if records[0].state is VMState.PAUSED:
+            await resume_vm(engine, vm.vm_id)
+        assert (await start_vm(engine, vm.vm_id)).state is VMState.RUNNING
+        assert len(rig.vmms()) == 1
 
 
 @pytest.mark.anyio
@@ -124,7 +122,8 @@ async def test_only_one_engine_has_a_state_directory(rig: Rig, monkeypatch: pyte
                 pass
 
 
-def test_a_state_directory_that_is_a_file_is_refused(rig: Rig, tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_a_state_directory_that_is_a_file_is_refused(rig: Rig, tmp_path: Path) -> None:
     rig.home.root.parent.mkdir(exist_ok=True)
     rig.home.root.write_text("")
 
@@ -133,7 +132,7 @@ def test_a_state_directory_that_is_a_file_is_refused(rig: Rig, tmp_path: Path) -
             pass
 
     with pytest.raises(EngineStartFailed, match="cannot be used"):
-        asyncio.run(main())
+        await main()
 
 
 @pytest.mark.anyio

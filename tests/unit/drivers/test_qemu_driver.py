@@ -80,13 +80,11 @@ async def launch(paths: VMPaths, behaviour: str, on_spawned: Callable[[int], Non
     )
 
 
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(20):
-            await test()
-            assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    asyncio.run(bounded())
+async def run(test: Callable[[], Awaitable[None]]) -> None:
+    before = asyncio.all_tasks()
+    async with asyncio.timeout(20):
+        await test()
+    assert asyncio.all_tasks() == before
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -102,7 +100,8 @@ def test_it_is_a_driver() -> None:
     assert driver.groups == ()
 
 
-def test_a_machine_from_launch_to_kill(paths: VMPaths) -> None:
+@pytest.mark.anyio
+async def test_a_machine_from_launch_to_kill(paths: VMPaths) -> None:
     async def test() -> None:
         spawned: list[int] = []
         machine: Machine = await launch(paths, "run", spawned.append)
@@ -116,9 +115,10 @@ def test_a_machine_from_launch_to_kill(paths: VMPaths) -> None:
         reasons = {*await asyncio.gather(*waiters), await machine.wait()}
         assert [reason.kind for reason in reasons] == [ExitKind.KILLED]
 
-    run(test)
+    await run(test)
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize(
     ("behaviour", "kind", "text"),
     [
@@ -127,7 +127,7 @@ def test_a_machine_from_launch_to_kill(paths: VMPaths) -> None:
         ("crash", ExitKind.FAILED, "SIGSEGV"),
     ],
 )
-def test_the_end_of_a_machine_and_why(paths: VMPaths, behaviour: str, kind: ExitKind, text: str) -> None:
+async def test_the_end_of_a_machine_and_why(paths: VMPaths, behaviour: str, kind: ExitKind, text: str) -> None:
     async def test() -> None:
         machine = await launch(paths, behaviour)
         reason = await machine.wait()
@@ -135,19 +135,21 @@ def test_the_end_of_a_machine_and_why(paths: VMPaths, behaviour: str, kind: Exit
         assert text in reason.text
         assert list(paths.root.rglob("*.sock")) == []
 
-    run(test)
+    await run(test)
 
 
-def test_a_vmm_that_ends_at_once(paths: VMPaths) -> None:
+@pytest.mark.anyio
+async def test_a_vmm_that_ends_at_once(paths: VMPaths) -> None:
     async def test() -> None:
         with pytest.raises(BootFailed, match="QEMU exited with status 1") as caught:
             await launch(paths, "die")
         assert "could not load kernel" in caught.value.detail
 
-    run(test)
+    await run(test)
 
 
-def test_a_cancelled_launch_leaves_nothing(paths: VMPaths) -> None:
+@pytest.mark.anyio
+async def test_a_cancelled_launch_leaves_nothing(paths: VMPaths) -> None:
     async def test() -> None:
         task = asyncio.create_task(launch(paths, "hang"))
         await until(lambda: processes.holders(process_lock(paths.root, "vmm")) != [])
@@ -156,10 +158,11 @@ def test_a_cancelled_launch_leaves_nothing(paths: VMPaths) -> None:
             await task
         assert processes.holders(process_lock(paths.root, "vmm")) == []
 
-    run(test)
+    await run(test)
 
 
-def test_a_vmm_that_does_not_answer_is_killed(paths: VMPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_a_vmm_that_does_not_answer_is_killed(paths: VMPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qemu_driver, "_MONITOR_TIMEOUT_S", 0.05)
     monkeypatch.setattr(qemu_driver, "_END_TIMEOUT_S", 0.05)
 
@@ -167,10 +170,11 @@ def test_a_vmm_that_does_not_answer_is_killed(paths: VMPaths, monkeypatch: pytes
         with pytest.raises(BootFailed, match="did not respond"):
             await launch(paths, "hang")
 
-    run(test)
+    await run(test)
 
 
-def test_a_caller_that_cannot_take_the_process_ends_it(paths: VMPaths) -> None:
+@pytest.mark.anyio
+async def test_a_caller_that_cannot_take_the_process_ends_it(paths: VMPaths) -> None:
     def refuse(pid: int) -> None:
         raise HostError("no cgroup")
 
@@ -178,21 +182,23 @@ def test_a_caller_that_cannot_take_the_process_ends_it(paths: VMPaths) -> None:
         with pytest.raises(HostError, match="no cgroup"):
             await launch(paths, "run", refuse)
 
-    run(test)
+    await run(test)
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize("missing", ["kernel", "initramfs", "base", "overlay.ext4"])
-def test_a_file_that_cannot_be_opened_is_named(paths: VMPaths, missing: str) -> None:
+async def test_a_file_that_cannot_be_opened_is_named(paths: VMPaths, missing: str) -> None:
     (paths.root / missing).unlink()
 
     async def test() -> None:
         with pytest.raises(HostError, match=missing):
             await launch(paths, "run")
 
-    run(test)
+    await run(test)
 
 
-def test_without_qemu(paths: VMPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_without_qemu(paths: VMPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qemu_driver, "PROGRAM", "qemu-system-none")
 
     async def test() -> None:
@@ -203,10 +209,11 @@ def test_without_qemu(paths: VMPaths, monkeypatch: pytest.MonkeyPatch) -> None:
         assert check.fix is not None and check.fix.as_root
         assert check.fix.argv[:2] == ("apt-get", "install")
 
-    run(test)
+    await run(test)
 
 
-def test_one_vmm_of_a_vm_at_a_time(paths: VMPaths) -> None:
+@pytest.mark.anyio
+async def test_one_vmm_of_a_vm_at_a_time(paths: VMPaths) -> None:
     async def test() -> None:
         machine = await launch(paths, "run")
         with pytest.raises(WrongState, match="still running"):
@@ -216,10 +223,11 @@ def test_one_vmm_of_a_vm_at_a_time(paths: VMPaths) -> None:
         assert paths.qemu.agent_socket.is_socket()
         await machine.kill()
 
-    run(test)
+    await run(test)
 
 
-def test_a_console_log_is_that_of_the_present_boot(paths: VMPaths) -> None:
+@pytest.mark.anyio
+async def test_a_console_log_is_that_of_the_present_boot(paths: VMPaths) -> None:
     async def test() -> None:
         for _ in range(2):
             reason = await (await launch(paths, "panic")).wait()
@@ -228,10 +236,11 @@ def test_a_console_log_is_that_of_the_present_boot(paths: VMPaths) -> None:
         assert reason.kind is ExitKind.POWERED_OFF
         assert paths.qemu.console_log.read_bytes() == b"squib-agent: ready\r\n"
 
-    run(test)
+    await run(test)
 
 
-def test_a_detached_machine_goes_on_and_is_adopted(paths: VMPaths) -> None:
+@pytest.mark.anyio
+async def test_a_detached_machine_goes_on_and_is_adopted(paths: VMPaths) -> None:
     async def test() -> None:
         first = await launch(paths, "run")
         await first.detach()
@@ -248,10 +257,11 @@ def test_a_detached_machine_goes_on_and_is_adopted(paths: VMPaths) -> None:
         assert reason.kind is ExitKind.KILLED
         assert "host-qmp-quit" in reason.text
 
-    run(test)
+    await run(test)
 
 
-def test_a_machine_whose_engine_ended_before_its_guest_ran_is_ended(paths: VMPaths) -> None:
+@pytest.mark.anyio
+async def test_a_machine_whose_engine_ended_before_its_guest_ran_is_ended(paths: VMPaths) -> None:
     """It may not be sealed, so its guest must never run."""
 
     async def test() -> None:
@@ -264,10 +274,11 @@ def test_a_machine_whose_engine_ended_before_its_guest_ran_is_ended(paths: VMPat
         assert processes.holders(process_lock(paths.root, "vmm")) == []
         assert list(paths.root.rglob("*.sock")) == []
 
-    run(test)
+    await run(test)
 
 
-def test_a_machine_that_hangs_is_adopted_all_the_same(paths: VMPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_a_machine_that_hangs_is_adopted_all_the_same(paths: VMPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qemu_driver, "_ADOPT_TIMEOUT_S", 0.05)
 
     async def test() -> None:
@@ -282,10 +293,11 @@ def test_a_machine_that_hangs_is_adopted_all_the_same(paths: VMPaths, monkeypatc
         await second.kill()
         assert (await second.wait()).kind is ExitKind.KILLED
 
-    run(test)
+    await run(test)
 
 
-def test_a_guest_that_makes_qemu_complain_fills_no_disk_and_blocks_nothing(paths: VMPaths) -> None:
+@pytest.mark.anyio
+async def test_a_guest_that_makes_qemu_complain_fills_no_disk_and_blocks_nothing(paths: VMPaths) -> None:
     """Neither while an engine reads, nor without one, nor for the next engine."""
 
     async def test() -> None:
@@ -304,19 +316,21 @@ def test_a_guest_that_makes_qemu_complain_fills_no_disk_and_blocks_nothing(paths
         await adopted.kill()
         assert sum(path.stat().st_size for path in paths.qemu.root.iterdir()) < 256 * 1024
 
-    run(test)
+    await run(test)
 
 
-def test_what_qemu_printed_last_is_in_its_log(paths: VMPaths) -> None:
+@pytest.mark.anyio
+async def test_what_qemu_printed_last_is_in_its_log(paths: VMPaths) -> None:
     async def test() -> None:
         reason = await (await launch(paths, "abort")).wait()
         assert reason.kind is ExitKind.FAILED
         assert "Assertion failed" in reason.detail
 
-    run(test)
+    await run(test)
 
 
-def test_there_is_nothing_to_adopt(paths: VMPaths) -> None:
+@pytest.mark.anyio
+async def test_there_is_nothing_to_adopt(paths: VMPaths) -> None:
     paths.qemu.qmp_socket.touch()
 
     async def test() -> None:
@@ -326,11 +340,12 @@ def test_there_is_nothing_to_adopt(paths: VMPaths) -> None:
         )
         assert not paths.qemu.qmp_socket.exists()
 
-    run(test)
+    await run(test)
 
 
-def test_checks(tools: ToolBox) -> None:
-    program, acceleration, confinement = asyncio.run(QemuDriver(NO_KVM, NO_JAIL).checks())
+@pytest.mark.anyio
+async def test_checks(tools: ToolBox) -> None:
+    program, acceleration, confinement = await QemuDriver(NO_KVM, NO_JAIL).checks()
     assert program.status is CheckStatus.OK
     assert program.detail.endswith("7.2.22")
     assert acceleration.status is CheckStatus.WARN
@@ -340,6 +355,7 @@ def test_checks(tools: ToolBox) -> None:
     assert NO_JAIL.reason in confinement.detail
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize(
     ("script", "says"),
     [
@@ -348,9 +364,9 @@ def test_checks(tools: ToolBox) -> None:
         ("echo broken >&2; exit 1", "broken"),
     ],
 )
-def test_a_qemu_that_will_not_do(tools: ToolBox, script: str, says: str) -> None:
+async def test_a_qemu_that_will_not_do(tools: ToolBox, script: str, says: str) -> None:
     tools.add("qemu-system-x86_64", script)
-    check, *_ = asyncio.run(QemuDriver(NO_KVM, NO_JAIL).checks())
+    check, *_ = await QemuDriver(NO_KVM, NO_JAIL).checks()
     assert check.status is CheckStatus.FAIL
     assert says in check.detail
 

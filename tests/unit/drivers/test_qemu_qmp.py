@@ -66,17 +66,14 @@ async def serving(path: Path, monitor: FakeMonitor) -> AsyncIterator[None]:
         await asyncio.sleep(0)
 
 
-def check(path: Path, monitor: FakeMonitor, test: Callable[[QMP], Awaitable[None]]) -> None:
+async def check(path: Path, monitor: FakeMonitor, test: Callable[[QMP], Awaitable[None]]) -> None:
     """Run ``test`` with a session to ``monitor``; afterwards nothing of the session is left in the loop."""
 
-    async def main() -> None:
-        async with asyncio.timeout(10), serving(path, monitor):
-            qmp = await QMP.connect(path)
-            await test(qmp)
-            qmp.close()
-            qmp.close()
-
-    asyncio.run(main())
+    async with asyncio.timeout(10), serving(path, monitor):
+        qmp = await QMP.connect(path)
+        await test(qmp)
+        qmp.close()
+        qmp.close()
 
 
 @pytest.fixture
@@ -84,38 +81,42 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "qmp.sock"
 
 
-def test_commands_are_answered(path: Path) -> None:
+@pytest.mark.anyio
+async def test_commands_are_answered(path: Path) -> None:
     async def test(qmp: QMP) -> None:
         assert await qmp.execute("query-status", {"a": 1}) == {"echo": {"a": 1}}
 
-    check(path, FakeMonitor(), test)
+    await check(path, FakeMonitor(), test)
 
 
-def test_a_refusal_is_an_error_with_qemus_words(path: Path) -> None:
+@pytest.mark.anyio
+async def test_a_refusal_is_an_error_with_qemus_words(path: Path) -> None:
     async def test(qmp: QMP) -> None:
         with pytest.raises(ToolFailed, match="refuse: no such device"):
             await qmp.execute("refuse")
         assert await qmp.execute("go on")
 
-    check(path, FakeMonitor(), test)
+    await check(path, FakeMonitor(), test)
 
 
-def test_a_qemu_that_hangs_costs_a_timeout(path: Path) -> None:
+@pytest.mark.anyio
+async def test_a_qemu_that_hangs_costs_a_timeout(path: Path) -> None:
     async def test(qmp: QMP) -> None:
         with pytest.raises(ToolFailed, match="did not respond to stop within"):
             await qmp.execute("stop", timeout_s=0.02)
         assert await qmp.execute("cont")
 
-    check(path, FakeMonitor(quiet=("stop",)), test)
+    await check(path, FakeMonitor(quiet=("stop",)), test)
 
 
-def test_a_qemu_that_ends_is_an_error_now_and_later(path: Path) -> None:
+@pytest.mark.anyio
+async def test_a_qemu_that_ends_is_an_error_now_and_later(path: Path) -> None:
     async def test(qmp: QMP) -> None:
         for _ in range(2):
             with pytest.raises(ToolFailed):
                 await qmp.execute("hang up")
 
-    check(path, FakeMonitor(), test)
+    await check(path, FakeMonitor(), test)
 
 
 @pytest.mark.anyio
@@ -125,9 +126,10 @@ async def test_a_monitor_that_says_nothing(path: Path) -> None:
             await QMP.connect(path, timeout_s=0.02)
 
 
-def test_a_monitor_that_is_not_there(path: Path) -> None:
+@pytest.mark.anyio
+async def test_a_monitor_that_is_not_there(path: Path) -> None:
     with pytest.raises(ToolFailed, match="cannot be reached"):
-        asyncio.run(QMP.connect(path))
+        await QMP.connect(path)
 
 
 @pytest.mark.anyio
@@ -169,7 +171,8 @@ async def by_hand(path: Path) -> AsyncIterator[tuple[socket.socket, QMP]]:
             await asyncio.sleep(0)
 
 
-def test_the_reason_of_a_shutdown_is_remembered(path: Path) -> None:
+@pytest.mark.anyio
+async def test_the_reason_of_a_shutdown_is_remembered(path: Path) -> None:
     monitor = FakeMonitor()
 
     async def test(qmp: QMP) -> None:
@@ -179,7 +182,7 @@ def test_the_reason_of_a_shutdown_is_remembered(path: Path) -> None:
         await qmp.drained()
         assert qmp.shutdown_reason == "guest-reset"
 
-    check(path, monitor, test)
+    await check(path, monitor, test)
 
 
 @pytest.mark.anyio
@@ -232,9 +235,10 @@ async def test_a_qemu_that_ends_right_after_the_handshake(path: Path) -> None:
             await qmp.execute("query-status")
 
 
-def test_waiting_for_the_end_is_bounded(path: Path) -> None:
+@pytest.mark.anyio
+async def test_waiting_for_the_end_is_bounded(path: Path) -> None:
     async def test(qmp: QMP) -> None:
         await qmp.drained(timeout_s=0.01)
         assert await qmp.execute("query-status")
 
-    check(path, FakeMonitor(), test)
+    await check(path, FakeMonitor(), test)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -314,7 +315,7 @@ def test_kill_9_of_the_engine_before_the_seal_ends_the_vmm(
                 assert engine.stdout.readline() == b"started\n"
                 assert len(processes.find(identity)) == 2
             else:
-                asyncio.run(asyncio.sleep(moment_s))
+                time.sleep(moment_s)
         finally:
             engine.kill()
     asyncio.run(until(lambda: processes.find(identity) == []))

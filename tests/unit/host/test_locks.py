@@ -4,6 +4,8 @@ import asyncio
 import os
 from pathlib import Path
 
+import pytest
+
 from squib.host.locks import FileLock, locked
 
 
@@ -32,20 +34,18 @@ def test_closing_twice_is_harmless(tmp_path: Path) -> None:
     lock.close()
 
 
-def test_waiting_for_a_lock_does_not_block_the_loop(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_waiting_for_a_lock_does_not_block_the_loop(tmp_path: Path) -> None:
     order: list[str] = []
 
     async def wait() -> None:
         async with locked(tmp_path / "lock", poll_s=0.001):
             order.append("second")
 
-    async def main() -> None:
-        with FileLock(tmp_path / "lock") as first:
-            assert first.try_acquire()
-            waiter = asyncio.create_task(wait())
-            await asyncio.sleep(0)
-            order.append("first")
-        await asyncio.wait_for(waiter, 5)
-
-    asyncio.run(main())
+    with FileLock(tmp_path / "lock") as first:
+        assert first.try_acquire()
+        waiter = asyncio.create_task(wait())
+        await asyncio.sleep(0)
+        order.append("first")
+    await asyncio.wait_for(waiter, 5)
     assert order == ["first", "second"]

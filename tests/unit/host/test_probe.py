@@ -1,6 +1,5 @@
 """What the reports of the probe's guest mean, and that a guest that says nothing is not waited for."""
 
-import asyncio
 import os
 import platform
 import sys
@@ -66,38 +65,43 @@ def pretend_guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str)
     return runs
 
 
-def test_a_certain_answer_is_believed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_a_certain_answer_is_believed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = pretend_guest(tmp_path, monkeypatch, f"print({USABLE!r}, end='')")
-    assert asyncio.run(probe_kvm(Path("/dev/null"))) == KVMProbe(True, "hardware virtualization works", True)
+    assert await probe_kvm(Path("/dev/null")) == KVMProbe(True, "hardware virtualization works", True)
     assert runs.read_text() == "x"
 
 
-def test_a_slow_loop_is_believed_the_third_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_a_slow_loop_is_believed_the_third_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = pretend_guest(tmp_path, monkeypatch, f"print({report(looped='8 1.5')!r}, end='')")
-    result = asyncio.run(probe_kvm(Path("/dev/null")))
+    result = await probe_kvm(Path("/dev/null"))
     assert not result.usable
     assert "25.0 µs per loop turn" in result.reason
     assert runs.read_text() == "xxx"
 
 
-def test_a_hanging_guest_is_killed_by_its_alarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_a_hanging_guest_is_killed_by_its_alarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alarm = "import os, signal, time\nsignal.setitimer(signal.ITIMER_REAL, 0.02)\nos.write(1, b'cs 8 1.0\\n')\n"
     pretend_guest(tmp_path, monkeypatch, alarm + "time.sleep(60)")
-    result = asyncio.run(probe_kvm(Path("/dev/null")))
+    result = await probe_kvm(Path("/dev/null"))
     assert not result.usable
     assert "SIGALRM" in result.reason
 
 
-def test_no_device(tmp_path: Path) -> None:
-    result = asyncio.run(probe_kvm(tmp_path / "kvm"))
+@pytest.mark.anyio
+async def test_no_device(tmp_path: Path) -> None:
+    result = await probe_kvm(tmp_path / "kvm")
     assert not result.usable
     assert not result.present
 
 
-def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "kvm").touch()
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    result = asyncio.run(probe_kvm(tmp_path / "kvm"))
+    result = await probe_kvm(tmp_path / "kvm")
     assert not result.usable
     assert result.present
     assert "group kvm" in result.reason

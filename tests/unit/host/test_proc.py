@@ -42,15 +42,13 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.002)
 
 
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(20):
-            await test()
-
-    asyncio.run(bounded())
+async def run(test: Callable[[], Awaitable[None]]) -> None:
+    async with asyncio.timeout(20):
+        await test()
 
 
-def test_a_spawned_process_holds_its_lock_until_it_ends(lock_path: Path) -> None:
+@pytest.mark.anyio
+async def test_a_spawned_process_holds_its_lock_until_it_ends(lock_path: Path) -> None:
     async def test() -> None:
         process = start(lock_path, SLEEPER)
         assert is_locked(lock_path)
@@ -61,19 +59,21 @@ def test_a_spawned_process_holds_its_lock_until_it_ends(lock_path: Path) -> None
         assert (process.running, process.returncode) == (False, -signal.SIGKILL)
         assert not is_locked(lock_path)
 
-    run(test)
+    await run(test)
 
 
-def test_an_exit_status_is_known(lock_path: Path) -> None:
+@pytest.mark.anyio
+async def test_an_exit_status_is_known(lock_path: Path) -> None:
     async def test() -> None:
         process = start(lock_path, ["sh", "-c", "exit 3"])
         await process.wait()
         assert process.returncode == 3
 
-    run(test)
+    await run(test)
 
 
-def test_a_spawned_process_inherits_nothing_but_what_it_is_given(lock_path: Path, tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_a_spawned_process_inherits_nothing_but_what_it_is_given(lock_path: Path, tmp_path: Path) -> None:
     async def test() -> None:
         given, kept = os.pipe()
         with (tmp_path / "secret").open("w") as secret:
@@ -90,20 +90,22 @@ def test_a_spawned_process_inherits_nothing_but_what_it_is_given(lock_path: Path
         assert "HOME=" not in said
         assert "\n0\n0077\n" in said
 
-    run(test)
+    await run(test)
 
 
-def test_the_core_limit_of_this_process_stays(lock_path: Path) -> None:
+@pytest.mark.anyio
+async def test_the_core_limit_of_this_process_stays(lock_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_CORE)
 
     async def test() -> None:
         await start(lock_path, ["true"]).wait()
 
-    run(test)
+    await run(test)
     assert resource.getrlimit(resource.RLIMIT_CORE) == before
 
 
-def test_a_program_that_cannot_be_executed(lock_path: Path, tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_a_program_that_cannot_be_executed(lock_path: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.write_bytes(b"\x7fELF nonsense")
     broken.chmod(0o755)
@@ -115,10 +117,11 @@ def test_a_program_that_cannot_be_executed(lock_path: Path, tmp_path: Path) -> N
             start(lock_path, ["no-such-program"])
         assert not is_locked(lock_path)
 
-    run(test)
+    await run(test)
 
 
-def test_a_tool_that_takes_too_long_is_killed_with_all_its_children(lock_path: Path) -> None:
+@pytest.mark.anyio
+async def test_a_tool_that_takes_too_long_is_killed_with_all_its_children(lock_path: Path) -> None:
     async def test() -> None:
         with FileLock(lock_path) as lock:
             assert lock.try_acquire()
@@ -126,10 +129,11 @@ def test_a_tool_that_takes_too_long_is_killed_with_all_its_children(lock_path: P
                 await proc.run(FAMILY, timeout_s=0.1, lock=lock)
         await until(lambda: processes.holders(lock_path) == [])
 
-    run(test)
+    await run(test)
 
 
-def test_what_a_tool_left_behind_is_killed_too_when_time_is_up(lock_path: Path) -> None:
+@pytest.mark.anyio
+async def test_what_a_tool_left_behind_is_killed_too_when_time_is_up(lock_path: Path) -> None:
     """The tool itself has ended; a child in the background keeps its output open."""
 
     async def test() -> None:
@@ -139,11 +143,12 @@ def test_what_a_tool_left_behind_is_killed_too_when_time_is_up(lock_path: Path) 
                 await proc.run(["sh", "-c", "sleep 60 &"], timeout_s=0.1, lock=lock)
         await until(lambda: processes.holders(lock_path) == [])
 
-    run(test)
+    await run(test)
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize("turns", range(12))
-def test_cancelling_at_any_moment_of_the_start_leaves_nothing(lock_path: Path, turns: int) -> None:
+async def test_cancelling_at_any_moment_of_the_start_leaves_nothing(lock_path: Path, turns: int) -> None:
     async def test() -> None:
         with FileLock(lock_path) as lock:
             assert lock.try_acquire()
@@ -155,10 +160,11 @@ def test_cancelling_at_any_moment_of_the_start_leaves_nothing(lock_path: Path, t
                 await task
         await until(lambda: processes.holders(lock_path) == [])
 
-    run(test)
+    await run(test)
 
 
-def test_cancelling_kills_the_tool_with_all_its_children(lock_path: Path) -> None:
+@pytest.mark.anyio
+async def test_cancelling_kills_the_tool_with_all_its_children(lock_path: Path) -> None:
     async def test() -> None:
         with FileLock(lock_path) as lock:
             assert lock.try_acquire()
@@ -169,4 +175,4 @@ def test_cancelling_kills_the_tool_with_all_its_children(lock_path: Path) -> Non
                 await task
         await until(lambda: processes.holders(lock_path) == [])
 
-    run(test)
+    await run(test)

@@ -53,22 +53,19 @@ class Lossy:
         writer.close()
 
 
-def with_lossy(
+async def with_lossy(
     home: Home, monkeypatch: pytest.MonkeyPatch, losses: int, test: Callable[[EngineClient], Awaitable[None]]
 ) -> Lossy:
     lossy = Lossy(home, losses)
     monkeypatch.setattr(httpclient, "ensure_engine", lossy.ensure_engine)
     home.root.mkdir(exist_ok=True)
 
-    async def main() -> None:
-        async with asyncio.timeout(20):
-            server = await asyncio.start_unix_server(lossy.serve, sock=sockets.listen(home.engine_socket))
-            async with EngineClient(home=home) as engine:
-                await test(engine)
-            server.close()
-            await server.wait_closed()
-
-    asyncio.run(main())
+    async with asyncio.timeout(20):
+        server = await asyncio.start_unix_server(lossy.serve, sock=sockets.listen(home.engine_socket))
+        async with EngineClient(home=home) as engine:
+            await test(engine)
+        server.close()
+        await server.wait_closed()
     return lossy
 
 
@@ -111,7 +108,8 @@ def test_the_token_is_in_no_repr(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "hunter2" not in repr(EngineClient(url="http://a")) + repr(EngineClient(url="http://a", token="hunter2"))
 
 
-def test_a_remote_engine_gets_the_token_and_nothing_of_the_environments_proxies(
+@pytest.mark.anyio
+async def test_a_remote_engine_gets_the_token_and_nothing_of_the_environments_proxies(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
@@ -122,28 +120,26 @@ def test_a_remote_engine_gets_the_token_and_nothing_of_the_environments_proxies(
         writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(INFO)}\r\n\r\n{INFO}".encode())
         writer.close()
 
-    async def main() -> None:
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        for url in (f"http://127.0.0.1:{port}", f"http://127.0.0.1:{port}/", f"http://127.0.0.1:{port}/behind/proxy"):
-            async with EngineClient(url=url, token=" hunter2\n") as engine:
-                assert (await engine.info()).driver == "fake"
-        server.close()
-        await server.wait_closed()
-
-    asyncio.run(main())
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    for url in (f"http://127.0.0.1:{port}", f"http://127.0.0.1:{port}/", f"http://127.0.0.1:{port}/behind/proxy"):
+        async with EngineClient(url=url, token=" hunter2\n") as engine:
+            assert (await engine.info()).driver == "fake"
+    server.close()
+    await server.wait_closed()
     assert [request.split()[1] for request in seen] == ["/v1/engine", "/v1/engine", "/behind/proxy/v1/engine"]
     assert all("authorization: Bearer hunter2\r\n" in request for request in seen)
 
 
-def test_a_long_path_of_a_state_directory_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_a_long_path_of_a_state_directory_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / ("x" * 120)
     folder.mkdir()
 
     async def test(engine: EngineClient) -> None:
         assert (await engine.info()).driver == "fake"
 
-    lossy = with_lossy(Home(folder / "home"), monkeypatch, 0, test)
+    lossy = await with_lossy(Home(folder / "home"), monkeypatch, 0, test)
     assert lossy.requests == ["GET /v1/engine"]
 
 
@@ -158,55 +154,59 @@ async def test_a_client_can_be_used_again_after_it_was_closed(served: Served) ->
 # --- requests that are sent again -----------------------------------------------------------------------------------
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
-def test_a_request_that_can_be_repeated_is_sent_again_to_a_new_engine(
+async def test_a_request_that_can_be_repeated_is_sent_again_to_a_new_engine(
     home: Home, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     async def test(engine: EngineClient) -> None:
         assert await engine.request(method, "/engine") == json.loads(INFO)
 
-    lossy = with_lossy(home, monkeypatch, 1, test)
+    lossy = await with_lossy(home, monkeypatch, 1, test)
     assert (lossy.requests, lossy.started) == ([f"{method} /v1/engine"] * 2, 1)
 
 
-def test_a_request_is_not_sent_again_for_ever(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_a_request_is_not_sent_again_for_ever(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("squib.sdk.httpclient.PAUSES_S", (0.0, 0.0))
 
     async def test(engine: EngineClient) -> None:
         with pytest.raises(EngineUnavailable, match="broke"):
             await engine.info()
 
-    assert len(with_lossy(home, monkeypatch, 9, test).requests) == 3
+    lossy = await with_lossy(home, monkeypatch, 9, test)
+    assert len(lossy.requests) == 3
 
 
-def test_a_request_that_changes_something_is_not_sent_again(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_a_request_that_changes_something_is_not_sent_again(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(engine: EngineClient) -> None:
         with pytest.raises(EngineUnavailable, match="broke") as caught:
             await engine.create_vm(VMConfig())
         assert "squib logs --engine" in caught.value.hint
 
-    lossy = with_lossy(home, monkeypatch, 1, test)
+    lossy = await with_lossy(home, monkeypatch, 1, test)
     assert (lossy.requests, lossy.started) == (["POST /v1/vms"], 0)
 
 
-def test_a_request_that_found_no_engine_is_sent_when_one_runs(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_a_request_that_found_no_engine_is_sent_when_one_runs(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lossy = Lossy(home, 0)
     home.root.mkdir()
 
-    async def main() -> None:
-        servers = []
+    servers = []
 
-        async def ensure_engine(home: Home) -> None:
-            servers.append(await asyncio.start_unix_server(lossy.serve, sock=sockets.listen(home.engine_socket)))
+    async def ensure_engine(home: Home) -> None:
+        servers.append(await asyncio.start_unix_server(lossy.serve, sock=sockets.listen(home.engine_socket)))
 
-        monkeypatch.setattr(httpclient, "ensure_engine", ensure_engine)
-        async with EngineClient(home=home) as engine:
-            assert await engine.request("POST", "/engine", {}) == json.loads(INFO)
-        [server] = servers
-        server.close()
-        await server.wait_closed()
-
-    asyncio.run(main())
+    monkeypatch.setattr(httpclient, "ensure_engine", ensure_engine)
+    async with EngineClient(home=home) as engine:
+        assert await engine.request("POST", "/engine", {}) == json.loads(INFO)
+    [server] = servers
+    server.close()
+    await server.wait_closed()
     assert lossy.requests == ["POST /v1/engine"]
 
 
@@ -327,17 +327,15 @@ async def test_a_build_that_does_not_end_well_is_told(lines: str, error: type[Sq
 IMAGE = {"name": "base", "digest": "sha256:1", "size_bytes": 1, "built_at": "2026-01-01T00:00:00Z", "layers": 3}
 
 
-def test_events_and_fields_that_a_newer_engine_adds_are_ignored() -> None:
+@pytest.mark.anyio
+async def test_events_and_fields_that_a_newer_engine_adds_are_ignored() -> None:
     lines = [{"heartbeat": 1}, {"progress": {"step": "boot", "percent": 7}}, {"image": IMAGE, "mirror": "x"}]
     body = "".join(json.dumps(line) + "\n" for line in lines)
     steps: list[str] = []
 
-    async def main() -> str:
-        async with answering(200, body) as engine:
-            image = await engine.build_image("base", on_progress=lambda step: steps.append(step.step))
-            return image.name
-
-    assert (asyncio.run(main()), steps) == ("base", ["boot"])
+    async with answering(200, body) as engine:
+        image = await engine.build_image("base", on_progress=lambda step: steps.append(step.step))
+    assert (image.name, steps) == ("base", ["boot"])
 
 
 @pytest.mark.anyio

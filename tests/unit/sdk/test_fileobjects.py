@@ -129,34 +129,32 @@ def test_errors_come_while_it_is_written_or_when_it_is_closed(files: Files, gues
     wait_until(lambda: guest.left_over() == [])
 
 
-def test_asynchronous_files(guest: FakeFiles) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(20):
-            vm = await AsyncVM.from_id("web")
-            files = vm.files
-            async with await files.open("/f", "w") as file:
-                for number in range(1000):
-                    assert await file.write(f"é{number}\n") == len(f"é{number}\n")
-                with pytest.raises(io.UnsupportedOperation):
-                    await file.read()
-            async with await files.open("/f") as file:
-                assert (await file.read(4), await file.read(3)) == ("é0\né", "1\né")
-                with pytest.raises(io.UnsupportedOperation):
-                    await file.write("x")
-            async with await files.open("/f", "rb") as file:
-                assert await file.read(2) == "é".encode()
-                assert len(await file.read()) == guest.at("/f").stat().st_size - 2
-            with pytest.raises(ZeroDivisionError):
-                async with await files.open("/f", "wb") as file:
-                    await file.write(bytes(1 << 20))
-                    raise ZeroDivisionError
-            assert (await files.read("/f")).startswith("é0\n".encode())
-            with pytest.raises(FileExists):
-                async with await files.open("/f/f", "wb") as file:
-                    await file.write(b"x")
-            await vm.close()
-
-    asyncio.run(main())
+@pytest.mark.anyio
+async def test_asynchronous_files(guest: FakeFiles) -> None:
+    async with asyncio.timeout(20):
+        vm = await AsyncVM.from_id("web")
+        files = vm.files
+        async with await files.open("/f", "w") as file:
+            for number in range(1000):
+                assert await file.write(f"é{number}\n") == len(f"é{number}\n")
+            with pytest.raises(io.UnsupportedOperation):
+                await file.read()
+        async with await files.open("/f") as file:
+            assert (await file.read(4), await file.read(3)) == ("é0\né", "1\né")
+            with pytest.raises(io.UnsupportedOperation):
+                await file.write("x")
+        async with await files.open("/f", "rb") as file:
+            assert await file.read(2) == "é".encode()
+            assert len(await file.read()) == guest.at("/f").stat().st_size - 2
+        with pytest.raises(ZeroDivisionError):
+            async with await files.open("/f", "wb") as file:
+                await file.write(bytes(1 << 20))
+                raise ZeroDivisionError
+        assert (await files.read("/f")).startswith("é0\n".encode())
+        with pytest.raises(FileExists):
+            async with await files.open("/f/f", "wb") as file:
+                await file.write(b"x")
+        await vm.close()
     wait_until(lambda: guest.left_over() == [])
 
 

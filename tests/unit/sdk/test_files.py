@@ -51,14 +51,11 @@ def files(guest: FakeFiles) -> Files:
     return VM.from_id("web").files
 
 
-def asynchronously(test: Callable[[AsyncFiles], Coroutine[Any, Any, None]]) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(20):
-            vm = await AsyncVM.from_id("web")
-            await test(vm.files)
-            await vm.close()
-
-    asyncio.run(main())
+async def asynchronously(test: Callable[[AsyncFiles], Coroutine[Any, Any, None]]) -> None:
+    async with asyncio.timeout(20):
+        vm = await AsyncVM.from_id("web")
+        await test(vm.files)
+        await vm.close()
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -74,7 +71,8 @@ def test_names_may_hold_any_bytes(files: Files, guest: FakeFiles, name: str) -> 
     assert files.list("/d") == []
 
 
-def test_all_of_it_asynchronously(guest: FakeFiles) -> None:
+@pytest.mark.anyio
+async def test_all_of_it_asynchronously(guest: FakeFiles) -> None:
     async def test(files: AsyncFiles) -> None:
         await files.mkdir("/d/e", parents=True, mode=0o700, owner="me")
         assert guest.at("/d/e").stat().st_mode & 0o777 == 0o700
@@ -97,7 +95,7 @@ def test_all_of_it_asynchronously(guest: FakeFiles) -> None:
         await files.remove("/d", missing_ok=True)
         assert os.listdir(guest.root) == []  # noqa: PTH208
 
-    asynchronously(test)
+    await asynchronously(test)
 
 
 def guest_event(guest: FakeFiles, event: dict[str, Any]) -> None:
@@ -271,7 +269,8 @@ def test_data_that_fails_leaves_nothing(files: Files, guest: FakeFiles, kind: st
     wait_until(lambda: guest.left_over() == [])
 
 
-def test_sources_that_are_silent_hold_nobody_up(guest: FakeFiles) -> None:
+@pytest.mark.anyio
+async def test_sources_that_are_silent_hold_nobody_up(guest: FakeFiles) -> None:
     async def test(files: AsyncFiles) -> None:
         pipes = [os.pipe() for _ in range(40)]  # more than an event loop has threads
         sources = [os.fdopen(out, "rb") for out, _ in pipes]
@@ -290,7 +289,7 @@ def test_sources_that_are_silent_hold_nobody_up(guest: FakeFiles) -> None:
             source.close()
 
     guest.at("/there").write_bytes(b"data")
-    asynchronously(test)
+    await asynchronously(test)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -381,7 +380,8 @@ def test_a_watch_that_breaks_off_is_an_error(files: Files, guest: FakeFiles) -> 
         next(events)
 
 
-def test_waiting_for_an_event_may_be_cancelled_and_go_on(guest: FakeFiles) -> None:
+@pytest.mark.anyio
+async def test_waiting_for_an_event_may_be_cancelled_and_go_on(guest: FakeFiles) -> None:
     async def test(files: AsyncFiles) -> None:
         watch = files.watch("/")
         waiting = asyncio.ensure_future(anext(watch))
@@ -394,7 +394,7 @@ def test_waiting_for_an_event_may_be_cancelled_and_go_on(guest: FakeFiles) -> No
         await watch.aclose()
         await watch.aclose()
 
-    asynchronously(test)
+    await asynchronously(test)
 
 
 def test_leaving_a_stream_stops_the_guest(files: Files, guest: FakeFiles) -> None:

@@ -63,44 +63,44 @@ def daemons(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemons]:
     daemons.close()
 
 
-def ensure(home: Home, times: int = 1) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(20):
-            await asyncio.gather(*(ensure_engine(home) for _ in range(times)))
-
-    asyncio.run(main())
+async def ensure(home: Home, times: int = 1) -> None:
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(ensure_engine(home) for _ in range(times)))
 
 
 def open_fds() -> int:
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
 
 
-def test_of_many_callers_at_once_one_starts_the_engine(home: Home, daemons: Daemons) -> None:
-    ensure(home, times=20)
+@pytest.mark.anyio
+async def test_of_many_callers_at_once_one_starts_the_engine(home: Home, daemons: Daemons) -> None:
+    await ensure(home, times=20)
     assert len(daemons.started) == 1
-    ensure(home)
+    await ensure(home)
     assert len(daemons.started) == 1
     assert daemons.started[0][:4] == [sys.executable, "-P", "-m", "squib.api.daemon"]
     assert daemons.started[0][4] == str(home.root)
 
 
-def test_the_state_directory_is_made_for_its_user_alone(home: Home, daemons: Daemons) -> None:
+@pytest.mark.anyio
+async def test_the_state_directory_is_made_for_its_user_alone(home: Home, daemons: Daemons) -> None:
     umask = os.umask(0)
     try:
-        ensure(home)
+        await ensure(home)
     finally:
         os.umask(umask)
     assert home.root.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_socket_that_nobody_listens_on_is_no_engine(home: Home, daemons: Daemons) -> None:
+@pytest.mark.anyio
+async def test_a_socket_that_nobody_listens_on_is_no_engine(home: Home, daemons: Daemons) -> None:
     assert not engine_answers(home)
     home.root.mkdir()
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(home.engine_socket))
     assert not engine_answers(home)
     home.engine_socket.unlink()
-    ensure(home)
+    await ensure(home)
     assert engine_answers(home)
 
 
@@ -114,14 +114,16 @@ def test_the_socket_of_another_user_is_said_to_be_one(home: Home, monkeypatch: p
     assert "SQUIB_HOME" in caught.value.hint
 
 
-def test_what_the_engine_reports_is_raised(home: Home, daemons: Daemons) -> None:
+@pytest.mark.anyio
+async def test_what_the_engine_reports_is_raised(home: Home, daemons: Daemons) -> None:
     daemons.report = json.dumps({"error": {"code": "boot_failed", "message": "m", "hint": "h", "detail": "d"}}).encode()
     with pytest.raises(BootFailed, match="m") as caught:
-        ensure(home)
+        await ensure(home)
     assert (caught.value.hint, caught.value.detail) == ("h", "d")
 
 
-def test_an_engine_that_ends_without_a_word_is_told_with_its_log(
+@pytest.mark.anyio
+async def test_an_engine_that_ends_without_a_word_is_told_with_its_log(
     home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The one test here that starts a process: a program in the place of Python."""
@@ -133,34 +135,37 @@ def test_an_engine_that_ends_without_a_word_is_told_with_its_log(
     home.engine_log.write_text("old line\n" * 1000)
     before = open_fds()
     with pytest.raises(EngineStartFailed, match="exited before it was ready") as caught:
-        ensure(home)
+        await ensure(home)
     assert caught.value.detail.endswith("Traceback: no module named é")
     assert len(caught.value.detail) <= 2000 and str(home.engine_log) in caught.value.hint
     assert (home.root / "argv").read_text().startswith(f"-P -m squib.api.daemon {home.root} --ready-fd ")
     assert open_fds() == before
 
 
-def test_an_engine_that_never_answers_is_given_up(
+@pytest.mark.anyio
+async def test_an_engine_that_never_answers_is_given_up(
     home: Home, daemons: Daemons, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "START_TIMEOUT_S", 0.02)
     daemons.report = None
     with pytest.raises(EngineStartFailed, match=r"did not start within 0.02 s") as caught:
-        ensure(home)
+        await ensure(home)
     assert str(home.engine_log) in caught.value.hint
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize("report", [b"nonsense", b'{"error": ', b"[]"])
-def test_a_report_that_broke_off_is_a_failed_start(home: Home, daemons: Daemons, report: bytes) -> None:
+async def test_a_report_that_broke_off_is_a_failed_start(home: Home, daemons: Daemons, report: bytes) -> None:
     daemons.report = report
     home.root.mkdir()
     home.engine_log.write_text("Killed\n")
     with pytest.raises(EngineStartFailed, match="exited before it was ready") as caught:
-        ensure(home)
+        await ensure(home)
     assert caught.value.detail == "Killed"
 
 
-def test_waiting_for_somebody_elses_start_has_an_end(
+@pytest.mark.anyio
+async def test_waiting_for_somebody_elses_start_has_an_end(
     home: Home, daemons: Daemons, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "START_TIMEOUT_S", 0.02)
@@ -168,39 +173,42 @@ def test_waiting_for_somebody_elses_start_has_an_end(
     with FileLock(home.start_lock) as lock:
         assert lock.try_acquire()
         with pytest.raises(EngineStartFailed, match="another process has been starting") as caught:
-            ensure(home)
+            await ensure(home)
     assert str(home.start_lock) in caught.value.hint and daemons.started == []
 
 
-def test_a_start_that_failed_can_be_tried_again(home: Home, daemons: Daemons) -> None:
+@pytest.mark.anyio
+async def test_a_start_that_failed_can_be_tried_again(home: Home, daemons: Daemons) -> None:
     daemons.report = b'{"error": {"code": "engine_start_failed", "message": "m"}}'
     with pytest.raises(EngineStartFailed):
-        ensure(home)
+        await ensure(home)
     assert daemons.listener
     daemons.listener.close()
     daemons.report = b"{}"
-    ensure(home)
+    await ensure(home)
     assert len(daemons.started) == 2
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize("place", ["a file", "below a file", "start lock"])
-def test_a_state_directory_that_cannot_be_used_is_told(home: Home, daemons: Daemons, place: str) -> None:
+async def test_a_state_directory_that_cannot_be_used_is_told(home: Home, daemons: Daemons, place: str) -> None:
     if place == "start lock":
         home.start_lock.mkdir(parents=True)
     else:
         home.root.write_text("")
     unusable = Home(home.root / "deeper") if place == "below a file" else home
     with pytest.raises(EngineStartFailed, match="cannot be") as caught:
-        ensure(unusable)
+        await ensure(unusable)
     assert "SQUIB_HOME" in caught.value.hint and daemons.started == []
 
 
-def test_a_full_disk_is_told(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_a_full_disk_is_told(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object, **options: object) -> int:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(proc, "spawn_daemon", full)
     before = open_fds()
     with pytest.raises(DiskFull):
-        ensure(home)
+        await ensure(home)
     assert open_fds() == before

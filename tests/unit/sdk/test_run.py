@@ -35,16 +35,13 @@ def vm(served: Served) -> VM:
     return VM.from_id("web")
 
 
-def check(test: Callable[[AsyncVM], Awaitable[None]]) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(20):
-            vm = await AsyncVM.from_id("web")
-            try:
-                await test(vm)
-            finally:
-                await vm.close()
-
-    asyncio.run(main())
+async def check(test: Callable[[AsyncVM], Awaitable[None]]) -> None:
+    async with asyncio.timeout(20):
+        vm = await AsyncVM.from_id("web")
+        try:
+            await test(vm)
+        finally:
+            await vm.close()
 
 
 def test_a_list_is_a_program_and_its_arguments(vm: VM) -> None:
@@ -117,7 +114,8 @@ async def until_killed(served: Served, before: int) -> None:
         await asyncio.sleep(0.002)
 
 
-def test_a_callback_that_fails_ends_the_command(served: Served) -> None:
+@pytest.mark.anyio
+async def test_a_callback_that_fails_ends_the_command(served: Served) -> None:
     async def test(vm: AsyncVM) -> None:
         killed = len(served.agent.killed)
 
@@ -128,10 +126,11 @@ def test_a_callback_that_fails_ends_the_command(served: Served) -> None:
             await vm.run(["spam"], on_stdout=fail)
         await until_killed(served, killed)
 
-    check(test)
+    await check(test)
 
 
-def test_cancelling_kills_the_command(served: Served) -> None:
+@pytest.mark.anyio
+async def test_cancelling_kills_the_command(served: Served) -> None:
     async def test(vm: AsyncVM) -> None:
         killed = len(served.agent.killed)
         seen = asyncio.Event()
@@ -143,7 +142,7 @@ def test_cancelling_kills_the_command(served: Served) -> None:
         await until_killed(served, killed)
         assert (await vm.run(["true"])).ok
 
-    check(test)
+    await check(test)
 
 
 def test_only_so_much_output_is_kept(vm: VM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,12 +197,13 @@ def test_a_refused_environment_does_not_show_its_values(vm: VM, env: dict[str, s
     assert "13371337" not in str(caught.value)
 
 
-def test_many_commands_at_once_and_from_many_threads(vm: VM) -> None:
+@pytest.mark.anyio
+async def test_many_commands_at_once_and_from_many_threads(vm: VM) -> None:
     async def test(vm: AsyncVM) -> None:
         done = await asyncio.gather(*(vm.run(["echo", str(number)]) for number in range(30)))
         assert [one.stdout for one in done] == [f"{number}\n" for number in range(30)]
 
-    check(test)
+    await check(test)
     answers: dict[int, str] = {}
     threads = [
         threading.Thread(target=lambda n=n: answers.update({n: vm.run(["echo", str(n)]).stdout})) for n in range(10)

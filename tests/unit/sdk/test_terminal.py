@@ -32,12 +32,9 @@ from tests.fakes.sockets import serving
 pytestmark = pytest.mark.slow  # each is a server
 
 
-def check(test: Callable[[EngineClient], Awaitable[None]]) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(20), EngineClient() as engine:
-            await test(engine)
-
-    asyncio.run(main())
+async def check(test: Callable[[EngineClient], Awaitable[None]]) -> None:
+    async with asyncio.timeout(20), EngineClient() as engine:
+        await test(engine)
 
 
 async def until(terminal: Terminal, mark: bytes) -> bytes:
@@ -49,7 +46,8 @@ async def until(terminal: Terminal, mark: bytes) -> bytes:
     raise AssertionError(output)
 
 
-def test_a_login_shell_is_opened_typed_into_and_ends(served: Served) -> None:
+@pytest.mark.anyio
+async def test_a_login_shell_is_opened_typed_into_and_ends(served: Served) -> None:
     async def test(engine: EngineClient) -> None:
         async with open_terminal(engine, "web") as terminal:
             assert served.agent.processes[terminal.id].spec["pty"] == {"rows": 24, "cols": 80}
@@ -67,10 +65,11 @@ def test_a_login_shell_is_opened_typed_into_and_ends(served: Served) -> None:
             await terminal.send(b"late")
             await terminal.resize(1, 1)
 
-    check(test)
+    await check(test)
 
 
-def test_what_was_asked_for_is_what_the_guest_gets(served: Served) -> None:
+@pytest.mark.anyio
+async def test_what_was_asked_for_is_what_the_guest_gets(served: Served) -> None:
     async def test(engine: EngineClient) -> None:
         request = ExecRequest(
             argv=["tty"], user="u", sudo=True, env={"A": "\udcff"}, cwd="/", timeout_s=60, pty=PtySize(rows=5, cols=6)
@@ -85,10 +84,11 @@ def test_what_was_asked_for_is_what_the_guest_gets(served: Served) -> None:
                 pass
             assert (terminal.end.exit_code, terminal.end.signal) == (143, 15)
 
-    check(test)
+    await check(test)
 
 
-def test_a_terminal_is_left_and_joined_again_where_it_was(served: Served) -> None:
+@pytest.mark.anyio
+async def test_a_terminal_is_left_and_joined_again_where_it_was(served: Served) -> None:
     async def test(engine: EngineClient) -> None:
         async with open_terminal(engine, "web") as terminal:
             await until(terminal, b"$ ")
@@ -103,10 +103,11 @@ def test_a_terminal_is_left_and_joined_again_where_it_was(served: Served) -> Non
         async with open_terminal(engine, "web", Attach(terminal.id, 1000)) as past:
             assert past.offset == 1000
 
-    check(test)
+    await check(test)
 
 
-def test_what_cannot_be_opened_says_why(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_what_cannot_be_opened_says_why(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(served.agent, "no_shell", True)
 
     async def test(engine: EngineClient) -> None:
@@ -123,20 +124,22 @@ def test_what_cannot_be_opened_says_why(served: Served, monkeypatch: pytest.Monk
                 async with open_terminal(engine, ref, what):
                     pytest.fail("it was opened")
 
-    check(test)
+    await check(test)
 
 
-def test_a_command_that_is_lost_is_told(served: Served) -> None:
+@pytest.mark.anyio
+async def test_a_command_that_is_lost_is_told(served: Served) -> None:
     async def test(engine: EngineClient) -> None:
         with pytest.raises(AgentUnreachable):
             async with open_terminal(engine, "web", ExecRequest(argv=["garbage"])) as terminal:
                 async for _ in terminal.output():
                     pass
 
-    check(test)
+    await check(test)
 
 
-def test_an_engine_is_started_where_none_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_an_engine_is_started_where_none_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SQUIB_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("squib.sdk.terminal.PAUSES_S", (0.0, 0.0))
     started: list[Path] = []
@@ -151,27 +154,25 @@ def test_an_engine_is_started_where_none_runs(tmp_path: Path, monkeypatch: pytes
             async with open_terminal(engine, "web"):
                 pytest.fail("it was opened")
 
-    check(test)
+    await check(test)
     assert started == [tmp_path / "home"] * 2
 
 
-def test_an_engine_in_a_deep_directory_is_reached(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_an_engine_in_a_deep_directory_is_reached(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     deep = Rig(rig.home.root / ("d" * 60) / ("e" * 60))
     monkeypatch.setenv("SQUIB_HOME", str(deep.home.root))
 
-    async def main() -> None:
-        async with (
-            asyncio.timeout(20),
-            deep.engine() as engine,
-            running_vm(engine, deep.config),
-            serving(create_app(engine), sockets.listen(deep.home.engine_socket)),
-            EngineClient() as client,
-            open_terminal(client, "web") as terminal,
-        ):
-            await until(terminal, b"$ ")
-
     assert len(os.fsencode(deep.home.engine_socket)) > 107
-    asyncio.run(main())
+    async with (
+        asyncio.timeout(20),
+        deep.engine() as engine,
+        running_vm(engine, deep.config),
+        serving(create_app(engine), sockets.listen(deep.home.engine_socket)),
+        EngineClient() as client,
+        open_terminal(client, "web") as terminal,
+    ):
+        await until(terminal, b"$ ")
 
 
 @pytest.fixture
@@ -180,33 +181,31 @@ def listener() -> Iterator[socket.socket]:
         yield listener
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize(
     ("token", "hosts", "error"),
     [("right", ["127.0.0.1"], None), ("wrong", ["127.0.0.1"], Unauthorized), ("right", ["other"], HostNotAllowed)],
 )
-def test_a_remote_engine_is_reached_by_url_with_its_token(
+async def test_a_remote_engine_is_reached_by_url_with_its_token(
     rig: Rig, listener: socket.socket, token: str, hosts: list[str], error: type[Exception] | None
 ) -> None:
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
 
-    async def main() -> None:
-        async with (
-            asyncio.timeout(20),
-            rig.engine() as engine,
-            running_vm(engine, rig.config) as agent,
-            serving(create_app(engine, allowed_hosts=hosts, token="right"), listener),
-            EngineClient(url=url, token=token) as client,
-        ):
-            if error:
-                with pytest.raises(error):
-                    async with open_terminal(client, "web"):
-                        pytest.fail("it was opened")
-                assert agent.processes == {}
-                return
-            async with open_terminal(client, "web") as terminal:
-                await until(terminal, b"$ ")
-
-    asyncio.run(main())
+    async with (
+        asyncio.timeout(20),
+        rig.engine() as engine,
+        running_vm(engine, rig.config) as agent,
+        serving(create_app(engine, allowed_hosts=hosts, token="right"), listener),
+        EngineClient(url=url, token=token) as client,
+    ):
+        if error:
+            with pytest.raises(error):
+                async with open_terminal(client, "web"):
+                    pytest.fail("it was opened")
+            assert agent.processes == {}
+            return
+        async with open_terminal(client, "web") as terminal:
+            await until(terminal, b"$ ")
 
 
 @pytest.mark.anyio

@@ -41,6 +41,7 @@ async def begun(work: Awaitable[object]) -> asyncio.Future[object]:
     return task
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize(
     ("wait", "ready"),
     [
@@ -49,26 +50,23 @@ async def begun(work: Awaitable[object]) -> asyncio.Future[object]:
     ],
     ids=["write", "read"],
 )
-def test_waiting_is_cancelled_in_the_moment_in_which_it_would_end(
+async def test_waiting_is_cancelled_in_the_moment_in_which_it_would_end(
     tmp_path: Path, wait: Wait, ready: Callable[[socket.socket], object]
 ) -> None:
     reported: list[dict[str, Any]] = []
 
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        loop.set_exception_handler(lambda _, context: reported.append(context))
-        with sockets.listen(tmp_path / "s") as server:
-            stream = await connect(tmp_path / "s")
-            peer, _ = server.accept()
-            task = await begun(wait(stream))
-            ready(peer)
-            loop.call_soon(task.cancel)  # runs before what the event loop then hears of the socket
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            await stream.aclose()
-            peer.close()
-
-    asyncio.run(main())
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: reported.append(context))
+    with sockets.listen(tmp_path / "s") as server:
+        stream = await connect(tmp_path / "s")
+        peer, _ = server.accept()
+        task = await begun(wait(stream))
+        ready(peer)
+        loop.call_soon(task.cancel)  # runs before what the event loop then hears of the socket
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await stream.aclose()
+        peer.close()
     assert reported == []
 
 

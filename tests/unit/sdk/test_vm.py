@@ -125,8 +125,9 @@ def test_a_name_that_is_taken_is_refused(served: Served) -> None:
         VM(served.rig.config, name="web")
 
 
-def test_delete_of_a_vm_that_was_never_made_is_nothing() -> None:
-    asyncio.run(AsyncVM().delete())
+@pytest.mark.anyio
+async def test_delete_of_a_vm_that_was_never_made_is_nothing() -> None:
+    await AsyncVM().delete()
 
 
 @pytest.mark.anyio
@@ -293,18 +294,16 @@ def test_every_method_is_documented(cls: type) -> None:
     assert undocumented == []
 
 
-def test_the_steps_of_creating_a_vm_are_reported(served: Served) -> None:
+@pytest.mark.anyio
+async def test_the_steps_of_creating_a_vm_are_reported(served: Served) -> None:
     steps: list[str] = []
 
-    async def main() -> None:
-        async with EngineClient() as engine:
-            vm = await engine.launch_vm(
-                served.rig.config, boot_timeout_s=10, on_progress=lambda step: steps.append(step.step)
-            )
-            assert vm.state is VMState.RUNNING
-            await engine.delete_vm(vm.vm_id)
-
-    asyncio.run(main())
+    async with EngineClient() as engine:
+        vm = await engine.launch_vm(
+            served.rig.config, boot_timeout_s=10, on_progress=lambda step: steps.append(step.step)
+        )
+        assert vm.state is VMState.RUNNING
+        await engine.delete_vm(vm.vm_id)
     assert steps[-1] == "boot"
 
 

@@ -372,35 +372,33 @@ def test_an_upload_that_fails_closes_its_file(files: Files, guest: FakeFiles, he
     assert len(os.listdir("/proc/self/fd")) < len(before) + 10  # noqa: PTH208
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize("kind", ["file", "tree"])
 @pytest.mark.parametrize("direction", ["up", "down"])
-def test_a_cancelled_copy_leaves_nothing(guest: FakeFiles, here: Path, kind: str, direction: str) -> None:
+async def test_a_cancelled_copy_leaves_nothing(guest: FakeFiles, here: Path, kind: str, direction: str) -> None:
     source_root, target_root = (here, guest.root) if direction == "up" else (guest.root, here)
     (source_root / "d").mkdir()
     for name in ("f", "d/f"):
         (source_root / name).write_bytes(bytes(16 << 20))
     source = "f" if kind == "file" else "d"
 
-    async def main() -> None:
-        async with asyncio.timeout(20):
-            vm = await AsyncVM.from_id("web")
-            begun = asyncio.Event()
+    async with asyncio.timeout(20):
+        vm = await AsyncVM.from_id("web")
+        begun = asyncio.Event()
 
-            def tell(progress: Progress) -> None:
-                if progress.done:
-                    begun.set()
+        def tell(progress: Progress) -> None:
+            if progress.done:
+                begun.set()
 
-            work = (
-                vm.files.upload(here / source, "/new", on_progress=tell)
-                if direction == "up"
-                else vm.files.download(f"/{source}", here / "new", on_progress=tell)
-            )
-            task = asyncio.create_task(work)
-            await begun.wait()
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            await vm.close()
-
-    asyncio.run(main())
+        work = (
+            vm.files.upload(here / source, "/new", on_progress=tell)
+            if direction == "up"
+            else vm.files.download(f"/{source}", here / "new", on_progress=tell)
+        )
+        task = asyncio.create_task(work)
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await vm.close()
     wait_until(lambda: not list(target_root.rglob("*")))
