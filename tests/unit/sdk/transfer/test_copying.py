@@ -235,8 +235,6 @@ def test_a_link_as_target_is_written_through(copy: Callable[..., list[str]], gue
         (["f", "g"], "new", NotADirectory),
         (["f", "g"], "file", NotADirectory),
         ("src", "file", NotADirectory),
-        ("f", "nosuch/new", NoSuchFile),
-        ("src", "nosuch/new", NoSuchFile),
         ("nosuch", "dir", NoSuchFile),
         (["f", "nosuch"], "dir", NoSuchFile),
         ([], "dir", InvalidArgument),
@@ -252,6 +250,19 @@ def test_what_cannot_go_there_changes_nothing(
     with pytest.raises(error):
         copy(sources, target)
     assert [path for path, _ in everything()] == [path for path, _ in before]
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_a_missing_parent_is_made_in_the_guest_only(files: Files, guest: FakeFiles, here: Path, kind: str) -> None:
+    for path in (here / "source", guest.at("/source")):
+        path.mkdir() if kind == "directory" else path.write_bytes(b"x")
+    with pytest.raises(NoSuchFile):
+        files.download("/source", here / "nosuch" / "new")
+    with pytest.raises(NoSuchFile):
+        files.upload(here / "source", "/nosuch/new", parents=False)
+    assert not (here / "nosuch").exists() and not guest.at("/nosuch").exists()
+    files.upload(here / "source", "/nosuch/new")
+    assert guest.at("/nosuch/new").exists()
 
 
 def test_what_is_neither_file_nor_directory_is_refused(files: Files, guest: FakeFiles, here: Path) -> None:
