@@ -9,8 +9,8 @@ with VM() as vm:
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # type checkers take it for true; importing typing would double the time until Ctrl-C is quiet
 if TYPE_CHECKING:
     from squib.errors import (
         AgentError,

@@ -1,5 +1,5 @@
 """``python -m squib``."""
 
-from squib.cli.main import main
+from squib.cli.entry import main
 
 main()

@@ -1,7 +1,7 @@
 """Every error squib raises, as one tree.
 
 Each class has its own ``code``. An engine sends the code, and its client raises the same class again
-(`to_wire`, `from_wire`). A message says what failed, with the value. A hint says what to type next.
+(`squib.protocol.errors`). A message says what failed, with the value. A hint says what to type next.
 HTTP statuses are in `squib.api.errors`, exit statuses in `squib.cli.exit_codes`.
 
     SquibError
@@ -395,28 +395,3 @@ class TransferFailed(FileError):
     """A copy is incomplete: a file could not be read or written to its end, or it changed meanwhile."""
 
     code = "transfer_failed"
-
-
-def _with_subclasses(cls: type[SquibError]) -> list[type[SquibError]]:
-    return [cls] + [found for sub in cls.__subclasses__() for found in _with_subclasses(sub)]
-
-
-BY_CODE: dict[str, type[SquibError]] = {cls.code: cls for cls in _with_subclasses(SquibError) if cls.code}
-
-
-def to_wire(error: SquibError) -> dict[str, str]:
-    """Return the JSON form of an error: ``code``, ``message``, ``hint`` and, if not empty, ``detail``."""
-    wire = {"code": error.code or InternalError.code, "message": error.message, "hint": error.hint}
-    return wire | {"detail": error.detail} if error.detail else wire
-
-
-def from_wire(wire: object) -> SquibError:
-    """Return the error that an engine reported.
-
-    An unknown code, or a value that is not an error's JSON form, gives an `InternalError`.
-    """
-    fields = wire if isinstance(wire, dict) else {}
-    code, message, hint, detail = (
-        value if isinstance(value := fields.get(name), str) else "" for name in ("code", "message", "hint", "detail")
-    )
-    return BY_CODE.get(code, InternalError)(message or "unknown error", hint=hint, detail=detail)

@@ -84,7 +84,15 @@ class Home:
     def from_environment(cls) -> Home:
         """``$SQUIB_HOME``, else ``~/.squib``. Raises `InvalidArgument` if it is not an absolute path."""
         value = os.environ.get("SQUIB_HOME") or "~/.squib"
-        root = Path(value).expanduser()
+        try:
+            root = Path(value).expanduser()
+        except RuntimeError:
+            raise InvalidArgument(
+                f"SQUIB_HOME is {value!r}: that user has no home directory"
+                if os.environ.get("SQUIB_HOME")
+                else f"HOME is not set, and user {os.getuid()} has no home directory",
+                hint="export SQUIB_HOME=/some/dir",
+            ) from None
         if not root.is_absolute():
             raise InvalidArgument(f"SQUIB_HOME is {value!r}, not an absolute path", hint="export SQUIB_HOME=/some/dir")
         return cls(root)

@@ -23,7 +23,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.sync.server import ServerConnection, serve
 
-from squib.errors import EngineUnavailable, NotFound, SquibError, to_wire
+from squib.errors import EngineUnavailable, NotFound, SquibError
+from squib.protocol.errors import to_wire
 from tests.fakes.values import make_vm
 
 PATIENCE_S = 10.0

@@ -8,7 +8,8 @@ import pytest
 
 import squib
 from squib import errors
-from squib.errors import BY_CODE, SquibError, from_wire, to_wire
+from squib.errors import SquibError
+from squib.protocol.errors import BY_CODE, from_wire, to_wire
 
 GROUPS = {
     errors.SquibError,

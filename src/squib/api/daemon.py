@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -20,13 +21,17 @@ from pathlib import Path
 from squib.api.logfile import log_to_file
 from squib.api.server import serve
 from squib.api.watchdog import Watchdog
-from squib.errors import SquibError, to_wire
+from squib.errors import InvalidArgument, SquibError
 from squib.host import sockets
 from squib.paths import Home
+from squib.protocol.errors import to_wire
 
 log = logging.getLogger("squib.daemon")
 
 DEFAULT_IDLE_EXIT_S = 60.0
+MIN_IDLE_EXIT_S = 1.0
+"""The client that started the engine needs a moment for its request."""
+MAX_IDLE_EXIT_S = 366 * 86400.0
 
 
 def main(program: Sequence[str] = (sys.executable, "-P", "-m", "squib.api.daemon")) -> None:
@@ -65,9 +70,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def idle_exit_from_environment() -> float:
+    """Return ``$SQUIB_IDLE_EXIT_S``, at least `MIN_IDLE_EXIT_S`. Raises `InvalidArgument` if it is not a number."""
+    text = os.environ.get("SQUIB_IDLE_EXIT_S") or str(DEFAULT_IDLE_EXIT_S)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds <= MAX_IDLE_EXIT_S:
+        raise InvalidArgument(
+            f"SQUIB_IDLE_EXIT_S is {text!r}, not a number of seconds from 0 to {MAX_IDLE_EXIT_S:.0f}",
+            hint="export SQUIB_IDLE_EXIT_S=60, or unset it",
+        )
+    return max(seconds, MIN_IDLE_EXIT_S)
+
+
 async def _run(home: Home, watchdog: Watchdog, report: Callable[[dict[str, object]], None]) -> None:
     """Serve under the watchdog. Any other end than these is a fault, and the watchdog starts another engine."""
-    idle_exit_s = float(os.environ.get("SQUIB_IDLE_EXIT_S") or DEFAULT_IDLE_EXIT_S)
+    idle_exit_s = idle_exit_from_environment()
     main_task = asyncio.current_task()
     assert main_task
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, main_task.cancel)  # until `serve` has its own

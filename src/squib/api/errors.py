@@ -6,7 +6,8 @@ import json
 
 from starlette.responses import Response
 
-from squib.errors import InternalError, SquibError, to_wire
+from squib.errors import InternalError, SquibError
+from squib.protocol.errors import to_wire
 
 HTTP_STATUS = {
     "invalid_argument": 400,

@@ -21,6 +21,7 @@ from squib.models import (
     VMConfig,
     VMInfo,
 )
+from squib.models.vm import MAX_VERB_TIMEOUT_S
 
 
 class WireError(ResponseModel):
@@ -48,19 +49,19 @@ class CreateRequest(RequestModel):
     config: VMConfig = VMConfig()
     start: bool = False
     bound: bool = False
-    boot_timeout_s: float = Field(default=DEFAULT_BOOT_TIMEOUT_S, gt=0, le=3600)
+    boot_timeout_s: float = Field(default=DEFAULT_BOOT_TIMEOUT_S, gt=0, le=MAX_VERB_TIMEOUT_S)
 
 
 class StartRequest(RequestModel):
     """How long the guest may take to boot, in seconds."""
 
-    boot_timeout_s: float = Field(default=DEFAULT_BOOT_TIMEOUT_S, gt=0, le=3600)
+    boot_timeout_s: float = Field(default=DEFAULT_BOOT_TIMEOUT_S, gt=0, le=MAX_VERB_TIMEOUT_S)
 
 
 class StopRequest(RequestModel):
     """How long the guest may take to power off, in seconds. 0 forces it off at once."""
 
-    timeout_s: float = Field(default=DEFAULT_STOP_TIMEOUT_S, ge=0, le=3600)
+    timeout_s: float = Field(default=DEFAULT_STOP_TIMEOUT_S, ge=0, le=MAX_VERB_TIMEOUT_S)
 
 
 class SignalRequest(RequestModel):

@@ -13,8 +13,9 @@ from starlette.types import Receive, Scope, Send
 
 from squib.api.schema import ProgressEvent, WireError
 from squib.core.guestio.files import GuestStream
-from squib.errors import SquibError, to_wire
+from squib.errors import SquibError
 from squib.models import OnProgress, Progress
+from squib.protocol.errors import to_wire
 
 log = logging.getLogger("squib.streams")
 

@@ -14,6 +14,7 @@ Any other status comes from the command in the VM.
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -34,8 +35,9 @@ _SIGINT_STATUS = 128 + signal.SIGINT
 
 def main() -> NoReturn:
     """Run this process's command line and exit with its status."""
-    _open_missing_streams()
+    _prepare_streams()
     status = run(sys.argv[1:])
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as in `squib.cli.entry`: the event loop has changed it
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -46,11 +48,17 @@ def main() -> NoReturn:
     sys.exit(status)
 
 
-def _open_missing_streams() -> None:
-    """Open standard streams that are closed (``squib ls >&-``), so that no other file gets their descriptors."""
+def _prepare_streams() -> None:
+    """Open standard streams that are closed (``squib ls >&-``), so that no other file gets their descriptors.
+
+    Characters that the encoding of an output cannot express are escaped.
+    """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 (it stays open)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -73,7 +81,3 @@ def _usage_error(error: typer.TyperException) -> SquibError:
     message = error.format_message()
     path = getattr(getattr(error, "ctx", None), "command_path", "squib")
     return InvalidArgument(message, hint=f"{path} --help")
-
-
-if __name__ == "__main__":
-    main()

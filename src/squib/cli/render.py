@@ -75,7 +75,7 @@ class Output:
     def error(self, error: SquibError) -> None:
         """Print an error."""
         if self.json:
-            from squib.errors import to_wire
+            from squib.protocol.errors import to_wire
 
             _print(json.dumps({"error": to_wire(error)}), sys.stderr)
             return

@@ -20,6 +20,8 @@ from squib.models.base import (
 )
 
 DEFAULT_DISK_SIZE_MIB = 10 * 1024
+MAX_VERB_TIMEOUT_S = 3600.0
+"""The longest timeout of a start or a stop."""
 
 
 class VMState(StrEnum):

@@ -31,7 +31,7 @@ class FrameKind(IntEnum):
     IDLE = 4
     ERROR = 5
     """Sent only by the engine, when it cannot learn how the command ended. The payload is an error in the form of
-    `squib.errors.to_wire`.
+    `squib.protocol.errors.to_wire`.
     """
 
 

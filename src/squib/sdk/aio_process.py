@@ -20,9 +20,9 @@ from squib.errors import (
     SquibError,
     StdinClosed,
     WrongState,
-    from_wire,
 )
 from squib.models import ExecRequest, ProcessInfo
+from squib.protocol.errors import from_wire
 from squib.protocol.frames import CommandEnd, Frame, FrameError, FrameKind
 from squib.sdk.client import EngineClient
 from squib.sdk.command import decode, pieces_of, process_path, start_background

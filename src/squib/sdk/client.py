@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from squib.errors import EngineStartFailed, EngineUnavailable, InvalidArgument, NotFound, from_wire
+from squib.errors import EngineStartFailed, EngineUnavailable, InvalidArgument, NotFound
 from squib.models import Check, EngineInfo, ImageInfo, KernelInfo, OnProgress, Progress, VMConfig, VMInfo
 from squib.models.assets import check_kernel_ref
+from squib.protocol.errors import from_wire
 from squib.sdk.config import check_ref
 from squib.sdk.httpclient import HTTPClient
 from squib.sdk.local import engine_answers

@@ -9,16 +9,10 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 
 from pydantic import ValidationError
 
-from squib.errors import (
-    AgentProtocolError,
-    InvalidArgument,
-    NoSuchProcess,
-    SquibError,
-    StdinClosed,
-    from_wire,
-)
+from squib.errors import AgentProtocolError, InvalidArgument, NoSuchProcess, SquibError, StdinClosed
 from squib.models import ExecRequest, PtySize
 from squib.models.base import check_name
+from squib.protocol.errors import from_wire
 from squib.protocol.frames import Frame, FrameDecoder, FrameError, FrameKind
 from squib.sdk.client import EngineClient
 from squib.sdk.config import check_ref, describe

@@ -10,11 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from squib.errors import EngineStartFailed, from_wire
+from squib.errors import EngineStartFailed
 from squib.host import proc, processes, sockets
 from squib.host.files import disk_errors
 from squib.host.locks import locked
 from squib.paths import Home
+from squib.protocol.errors import from_wire
 
 START_TIMEOUT_S = 30.0
 _LOG_TAIL_BYTES = 2000

@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from squib.errors import EngineUnavailable, SquibError, from_wire
+from squib.errors import EngineUnavailable, SquibError
 from squib.models import ResponseModel
+from squib.protocol.errors import from_wire
 
 M = TypeVar("M", bound=ResponseModel)
 

@@ -10,9 +10,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from squib.errors import AgentUnreachable, EngineUnavailable, from_wire
+from squib.errors import AgentUnreachable, EngineUnavailable
 from squib.models import ExecRequest, PtySize
 from squib.models.base import check_name
+from squib.protocol.errors import from_wire
 from squib.protocol.frames import CommandEnd
 from squib.sdk.client import EngineClient
 from squib.sdk.config import check_ref

@@ -10,7 +10,8 @@ import pytest
 from squib.api.errors import HTTP_STATUS, http_status
 from squib.api.routes import vms
 from squib.core.engine import Engine
-from squib.errors import BY_CODE, SquibError
+from squib.errors import SquibError
+from squib.protocol.errors import BY_CODE
 from tests.fakes.asgi import Request
 from tests.fakes.engine import Rig
 

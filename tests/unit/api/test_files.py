@@ -15,8 +15,9 @@ from squib.api import guards
 from squib.api.app import create_app
 from squib.api.guards import MAX_BODY_BYTES
 from squib.core.guestio import stall
-from squib.errors import BY_CODE, AgentUnreachable
+from squib.errors import AgentUnreachable
 from squib.guest.http2 import STREAM_WINDOW_BYTES
+from squib.protocol.errors import BY_CODE
 from tests.fakes.asgi import Request
 from tests.fakes.engine import Rig
 from tests.fakes.files import FakeFiles

@@ -200,6 +200,7 @@ def test_json_is_one_object_with_the_output(squib: Squib, engine: Served) -> Non
         "timed_out": False,
         "duration_s": 0.001,
         "stdout": "out\n�",
+        "stdout_base64": "b3V0Cv8=",
         "stderr": "err\n",
         "truncated": False,
     }

@@ -3,7 +3,8 @@
 import pytest
 
 from squib.cli.exit_codes import exit_code
-from squib.errors import BY_CODE, SquibError
+from squib.errors import SquibError
+from squib.protocol.errors import BY_CODE
 
 OTHERS = {
     "invalid_argument": 2,

@@ -23,8 +23,9 @@ from squib.core.guestio.terminal import (
     attach_terminal,
     start_terminal,
 )
-from squib.errors import InvalidArgument, SquibError, to_wire
+from squib.errors import InvalidArgument, SquibError
 from squib.models import ExecRequest, PtySize, RequestModel
+from squib.protocol.errors import to_wire
 from squib.protocol.frames import CommandEnd
 
 router = APIRouter(prefix="/vms/{ref}", tags=["processes"])

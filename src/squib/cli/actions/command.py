@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import sys
+from base64 import b64encode
 from collections.abc import AsyncIterator
 
 from squib.cli import runner
@@ -96,7 +97,10 @@ async def _interruptible(command: Command) -> AsyncIterator[None]:
 
 
 def _as_json(result: ExecResult) -> dict[str, object]:
-    return {
+    """Return the result as JSON. Output that is not UTF-8 is given a second time, exactly, as base64."""
+    outputs = {"stdout": result.stdout_bytes, "stderr": result.stderr_bytes}
+    exact = {f"{name}_base64": b64encode(data).decode() for name, data in outputs.items() if not _is_utf8(data)}
+    return exact | {
         "exit_code": result.exit_code,
         "signal": result.signal,
         "timed_out": result.timed_out,
@@ -105,3 +109,11 @@ def _as_json(result: ExecResult) -> dict[str, object]:
         "stderr": result.stderr,
         "truncated": result.truncated,
     }
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

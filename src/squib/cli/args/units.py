@@ -28,11 +28,18 @@ def parse_size_mib(text: str, *, flag: str) -> int:
     return int(mib)
 
 
-def parse_duration_s(text: str, *, flag: str) -> float:
+def parse_duration_s(text: str, *, flag: str, max_s: float = math.inf) -> float:
     """Parse a time in seconds: ``30`` (seconds), ``30s``, ``500ms``, ``5m``, ``1h30m``.
 
-    Raises `InvalidArgument`, which names ``flag``.
+    Raises `InvalidArgument`, which names ``flag``, for other text and for more than ``max_s``.
     """
+    seconds = _parse_duration_s(text, flag)
+    if seconds > max_s:
+        raise InvalidArgument(f"{flag}: {text!r} is too long", hint=f"the longest time is {flag} {max_s:.0f} (seconds)")
+    return seconds
+
+
+def _parse_duration_s(text: str, flag: str) -> float:
     if _NUMBER.fullmatch(text):
         return float(text)
     parts = _DURATION_PART.findall(text)

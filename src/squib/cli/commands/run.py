@@ -68,6 +68,7 @@ async def run(
     from squib.cli.runner import shielded
     from squib.cli.terminal.attach import AttachOptions, check_terminal, run_terminal
     from squib.cli.terminal.keys import DetachKeys, parse_keys
+    from squib.models.vm import MAX_VERB_TIMEOUT_S
 
     if not words:
         raise InvalidArgument("no command given", hint="squib run -- COMMAND...   (squib create only creates a VM)")
@@ -76,7 +77,7 @@ async def run(
         check_terminal(output, hint="squib run -i passes input that is not a terminal")
     pty = tty or (interactive and not output.json and sys.stdin.isatty() and sys.stdout.isatty())
     request = options.make_request(words, user=user, sudo=sudo, workdir=workdir, env=None, timeout=timeout, pty=pty)
-    boot_timeout_s = parse_duration_s(boot_timeout, flag="--boot-timeout")
+    boot_timeout_s = parse_duration_s(boot_timeout, flag="--boot-timeout", max_s=MAX_VERB_TIMEOUT_S)
     config = options.make_vm_config(
         name=name, project=project, vcpus=vcpus, memory=memory, disk=disk, runtime=runtime, kernel=kernel,
         rootfs=rootfs, boot_args=boot_args, env=env, env_file=env_file,

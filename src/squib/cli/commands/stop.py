@@ -32,6 +32,7 @@ async def stop(
     """
     from squib.cli.actions.each import change_each
     from squib.cli.args.units import parse_duration_s
+    from squib.models.vm import MAX_VERB_TIMEOUT_S
 
-    timeout_s = parse_duration_s(timeout, flag="--timeout")
+    timeout_s = parse_duration_s(timeout, flag="--timeout", max_s=MAX_VERB_TIMEOUT_S)
     return await change_each(output, vms, "stopping", lambda engine, ref: engine.stop_vm(ref, timeout_s=timeout_s))

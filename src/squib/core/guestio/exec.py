@@ -14,11 +14,12 @@ from squib.core.engine import Engine
 from squib.core.guestio.env import sync_env
 from squib.core.guestio.stall import watched_response
 from squib.core.lifecycle import transitions
-from squib.errors import AgentLost, AgentTimeout, AgentUnreachable, to_wire
+from squib.errors import AgentLost, AgentTimeout, AgentUnreachable
 from squib.guest.agent import AgentClient
 from squib.guest.response import Response
 from squib.models import ExecRequest, VMState
 from squib.protocol import frames
+from squib.protocol.errors import to_wire
 from squib.store.records import VMSpec
 
 log = logging.getLogger("squib.exec")
