@@ -40,7 +40,7 @@ _TYPES = {
 _ERRORS: dict[int, tuple[int, str]] = {
     errno.ENOENT: (404, "no_such_file"),
     errno.EEXIST: (409, "file_exists"),
-    errno.EISDIR: (409, "not_a_file"),
+    errno.EISDIR: (409, "is_a_directory"),
     errno.ENOTDIR: (409, "not_a_directory"),
     errno.ENOTEMPTY: (409, "directory_not_empty"),
     errno.EACCES: (403, "permission_denied"),

@@ -17,6 +17,7 @@ const (
 	NoSuchFile        process.Code = "no_such_file"
 	FileExists        process.Code = "file_exists"
 	NotAFile          process.Code = "not_a_file"
+	IsADirectory      process.Code = "is_a_directory"
 	NotADirectory     process.Code = "not_a_directory"
 	DirectoryNotEmpty process.Code = "directory_not_empty"
 	PermissionDenied  process.Code = "permission_denied"
@@ -26,7 +27,7 @@ const (
 var codes = map[syscall.Errno]process.Code{
 	syscall.ENOENT:       NoSuchFile,
 	syscall.EEXIST:       FileExists,
-	syscall.EISDIR:       NotAFile,
+	syscall.EISDIR:       IsADirectory,
 	syscall.ENOTDIR:      NotADirectory,
 	syscall.ENOTEMPTY:    DirectoryNotEmpty,
 	syscall.EACCES:       PermissionDenied,

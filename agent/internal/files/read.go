@@ -77,7 +77,11 @@ func regular(path string, st *syscall.Stat_t) error {
 	if isType(st, syscall.S_IFREG) {
 		return nil
 	}
-	return newError(NotAFile, path, "is a "+types[st.Mode&syscall.S_IFMT]+", not a regular file")
+	code := NotAFile
+	if isType(st, syscall.S_IFDIR) {
+		code = IsADirectory
+	}
+	return newError(code, path, "is a "+types[st.Mode&syscall.S_IFMT]+", not a regular file")
 }
 
 // WriteTo writes the range to w in large pieces. It fails if the file holds less than Length bytes.

@@ -30,6 +30,7 @@ var statusOf = map[process.Code]int{
 	files.NoSuchFile:        http.StatusNotFound,
 	files.FileExists:        http.StatusConflict,
 	files.NotAFile:          http.StatusConflict,
+	files.IsADirectory:      http.StatusConflict,
 	files.NotADirectory:     http.StatusConflict,
 	files.DirectoryNotEmpty: http.StatusConflict,
 	files.PermissionDenied:  http.StatusForbidden,

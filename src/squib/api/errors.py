@@ -7,7 +7,7 @@ import json
 from starlette.responses import Response
 
 from squib.errors import InternalError, SquibError
-from squib.protocol.errors import to_wire
+from squib.protocol.errors import ERROR_CODE_HEADER, to_wire
 
 HTTP_STATUS = {
     "invalid_argument": 400,
@@ -25,6 +25,7 @@ HTTP_STATUS = {
     "no_terminal": 409,
     "file_exists": 409,
     "not_a_file": 409,
+    "is_a_directory": 409,
     "not_a_directory": 409,
     "directory_not_empty": 409,
     "archive_refused": 409,
@@ -69,7 +70,11 @@ def http_status(error: SquibError) -> int:
 def error_response(error: SquibError) -> Response:
     """Return the response that reports an error.
 
-    The body is ASCII: a message may quote bytes that are not UTF-8.
+    The body is ASCII: a message may quote bytes that are not UTF-8. If older clients do not know the error's code, the
+    body has one that they know, and a header has the error's own.
     """
-    body = json.dumps({"error": to_wire(error)}).encode("ascii")
-    return Response(body, status_code=http_status(error), media_type="application/json")
+    wire, headers = to_wire(error), {}
+    if error.older_code:
+        headers[ERROR_CODE_HEADER], wire["code"] = error.code, error.older_code
+    body = json.dumps({"error": wire}).encode("ascii")
+    return Response(body, status_code=http_status(error), headers=headers, media_type="application/json")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from squib.errors import AgentProtocolError, AgentTimeout, AgentVersionMismatch
+from squib.errors import AgentProtocolError, AgentTimeout, AgentVersionMismatch, SquibError
 from squib.guest.budget import LoopBudget
 from squib.guest.channel import PROTOCOL_VERSION, Connect, open_channel
 from squib.guest.files import AgentFiles
@@ -205,6 +205,8 @@ class AgentClient:
                 await self._send(method, path, body, content_type="application/json") as response,
             ):
                 reply = await response.read(max_bytes=max_bytes)
+        except SquibError:
+            raise
         except TimeoutError:
             raise AgentTimeout(f"the guest did not respond within {timeout_s:g} s") from None
         began = self._budget.clock()

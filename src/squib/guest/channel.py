@@ -8,7 +8,7 @@ import secrets
 import socket
 from collections.abc import Awaitable, Callable
 
-from squib.errors import AgentLost, AgentTimeout, AgentVersionMismatch
+from squib.errors import AgentLost, AgentTimeout, AgentVersionMismatch, SquibError
 from squib.guest.budget import LoopBudget
 
 PROTOCOL_VERSION = 1
@@ -46,6 +46,8 @@ async def open_channel(
                     raise
                 connection.close()
                 retry_s = min(retry_s * 2, _LAST_RETRY_S)
+    except SquibError:
+        raise
     except TimeoutError:
         raise AgentTimeout(f"the guest agent did not respond within {timeout_s:g} s") from None
     except ConnectionError as error:

@@ -27,6 +27,7 @@ AGENT_ERRORS: dict[str, type[SquibError]] = {
             errors.NoSuchFile,
             errors.FileExists,
             errors.NotAFile,
+            errors.IsADirectory,
             errors.NotADirectory,
             errors.DirectoryNotEmpty,
             errors.PermissionDenied,

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from squib.errors import DiskFull
+from squib.errors import DiskFull, SquibError
 
 _FICLONE = 0x40049409  # linux/fs.h
 _BLOCK_BYTES = 64 << 10
@@ -25,6 +25,8 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Convert "no space left" and "quota exceeded" into `DiskFull`, with the directory and its free space."""
     try:
         yield
+    except SquibError:
+        raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise disk_full(path) from error

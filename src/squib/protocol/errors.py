@@ -11,6 +11,9 @@ def _with_subclasses(cls: type[SquibError]) -> list[type[SquibError]]:
 
 BY_CODE: dict[str, type[SquibError]] = {cls.code: cls for cls in _with_subclasses(SquibError) if cls.code}
 
+ERROR_CODE_HEADER = "squib-error-code"
+"""The header of an HTTP response with an error's code, if the body has another one for older clients."""
+
 
 def to_wire(error: SquibError) -> dict[str, str]:
     """Return the JSON form of an error: ``code``, ``message``, ``hint`` and, if not empty, ``detail``."""

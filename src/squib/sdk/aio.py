@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import Self, Unpack
 
-from squib.errors import BootTimeout, NotFound
+from squib.errors import BootTimeout, NotFound, SquibError
 from squib.models import OnProgress, ProcessInfo, PtySize, VMConfig, VMInfo, VMState
 from squib.sdk.aio_process import AsyncProcess, find_process, list_processes, spawn
 from squib.sdk.client import EngineClient
@@ -232,6 +232,8 @@ class AsyncVM:
             async with asyncio.timeout(timeout):
                 while (await self.refresh()).state in _PENDING_STATES:
                     await asyncio.sleep(_READY_POLL_S)
+        except SquibError:
+            raise
         except TimeoutError:
             raise BootTimeout(f"VM {self.name} was not ready within {timeout:g} s") from None
         if self.info.state is not VMState.RUNNING:

@@ -152,6 +152,8 @@ class AsyncProcess:
             async with asyncio.timeout(timeout), aclosing(self._follow(None)) as frames:
                 async for _ in frames:
                     pass
+        except SquibError:
+            raise
         except TimeoutError:
             raise TimeoutError(f"process {self.id} did not exit within {timeout:g} s; it is still running") from None
         assert self._end is not None

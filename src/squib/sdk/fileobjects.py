@@ -10,7 +10,7 @@ from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import IO, Any, Literal, Self
 
-from squib.errors import InvalidArgument, NotAFile
+from squib.errors import InvalidArgument, IsADirectory, NotAFile
 from squib.models import FileInfo, FileType
 from squib.protocol.guestfiles import GuestPath, check_path
 from squib.sdk.fileclient import FileClient
@@ -175,7 +175,8 @@ def check_mode(mode: str) -> None:
 async def _check_readable(client: FileClient, path: GuestPath) -> FileInfo:
     info = await client.stat(path)
     if info.type is not FileType.FILE:
-        raise NotAFile(f"{check_path(path)!r} is a {info.type}, not a regular file")
+        kind = IsADirectory if info.type is FileType.DIRECTORY else NotAFile
+        raise kind(f"{check_path(path)!r} is a {info.type}, not a regular file")
     return info
 
 

@@ -132,7 +132,7 @@ class HTTPClient:
             response = await self._send(http, request, body)
             try:
                 if response.status_code >= 300:
-                    raise error_of(response.status_code, await response.aread())
+                    raise error_of(response.status_code, await response.aread(), response.headers)
                 yield response
             finally:
                 await response.aclose()

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from squib.errors import EngineStartFailed
+from squib.errors import EngineStartFailed, SquibError
 from squib.host import proc, processes, sockets
 from squib.host.files import disk_errors
 from squib.host.locks import locked
@@ -57,6 +57,8 @@ def make_state_directory(home: Home) -> None:
     try:
         with disk_errors(home.root):
             home.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except SquibError:
+        raise
     except OSError as error:
         raise EngineStartFailed(
             f"the state directory {home.root} cannot be created: {error.strerror}",
@@ -79,6 +81,8 @@ async def ensure_engine(home: Home) -> None:
             async with locked(home.start_lock, timeout_s=START_TIMEOUT_S):
                 if not engine_answers(home):
                     await _start_engine(home)
+    except SquibError:
+        raise
     except TimeoutError:
         raise EngineStartFailed(
             f"another process has been starting the engine of {home.root} for {START_TIMEOUT_S:g} s",

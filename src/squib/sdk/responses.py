@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from squib.errors import EngineUnavailable, SquibError
 from squib.models import ResponseModel
-from squib.protocol.errors import from_wire
+from squib.protocol.errors import BY_CODE, ERROR_CODE_HEADER, from_wire
 
 M = TypeVar("M", bound=ResponseModel)
 
@@ -49,12 +50,13 @@ def read_event(line: str) -> dict[str, Any]:
     return event
 
 
-def error_of(status: int, body: bytes) -> SquibError:
+def error_of(status: int, body: bytes, headers: Mapping[str, str]) -> SquibError:
     """Parse the error in a response; `EngineUnavailable` if there is none."""
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError):
         answer = None
     if isinstance(answer, dict) and isinstance(error := answer.get("error"), dict):
-        return from_wire(error)
+        code = headers.get(ERROR_CODE_HEADER)
+        return from_wire(error | {"code": code} if code in BY_CODE else error)
     return EngineUnavailable(f"not a squib engine: the server returned status {status}", hint="check SQUIB_URL")

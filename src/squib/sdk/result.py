@@ -79,15 +79,19 @@ class ExecResult:
         """Return this result if it is `ok`; otherwise raise an error.
 
         Raises `CommandTimeout` or `CommandFailed`, with the last 2000 characters of standard error as detail, without
-        control characters.
+        control characters. The error's ``result`` is this result.
         """
         if self.ok:
             return self
         shown = command if len(command) <= _SHOWN_COMMAND_CHARS else command[:_SHOWN_COMMAND_CHARS] + "…"
         detail = printable_lines(self.stderr[-_SHOWN_STDERR_CHARS:]).rstrip()
         if self.timed_out:
-            raise CommandTimeout(f"the command timed out: {shown}", detail=detail)
-        raise CommandFailed(f"the command failed with exit code {self.exit_code}: {shown}", detail=detail)
+            timeout = CommandTimeout(f"the command timed out: {shown}", detail=detail)
+            timeout.result = self
+            raise timeout
+        failure = CommandFailed(f"the command failed with exit code {self.exit_code}: {shown}", detail=detail)
+        failure.result = self
+        raise failure
 
 
 OnOutput = Callable[[bytes], None]

@@ -238,7 +238,9 @@ async def _connect(engine: EngineClient, path: str) -> ClientConnection:
                 )
             return await connecting
         except InvalidStatus as error:
-            raise error_of(error.response.status_code, bytes(error.response.body or b"")) from None
+            raise error_of(
+                error.response.status_code, bytes(error.response.body or b""), error.response.headers
+            ) from None
         except TimeoutError as error:
             raise engine.not_responding("the opening of a terminal") from error
         except (OSError, InvalidHandshake, ssl.SSLError) as error:

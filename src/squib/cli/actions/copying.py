@@ -13,7 +13,7 @@ from squib.cli.args.units import show_bytes
 from squib.cli.progress import steps, throttled
 from squib.cli.render import Output
 from squib.cli.terminal.streams import ended_by_broken_pipe, read_chunks, write_all
-from squib.errors import InvalidArgument, NotAFile
+from squib.errors import InvalidArgument, IsADirectory, NotAFile
 from squib.models import FileType, OnProgress, Progress
 from squib.sdk.client import EngineClient
 from squib.sdk.config import check_ref
@@ -185,7 +185,8 @@ async def _to_stdout(files: AsyncFiles, vm: str, sources: Sequence[str], user: s
     (source,) = sources
     info = await files.stat(source, user=user)
     if info.type is not FileType.FILE:
-        raise NotAFile(
+        kind = IsADirectory if info.type is FileType.DIRECTORY else NotAFile
+        raise kind(
             f"{source} is a {info.type}; only a file can be written to standard output",
             hint=f"squib exec {vm} tar c -C {source} .",
         )

@@ -80,6 +80,8 @@ async def run_terminal(
         again = f"squib attach {ref} {terminal.id}"
         try:
             end = await attachment.run()
+        except SquibError:
+            raise
         except (asyncio.CancelledError, OSError):
             if options.stays and is_writable(sys.stderr.fileno()):
                 with contextlib.suppress(OSError):  # the terminal may be gone

@@ -14,7 +14,7 @@ from squib.core.engine import Engine
 from squib.core.guestio.env import sync_env
 from squib.core.guestio.stall import watched_response
 from squib.core.lifecycle import transitions
-from squib.errors import AgentLost, AgentTimeout, AgentUnreachable
+from squib.errors import AgentLost, AgentTimeout, AgentUnreachable, SquibError
 from squib.guest.agent import AgentClient
 from squib.guest.response import Response
 from squib.models import ExecRequest, VMState
@@ -78,6 +78,8 @@ async def within_timeout(work: Awaitable[Response], ref: str, what: str, timeout
     try:
         async with asyncio.timeout(timeout_s):
             return await work
+    except SquibError:
+        raise
     except TimeoutError:
         raise AgentTimeout(
             f"the guest did not {what} within {timeout_s:g} s", hint=f"see what it printed: squib logs {ref}"

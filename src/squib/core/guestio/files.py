@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from squib.core.engine import Engine
 from squib.core.guestio.exec import agent_of
 from squib.core.guestio.stall import WatchedUpload, watch_upload, watched_response
-from squib.errors import AgentTimeout
+from squib.errors import AgentTimeout, SquibError
 from squib.guest.files import AgentFiles
 from squib.guest.response import Response
 from squib.models import Account, FileInfo
@@ -179,6 +179,8 @@ async def _start(engine: Engine, ref: str, request: Awaitable[Response]) -> Gues
     try:
         async with asyncio.timeout(_START_TIMEOUT_S):
             response = await request
+    except SquibError:
+        raise
     except TimeoutError:
         raise AgentTimeout(
             f"the guest did not respond within {_START_TIMEOUT_S:g} s", hint=f"see what it printed: squib logs {ref}"

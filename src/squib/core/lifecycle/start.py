@@ -71,9 +71,9 @@ async def start_vm(engine: Engine, ref: str, *, boot_timeout_s: float = DEFAULT_
 
 def _reason(error: SquibError | OSError) -> str:
     """Say in one line why a boot failed."""
-    if isinstance(error, OSError):
-        return f"{error.filename or 'the host'}: {error.strerror or error}"
-    return error.message.partition("\n")[0]
+    if isinstance(error, SquibError):
+        return error.message.partition("\n")[0]
+    return f"{error.filename or 'the host'}: {error.strerror or error}"
 
 
 def _end(engine: Engine, record: VMRecord, state: VMState, reason: str) -> None:

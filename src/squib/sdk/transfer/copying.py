@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from squib.errors import InvalidArgument, NoSuchFile, NotADirectory, NotAFile, TransferFailed
+from squib.errors import InvalidArgument, IsADirectory, NoSuchFile, NotADirectory, NotAFile, TransferFailed
 from squib.host.files import open_regular
 from squib.models import FileInfo, FileType, OnProgress, Progress
 from squib.protocol.guestfiles import GuestPath, check_path
@@ -396,7 +396,8 @@ def _resolve_file(place: Path) -> Path:
     """Follow a symbolic link, as cp does. Raises `NotAFile` for anything else than a file."""
     resolved = place.resolve()
     if resolved.exists() and not resolved.is_file():
-        raise NotAFile(f"{escaped(place)} on this machine exists and is not a regular file")
+        kind = IsADirectory if resolved.is_dir() else NotAFile
+        raise kind(f"{escaped(place)} on this machine exists and is not a regular file")
     return resolved
 
 

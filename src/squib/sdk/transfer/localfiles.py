@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from squib.errors import (
     DiskFull,
     FileExists,
+    IsADirectory,
     NoSuchFile,
     NotADirectory,
-    NotAFile,
     PermissionDenied,
     SquibError,
     TransferFailed,
@@ -32,7 +32,7 @@ _ERRORS: dict[int, type[SquibError]] = {
     errno.ENOENT: NoSuchFile,
     errno.EEXIST: FileExists,
     errno.ENOTDIR: NotADirectory,
-    errno.EISDIR: NotAFile,
+    errno.EISDIR: IsADirectory,
     errno.EACCES: PermissionDenied,
     errno.EPERM: PermissionDenied,
     errno.EROFS: PermissionDenied,
@@ -49,6 +49,8 @@ def local_errors(path: str | bytes | os.PathLike[str]) -> Iterator[None]:
     """
     try:
         yield
+    except SquibError:
+        raise
     except OSError as error:
         if error.errno is None:  # not raised by a system call
             raise
