@@ -6,8 +6,12 @@ It runs as a process of its own, as a VMM does: what it costs the engine is only
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
+import struct
 import sys
+import threading
+from typing import BinaryIO
 
 _DATA, _HEADERS, _PRIORITY, _SETTINGS, _PING, _WINDOW_UPDATE, _CONTINUATION = 0, 1, 2, 4, 6, 8, 9
 _END_HEADERS = 4
@@ -36,8 +40,56 @@ FLOODS: dict[str, tuple[bytes, bytes]] = {
 }
 """What each kind sends first, and what it sends then without end."""
 
+_WINDOW = 256 * 1024
+_OUTPUT = struct.Struct(">BIQ")
+_BULK = 60_000
 
-def serve(connection: socket.socket, first: bytes, again: bytes) -> None:
+
+class Window:
+    """What the engine lets a guest send in a response."""
+
+    def __init__(self) -> None:
+        self._left = _WINDOW
+        self._changed = threading.Condition()
+
+    def take(self, size: int) -> None:
+        """Wait until ``size`` bytes may be sent."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._left >= size)
+            self._left -= size
+
+    def read(self, stream: BinaryIO) -> None:
+        """Read what the engine sends, to its end."""
+        while header := stream.read(9):
+            payload = stream.read(int.from_bytes(header[:3], "big"))
+            if header[3] == _WINDOW_UPDATE and header[5:] != bytes(4):
+                with self._changed:
+                    self._left += int.from_bytes(payload, "big")
+                    self._changed.notify()
+        with self._changed:
+            self._left = 1 << 62  # the engine is gone: writing fails
+            self._changed.notify()
+
+
+def print_bytes(connection: socket.socket, stream: BinaryIO) -> None:
+    """Send a command's output as an agent may, and in frames of one byte."""
+    window = Window()
+    threading.Thread(target=window.read, args=(stream,), daemon=True).start()
+    started = json.dumps({"id": "p1", "pid": 7}).encode()
+    window.take(_OUTPUT.size + len(started))
+    connection.sendall(_OK + frame(_DATA, _OUTPUT.pack(0, len(started), 0) + started, stream=1))
+    count = _BULK // (_OUTPUT.size + 1)
+    for start in range(0, 1 << 62, count):
+        output = b"".join(_OUTPUT.pack(1, 1, offset) + b"x" for offset in range(start, start + count))
+        window.take(len(output))
+        connection.sendall(frame(_DATA, output, stream=1))
+
+
+OUTPUT = "output"
+KINDS = (*FLOODS, OUTPUT)
+
+
+def serve(connection: socket.socket, kind: str) -> None:
     """Do the handshake, wait for the first request, and flood."""
     stream = connection.makefile("rb")
     while b"SQUIB-SYNC" not in (line := stream.readline()):
@@ -48,6 +100,10 @@ def serve(connection: socket.socket, first: bytes, again: bytes) -> None:
     stream.read(24)  # the client preface
     while (header := stream.read(9)) and header[3] != _HEADERS:
         stream.read(int.from_bytes(header[:3], "big"))
+    stream.read(int.from_bytes(header[:3], "big"))
+    if kind == OUTPUT:
+        print_bytes(connection, stream)
+    first, again = FLOODS[kind]
     connection.sendall(first)
     burst = again * max(1, 60_000 // len(again))
     while True:
@@ -62,7 +118,7 @@ def main() -> None:
         while True:
             connection, _ = listener.accept()
             with connection, contextlib.suppress(OSError):
-                serve(connection, *FLOODS[kind])
+                serve(connection, kind)
 
 
 if __name__ == "__main__":

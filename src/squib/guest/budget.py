@@ -30,6 +30,8 @@ terminal output, of about 70 bytes, costs up to 100 ns. Frames of single bytes c
 _SENT_BYTE_S = 15e-9
 _DELIVERY_S = 0.00002
 """Charged for waking the reader of a body, which passes on what has arrived."""
+_PART_S = 0.00015
+"""Charged for each further part of what has arrived: the frames of a command's output in it are small."""
 
 
 class LoopBudget:
@@ -52,6 +54,10 @@ class LoopBudget:
     def spend_delivery(self) -> None:
         """Charge the delivery of a piece of a body to its reader."""
         self._balance_s -= _DELIVERY_S
+
+    def spend_part(self) -> None:
+        """Charge the delivery of a further part of that piece."""
+        self._balance_s -= _PART_S
 
     def earn_request(self) -> None:
         """Add what a request to this guest may cost."""

@@ -252,6 +252,12 @@ class Http2Connection:
                 response.window += response.credit
                 response.credit = 0
 
+    async def deliver_part(self) -> None:
+        """Charge the delivery of a further part of a piece, and wait if the budget is used up."""
+        self._budget.spend_part()
+        await asyncio.sleep(self._budget.throttle())  # always: there may be many parts, and a reader that never waits
+        self._budget.release()
+
     def release(self, response: Response, *, cancel: bool) -> None:
         """Forget a response; ``cancel`` resets its stream."""
         if self._responses.pop(response.stream_id, None) is None or self._closed:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from squib.errors import AgentProtocolError
 from squib.protocol.frames import HEADER, MAX_PAYLOAD_BYTES, FrameKind
 
-_MAX_FRAMES = 1024
+_MAX_FRAMES = 32
 """Frames are forwarded in parts of at most this many, so that small ones do not take long in a row."""
 _GUEST_KINDS = frozenset(FrameKind) - {FrameKind.ERROR}
 _STDOUT, _STDERR = int(FrameKind.STDOUT), int(FrameKind.STDERR)

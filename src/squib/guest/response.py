@@ -42,6 +42,9 @@ class Connection(Protocol):
     def deliver(self, response: Response, size: int) -> None:
         """The reader takes ``size`` bytes: let the sender send more."""
 
+    async def deliver_part(self) -> None:
+        """The reader takes a further part of a piece: wait as long as it has to."""
+
     def release(self, response: Response, *, cancel: bool) -> None:
         """Forget a response; ``cancel`` resets its stream."""
 
@@ -116,7 +119,7 @@ class Response:
                     continue
                 for number, part in enumerate(self._checker.feed(piece)):
                     if number:
-                        await asyncio.sleep(0)  # there may be many parts, and a reader that never waits
+                        await self._connection.deliver_part()
                     yield part
                 continue
             if self._error:

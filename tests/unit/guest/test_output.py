@@ -47,7 +47,7 @@ def test_an_incomplete_frame_is_held_back() -> None:
 
 def test_many_small_frames_are_forwarded_in_parts() -> None:
     parts = list(OutputChecker().feed(STARTED + output_frames(5000, 1)))
-    assert len(parts) == 5
+    assert len(parts) == 157  # of 32 frames: what a part costs the event loop is well below a millisecond
 
 
 @pytest.mark.parametrize(
