@@ -15,12 +15,12 @@ from squib.api.routes import vms
 from squib.core.engine import Engine
 from squib.core.guestio.exec import within_timeout
 from squib.errors import SquibError
-from squib.protocol.errors import BY_CODE, from_wire, to_wire
 from squib.guest.budget import LoopBudget
 from squib.guest.channel import open_channel
 from squib.guest.response import Response
 from squib.host.files import disk_errors
 from squib.paths import Home
+from squib.protocol.errors import BY_CODE, from_wire, to_wire
 from squib.sdk.local import make_state_directory
 from squib.sdk.responses import error_of
 from squib.sdk.transfer.localfiles import local_errors

@@ -8,7 +8,8 @@ import pytest
 
 from squib import errors
 from squib.cli.render import Output
-from squib.errors import BY_CODE, SquibError
+from squib.errors import SquibError
+from squib.protocol.errors import BY_CODE
 
 
 @pytest.mark.parametrize("cls", BY_CODE.values())

@@ -166,6 +166,7 @@ class _Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.app_state["connection"] = transport.get_extra_info("socket")
         self._await_head()
 
     def data_received(self, data: bytes) -> None:

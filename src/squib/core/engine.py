@@ -164,8 +164,8 @@ class Engine:
 
     @property
     def needed(self) -> bool:
-        """Whether VMs need an engine, because at least one of them may have a VMM."""
-        return any(record.state in WITH_VMM for record in self.store.list_vms())
+        """Whether VMs need an engine: one that may have a VMM, or a bound one, which is deleted without its client."""
+        return any(record.bound or record.state in WITH_VMM for record in self.store.list_vms())
 
     @property
     def home_replaced(self) -> bool:

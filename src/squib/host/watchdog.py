@@ -23,6 +23,8 @@ NEEDED, NOT_NEEDED = b"+", b"-"
 
 MAX_RESTARTS = 5
 WINDOW_S = 30.0
+PAUSE_S = 3.0
+"""After more than MAX_RESTARTS restarts within WINDOW_S seconds, so that an engine that cannot run takes little CPU."""
 
 
 def main() -> None:
@@ -35,8 +37,8 @@ def main() -> None:
     now = time.monotonic()
     recent = recent_restarts(restarts, now)
     if len(recent) >= MAX_RESTARTS:
-        _warn(f"the engine died {MAX_RESTARTS} times within {WINDOW_S:g} s and is not restarted")
-        return
+        _warn(f"the engine died {MAX_RESTARTS} times within {WINDOW_S:g} s: restarting it in {PAUSE_S:g} s")
+        time.sleep(PAUSE_S)
     _warn("the engine died while VMs needed it: restarting it")
     os.execv(argv[0], [*argv, "--restarts", ",".join(f"{at:.3f}" for at in (*recent, now))])
 

@@ -27,7 +27,8 @@ MAX_VERB_TIMEOUT_S = 3600.0
 class VMState(StrEnum):
     """The state of a VM. ``creating``, ``starting``, ``stopping`` and ``deleting`` are transitional.
 
-    ``unknown`` is a state that a newer engine reported and this client does not know.
+    ``deleted`` is what a client's object says after its VM was deleted; the engine then has no VM. ``unknown`` is a
+    state that a newer engine reported and this client does not know.
     """
 
     CREATING = "creating"
@@ -39,6 +40,7 @@ class VMState(StrEnum):
     STOPPED = "stopped"
     ERROR = "error"
     DELETING = "deleting"
+    DELETED = "deleted"
     UNKNOWN = "unknown"
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Self, Unpack
 
-from squib.errors import BootTimeout, NotFound, SquibError
+from squib.errors import BootError, BootTimeout, NotFound, SquibError, WrongState
 from squib.models import OnProgress, ProcessInfo, PtySize, VMConfig, VMInfo, VMState
 from squib.sdk.aio_process import AsyncProcess, find_process, list_processes, spawn
+from squib.sdk.bond import Bond
 from squib.sdk.client import EngineClient
 from squib.sdk.command import exec_request, start_command
 from squib.sdk.config import VMOptions, make_config
@@ -19,6 +20,7 @@ from squib.sdk.env import AsyncEnv
 from squib.sdk.fileclient import FileClient
 from squib.sdk.files import AsyncFiles
 from squib.sdk.result import Collector, ExecResult, OnOutput
+from squib.sdk.transfer.chunks import to_its_end
 
 _READY_POLL_S = 0.05
 _PENDING_STATES = (VMState.CREATING, VMState.STARTING)
@@ -50,7 +52,7 @@ class AsyncVM:
         self._engine = engine or EngineClient()
         self._owns_engine = engine is None
         self._info: VMInfo | None = None
-        self._binding = AsyncExitStack()
+        self._bond = Bond(self._engine)
 
     def __repr__(self) -> str:
         return (
@@ -106,9 +108,37 @@ class AsyncVM:
             if engine is None:
                 await client.close()
 
-    async def _register(self, *, bound: bool = False) -> None:
+    async def _register(self) -> None:
+        """Create the VM unless it exists. It is bound until this call has its ID, so that none is left unknown."""
         if self._info is None:
-            self._info = await self._engine.create_vm(self._config, bound=bound, on_progress=self._on_progress)
+            await self._create()
+            try:
+                await self._engine.release_vm(self.vm_id)
+            except BaseException:
+                await self._discard()
+                self._info = None
+                raise
+
+    async def _create(self) -> None:
+        self._info = await self._engine.create_vm(self._config, bound=True, on_progress=self._on_progress)
+
+    async def _bind(self) -> None:
+        """Bind the VM to this program, and create it unless it exists."""
+        is_new = self._info is None
+        if is_new:
+            await self._create()
+        await self._bond.bind(self.vm_id, if_bound=is_new)
+
+    async def _reserve(self) -> None:
+        """Register the VM, bound to this program until `_keep`."""
+        try:
+            await self._bind()
+        except BaseException:
+            await self._discard()
+            raise
+
+    async def _keep(self) -> None:
+        await self._bond.release(self.vm_id)
 
     # --- properties ---------------------------------------------------------------------------------------------
 
@@ -161,16 +191,31 @@ class AsyncVM:
 
     # --- lifecycle ----------------------------------------------------------------------------------------------
 
-    async def start(self, boot_timeout: float = 30.0) -> Self:
+    async def start(self, boot_timeout: float = 30.0, *, bound: bool = False) -> Self:
         """Boot the VM and wait until the guest agent responds.
 
         ``boot_timeout`` is in seconds. If the VM is already running, do nothing. If it is not registered, register it
         first, as `create` does.
 
+        With ``bound``, the VM lives as long as this program: `close` deletes it, and the engine does if the program
+        ends without it, even by ``kill -9``. If the start fails, the VM is deleted.
+
         Raises `BootFailed`, `BootTimeout`, `WrongState`, and the errors of `create`.
         """
-        await self._register()
-        self._info = await self._engine.start_vm(self.vm_id, boot_timeout_s=boot_timeout)
+        if not bound:
+            await self._register()
+            return await self._boot(boot_timeout)
+        try:
+            await self._bind()
+            return await self._boot(boot_timeout)
+        except BaseException:
+            with suppress(SquibError):  # the engine deletes it as soon as it can
+                await self._discard()
+            raise
+
+    async def _boot(self, boot_timeout: float) -> Self:
+        async with self._states_seen():
+            self._info = await self._engine.start_vm(self.vm_id, boot_timeout_s=boot_timeout)
         return self
 
     async def stop(self, timeout: float = 3.0) -> Self:
@@ -178,37 +223,54 @@ class AsyncVM:
 
         If the shutdown takes longer than ``timeout`` seconds, kill the VM.
         """
-        self._info = await self._engine.stop_vm(self.vm_id, timeout_s=timeout)
+        async with self._states_seen():
+            self._info = await self._engine.stop_vm(self.vm_id, timeout_s=timeout)
         return self
 
     async def pause(self) -> Self:
         """Pause the VM: memory is kept, no CPU is used. Raises `WrongState`."""
-        self._info = await self._engine.pause_vm(self.vm_id)
+        async with self._states_seen():
+            self._info = await self._engine.pause_vm(self.vm_id)
         return self
 
     async def resume(self) -> Self:
         """Resume the paused VM and set its clock. Raises `WrongState`."""
-        self._info = await self._engine.resume_vm(self.vm_id)
+        async with self._states_seen():
+            self._info = await self._engine.resume_vm(self.vm_id)
         return self
 
     async def delete(self) -> None:
-        """Delete the VM permanently, in any state. Idempotent."""
+        """Delete the VM permanently, in any state. `status` is ``deleted`` afterwards. Idempotent."""
         with suppress(NotFound):
             await self._engine.delete_vm(self.vm_id)
+        self._set_deleted()
+
+    def _set_deleted(self) -> None:
+        if self._info is not None:
+            self._info = self._info.model_copy(update={"state": VMState.DELETED})
+
+    @asynccontextmanager
+    async def _states_seen(self) -> AsyncIterator[None]:
+        """If the block fails because of the VM's state, or leaves it in ``error``, fetch the state."""
+        try:
+            yield
+        except (WrongState, BootError):
+            with suppress(SquibError):
+                try:
+                    await self.refresh()
+                except NotFound:
+                    self._set_deleted()
+            raise
 
     async def close(self) -> None:
-        """Close this object's connections. The VM keeps running. Idempotent."""
-        if self._owns_engine:
+        """Close this object's connections. The VM keeps running, unless it is bound: then it is deleted. Idempotent."""
+        if self._bond.active:
+            await self._discard()
+        elif self._owns_engine:
             await self._engine.close()
 
     async def __aenter__(self) -> Self:
-        try:
-            await self._register(bound=True)
-            await self._binding.enter_async_context(self._engine.bind_lifetime(self.vm_id))
-            return await self.start()
-        except BaseException:
-            await self._discard()
-            raise
+        return await self.start(bound=True)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -216,11 +278,15 @@ class AsyncVM:
         await self._discard()
 
     async def _discard(self) -> None:
+        """Delete the VM and close the connections, to the end even if this task is cancelled meanwhile."""
+        await to_its_end(asyncio.create_task(self._delete_and_close(), name="delete VM"))
+
+    async def _delete_and_close(self) -> None:
         try:
             if self._info is not None:
                 await self.delete()
         finally:
-            await self._binding.aclose()
+            await self._bond.end()
             await self.close()
 
     async def wait_for_ready(self, timeout: float = 30.0) -> None:
@@ -232,8 +298,6 @@ class AsyncVM:
             async with asyncio.timeout(timeout):
                 while (await self.refresh()).state in _PENDING_STATES:
                     await asyncio.sleep(_READY_POLL_S)
-        except SquibError:
-            raise
         except TimeoutError:
             raise BootTimeout(f"VM {self.name} was not ready within {timeout:g} s") from None
         if self.info.state is not VMState.RUNNING:
@@ -282,7 +346,7 @@ class AsyncVM:
         request = exec_request(cmd, timeout=timeout, env=env, cwd=cwd, user=user, sudo=sudo)
         stdin = input.encode() if isinstance(input, str) else input
         collector = Collector(on_stdout, on_stderr)
-        async with start_command(self._engine, self.vm_id, request, stdin=stdin) as command:
+        async with self._states_seen(), start_command(self._engine, self.vm_id, request, stdin=stdin) as command:
             async for frame in command.output():
                 collector.add(frame)
         result = collector.result(command.end)
@@ -311,7 +375,8 @@ class AsyncVM:
         if self.info.state in _PENDING_STATES:
             await self.wait_for_ready()
         request = exec_request(cmd, timeout=timeout, env=env, cwd=cwd, user=user, sudo=sudo, stdin=stdin, pty=pty)
-        return await spawn(self._engine, self.vm_id, request)
+        async with self._states_seen():
+            return await spawn(self._engine, self.vm_id, request)
 
     async def processes(self) -> builtins.list[ProcessInfo]:
         """List the VM's commands, oldest first.

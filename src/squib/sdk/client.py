@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from squib.errors import EngineStartFailed, EngineUnavailable, InvalidArgument, NotFound
+from squib.errors import EngineStartFailed, EngineUnavailable, InvalidArgument, NotFound, SquibError
 from squib.models import Check, EngineInfo, ImageInfo, KernelInfo, OnProgress, Progress, VMConfig, VMInfo
 from squib.models.assets import check_kernel_ref
 from squib.protocol.errors import from_wire
@@ -95,27 +95,35 @@ class EngineClient(HTTPClient):
         await self.request("DELETE", _vm_path(ref))
 
     @asynccontextmanager
-    async def bind_lifetime(self, ref: str) -> AsyncIterator[None]:
+    async def bind_lifetime(self, ref: str, *, if_bound: bool = False) -> AsyncIterator[asyncio.Task[None]]:
         """Bind a VM's lifetime to this process for the duration of the block.
 
-        If the process exits, the engine deletes the VM. Delete the VM before the block ends.
+        If the process exits, the engine deletes the VM. Delete the VM before the block ends; or call `release_vm`, and
+        cancel the task that the block gets. With ``if_bound``, do nothing if the VM is not bound.
         """
-        binding = asyncio.create_task(self._bind(ref), name=f"bind {ref}")
+        binding = asyncio.create_task(self._bind(ref, if_bound), name=f"bind {ref}")
         try:
-            yield
+            yield binding
         finally:
             await asyncio.wait({binding}, timeout=_HOLD_END_S)  # the request ends when the VM is deleted
             binding.cancel()
             await asyncio.wait({binding})
 
-    async def _bind(self, ref: str) -> None:
+    async def _bind(self, ref: str, if_bound: bool) -> None:
+        path = f"{_vm_path(ref)}/hold" + ("?if_bound=true" if if_bound else "")
         while True:
-            with suppress(EngineUnavailable):
-                with suppress(NotFound, EngineStartFailed):
-                    # For ever: an engine that is only suspended would take another request for the client's end.
-                    await self.request("POST", f"{_vm_path(ref)}/hold", timeout_s=None)
+            try:
+                # For ever: an engine that is only suspended would take another request for the client's end.
+                await self.request("POST", path, timeout_s=None)
                 return
-            await asyncio.sleep(_HOLD_AGAIN_S)
+            except (NotFound, EngineStartFailed):
+                return
+            except SquibError:
+                await asyncio.sleep(_HOLD_AGAIN_S)
+
+    async def release_vm(self, ref: str) -> None:
+        """Make a bound VM independent of the clients that hold it. Raises `NotFound`, `DiskFull`."""
+        await self.request("DELETE", f"{_vm_path(ref)}/hold")
 
     async def listen(
         self, host: str, port: int, *, token: str = "", allowed_hosts: Sequence[str] = ()

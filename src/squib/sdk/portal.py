@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
+import sys
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from squib.errors import WrongState
+from squib.errors import SquibError, WrongState
 from squib.sdk.client import EngineClient
 
 T = TypeVar("T")
@@ -35,6 +36,11 @@ class Portal:
         self._thread = threading.Thread(target=self._run_loop, name="squib", daemon=True)
         self._thread.start()
         self._engines: dict[tuple[str, ...], EngineClient] = {}
+        self.undecided: dict[object, Callable[[], Coroutine[Any, Any, None]]] = {}
+        """VMs that are bound to this program until their objects are used, each with what makes it independent.
+
+        A program that ends in order calls that.
+        """
         self._ended = False
         atexit.register(self._stop)
 
@@ -118,6 +124,10 @@ class Portal:
 
     def _stop(self) -> None:
         if self._pid == os.getpid() and self._thread.is_alive():
+            if not isinstance(getattr(sys, "last_value", None), KeyboardInterrupt):
+                for keep in list(self.undecided.values()):
+                    with suppress(SquibError):
+                        self.run(keep())
             self.run(_cancel_all())
             for engine in self._engines.values():
                 self.run(engine.close())

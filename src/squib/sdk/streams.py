@@ -14,12 +14,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
 import select
 import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import httpcore
 import httpx
@@ -93,6 +95,7 @@ class Connection(httpcore.AsyncNetworkStream):
         self._watcher = Watcher(liveness, inner.aclose)
         self._answered = True  # whether the response to the last request has begun
         self._incomplete = False  # whether a request was not sent to its end
+        _connections.add(self)
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Return the next bytes, ``b""`` at the end. Raises `NotProcessed`, `NotResponding`."""
@@ -157,6 +160,25 @@ class Connection(httpcore.AsyncNetworkStream):
         if info == "is_readable" and self._incomplete:
             return True  # tells httpcore not to use this connection again
         return self._inner.get_extra_info(info)
+
+
+_connections: WeakSet[Connection] = WeakSet()
+
+
+def _close_in_child() -> None:
+    """Close the connections that a forked process has inherited: they tell the engine that its parent lives.
+
+    Their descriptors stay in use, so that objects which close them close no other file.
+    """
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for connection in list(_connections):
+        inherited = connection.get_extra_info("socket")
+        if inherited is not None and inherited.fileno() >= 0:
+            os.dup2(null, inherited.fileno(), inheritable=False)
+    os.close(null)
+
+
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 def _finite(timeout: float | None) -> float | None:
@@ -229,6 +251,8 @@ class _UnixStream(httpcore.AsyncNetworkStream):
             raise ConnectionAbortedError("the connection was closed locally")
 
     def get_extra_info(self, info: str) -> Any:
+        if info == "socket":
+            return self._socket
         if info != "is_readable":
             return None
         if self._closed:

@@ -28,6 +28,8 @@ class VM:
     or to the local one; all `VM` objects share its connections. If the kernel or the image is not in the cache, it is
     built first, and ``on_progress`` is called with each build step, on squib's thread. The methods are thread-safe.
 
+    A VM whose object was never used is deleted if the program is killed or interrupted.
+
     Raises `InvalidArgument`, `NameTaken`, `DiskFull`, and the errors of `Images.build`.
     """
 
@@ -41,17 +43,31 @@ class VM:
     ) -> None:
         self._portal = Portal.get()
         engine = engine or self._portal.engine()
-        self._vm = self._portal.run(AsyncVM.create(config, engine=engine, on_progress=on_progress, **options))
+        self._async_vm = AsyncVM(config, engine=engine, on_progress=on_progress, **options)
+        self._portal.run(self._async_vm._reserve())
+        self._portal.undecided[self._async_vm] = self._async_vm._keep
 
     @classmethod
     def _wrap(cls, portal: Portal, vm: AsyncVM) -> Self:
         self = cls.__new__(cls)
         self._portal = portal
-        self._vm = vm
+        self._async_vm = vm
         return self
 
+    @property
+    def _vm(self) -> AsyncVM:
+        """The VM, which its first use makes independent of this program, unless that is a ``with`` block."""
+        if self._async_vm in self._portal.undecided:
+            self._portal.run(self._async_vm._keep())
+            self._portal.undecided.pop(self._async_vm, None)
+        return self._async_vm
+
+    def _bound_vm(self) -> AsyncVM:
+        self._portal.undecided.pop(self._async_vm, None)
+        return self._async_vm
+
     def __repr__(self) -> str:
-        return repr(self._vm).replace("AsyncVM", "VM", 1)
+        return repr(self._async_vm).replace("AsyncVM", "VM", 1)
 
     @classmethod
     def from_id(cls, vm_id: str, *, engine: EngineClient | None = None) -> Self:
@@ -103,9 +119,10 @@ class VM:
         """See `AsyncVM.refresh`."""
         return self._portal.run(self._vm.refresh())
 
-    def start(self, boot_timeout: float = 30.0) -> Self:
+    def start(self, boot_timeout: float = 30.0, *, bound: bool = False) -> Self:
         """See `AsyncVM.start`."""
-        self._portal.run(self._vm.start(boot_timeout))
+        vm = self._bound_vm() if bound else self._vm
+        self._portal.run(vm.start(boot_timeout, bound=bound))
         return self
 
     def stop(self, timeout: float = 3.0) -> Self:
@@ -132,7 +149,7 @@ class VM:
         self._portal.run(self._vm.close())
 
     def __enter__(self) -> Self:
-        self._portal.run(self._vm.__aenter__())
+        self._portal.run(self._bound_vm().__aenter__())
         return self
 
     def __exit__(

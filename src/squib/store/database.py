@@ -177,10 +177,10 @@ class Store:
         with self._transaction():
             self._db.execute("UPDATE vms SET spec = ? WHERE vm_id = ?", (_to_column(spec), vm_id))
 
-    def set_bound(self, vm_id: str) -> None:
-        """Bind a VM to a client. Raises `DiskFull`."""
+    def set_bound(self, vm_id: str, bound: bool) -> None:
+        """Bind a VM to a client, or make it independent. Raises `DiskFull`."""
         with self._transaction():
-            self._db.execute("UPDATE vms SET bound = 1 WHERE vm_id = ?", (vm_id,))
+            self._db.execute("UPDATE vms SET bound = ? WHERE vm_id = ?", (bound, vm_id))
 
     # VMs: facts
 
@@ -299,7 +299,7 @@ def _decode(text: bytes) -> str:
 
 
 def _state(text: str) -> VMState:
-    if text not in set(VMState) - {VMState.UNKNOWN}:
+    if text not in set(VMState) - {VMState.DELETED, VMState.UNKNOWN}:
         raise ValueError(f"{text!r} is not a state of a VM")
     return VMState(text)
 

@@ -94,8 +94,9 @@ def test_a_request_may_have_the_fields_that_old_clients_send(name: str) -> None:
 
 
 def test_states_and_kinds_are_the_ones_that_old_clients_know() -> None:
-    """``unknown`` is what a client reads in place of a newer value. The engine never sends it."""
-    assert set(models.VMState) - STATES == set(models.FileType) - FILE_TYPES == {"unknown"}
+    """``unknown`` is what a client reads in place of a newer value, ``deleted`` its own. The engine sends neither."""
+    assert set(models.VMState) - STATES == {"unknown", "deleted"}
+    assert set(models.FileType) - FILE_TYPES == {"unknown"}
     assert set(models.FileEventType) - FILE_EVENTS == {"unknown"}
     assert {kind.value: kind.name for kind in FrameKind} == {
         0: "STARTED", 1: "STDOUT", 2: "STDERR", 3: "EXIT", 4: "IDLE", 5: "ERROR",

@@ -7,10 +7,11 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from squib.api.context import EngineDep, Ref, while_connected
+from squib.api.peer import while_client_runs
 from squib.api.schema import CreateRequest, ProgressEvent, StartRequest, StopRequest, VMList
 from squib.api.streams import NDJSON, ProgressResponse, accepts_ndjson
 from squib.core.inspect import describe, get_vm, list_vms
-from squib.core.lifecycle.bonds import client_left, hold_vm
+from squib.core.lifecycle.bonds import client_left, hold_vm, release_vm
 from squib.core.lifecycle.create import create_vm
 from squib.core.lifecycle.delete import delete_vm
 from squib.core.lifecycle.pause import pause_vm, resume_vm
@@ -95,15 +96,24 @@ async def delete(engine: EngineDep, ref: Ref) -> None:
 
 
 @router.post("/{ref}/hold", status_code=204)
-async def hold(engine: EngineDep, ref: Ref, request: Request) -> None:
+async def hold(engine: EngineDep, ref: Ref, request: Request, if_bound: bool = False) -> None:
     """Bind a VM's lifetime to this request: if the client disconnects, for any reason, the VM is deleted.
+
+    On the unix socket it is also deleted when the client's process has ended and others still have its connection.
 
     If several clients hold a VM, it is deleted when the last one disconnects. The response comes when the VM has been
     deleted by other means. An engine that exits deletes nothing: the client sends this request to the next engine
-    again, which waits 10 s for it.
+    again, which waits 10 s for it. With ``if_bound``, a VM that is not bound is left as it is, and the response comes
+    at once.
     """
     try:
-        await while_connected(request, hold_vm(engine, ref))
+        await while_connected(request, while_client_runs(request, hold_vm(engine, ref, if_bound=if_bound)))
     except ClientDisconnect:
         await client_left(engine, ref)
         raise
+
+
+@router.delete("/{ref}/hold", status_code=204)
+async def release(engine: EngineDep, ref: Ref) -> None:
+    """Make a bound VM independent of its clients. Requests that hold it may end."""
+    await release_vm(engine, ref)

@@ -1,9 +1,9 @@
 """Bonds: a bound VM is deleted when its client is gone, as in `squib run` and ``with VM()``.
 
-The database stores that a VM is bound. A client holds a bound VM with a request that stays open. When the last such
-request ends because its client has disconnected, the VM is deleted. It is also deleted if no client holds it within
-`GRACE_S` after its creation or an engine's start. So a bound VM does not outlive its client, even if engine and client
-are killed in any order.
+The database stores that a VM is bound, from its creation on. A client holds a bound VM with a request that stays open.
+When the last such request ends because its client has disconnected or ended, the VM is deleted. It is also deleted if
+no client holds it within `GRACE_S` after its creation or an engine's start. So a bound VM does not outlive its client,
+even if engine and client are killed in any order. A client that wants the VM to live on releases it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,17 @@ GRACE_S = 10.0
 """The time in seconds that a client has to reconnect to a new engine. It retries several times a second."""
 
 
-async def hold_vm(engine: Engine, ref: str) -> None:
-    """Bind the VM ``ref`` to the caller and wait until it has been deleted. Raises `NotFound`, `DiskFull`."""
+async def hold_vm(engine: Engine, ref: str, *, if_bound: bool = False) -> None:
+    """Bind the VM ``ref`` to the caller and wait until it has been deleted.
+
+    With ``if_bound``, return at once if it is not bound. Raises `NotFound`, `DiskFull`.
+    """
     vm_id = engine.store.find(ref).vm_id
-    engine.store.set_bound(vm_id)
+    if not engine.store.get_vm(vm_id).bound:
+        if if_bound:
+            return
+        engine.on_needed(True)
+        engine.store.set_bound(vm_id, True)
     engine.holders[vm_id] += 1
     try:
         await wait_deleted(engine, vm_id)
@@ -33,11 +40,17 @@ async def hold_vm(engine: Engine, ref: str) -> None:
         engine.holders[vm_id] -= 1
 
 
+async def release_vm(engine: Engine, ref: str) -> None:
+    """Make the VM ``ref`` independent of the clients that hold it. Raises `NotFound`, `DiskFull`."""
+    engine.store.set_bound(engine.store.get_vm(ref).vm_id, False)
+
+
 async def client_left(engine: Engine, ref: str) -> None:
-    """Delete the VM ``ref`` after its client has disconnected, unless another client holds it."""
-    with suppress(NotFound):
-        if not engine.holders[engine.store.find(ref).vm_id]:
-            await delete_vm(engine, ref)
+    """Delete the VM ``ref`` after its client has disconnected, unless another holds it or it is no longer bound."""
+    with suppress(NotFound, RecordCorrupt):
+        record = engine.store.get_vm(ref)
+        if record.bound and not engine.holders[record.vm_id]:
+            await delete_vm(engine, record.vm_id)
 
 
 def expect_client(engine: Engine, vm_id: str) -> None:

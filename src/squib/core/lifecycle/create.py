@@ -85,6 +85,8 @@ async def _create(
     )
 
     async def create(turn: Turn) -> VMRecord:
+        if bound:
+            engine.on_needed(True)  # an engine that is killed now is followed by one that deletes the VM
         engine.store.add_vm(record)
         on_recorded()
         try:
