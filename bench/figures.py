@@ -90,6 +90,7 @@ FIGURES = (
     Figure("exec-busy", 'run(["true"]) while 1 GiB is uploaded', Unit.MS),
     Figure("exec-busy-ratio", "  the latter against the former (medians)", Unit.RATIO, 3),
     Figure("hostile-idle", 'run(["true"]), three hostile VMs stand still', Unit.MS),
+    Figure("hostile-busy", 'run(["true"]), the same three VMs only compute', Unit.MS),
     Figure("hostile-exec", 'run(["true"]), three hostile VMs attack', Unit.MS),
     Figure("hostile-ratio", "  the latter against the former (medians)", Unit.RATIO, 2),
     Figure("hostile-disk", "  what they take of the host's disk meanwhile", Unit.MIB, 8),

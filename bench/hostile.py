@@ -61,7 +61,10 @@ class Attacker:
 
 
 async def measure_hostile(bench: Bench) -> None:
-    """Time commands in a fourth VM, in turn while the three VMMs are stopped and while they run."""
+    """Time commands in a fourth VM, in turn while the three VMMs are stopped and while they run.
+
+    First their guests only compute: that is what three busy VMs cost a host with few CPUs, without any attack.
+    """
     async with bench.client() as engine, AsyncExitStack() as stack:
         vms = []
         for _ in range(1 + len(ATTACKS)):
@@ -71,16 +74,24 @@ async def measure_hostile(bench: Bench) -> None:
         vm, *hostile = vms
         for _ in range(_WARM_UP_COMMANDS):
             await vm.run(["true"], check=True)
+        computing = [await each.spawn("while :; do :; done") for each in hostile]
+        await _compare(bench, vm, hostile, "hostile-busy")
+        for process in computing:
+            await process.kill()
         used = disk_bytes(bench.home.root)
         async with _attacked(bench, [Attacker(each, attack) for each, attack in zip(hostile, ATTACKS, strict=True)]):
-            for run in range(bench.runs):
-                bench.on_run(run, bench.runs)
-                await _measure(bench, vm, "hostile-exec")
-                with _stopped(hostile):
-                    await _measure(bench, vm, "hostile-idle")
+            await _compare(bench, vm, hostile, "hostile-exec")
         bench.results.add("hostile-disk", disk_bytes(bench.home.root) - used)
     idle_s, attacked_s = (bench.results.median(name) for name in ("hostile-idle", "hostile-exec"))
     bench.results.add("hostile-ratio", attacked_s / idle_s)
+
+
+async def _compare(bench: Bench, vm: AsyncVM, others: list[AsyncVM], name: str) -> None:
+    for run in range(bench.runs):
+        bench.on_run(run, bench.runs)
+        await _measure(bench, vm, name)
+        with _stopped(others):
+            await _measure(bench, vm, "hostile-idle")
 
 
 async def _measure(bench: Bench, vm: AsyncVM, name: str) -> None:

@@ -198,7 +198,7 @@ GROUPS = (
     Group("commands during an upload", ("exec-idle", "exec-busy", "exec-busy-ratio"), measure_latency_under_load),
     Group(
         "commands beside hostile guests",
-        ("hostile-idle", "hostile-exec", "hostile-ratio", "hostile-disk"),
+        ("hostile-idle", "hostile-busy", "hostile-exec", "hostile-ratio", "hostile-disk"),
         measure_hostile,
     ),
 )
