@@ -283,39 +283,62 @@ async def test_a_launch_that_is_cancelled_at_any_moment_leaves_nothing(
     await asyncio.to_thread(processes.kill, identity)
 
 
-ENGINE = """
-import asyncio, sys
+ENGINES = """
+import asyncio, os, signal, sys
 from pathlib import Path
 from squib.host import jail
 from squib.host.locks import FileLock
-async def main():
-    path = Path(sys.argv[1])
+async def main(path, mode, output):
     with FileLock(path) as lock:
         assert lock.try_acquire()
-        plan = jail.plan(jail.Jail(jail.JailMode(sys.argv[2])), ["sleep", "60"])
-        print("starting", flush=True)
+        plan = jail.plan(jail.Jail(jail.JailMode(mode)), ["sleep", "60"])
+        print(os.getpid(), file=output, flush=True)
         confined = await jail.start(plan, lock=lock, log_path=path.with_name("vmm.log"))
-    print("started", flush=True)
+    print("started", file=output, flush=True)
     await asyncio.Event().wait()
-asyncio.run(main())
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+for line in sys.stdin:
+    path, mode, output = line.split()
+    if os.fork() == 0:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        asyncio.run(main(Path(path), mode, open(output, "w")))
 """
+"""A process that forks an engine for each line that it reads, since what an engine imports takes long."""
+
+StartEngine = Callable[[ProcessIdentity, Jail, Path], None]
+
+
+@pytest.fixture(scope="module")
+def start_engine() -> Iterator[StartEngine]:
+    """Starts an engine that launches a process in a jail, and writes its pid and then ``started`` to a named pipe."""
+    argv = [sys.executable, "-c", ENGINES]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE) as engines:
+        assert engines.stdin
+
+        def start(identity: ProcessIdentity, jail: Jail, output: Path) -> None:
+            assert engines.stdin
+            engines.stdin.write(f"{identity.lock_path} {jail.mode.value} {output}\n".encode())
+            engines.stdin.flush()
+
+        yield start
+        engines.stdin.close()
 
 
 @pytest.mark.parametrize("moment_s", [*MOMENTS_S, None])
 def test_kill_9_of_the_engine_before_the_seal_ends_the_vmm(
-    best: Jail, identity: ProcessIdentity, moment_s: float | None
+    best: Jail, identity: ProcessIdentity, start_engine: StartEngine, tmp_path: Path, moment_s: float | None
 ) -> None:
     """At any moment of the launch, or (``None``) after it: no guest has run, and none may run unsealed."""
-    argv = [sys.executable, "-c", ENGINE, str(identity.lock_path), best.mode.value]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE) as engine:
-        assert engine.stdout
+    os.mkfifo(tmp_path / "output")
+    start_engine(identity, best, tmp_path / "output")
+    with (tmp_path / "output").open() as output:
+        pid = int(output.readline())
         try:
-            assert engine.stdout.readline() == b"starting\n"
             if moment_s is None:
-                assert engine.stdout.readline() == b"started\n"
+                assert output.readline() == "started\n"
                 assert len(processes.find(identity)) == 2
             else:
                 time.sleep(moment_s)
         finally:
-            engine.kill()
+            os.kill(pid, signal.SIGKILL)
     asyncio.run(until(lambda: processes.find(identity) == []))
