@@ -158,7 +158,7 @@ def test_no_part_of_a_command_holds_a_nul(fields: dict[str, Any]) -> None:
         ExecRequest(**fields)
 
 
-@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf"), 1e300, "soon"])
+@pytest.mark.parametrize("timeout_s", [-1, float("nan"), float("inf"), 1e300, "soon"])
 def test_a_timeout_is_a_time(timeout_s: object) -> None:
     with pytest.raises(ValidationError, match="timeout_s"):
         ExecRequest(argv=["true"], timeout_s=timeout_s)  # type: ignore[arg-type]

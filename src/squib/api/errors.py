@@ -40,6 +40,7 @@ HTTP_STATUS = {
     "no_such_user": 422,
     "command_failed": 422,
     "command_timeout": 422,
+    "output_too_large": 422,
     "internal": 500,
     "tool_failed": 500,
     "image_corrupt": 500,

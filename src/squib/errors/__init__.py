@@ -50,7 +50,8 @@ and ``except FileNotFoundError`` work. So catch `SquibError` first where both ca
     │   ├── StdinClosed             stdin_closed
     │   ├── NoTerminal              no_terminal
     │   ├── CommandFailed           command_failed
-    │   └── CommandTimeout          command_timeout
+    │   ├── CommandTimeout          command_timeout
+    │   └── OutputTooLarge          output_too_large
     └── FileError
         ├── NoSuchFile              no_such_file
         ├── FileExists              file_exists
@@ -122,6 +123,7 @@ from squib.errors.guest import (
     NotAFile,
     NoTerminal,
     NotExecutable,
+    OutputTooLarge,
     PermissionDenied,
     StdinClosed,
     TransferFailed,
@@ -174,6 +176,7 @@ __all__ = [
     "NotAFile",
     "NotExecutable",
     "NotFound",
+    "OutputTooLarge",
     "PermissionDenied",
     "RecordCorrupt",
     "SquibError",

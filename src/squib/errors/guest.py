@@ -111,6 +111,12 @@ class CommandTimeout(ExecError, TimeoutError):
     result: CommandResult | None = None
 
 
+class OutputTooLarge(ExecError):
+    """A command run with ``truncate="error"`` wrote more than ``max_output`` bytes. It was killed."""
+
+    code = "output_too_large"
+
+
 class FileError(SquibError, OSError):
     """A file operation in the guest, or a copy to or from it, has failed. Base of the errors below."""
 

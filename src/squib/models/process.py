@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from squib.models.base import Env, GuestString, RequestModel, ResponseModel, known_fields
 
@@ -25,7 +25,7 @@ class ExecRequest(RequestModel):
 
     Give exactly one of ``argv`` (no shell), ``shell`` (``/bin/sh -c``) and ``login`` (the user's login shell).
     ``sudo`` runs it as root on behalf of ``user``. A ``background`` command outlives its client. With ``pty`` it gets a
-    terminal of that size, and all output is standard output.
+    terminal of that size, and all output is standard output. A ``timeout_s`` of 0 is none.
     """
 
     argv: list[GuestString] | None = Field(default=None, min_length=1)
@@ -36,9 +36,14 @@ class ExecRequest(RequestModel):
     user: GuestString | None = None
     sudo: bool = False
     stdin: bool = False
-    timeout_s: float | None = Field(default=None, gt=0, le=MAX_TIMEOUT_S)
+    timeout_s: float | None = Field(default=None, ge=0, le=MAX_TIMEOUT_S)
     background: bool = False
     pty: PtySize | None = None
+
+    @field_validator("timeout_s")
+    @classmethod
+    def _zero_is_none(cls, value: float | None) -> float | None:
+        return value or None
 
     @model_validator(mode="after")
     def _one_command(self) -> ExecRequest:

@@ -19,7 +19,7 @@ from squib.sdk.config import VMOptions, make_config
 from squib.sdk.env import AsyncEnv
 from squib.sdk.fileclient import FileClient
 from squib.sdk.files import AsyncFiles
-from squib.sdk.result import Collector, ExecResult, OnOutput
+from squib.sdk.result import MAX_OUTPUT_BYTES, Collector, ExecResult, OnOutput, Truncate
 from squib.sdk.transfer.chunks import to_its_end
 
 _READY_POLL_S = 0.05
@@ -60,8 +60,6 @@ class AsyncVM:
             if self._info
             else f"<{type(self).__name__} not created>"
         )
-
-    # --- create and look up -------------------------------------------------------------------------------------
 
     @classmethod
     async def create(
@@ -140,8 +138,6 @@ class AsyncVM:
     async def _keep(self) -> None:
         await self._bond.release(self.vm_id)
 
-    # --- properties ---------------------------------------------------------------------------------------------
-
     @property
     def info(self) -> VMInfo:
         """The cached VM details; `refresh` updates them.
@@ -188,8 +184,6 @@ class AsyncVM:
         """Fetch the VM's current details. Raises `NotFound` if it was deleted."""
         self._info = await self._engine.vm(self.vm_id)
         return self._info
-
-    # --- lifecycle ----------------------------------------------------------------------------------------------
 
     async def start(self, boot_timeout: float = 30.0, *, bound: bool = False) -> Self:
         """Boot the VM and wait until the guest agent responds.
@@ -303,8 +297,6 @@ class AsyncVM:
         if self.info.state is not VMState.RUNNING:
             await self.run(["true"])  # raises the engine's error, with its reason and hint
 
-    # --- commands -----------------------------------------------------------------------------------------------
-
     async def run(
         self,
         cmd: str | Sequence[str],
@@ -318,13 +310,15 @@ class AsyncVM:
         input: str | bytes | None = None,
         on_stdout: OnOutput | None = None,
         on_stderr: OnOutput | None = None,
+        max_output: int = MAX_OUTPUT_BYTES,
+        truncate: Truncate = "head",
     ) -> ExecResult:
         """Run a command and wait for it to exit.
 
         - ``cmd``: a string runs through ``/bin/sh -c``; a list is the program and its arguments.
         - ``check``: raise `CommandFailed` or `CommandTimeout` if the exit code is not 0.
-        - ``timeout``: seconds until the command and its descendants are killed and `ExecResult.timed_out` is set. By
-          default there is no limit.
+        - ``timeout``: seconds until the command and its descendants are killed and `ExecResult.timed_out` is set. 0 and
+          ``None``: no limit.
         - ``env``: variables added to the VM's environment.
         - ``cwd``: the working directory.
         - ``user``: ``name``, ``uid``, ``name:group`` or ``uid:gid``.
@@ -332,6 +326,8 @@ class AsyncVM:
         - ``input``: the command's standard input; text is encoded as UTF-8.
         - ``on_stdout``, ``on_stderr``: called with each chunk of output, in bytes. If one raises, the command is killed
           and the call raises the same exception.
+        - ``max_output``: how many bytes the result keeps: the first (``truncate="head"``) or the last (``"tail"``).
+          With ``"error"``, more output kills the command and raises `OutputTooLarge`.
 
         Cancelling the call kills the command.
 
@@ -345,7 +341,7 @@ class AsyncVM:
             await self.wait_for_ready()
         request = exec_request(cmd, timeout=timeout, env=env, cwd=cwd, user=user, sudo=sudo)
         stdin = input.encode() if isinstance(input, str) else input
-        collector = Collector(on_stdout, on_stderr)
+        collector = Collector(on_stdout, on_stderr, max_output, truncate)
         async with self._states_seen(), start_command(self._engine, self.vm_id, request, stdin=stdin) as command:
             async for frame in command.output():
                 collector.add(frame)

@@ -144,12 +144,12 @@ class AsyncProcess:
     async def wait(self, timeout: float | None = None) -> CommandEnd:
         """Wait until the command exits, without reading its output.
 
-        ``timeout`` is in seconds; by default there is no limit. After a `TimeoutError` the command keeps running.
+        ``timeout`` is in seconds; 0 and ``None`` are no limit. After a `TimeoutError` the command keeps running.
 
         Raises `TimeoutError`, `NoSuchProcess` if another client killed the command, and the errors of `output`.
         """
         try:
-            async with asyncio.timeout(timeout), aclosing(self._follow(None)) as frames:
+            async with asyncio.timeout(timeout or None), aclosing(self._follow(None)) as frames:
                 async for _ in frames:
                     pass
         except SquibError:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
-from squib.errors import CommandFailed, CommandTimeout
+from squib.errors import CommandFailed, CommandTimeout, InvalidArgument, OutputTooLarge
 from squib.protocol.frames import CommandEnd as CommandEnd
 from squib.protocol.frames import Frame, FrameKind
 from squib.protocol.text import printable_lines
@@ -13,6 +15,8 @@ from squib.protocol.text import printable_lines
 MAX_OUTPUT_BYTES = 64 << 20
 """The most output that `ExecResult` keeps. The rest is discarded and `ExecResult.truncated` is set."""
 
+Truncate = Literal["head", "tail", "error"]
+_PIECE_BYTES = 64 << 10
 _SHOWN_COMMAND_CHARS = 200
 _SHOWN_STDERR_CHARS = 2000
 
@@ -43,7 +47,8 @@ class ExecResult:
     - ``duration_s``: the run time in seconds.
     - ``stdout_bytes``, ``stderr_bytes``, ``output_bytes``: the raw output. ``output_bytes`` holds both streams in the
       order in which they were read.
-    - ``truncated``: whether output beyond 64 MiB was discarded.
+    - ``truncated``: whether output beyond ``max_output`` (default 64 MiB) was discarded.
+    - ``dropped_bytes``: how much.
     """
 
     exit_code: int
@@ -54,6 +59,7 @@ class ExecResult:
     stderr_bytes: bytes = field(repr=False)
     output_bytes: bytes = field(repr=False)
     truncated: bool = False
+    dropped_bytes: int = 0
 
     @property
     def ok(self) -> bool:
@@ -98,25 +104,59 @@ OnOutput = Callable[[bytes], None]
 
 
 class Collector:
-    """Collects a command's output, up to `MAX_OUTPUT_BYTES`, and builds its result."""
+    """Collects a command's output, up to ``max_bytes``, and builds its result. ``truncate`` is as in `AsyncVM.run`.
 
-    def __init__(self, on_stdout: OnOutput | None, on_stderr: OnOutput | None) -> None:
+    Raises `InvalidArgument` for a negative limit or an unknown ``truncate``.
+    """
+
+    def __init__(
+        self,
+        on_stdout: OnOutput | None,
+        on_stderr: OnOutput | None,
+        max_bytes: int = MAX_OUTPUT_BYTES,
+        truncate: Truncate = "head",
+    ) -> None:
+        if max_bytes < 0:
+            raise InvalidArgument(f"max_output: {max_bytes} is negative")
+        if truncate not in get_args(Truncate):
+            raise InvalidArgument(f"truncate: {truncate!r} is not one of {', '.join(get_args(Truncate))}")
         self._callbacks = {FrameKind.STDOUT: on_stdout, FrameKind.STDERR: on_stderr}
-        self._pieces: list[tuple[FrameKind, bytes]] = []
+        self._max_bytes = max_bytes
+        self._truncate = truncate
+        self._pieces: deque[tuple[FrameKind, bytearray]] = deque()
         self._kept = 0
-        self._dropped = False
+        self._dropped = 0
 
     def add(self, frame: Frame) -> None:
-        """Add one output frame and call its callback."""
+        """Add one output frame and call its callback. Raises `OutputTooLarge` if it is above an ``error`` limit."""
         if callback := self._callbacks[frame.kind]:
             callback(frame.payload)
-        room = MAX_OUTPUT_BYTES - self._kept
-        if len(frame.payload) > room:
-            self._dropped = True
-        piece = frame.payload[: max(room, 0)]
-        if piece:
-            self._pieces.append((frame.kind, piece))
-            self._kept += len(piece)
+        excess = max(0, self._kept + len(frame.payload) - self._max_bytes)
+        if excess and self._truncate == "error":
+            raise OutputTooLarge(f"the command wrote more than {self._max_bytes} bytes", hint="use a larger max_output")
+        if self._truncate == "tail":
+            self._append(frame.kind, frame.payload)
+            self._drop_oldest(excess)
+        else:
+            self._append(frame.kind, frame.payload[: len(frame.payload) - excess])
+        self._dropped += excess
+
+    def _append(self, kind: FrameKind, data: bytes) -> None:
+        if self._pieces and self._pieces[-1][0] is kind and len(self._pieces[-1][1]) < _PIECE_BYTES:
+            self._pieces[-1][1].extend(data)  # a command may write single bytes
+        elif data:
+            self._pieces.append((kind, bytearray(data)))
+        self._kept += len(data)
+
+    def _drop_oldest(self, count: int) -> None:
+        self._kept -= count
+        while count:
+            oldest = self._pieces[0][1]
+            taken = min(count, len(oldest))
+            del oldest[:taken]
+            count -= taken
+            if not oldest:
+                self._pieces.popleft()
 
     def result(self, end: CommandEnd) -> ExecResult:
         """Build the result. Call it after the last frame was added."""
@@ -128,5 +168,6 @@ class Collector:
             stdout_bytes=b"".join(piece for kind, piece in self._pieces if kind is FrameKind.STDOUT),
             stderr_bytes=b"".join(piece for kind, piece in self._pieces if kind is FrameKind.STDERR),
             output_bytes=b"".join(piece for _, piece in self._pieces),
-            truncated=self._dropped,
+            truncated=self._dropped > 0,
+            dropped_bytes=self._dropped,
         )

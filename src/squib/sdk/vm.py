@@ -14,7 +14,7 @@ from squib.sdk.config import VMOptions
 from squib.sdk.env import Env
 from squib.sdk.portal import Portal
 from squib.sdk.process import Process
-from squib.sdk.result import ExecResult, OnOutput
+from squib.sdk.result import MAX_OUTPUT_BYTES, ExecResult, OnOutput, Truncate
 from squib.sdk.syncfiles import Files
 
 
@@ -174,6 +174,8 @@ class VM:
         input: str | bytes | None = None,
         on_stdout: OnOutput | None = None,
         on_stderr: OnOutput | None = None,
+        max_output: int = MAX_OUTPUT_BYTES,
+        truncate: Truncate = "head",
     ) -> ExecResult:
         """See `AsyncVM.run`. ``on_stdout`` and ``on_stderr`` run on squib's thread."""
         return self._portal.run(
@@ -188,6 +190,8 @@ class VM:
                 input=input,
                 on_stdout=on_stdout,
                 on_stderr=on_stderr,
+                max_output=max_output,
+                truncate=truncate,
             )
         )
 

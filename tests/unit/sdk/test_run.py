@@ -17,10 +17,10 @@ from squib.errors import (
     InvalidArgument,
     NoShell,
     NotFound,
+    OutputTooLarge,
     WrongState,
 )
 from squib.protocol.frames import FrameKind
-from squib.sdk import result
 from squib.sdk.aio import AsyncVM
 from squib.sdk.client import EngineClient
 from squib.sdk.command import exec_request, start_command
@@ -145,14 +145,15 @@ async def test_cancelling_kills_the_command(served: Served) -> None:
     await check(test)
 
 
-def test_only_so_much_output_is_kept(vm: VM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(result, "MAX_OUTPUT_BYTES", 100_000)
+def test_only_so_much_output_is_kept(vm: VM) -> None:
     seen: list[int] = []
-    done = vm.run(["cat"], input=b"x" * 300_000, on_stdout=lambda data: seen.append(len(data)))
+    done = vm.run(["cat"], input=b"x" * 300_000, on_stdout=lambda data: seen.append(len(data)), max_output=100_000)
     assert (done.truncated, len(done.stdout_bytes), len(done.output_bytes)) == (True, 100_000, 100_000)
     assert sum(seen) == 300_000, "callbacks see all of it"
-    assert done.ok
-    exactly = vm.run(["cat"], input=b"x" * 100_000)
+    assert done.ok and done.dropped_bytes == 200_000
+    with pytest.raises(OutputTooLarge):
+        vm.run(["cat"], input=b"x" * 300_000, max_output=100_000, truncate="error")
+    exactly = vm.run(["cat"], input=b"x" * 100_000, max_output=100_000)
     assert (exactly.truncated, len(exactly.stdout_bytes)) == (False, 100_000)
 
 
@@ -175,7 +176,7 @@ def test_a_command_that_is_not_there(vm: VM) -> None:
         ("a\0", {}, "shell: contains a NUL byte"),
         ([1], {}, "argv.0: "),
         (b"ls", {}, "argv.0: "),
-        (["a"], {"timeout": 0}, "timeout_s: .*greater than 0"),
+        (["a"], {"timeout": -1}, "timeout_s: .*greater than or equal to 0"),
         (["a"], {"timeout": float("inf")}, "timeout_s: "),
         (["a"], {"timeout": float("nan")}, "timeout_s: "),
         (["a"], {"cwd": "/\0"}, "cwd: "),

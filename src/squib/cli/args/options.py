@@ -313,10 +313,7 @@ def make_request(
 
 
 def parse_timeout(text: str | None) -> float | None:
-    """Parse the value of ``--timeout``. Raises `InvalidArgument`."""
+    """Parse the value of ``--timeout``; 0 is no limit. Raises `InvalidArgument`."""
     if text is None:
         return None
-    seconds = parse_duration_s(text, flag="--timeout")
-    if seconds <= 0:
-        raise InvalidArgument(f"--timeout: {text!r} is not greater than 0", hint="omit --timeout for no time limit")
-    return seconds
+    return parse_duration_s(text, flag="--timeout") or None
