@@ -13,8 +13,9 @@ from squib.sdk.client import EngineClient
 from squib.sdk.fileclient import FileClient
 from squib.sdk.fileobjects import AsyncFile, Mode, open_async
 from squib.sdk.result import CopyResult
-from squib.sdk.transfer import copying
 from squib.sdk.transfer.chunks import Data, chunks_of
+from squib.sdk.transfer.download import download
+from squib.sdk.transfer.upload import upload
 from squib.sdk.watching import AsyncWatch
 
 MAX_ENTRIES = 1_000_000
@@ -227,7 +228,7 @@ class AsyncFiles:
 
         Raises the guest's errors, and `NoSuchFile` or `PermissionDenied` if a local file cannot be read.
         """
-        return await copying.upload(
+        return await upload(
             self._client.acting_as(user),
             source,
             target,
@@ -258,7 +259,7 @@ class AsyncFiles:
 
         Raises the guest's errors, and `DiskFull`, `NoSuchFile` or `PermissionDenied` for local files.
         """
-        return await copying.download(
+        return await download(
             self._client.acting_as(user),
             source,
             target,

@@ -20,7 +20,7 @@ from squib.sdk.config import check_ref
 from squib.sdk.fileclient import FileClient
 from squib.sdk.files import AsyncFiles
 from squib.sdk.result import CopyResult
-from squib.sdk.transfer import copying
+from squib.sdk.transfer.relay import relay
 
 _STREAM = "-"
 _HINT = "give sources and a destination: SRC... DST"
@@ -146,7 +146,7 @@ class Copy:
             raise InvalidArgument(f"both paths are in VM {source_vm}", hint=f"squib exec {source_vm} cp -a SRC... DST")
         with _reporting(self._output, f"copying from {source_vm} to {destination_vm}", sources, target) as report:
             report.done(
-                await copying.relay(
+                await relay(
                     FileClient(engine, source_vm, self._user),
                     sources,
                     FileClient(engine, destination_vm, self._user),

@@ -24,7 +24,7 @@ from squib.errors import (
 from squib.models import Progress
 from squib.sdk.aio import AsyncVM
 from squib.sdk.syncfiles import Files
-from squib.sdk.transfer import copying
+from squib.sdk.transfer import download as downloads
 from squib.sdk.vm import VM
 from tests.fakes.files import FakeFiles
 from tests.fakes.served import Served
@@ -337,7 +337,7 @@ def test_a_disk_that_is_full_here_leaves_nothing_here(
     real = os.write
 
     def write(fd: int, data: bytes) -> int:
-        if len(data) >= copying._WRITE_BYTES:
+        if len(data) >= downloads._WRITE_BYTES:
             raise OSError(number, os.strerror(number))
         return real(fd, data)
 

@@ -12,7 +12,7 @@ import pytest
 from squib.errors import ArchiveRefused, NoSuchFile, TransferFailed
 from squib.models import FileInfo
 from squib.sdk.result import CopyResult
-from squib.sdk.transfer import copying
+from squib.sdk.transfer.relay import relay
 from squib.sdk.transfer.repack import repack
 from tests.fakes.trees import archive, header, member, padded, records
 
@@ -122,16 +122,16 @@ class Destination:
         return CopyResult(1, len(self.received))
 
 
-async def relay(source: Source, destination: Destination) -> None:
+async def copy(source: Source, destination: Destination) -> None:
     options: dict[str, Any] = {"owner": None, "mode": None, "keep_owner": True, "on_progress": None}
-    await copying.relay(source, ["/d"], destination, "/to", **options)  # type: ignore[arg-type]
+    await relay(source, ["/d"], destination, "/to", **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.anyio
 async def test_a_copy_between_vms_carries_no_privileges() -> None:
     source = Source(archive(header("su", mode=0o4755), member("file", bytes(100_000))).getvalue())
     destination = Destination()
-    await relay(source, destination)
+    await copy(source, destination)
     found = members(destination.received)
     assert (found["su"].mode, found["file"].size) == (0o755, 100_000)
     assert source.closed
@@ -142,12 +142,12 @@ async def test_a_copy_between_vms_carries_no_privileges() -> None:
 async def test_a_hostile_source_fails_the_copy(last: bytes) -> None:
     source = Source(archive(member("file", bytes(100_000)), last).getvalue())
     with pytest.raises(ArchiveRefused):
-        await relay(source, Destination())
+        await copy(source, Destination())
     assert source.closed
 
 
 @pytest.mark.anyio
 async def test_a_destination_that_takes_no_more_ends_the_source() -> None:
     source = Source(archive(*(member(f"file{number}", bytes(100_000)) for number in range(100))).getvalue())
-    await relay(source, Destination(most=1))
+    await copy(source, Destination(most=1))
     assert source.closed
