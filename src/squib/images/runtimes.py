@@ -13,6 +13,7 @@ _RECIPE_VERSION = 1
 """Increment this when images change for a reason outside their `Runtime`."""
 
 _BASE_PACKAGES = (
+    "adduser",
     "bzip2",
     "ca-certificates",
     "curl",
@@ -50,7 +51,9 @@ RUNTIMES = MappingProxyType(
         runtime.name: runtime
         for runtime in (
             Runtime("base", _BASE_PACKAGES, min_memory_mib=128),
-            Runtime("python3.13", (*_BASE_PACKAGES, "python3-pip", "python3-venv"), min_memory_mib=256),
+            Runtime(
+                "python3.13", (*_BASE_PACKAGES, "python-is-python3", "python3-pip", "python3-venv"), min_memory_mib=256
+            ),
         )
     }
 )

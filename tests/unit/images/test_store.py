@@ -223,3 +223,8 @@ def test_a_key_changes_with_the_packages_and_not_with_the_memory(monkeypatch: py
     key = runtime.key
     monkeypatch.setattr(runtimes, "_RECIPE_VERSION", -1)
     assert runtime.key != key
+
+
+def test_the_runtimes_have_the_commands_that_people_type() -> None:
+    assert all("adduser" in runtime.packages for runtime in RUNTIMES.values())
+    assert "python-is-python3" in RUNTIMES["python3.13"].packages
