@@ -87,7 +87,7 @@ def check_engine(engine: Engine) -> list[Check]:
         checks.append(Check(name="leftovers", status=CheckStatus.WARN, detail=detail, fix=fix))
     if leases:
         detail = f"resources of removed VMs: {', '.join(sorted(leases))}. The next engine releases them."
-        fix = Fix(argv=("kill", str(os.getpid())))
+        fix = Fix(argv=("squib", "engine", "stop", "--force"))
         checks.append(Check(name="leftovers", status=CheckStatus.WARN, detail=detail, fix=fix))
     return checks
 

@@ -14,6 +14,7 @@ import select
 import signal
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from squib.errors import HostError
@@ -21,6 +22,8 @@ from squib.host import cgroup
 from squib.host.locks import FileLock
 
 _SETTLE_S = 0.005
+_START_TIME_FIELD = 19
+"""Field 22 of ``proc_pid_stat(5)``, counted after the name of the program."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,35 @@ def is_stopped(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return stat.rpartition(")")[2].split()[0] in ("T", "t")
+
+
+def started_at(pid: int) -> datetime:
+    """Return when a process was started, to the second. Raises `ProcessLookupError` if it has ended."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        raise ProcessLookupError(pid) from None
+    ticks = int(stat.rpartition(")")[2].split()[_START_TIME_FIELD])
+    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return datetime.fromtimestamp(time.time() - age_s, UTC)
+
+
+def terminate(pid: int, lock_path: Path, *, timeout_s: float) -> bool:
+    """Send SIGTERM to a process that holds a lock; continue it if it is stopped. Return whether it ends in time.
+
+    Raises `ProcessLookupError` if it has ended, or holds the lock no more.
+    """
+    pidfd = os.pidfd_open(pid)
+    try:
+        if pid not in holders(lock_path):  # it may be a newer process with its pid
+            raise ProcessLookupError(pid)
+        for number in (signal.SIGTERM, signal.SIGCONT):
+            signal.pidfd_send_signal(pidfd, number)
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        return bool(poller.poll(timeout_s * 1000))
+    finally:
+        os.close(pidfd)
 
 
 def _pids() -> list[int]:

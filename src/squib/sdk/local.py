@@ -7,10 +7,12 @@ import json
 import os
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from squib.errors import EngineStartFailed, SquibError
+from squib.errors import EngineStartFailed, EngineUnavailable, SquibError
 from squib.host import proc, processes, sockets
 from squib.host.files import disk_errors
 from squib.host.locks import locked
@@ -18,6 +20,7 @@ from squib.paths import Home
 from squib.protocol.errors import from_wire
 
 START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 10.0
 _LOG_TAIL_BYTES = 2000
 
 
@@ -35,17 +38,52 @@ def engine_answers(home: Home) -> bool:
         ) from error
 
 
+@dataclass(frozen=True)
+class EngineProcess:
+    """The process of a local engine. It does not run while it ``is_stopped`` by a signal."""
+
+    pid: int
+    started_at: datetime
+    is_stopped: bool
+
+
+def find_engine(home: Home) -> EngineProcess | None:
+    """Find the engine's process by its lock, whether or not it responds. It may just be starting or ending."""
+    for pid in processes.holders(home.engine_lock):
+        with suppress(ProcessLookupError):
+            return EngineProcess(pid, processes.started_at(pid), processes.is_stopped(pid))
+    return None
+
+
+async def stop_engine(home: Home) -> int | None:
+    """Stop the engine and wait until it has ended; return its pid, ``None`` if no engine runs. Its VMs keep running.
+
+    A stopped process is continued, so that it can end. Raises `EngineUnavailable` if it does not end within 10 s.
+    """
+    for pid in processes.holders(home.engine_lock):
+        with suppress(ProcessLookupError):
+            if not await asyncio.to_thread(processes.terminate, pid, home.engine_lock, timeout_s=STOP_TIMEOUT_S):
+                raise EngineUnavailable(
+                    f"the engine {home.root} did not end within {STOP_TIMEOUT_S:g} s: its process {pid} hangs",
+                    hint=f"kill -9 {pid}   (if VMs run, another engine is started at once and adopts them)",
+                )
+            return pid
+    return None
+
+
 def describe_silence(home: Home) -> tuple[str, str]:
     """Return what is known of an engine that does not respond, and what to type."""
-    pids = processes.holders(home.engine_lock)
-    if not pids:
+    found = find_engine(home)
+    if found is None:
         return "no process of it is found", f"see its log: {home.engine_log}"
-    pid = pids[0]
-    if processes.is_stopped(pid):
-        return f"its process {pid} is stopped", f"let it go on: kill -CONT {pid}   (its log: {home.engine_log})"
+    if found.is_stopped:
+        return (
+            f"its process {found.pid} is stopped",
+            f"let it go on: kill -CONT {found.pid}   (its log: {home.engine_log})",
+        )
     return (
-        f"its process {pid} is busy or hangs",
-        f"see its log: {home.engine_log}; kill -9 {pid} ends it, its VMs go on, and the next command starts another",
+        f"its process {found.pid} is busy or hangs",
+        f"see its log: {home.engine_log}; squib engine stop --force ends it, and its VMs go on",
     )
 
 

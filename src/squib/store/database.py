@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -117,7 +116,7 @@ class Store:
         if _is_disk_full(error):
             return disk_full(self._path)
         if is_damage(error):
-            hint = f"kill {os.getpid()} ends this engine; the next one repairs the database"
+            hint = "squib engine stop --force   (VMs continue; the next engine repairs the database)"
         else:
             hint = "does another program have the file open? squib doctor checks the disk"
         return DatabaseFailed(f"cannot use the database {self._path}: {error}", hint=hint)

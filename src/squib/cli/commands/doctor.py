@@ -85,7 +85,7 @@ async def _check_engine(engine: EngineClient) -> Check:
     detail = f"{info.version}, pid {info.pid}, {info.running_count} of {info.vm_count} VMs running"
     if info.version != VERSION:
         detail += f"; this client is {VERSION}"
-        restart = Fix(argv=("kill", str(info.pid)))
+        restart = Fix(argv=("squib", "engine", "stop", "--force"))
         return Check(name="engine", status=CheckStatus.WARN, detail=detail, fix=restart)
     return Check(name="engine", status=CheckStatus.OK, detail=detail)
 
