@@ -30,6 +30,7 @@ PACKAGE_OF = {
     "mmdebstrap": "mmdebstrap",
     "newuidmap": "uidmap",
     "qemu-system-x86_64": "qemu-system-x86",
+    "setpriv": "util-linux",
     "sqfstar": "squashfs-tools",
     "unshare": "util-linux",
     "zstd": "zstd",
@@ -72,19 +73,25 @@ async def run(
     cwd: Path | None = None,
     timeout_s: float | None = None,
     lock: FileLock | None = None,
+    pass_fds: Sequence[int] = (),
+    ends_with_caller: bool = False,
     extra_env: Mapping[str, str] | None = None,
     on_stderr_line: Callable[[str], None] | None = None,
 ) -> Completed:
     """Run a tool until it exits and return its output.
 
     ``stdin`` is its input: bytes or a file descriptor. If ``stdout`` is given, the output goes to that descriptor and
-    is not returned. The tool inherits ``lock``. ``on_stderr_line`` gets each line of standard error as it arrives,
-    without its newline. On cancellation or after ``timeout_s`` the tool's process group is killed and reaped.
+    is not returned. The tool inherits ``lock`` and ``pass_fds``. ``on_stderr_line`` gets each line of standard error
+    as it arrives, without its newline. On cancellation or after ``timeout_s`` the tool's process group is killed and
+    reaped. With ``ends_with_caller``, the kernel kills the tool, but not what it started, when the calling thread ends,
+    as when this process is killed.
 
     Raises `DependencyMissing`, and `ToolFailed` with the end of standard error if the exit status is not 0.
     """
     program = find_tool(os.fspath(argv[0]))
+    prefix = (find_tool("setpriv"), "--pdeathsig", "KILL") if ends_with_caller else ()
     start = asyncio.create_subprocess_exec(
+        *prefix,
         program,
         *(os.fspath(argument) for argument in argv[1:]),
         stdin=subprocess.PIPE if isinstance(stdin, bytes) else subprocess.DEVNULL if stdin is None else stdin,
@@ -92,7 +99,7 @@ async def run(
         stderr=subprocess.PIPE,
         cwd=cwd,
         env=_tool_environment() | dict(extra_env or {}),
-        pass_fds=(lock.fileno(),) if lock else (),
+        pass_fds=(*pass_fds, *((lock.fileno(),) if lock else ())),
         start_new_session=True,
     )
     # A separate, shielded task: if this were cancelled while asyncio starts the tool, asyncio would kill the tool but

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import bz2
+import contextlib
+import errno
 import gzip
 import lzma
 import os
 import secrets
 import shutil
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from io import BufferedIOBase
 from pathlib import Path
 
-from squib.errors import InvalidArgument, ToolFailed
+from squib.errors import InvalidArgument, SquibError, ToolFailed
 from squib.host import proc
 from squib.host.files import disk_errors, open_regular
 from squib.images.rootfs import Rootfs, inspect
@@ -28,6 +30,7 @@ _ZSTD = b"\x28\xb5\x2f\xfd"
 _CHUNK_BYTES = 1 << 20
 _TAR_MAGIC_OFFSET = 0x101
 _HEAD_BYTES = 512
+_MODE = 0o644
 _COMPRESSION = ("-comp", "lz4")
 
 
@@ -35,27 +38,77 @@ async def pack_rootfs(source: Path, target: Path) -> Rootfs:
     """Pack a directory or a tar (plain, gzip, bzip2, xz or zstd) into the new squashfs ``target``.
 
     Owners, modes, links and times are kept as far as this user may read them. An existing ``target`` is not touched.
-    Raises `InvalidArgument`, `ToolFailed`, `DependencyMissing`, `DiskFull`; a failure leaves nothing.
+    Raises `InvalidArgument`, `ToolFailed`, `DependencyMissing`, `DiskFull`; a failure leaves nothing. Neither does
+    SIGKILL: the tools end with this process, and the file has no name until it is complete.
     """
-    if target.exists() or target.is_symlink():
-        raise InvalidArgument(f"{target} already exists", hint=f"choose another name, or: rm {target}")
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
-        with disk_errors(target.parent):
+        if target.exists() or target.is_symlink():
+            raise FileExistsError(errno.EEXIST, "File exists")
+        with disk_errors(target.parent), _new_file(target) as file:
             if source.is_dir():
                 options = (*_COMPRESSION, "-noappend", "-no-progress", "-quiet")
-                await proc.run(["mksquashfs", source.absolute(), partial.absolute(), *options])
+                await _run(["mksquashfs", source.absolute(), _path_of(file), *options], target=file)
             else:
-                await _pack_tar(source, partial)
-            if not partial.exists():
+                await _pack_tar(source, file)
+            if not os.fstat(file).st_size:
                 raise ToolFailed(f"packing {source} wrote no squashfs")
-            partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    except SquibError:
+        raise
+    except FileExistsError as error:
+        raise InvalidArgument(f"{target} already exists", hint=f"choose another name, or: rm {target}") from error
+    except OSError as error:
+        raise InvalidArgument(f"{target} cannot be written: {error.strerror}") from error
     return inspect(target)
 
 
-async def _pack_tar(source: Path, target: Path) -> None:
+@contextlib.contextmanager
+def _new_file(target: Path) -> Iterator[int]:
+    """Create a file that gets the name ``target`` at the end of the block, unless the block fails.
+
+    Until then it has no name, so the kernel removes it if this process is killed. Where the file system has no such
+    files, it has a temporary name. Raises `OSError`, `FileExistsError` if ``target`` exists by then.
+    """
+    partial = None
+    try:
+        file = os.open(target.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, _MODE)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            raise
+        partial = target.with_name(f".squib-{secrets.token_hex(8)}")
+        file = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, _MODE)
+    try:
+        yield file
+        with _open_directory(target.parent) as folder:  # os.link follows the link in /proc only with a directory
+            os.link(partial or _path_of(file), target.name, src_dir_fd=folder, dst_dir_fd=folder)
+    finally:
+        os.close(file)
+        if partial:
+            partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _open_directory(path: Path) -> Iterator[int]:
+    folder = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def _path_of(file: int) -> Path:
+    """Return the path by which a process that inherits the open file can open it again."""
+    return Path(f"/proc/self/fd/{file}")
+
+
+async def _run(
+    argv: Sequence[str | Path], *, target: int | None = None, stdin: int | None = None, stdout: int | None = None
+) -> None:
+    """Run a tool that ends with this process. It inherits the open file ``target``."""
+    pass_fds = () if target is None else (target,)
+    await proc.run(argv, stdin=stdin, stdout=stdout, pass_fds=pass_fds, ends_with_caller=True)
+
+
+async def _pack_tar(source: Path, target: int) -> None:
     try:
         file = open_regular(source)
     except OSError as error:
@@ -85,10 +138,10 @@ def _unpack(opener: Callable[[Path], BufferedIOBase], source: Path, pipe: int) -
 
 
 async def _unpack_zstd(source: int, pipe: int) -> None:
-    await proc.run(["zstd", "-dc"], stdin=source, stdout=pipe)
+    await _run(["zstd", "-dc"], stdin=source, stdout=pipe)
 
 
-async def _squash_stream(unpack: Callable[[int], Awaitable[object]], target: Path) -> None:
+async def _squash_stream(unpack: Callable[[int], Awaitable[object]], target: int) -> None:
     """Squash the tar that ``unpack`` writes to a pipe."""
     read_end, write_end = os.pipe()
 
@@ -109,5 +162,6 @@ async def _squash_stream(unpack: Callable[[int], Awaitable[object]], target: Pat
         raise failed
 
 
-async def _squash(tar: int, target: Path) -> None:
-    await proc.run(["sqfstar", *_COMPRESSION, "-root-mode", "755", target.absolute()], stdin=tar)
+async def _squash(tar: int, target: int) -> None:
+    argv: list[str | Path] = ["sqfstar", *_COMPRESSION, "-root-mode", "755", "-force", _path_of(target)]
+    await _run(argv, stdin=tar, target=target)
