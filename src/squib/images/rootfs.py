@@ -61,13 +61,15 @@ _FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
 
 def inspect(path: Path) -> Rootfs:
     """Recognise a root filesystem file. Raises `InvalidArgument` if it is neither squashfs nor ext4."""
-    if path.is_dir():
-        raise InvalidArgument(
-            f"{path} is a directory, not a root filesystem", hint=f"tar -C {path} -c . | {_TO_SQUASHFS}"
-        )
     try:
+        if path.is_dir():
+            raise IsADirectoryError
         with open_regular(path) as file:
             head = file.read(_HEAD_BYTES)
+    except IsADirectoryError:
+        raise InvalidArgument(
+            f"{path} is a directory, not a root filesystem", hint=f"tar -C {path} -c . | {_TO_SQUASHFS}"
+        ) from None
     except OSError as error:
         raise InvalidArgument(f"root filesystem {path} cannot be read: {error.strerror}") from error
     if head.startswith(b"hsqs"):

@@ -7,6 +7,10 @@ from pathlib import Path
 
 from squib.errors import InvalidArgument
 
+_MAX_BYTES = 16 << 20
+"""More than Linux passes to a command. A device such as ``/dev/zero`` has no end."""
+_HINT = "use a file with lines such as KEY=value"
+
 
 def read_env_file(path: str) -> dict[str, str]:
     """Read a file in Docker's format: one variable per line, ``K=V``, or ``K`` to copy it from this environment.
@@ -17,11 +21,14 @@ def read_env_file(path: str) -> dict[str, str]:
     from squib.models import check_env
 
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig", "surrogateescape")
-    except OSError as error:
-        raise InvalidArgument(
-            f"--env-file: cannot read {path}: {error.strerror}", hint="use a file with lines such as KEY=value"
-        ) from error
+        with Path(path).open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL character
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InvalidArgument(f"--env-file: cannot read {path}: {reason}", hint=_HINT) from error
+    if len(content) > _MAX_BYTES:
+        raise InvalidArgument(f"--env-file: {path} has more than {_MAX_BYTES >> 20} MiB", hint=_HINT)
+    text = content.decode("utf-8-sig", "surrogateescape")
     variables: dict[str, str] = {}
     for number, line in enumerate(text.split("\n"), start=1):
         entry = line.removesuffix("\r").lstrip()

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from squib.errors import (
     DiskFull,
     FileExists,
+    InvalidArgument,
     IsADirectory,
     NoSuchFile,
     NotADirectory,
@@ -45,8 +46,11 @@ _ERRORS: dict[int, type[SquibError]] = {
 def local_errors(path: str | bytes | os.PathLike[str]) -> Iterator[None]:
     """Convert an `OSError` for ``path`` to a `SquibError`.
 
-    For example `NoSuchFile`, `PermissionDenied` or `DiskFull`; `TransferFailed` for other errors.
+    For example `NoSuchFile`, `PermissionDenied` or `DiskFull`; `TransferFailed` for other errors. Raises
+    `InvalidArgument` if ``path`` contains a NUL character.
     """
+    if b"\0" in os.fsencode(path):
+        raise InvalidArgument(f"invalid path {escaped(path)}: it contains a NUL character")
     try:
         yield
     except SquibError:
