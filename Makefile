@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+SUITES ?= .venv-suites
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PACKAGES := python3-venv
 TEST_PACKAGES := tmux
@@ -14,7 +15,7 @@ missing=$$(for package in $(1); do dpkg-query -W -f='$${Status}' $$package 2>/de
   if [ -n "$$missing" ]; then $(SUDO) apt-get update -qq && $(SUDO) apt-get install -qq -y --no-install-recommends $$missing; fi
 endef
 
-.PHONY: help demo test lint fmt unit agent-test vm-test bench setup clean
+.PHONY: help demo test lint fmt unit agent-test vm-test test-suites bench setup clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -53,6 +54,15 @@ vm-test: setup  ## Tests on real VMs
 	$(BIN)/pytest tests/contract -m vm
 	$(BIN)/pytest tests/vm
 
+test-suites: setup  ## Two public suites for sandboxes, on real VMs (optional)
+	@[ -x $(SUITES)/bin/python ] || $(PYTHON) -m venv $(SUITES)
+	@if ! { $(SUITES)/bin/pip install --quiet --disable-pip-version-check --upgrade pip && \
+	  $(SUITES)/bin/pip install --quiet --disable-pip-version-check --editable . --group suites; }; then \
+	  echo "skipped: the suites' packages could not be installed; is PyPI reachable?"; \
+	else \
+	  $(BIN)/python -m squib doctor --fix && $(SUITES)/bin/pytest tests/suites -o filterwarnings=default; \
+	fi
+
 bench: setup  ## The figures that the README quotes
 	$(BIN)/python -m bench
 
@@ -66,4 +76,4 @@ $(VENV)/.installed: pyproject.toml hatch_build.py $(AGENT_SOURCES)
 	@touch $@
 
 clean:  ## Remove the virtual environment and what was built in the tree
-	rm -rf $(VENV) src/squib/guest/bin dist
+	rm -rf $(VENV) $(SUITES) src/squib/guest/bin dist
