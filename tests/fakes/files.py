@@ -379,8 +379,11 @@ def _flag(values: dict[str, list[str]], name: str, *, default: bool = False) -> 
 
 
 def _check_regular(path: Path) -> None:
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise IsADirectoryError(errno.EISDIR, "is not a regular file")
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "is a directory, not a regular file")
+    if not stat.S_ISREG(mode):
+        raise Refused(409, "not_a_file", f"{path}: not a regular file")
 
 
 def _packed(base: Path, xattrs: bool) -> Callable[[tarfile.TarInfo], tarfile.TarInfo]:

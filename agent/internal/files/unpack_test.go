@@ -159,7 +159,7 @@ func TestUnpackOverWhatIsThere(t *testing.T) {
 		t.Error(err)
 	}
 	_, err := Unpack(dir, bytes.NewReader(archiveOf(t, member{name: "real", content: "x"})), nil, false, TemporaryName())
-	if process.CodeOf(err) != NotAFile {
+	if process.CodeOf(err) != IsADirectory {
 		t.Errorf("a file in place of a directory: %v", err)
 	}
 	_, err = Unpack(dir, bytes.NewReader(archiveOf(t, member{name: "file/f", content: "x"})), nil, false, TemporaryName())

@@ -202,7 +202,7 @@ func TestLinksAreWrittenThrough(t *testing.T) {
 		t.Errorf("mode %v", info.Mode())
 	}
 	s.refused("PUT", "/v1/files"+at(dir+"/loop"), "x", 400, "bad_request")
-	s.refused("PUT", "/v1/files"+at(dir+"/todir"), "x", 409, "not_a_file")
+	s.refused("PUT", "/v1/files"+at(dir+"/todir"), "x", 409, "is_a_directory")
 }
 
 // A pipe without a writer and a device neither block the agent nor are opened.
@@ -213,9 +213,13 @@ func TestOnlyRegularFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	os.Symlink("fifo", dir+"/link")
-	for _, path := range []string{dir + "/fifo", dir + "/link", "/dev/zero", dir, "/", dir + "/"} {
+	for _, path := range []string{dir + "/fifo", dir + "/link", "/dev/zero"} {
 		s.refused("GET", "/v1/files"+at(path), "", 409, "not_a_file")
 		s.refused("PUT", "/v1/files"+at(path), "x", 409, "not_a_file")
+	}
+	for _, path := range []string{dir, "/", dir + "/"} {
+		s.refused("GET", "/v1/files"+at(path), "", 409, "is_a_directory")
+		s.refused("PUT", "/v1/files"+at(path), "x", 409, "is_a_directory")
 	}
 	if names := entries(t, dir); len(names) != 2 {
 		t.Errorf("left: %q", names)

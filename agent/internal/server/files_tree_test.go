@@ -112,7 +112,7 @@ func TestRename(t *testing.T) {
 	os.MkdirAll(dir+"/empty", 0o755)
 	s.refused("POST", "/v1/files/rename", rename("/none", "/x"), 404, "no_such_file")
 	s.refused("POST", "/v1/files/rename", rename("/f", "/none/x"), 404, "no_such_file")
-	s.refused("POST", "/v1/files/rename", rename("/f", "/empty"), 409, "not_a_file")
+	s.refused("POST", "/v1/files/rename", rename("/f", "/empty"), 409, "is_a_directory")
 	s.refused("POST", "/v1/files/rename", rename("/empty", "/f"), 409, "not_a_directory")
 	s.refused("POST", "/v1/files/rename", rename("/empty", "/d"), 409, "directory_not_empty")
 	s.refused("POST", "/v1/files/rename", rename("/d", "/d/full/x"), 400, "bad_request")

@@ -30,8 +30,10 @@ def decompress(data: bytes, *, source: Path) -> bytes:
             return proc.pipe_through(["zstd", "--decompress", "--stdout", "--quiet"], data)
         if data.startswith(_LZ4_LEGACY):
             return proc.pipe_through(["lz4", "--decompress", "--stdout", "--quiet"], data)
-    except (lzma.LZMAError, zlib.error, EOFError, ToolFailed) as error:
+    except (lzma.LZMAError, zlib.error, EOFError) as error:
         raise InvalidArgument(f"{source} is damaged: {error}") from error
+    except ToolFailed as error:
+        raise InvalidArgument(f"{source} is damaged: {error.detail or error.message}") from error
     return data
 
 

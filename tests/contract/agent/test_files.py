@@ -17,6 +17,7 @@ pytestmark = pytest.mark.anyio
 BAD_REQUEST = (400, "bad_request")
 NO_SUCH_FILE = (404, "no_such_file")
 NOT_A_FILE = (409, "not_a_file")
+IS_A_DIRECTORY = (409, "is_a_directory")
 NOT_A_DIRECTORY = (409, "not_a_directory")
 FILE_EXISTS = (409, "file_exists")
 PERMISSION_DENIED = (403, "permission_denied")
@@ -86,8 +87,12 @@ async def test_a_wrong_range(agent: Implementation, option: str) -> None:
 async def test_only_regular_files_are_read(agent: Implementation) -> None:
     os.mkfifo(agent.folder / "fifo")
     async with agent.session() as session:
-        for path in (agent.folder, agent.folder / "fifo", Path("/dev/null")):
-            assert (await session.request("GET", f"/v1/files{at(path)}")).error == NOT_A_FILE
+        for path, error in (
+            (agent.folder, IS_A_DIRECTORY),
+            (agent.folder / "fifo", NOT_A_FILE),
+            (Path("/dev/null"), NOT_A_FILE),
+        ):
+            assert (await session.request("GET", f"/v1/files{at(path)}")).error == error
         assert (await session.request("GET", f"/v1/files{at('/proc/version/x')}")).error == NOT_A_DIRECTORY
 
 
@@ -131,7 +136,7 @@ async def test_what_cannot_be_written(agent: Implementation) -> None:
     (agent.folder / "file").touch()
     os.mkfifo(agent.folder / "fifo")
     refused = {
-        at(agent.folder): NOT_A_FILE,
+        at(agent.folder): IS_A_DIRECTORY,
         at(agent.folder / "fifo"): NOT_A_FILE,
         at(agent.folder / "file" / "below"): NOT_A_DIRECTORY,
         at(agent.folder / "file" / "below", parents=1): FILE_EXISTS,
@@ -260,7 +265,7 @@ async def test_a_file_is_renamed(agent: Implementation) -> None:
         assert await rename("empty", "full") == (409, "directory_not_empty")
         assert await rename("nosuch", "x") == NO_SUCH_FILE
         assert await rename("b", "nosuch/x") == NO_SUCH_FILE
-        assert await rename("b", "full") == NOT_A_FILE
+        assert await rename("b", "full") == IS_A_DIRECTORY
         assert await rename("full", "b") == NOT_A_DIRECTORY
         assert await rename("full", "full/x/y") == BAD_REQUEST
         assert await post(session, "rename", **{"from": "", "to": f"{folder}/x"}) == BAD_REQUEST

@@ -51,10 +51,10 @@ async def test_a_fake_image_without_a_shell(tmp_path: Path) -> None:
 
 async def test_a_full_disk(bare: RawSession) -> None:
     full = (507, "guest_disk_full")
-    assert (await bare.request("PUT", f"/v1/files{at('/disk/file')}", bytes(300_000))).error == full
+    assert (await bare.request("PUT", f"/v1/files{at('/disk/file')}", b"x" * 300_000)).error == full
     answer = await bare.request("GET", f"/v1/files/list{at('/disk')}")
     assert bytes(answer.body) == b'{"end":true}\n'
-    assert (await bare.request("PUT", f"/v1/files{at('/disk/file')}", bytes(100_000))).status == 200
+    assert (await bare.request("PUT", f"/v1/files{at('/disk/file')}", b"x" * 100_000)).status == 200
 
 
 async def test_an_image_without_accounts(bare: RawSession) -> None:

@@ -49,6 +49,7 @@ ROUTES = [
     ("POST", "/v1/vms/{}/start", b"{}"),
     ("POST", "/v1/vms/{}/stop", b"{}"),
     ("POST", "/v1/vms/{}/hold", b""),
+    ("DELETE", "/v1/vms/{}/hold", b""),
     ("POST", "/v1/vms/{}/pause", b""),
     ("POST", "/v1/vms/{}/resume", b""),
     ("POST", "/v1/vms/{}/exec", b'{"argv": ["true"]}'),

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from squib.host import watchdog
-from squib.host.watchdog import MAX_RESTARTS, WINDOW_S, recent_restarts
+from squib.host.watchdog import MAX_RESTARTS, PAUSE_S, WINDOW_S, recent_restarts
 from tests.processes import until
 
 
@@ -73,12 +73,14 @@ def test_without_a_state_directory_it_starts_nothing(tmp_path: Path) -> None:
     assert not run.log.exists()
 
 
-def test_a_crash_loop_ends_with_one_line_in_the_log(tmp_path: Path) -> None:
+def test_a_crash_loop_is_slowed_down(tmp_path: Path) -> None:
     now = time.monotonic()
     run = Run(tmp_path, ",".join(str(now - ago) for ago in range(MAX_RESTARTS)))
-    assert not run.end(b"+")
-    (line,) = run.log.read_text().splitlines()
-    assert "is not restarted" in line
+    before = time.monotonic()
+    assert run.end(b"+")
+    assert time.monotonic() - before >= PAUSE_S
+    (line, *_) = run.log.read_text().splitlines()
+    assert f"restarting it in {PAUSE_S:g} s" in line
 
 
 def test_only_recent_restarts_count() -> None:
