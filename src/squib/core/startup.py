@@ -55,6 +55,9 @@ def _make_home(home: Home) -> None:
             f"the state directory {home.root} cannot be used: {error.strerror}",
             hint="set SQUIB_HOME to a directory that this user can write to",
         ) from error
+    for file in (home.engine_lock, home.engine_socket):
+        if file.is_dir():
+            raise EngineStartFailed(f"{file} is a directory, not a file of squib's", hint=f"remove it: rmdir {file}")
 
 
 async def _acquire(lock: FileLock, engine_socket: Path) -> None:

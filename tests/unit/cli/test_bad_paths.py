@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from squib.errors import EngineStartFailed
+from tests.fakes.engine import Rig
 from tests.unit.cli.conftest import Squib
 
 
@@ -91,3 +93,14 @@ def test_any_path_that_does_not_fit_is_a_named_error(command: str, path: str, sq
     ended = squib("--json", *(words.get(word, word) for word in COMMANDS[command]))
     assert ended.status in (1, 2)
     assert ended.error["code"] not in ("internal", "host_error")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("name", ["engine.lock", "engine.sock"])
+async def test_a_directory_in_place_of_a_file_of_the_engine_is_named(name: str, rig: Rig) -> None:
+    path = rig.home.root / name
+    path.mkdir(parents=True)
+    with pytest.raises(EngineStartFailed, match=f"{name} is a directory") as caught:
+        async with rig.engine():
+            pass
+    assert caught.value.hint == f"remove it: rmdir {path}"
