@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -45,15 +45,12 @@ class Rig:
             async with httpx.AsyncClient(transport=transport, base_url="http://squib") as client:
                 yield engine, client
 
-    def run(self, test: Callable[[Engine], Awaitable[None]]) -> None:
-        """Run a test with an engine, then end all VMMs and check that nothing is left of them."""
-
-        async def main() -> None:
-            async with asyncio.timeout(30), self.engine() as engine:
-                await test(engine)
-
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Engine]:
+        """Open an engine for a test; in the end, end all VMMs and check that nothing is left of them."""
         try:
-            asyncio.run(main())
+            async with asyncio.timeout(30), self.engine() as engine:
+                yield engine
         finally:
             self.clean_up()
 

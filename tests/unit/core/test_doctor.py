@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from squib.core import doctor
-from squib.core.engine import Engine
 from squib.drivers.registry import Drivers
 from squib.errors import DependencyMissing, ImageCorrupt
 from squib.host import proc
@@ -125,23 +124,21 @@ def test_root_needs_uids_to_give_away(uid_map: str, status: CheckStatus) -> None
     assert doctor.check_uid_map(uid_map).status is status
 
 
-def test_nothing_left_behind_is_fine(rig: Rig) -> None:
-    async def test(engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_nothing_left_behind_is_fine(rig: Rig) -> None:
+    async with rig.running() as engine:
         (check,) = doctor.check_engine(engine)
         assert check.status is CheckStatus.OK
 
-    rig.run(test)
 
-
-def test_what_was_left_behind_is_named(rig: Rig) -> None:
-    async def test(engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_what_was_left_behind_is_named(rig: Rig) -> None:
+    async with rig.running() as engine:
         (engine.home.vms / "vm-gone").mkdir()
         engine.store.add_lease(Owner.vm("vm-old"), LeaseKind.CGROUP, "squib/x/vm-old")
         folders, leases = doctor.check_engine(engine)
         assert folders.fix == Fix(argv=("rm", "-r", "--", f"{engine.home.vms}/vm-gone"))
         assert "vm-old" in leases.detail
-
-    rig.run(test)
 
 
 @pytest.mark.anyio

@@ -29,8 +29,9 @@ async def until_gone(engine: Engine) -> None:
             await asyncio.sleep(0.01)
 
 
-def test_a_holder_that_goes_away_takes_the_vm_with_it(rig: Rig) -> None:
-    async def test(engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_a_holder_that_goes_away_takes_the_vm_with_it(rig: Rig) -> None:
+    async with rig.running() as engine:
         server, task = await serving(engine)
         async with EngineClient(home=rig.home) as client:
             vm = await client.create_vm(rig.config)
@@ -41,8 +42,6 @@ def test_a_holder_that_goes_away_takes_the_vm_with_it(rig: Rig) -> None:
             assert rig.vmms() == []
         server.should_exit = True
         await task
-
-    rig.run(test)
 
 
 @pytest.mark.anyio
@@ -64,8 +63,9 @@ async def test_an_engine_that_ends_does_not_delete_what_is_held(rig: Rig) -> Non
         assert [record.vm_id for record in engine.store.list_vms()] == [vm.vm_id]
 
 
-def test_a_with_block_holds_its_vm_and_deletes_it(rig: Rig) -> None:
-    async def test(engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_a_with_block_holds_its_vm_and_deletes_it(rig: Rig) -> None:
+    async with rig.running() as engine:
         server, task = await serving(engine)
         async with EngineClient(home=rig.home) as client:
             async with AsyncVM(rig.config, engine=client) as vm:
@@ -77,24 +77,21 @@ def test_a_with_block_holds_its_vm_and_deletes_it(rig: Rig) -> None:
         server.should_exit = True
         await task
 
-    rig.run(test)
-
 
 async def create_bound(engine: Engine, rig: Rig) -> str:
     record = await create_vm(engine, rig.config, start=True, bound=True, on_progress=lambda _: None)
     return record.vm_id
 
 
-def test_a_bound_vm_that_no_client_ever_holds_is_deleted(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_a_bound_vm_that_no_client_ever_holds_is_deleted(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when the client is killed between the request that creates its VM and the one that holds it."""
     monkeypatch.setattr(bonds, "GRACE_S", 0.05)
 
-    async def test(engine: Engine) -> None:
+    async with rig.running() as engine:
         await create_bound(engine, rig)
         await until_gone(engine)
         assert rig.vmms() == []
-
-    rig.run(test)
 
 
 @pytest.mark.anyio
@@ -125,8 +122,9 @@ async def test_a_client_that_comes_back_to_the_next_engine_keeps_its_vm(
         await holding
 
 
-def test_a_vm_with_two_holders_goes_with_the_last(rig: Rig) -> None:
-    async def test(engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_a_vm_with_two_holders_goes_with_the_last(rig: Rig) -> None:
+    async with rig.running() as engine:
         vm_id = await create_bound(engine, rig)
         holders = [asyncio.create_task(bonds.hold_vm(engine, vm_id)) for _ in range(2)]
         while engine.holders[vm_id] < 2:
@@ -139,5 +137,3 @@ def test_a_vm_with_two_holders_goes_with_the_last(rig: Rig) -> None:
         await asyncio.wait(holders[1:])
         await bonds.client_left(engine, vm_id)
         assert engine.store.list_vms() == []
-
-    rig.run(test)

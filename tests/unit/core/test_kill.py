@@ -147,8 +147,9 @@ def helpers(rig: Rig) -> list[str]:
 
 
 @pytest.mark.parametrize("killed", ROLES)
-def test_an_owner_whose_process_was_killed_is_released(rig: Rig, killed: str) -> None:
-    async def test(engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_an_owner_whose_process_was_killed_is_released(rig: Rig, killed: str) -> None:
+    async with rig.running() as engine:
         owner = Owner(OwnerKind.TEMPLATE, "x")
         engine.store.add_lease(owner, LeaseKind.DIRECTORY, owner.key())
         engine.directory(owner).mkdir(parents=True)
@@ -161,5 +162,3 @@ def test_an_owner_whose_process_was_killed_is_released(rig: Rig, killed: str) ->
         for process in processes.values():
             await process.wait()
         assert (engine.store.leases(), engine.directory(owner).exists(), helpers(rig)) == ([], False, [])
-
-    rig.run(test)

@@ -64,8 +64,9 @@ def nothing_left(engine: Engine, rig: Rig) -> None:
     assert engine.running == {}
 
 
-def test_a_vm_is_created_started_stopped_started_and_deleted(rig: Rig) -> None:
-    async def test(engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_a_vm_is_created_started_stopped_started_and_deleted(rig: Rig) -> None:
+    async with rig.running() as engine:
         vm = await make(engine, rig.config, name="web", env_vars={"A": "1"})
         assert (vm.state, vm.name, vm.pid) == (VMState.CREATED, "web", None)
         vm = await start_vm(engine, "web")
@@ -77,21 +78,19 @@ def test_a_vm_is_created_started_stopped_started_and_deleted(rig: Rig) -> None:
         await delete_vm(engine, "web")
         nothing_left(engine, rig)
 
-    rig.run(test)
 
-
-def test_start_on_a_running_vm_is_a_no_op(rig: Rig) -> None:
-    async def test(engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_start_on_a_running_vm_is_a_no_op(rig: Rig) -> None:
+    async with rig.running() as engine:
         vm = await make(engine, rig.config, start=True)
         assert await start_vm(engine, vm.vm_id) == vm
         assert rig.vmms() == [vm.pid]
         assert len(rig.driver.launched) == 1
 
-    rig.run(test)
 
-
-def test_a_paused_vm_stands_still_and_goes_on(rig: Rig) -> None:
-    async def test(engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_a_paused_vm_stands_still_and_goes_on(rig: Rig) -> None:
+    async with rig.running() as engine:
         vm = await make(engine, rig.config, start=True)
         assert (await pause_vm(engine, vm.vm_id)).state is VMState.PAUSED
         assert (await pause_vm(engine, vm.vm_id)).pid == vm.pid
@@ -104,28 +103,26 @@ def test_a_paused_vm_stands_still_and_goes_on(rig: Rig) -> None:
         assert (await resume_vm(engine, vm.vm_id)).state is VMState.RUNNING
         (await start_exec(engine, vm.vm_id, ExecRequest(argv=["true"]))).close()
 
-    rig.run(test)
 
-
+@pytest.mark.anyio
 @pytest.mark.parametrize("verb", [stop_vm, delete_vm])
-def test_a_paused_vm_can_be_stopped_and_deleted(rig: Rig, verb: object) -> None:
-    async def test(engine: Engine) -> None:
+async def test_a_paused_vm_can_be_stopped_and_deleted(rig: Rig, verb: object) -> None:
+    async with rig.running() as engine:
         vm = await make(engine, rig.config, start=True)
         await pause_vm(engine, vm.vm_id)
         await verb(engine, vm.vm_id)  # type: ignore[operator]
         assert rig.vmms() == []
         assert [record.reason for record in engine.store.list_vms()] == ["stopped"] * (verb is stop_vm)
 
-    rig.run(test)
 
-
-def test_a_paused_vm_whose_vmm_does_not_answer_is_stopped_all_the_same(
+@pytest.mark.anyio
+async def test_a_paused_vm_whose_vmm_does_not_answer_is_stopped_all_the_same(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refuse(machine: FakeMachine) -> None:
         raise ToolFailed("QEMU did not respond to cont")
 
-    async def test(engine: Engine) -> None:
+    async with rig.running() as engine:
         vm = await make(engine, rig.config, start=True)
         await pause_vm(engine, vm.vm_id)
         monkeypatch.setattr(FakeMachine, "resume", refuse)
@@ -133,21 +130,19 @@ def test_a_paused_vm_whose_vmm_does_not_answer_is_stopped_all_the_same(
         assert (stopped.state, rig.vmms()) == (VMState.STOPPED, [])
         assert "did not power off" in stopped.reason
 
-    rig.run(test)
 
-
-def test_only_what_runs_can_be_paused_and_only_what_is_paused_resumed(rig: Rig) -> None:
-    async def test(engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_only_what_runs_can_be_paused_and_only_what_is_paused_resumed(rig: Rig) -> None:
+    async with rig.running() as engine:
         vm = await make(engine, rig.config)
         for change in (pause_vm, resume_vm):
             with pytest.raises(WrongState, match="is created"):
                 await change(engine, vm.vm_id)
 
-    rig.run(test)
 
-
-def test_many_starts_and_stops_at_once_settle(rig: Rig) -> None:
-    async def test(engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_many_starts_and_stops_at_once_settle(rig: Rig) -> None:
+    async with rig.running() as engine:
         vm = await make(engine, rig.config)
         started = await asyncio.gather(*(start_vm(engine, vm.vm_id) for _ in range(10)))
         assert {record.state for record in started} == {VMState.RUNNING}
@@ -157,25 +152,23 @@ def test_many_starts_and_stops_at_once_settle(rig: Rig) -> None:
         await asyncio.gather(*(delete_vm(engine, vm.vm_id) for _ in range(5)))
         nothing_left(engine, rig)
 
-    rig.run(test)
 
-
-def test_a_boot_that_fails_leaves_nothing_of_a_create(rig: Rig) -> None:
-    async def test(engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_a_boot_that_fails_leaves_nothing_of_a_create(rig: Rig) -> None:
+    async with rig.running() as engine:
         rig.driver.behaviour = "--die"
         with pytest.raises(BootFailed, match="ended with status 3") as caught:
             await make(engine, rig.config, start=True)
         assert "last line" in caught.value.detail
         nothing_left(engine, rig)
 
-    rig.run(test)
 
-
-def test_a_boot_that_fails_in_the_host_says_where(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_a_boot_that_fails_in_the_host_says_where(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     async def refuse(*_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", "/dev/kvm")
 
-    async def test(engine: Engine) -> None:
+    async with rig.running() as engine:
         vm = await make(engine, rig.config)
         monkeypatch.setattr(rig.driver, "launch", refuse)
         with pytest.raises(PermissionError):
@@ -183,21 +176,19 @@ def test_a_boot_that_fails_in_the_host_says_where(rig: Rig, monkeypatch: pytest.
         [failed] = engine.store.list_vms()
         assert (failed.state, failed.reason) == (VMState.ERROR, "/dev/kvm: Permission denied")
 
-    rig.run(test)
 
-
-def test_a_boot_that_hangs_times_out_and_leaves_nothing(rig: Rig) -> None:
-    async def test(engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_a_boot_that_hangs_times_out_and_leaves_nothing(rig: Rig) -> None:
+    async with rig.running() as engine:
         rig.driver.behaviour = "--hang"
         with pytest.raises(BootTimeout, match=r"0\.3 s"):
             await create_vm(engine, rig.config, start=True, on_progress=lambda _: None, boot_timeout_s=0.3)
         nothing_left(engine, rig)
 
-    rig.run(test)
 
-
-def test_a_start_that_fails_is_an_error_that_can_be_tried_again(rig: Rig) -> None:
-    async def test(engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_a_start_that_fails_is_an_error_that_can_be_tried_again(rig: Rig) -> None:
+    async with rig.running() as engine:
         vm = await make(engine, rig.config)
         rig.driver.behaviour = "--die"
         with pytest.raises(BootFailed):
@@ -208,12 +199,11 @@ def test_a_start_that_fails_is_an_error_that_can_be_tried_again(rig: Rig) -> Non
         rig.driver.behaviour = "--ok"
         assert (await start_vm(engine, vm.vm_id)).state is VMState.RUNNING
 
-    rig.run(test)
 
-
+@pytest.mark.anyio
 @pytest.mark.parametrize("verb", [stop_vm, delete_vm])
-def test_stop_and_delete_end_a_start_that_is_under_way(rig: Rig, verb: object) -> None:
-    async def test(engine: Engine) -> None:
+async def test_stop_and_delete_end_a_start_that_is_under_way(rig: Rig, verb: object) -> None:
+    async with rig.running() as engine:
         rig.driver.behaviour = "--hang"
         vm = await make(engine, rig.config)
         starting = asyncio.create_task(start_vm(engine, vm.vm_id, boot_timeout_s=30))
@@ -227,11 +217,10 @@ def test_stop_and_delete_end_a_start_that_is_under_way(rig: Rig, verb: object) -
             assert engine.store.get_vm(vm.vm_id).state is VMState.STOPPED
             assert rig.vmms() == []
 
-    rig.run(test)
 
-
-def test_a_create_whose_client_leaves_is_undone(rig: Rig) -> None:
-    async def test(engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_a_create_whose_client_leaves_is_undone(rig: Rig) -> None:
+    async with rig.running() as engine:
         rig.driver.behaviour = "--hang"
         creating = asyncio.create_task(make(engine, rig.config, start=True))
         async with asyncio.timeout(5):
@@ -242,11 +231,10 @@ def test_a_create_whose_client_leaves_is_undone(rig: Rig) -> None:
             await creating
         nothing_left(engine, rig)
 
-    rig.run(test)
 
-
-def test_a_deaf_guest_is_killed_by_stop(rig: Rig) -> None:
-    async def test(engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_a_deaf_guest_is_killed_by_stop(rig: Rig) -> None:
+    async with rig.running() as engine:
         rig.driver.behaviour = "--deaf"
         vm = await make(engine, rig.config, start=True)
         stopped = await stop_vm(engine, vm.vm_id, timeout_s=0.2)
@@ -254,11 +242,10 @@ def test_a_deaf_guest_is_killed_by_stop(rig: Rig) -> None:
         assert "did not power off within 0.2 s" in stopped.reason
         assert rig.vmms() == []
 
-    rig.run(test)
 
-
-def test_the_end_of_a_vmm_is_noticed_with_its_reason(rig: Rig) -> None:
-    async def test(engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_the_end_of_a_vmm_is_noticed_with_its_reason(rig: Rig) -> None:
+    async with rig.running() as engine:
         vm = await make(engine, rig.config, start=True)
         assert vm.pid
         os.kill(vm.pid, signal.SIGKILL)
@@ -266,29 +253,25 @@ def test_the_end_of_a_vmm_is_noticed_with_its_reason(rig: Rig) -> None:
         assert "signal 9" in ended.reason
         assert (await start_vm(engine, vm.vm_id)).state is VMState.RUNNING
 
-    rig.run(test)
 
-
-def test_a_guest_that_powers_itself_off_is_stopped(rig: Rig) -> None:
-    async def test(engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_a_guest_that_powers_itself_off_is_stopped(rig: Rig) -> None:
+    async with rig.running() as engine:
         vm = await make(engine, rig.config, start=True)
         with contextlib.suppress(AgentUnreachable):  # it may be gone before it has answered
             await engine.running[vm.vm_id].agent.poweroff(grace_s=0)
         assert (await until(engine, vm.vm_id, VMState.STOPPED)).reason == "the guest powered off"
 
-    rig.run(test)
 
-
-def test_ids_and_names_are_unique_among_each_other(rig: Rig) -> None:
-    async def test(engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_ids_and_names_are_unique_among_each_other(rig: Rig) -> None:
+    async with rig.running() as engine:
         vm = await make(engine, rig.config, vm_id="one", name="two")
         for fields in ({"vm_id": "one"}, {"vm_id": "two"}, {"name": "one"}, {"name": "two"}):
             with pytest.raises(NameTaken, match="already the ID or name of one"):
                 await make(engine, rig.config, **fields)
         assert [info.vm_id for info in list_vms(engine)] == [vm.vm_id]
         assert get_vm(engine, "two").vm_id == "one"
-
-    rig.run(test)
 
 
 def test_new_ids_are_names_and_differ() -> None:
@@ -297,57 +280,55 @@ def test_new_ids_are_names_and_differ() -> None:
     assert all(VMConfig(vm_id=vm_id) for vm_id in ids)
 
 
-def test_stop_of_a_vm_that_does_not_run_changes_nothing(rig: Rig) -> None:
-    async def test(engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_stop_of_a_vm_that_does_not_run_changes_nothing(rig: Rig) -> None:
+    async with rig.running() as engine:
         vm = await make(engine, rig.config)
         assert (await stop_vm(engine, vm.vm_id)).state is VMState.CREATED
 
-    rig.run(test)
 
-
-def test_unknown_vms_are_not_found(rig: Rig) -> None:
-    async def test(engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_unknown_vms_are_not_found(rig: Rig) -> None:
+    async with rig.running() as engine:
         for verb in (start_vm, stop_vm, delete_vm):
             with pytest.raises(NotFound, match="'nosuch'"):
                 await verb(engine, "nosuch")
 
-    rig.run(test)
 
-
-def test_a_missing_rootfs_or_kernel_changes_nothing(rig: Rig, tmp_path: Path) -> None:
-    async def test(engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_a_missing_rootfs_or_kernel_changes_nothing(rig: Rig, tmp_path: Path) -> None:
+    async with rig.running() as engine:
         for field in ("rootfs_path", "kernel_path"):
             with pytest.raises(InvalidArgument, match="missing"):
                 await make(engine, rig.config, **{field: str(tmp_path / "missing")})
         nothing_left(engine, rig)
 
-    rig.run(test)
 
-
-def test_a_project_groups_vms(rig: Rig) -> None:
-    async def test(engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_a_project_groups_vms(rig: Rig) -> None:
+    async with rig.running() as engine:
         await make(engine, rig.config, project="a", name="in-a")
         await make(engine, rig.config, project="b", name="in-b")
         assert [vm.name for vm in list_vms(engine, project="a")] == ["in-a"]
 
-    rig.run(test)
 
-
-def test_values_of_the_environment_are_not_shown(rig: Rig) -> None:
-    async def test(engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_values_of_the_environment_are_not_shown(rig: Rig) -> None:
+    async with rig.running() as engine:
         vm = await make(engine, rig.config, env_vars={"TOKEN": "hunter2"})
         info = get_vm(engine, vm.vm_id)
         assert info.env_names == ["TOKEN"]
         assert "hunter2" not in repr(info) + info.model_dump_json() + repr(vm)
 
-    rig.run(test)
 
-
-def test_a_stop_that_failed_half_way_is_carried_through_by_the_next(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_a_stop_that_failed_half_way_is_carried_through_by_the_next(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def fails(self: AgentClient) -> None:
         raise HostError("of something unforeseen")
 
-    async def test(engine: Engine) -> None:
+    async with rig.running() as engine:
         vm = await make(engine, rig.config, start=True)
         with monkeypatch.context() as patched, pytest.raises(HostError):
             patched.setattr(AgentClient, "close", fails)
@@ -357,19 +338,16 @@ def test_a_stop_that_failed_half_way_is_carried_through_by_the_next(rig: Rig, mo
         assert (stopped.state, stopped.reason) == (VMState.STOPPED, "its VMM had ended")
         assert rig.vmms() == [] and [lease.kind for lease in engine.store.leases()] == ["directory"]
 
-    rig.run(test)
 
-
-def test_a_guest_that_refuses_to_power_off_is_killed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_a_guest_that_refuses_to_power_off_is_killed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     async def refuses(self: AgentClient, *, grace_s: float) -> None:
         raise InvalidArgument("says the guest")
 
-    async def test(engine: Engine) -> None:
+    async with rig.running() as engine:
         vm = await make(engine, rig.config, start=True)
         monkeypatch.setattr(AgentClient, "poweroff", refuses)
         assert (await stop_vm(engine, vm.vm_id, timeout_s=0.2)).reason.startswith("killed")
-
-    rig.run(test)
 
 
 def on_a_full_disk(engine: Engine) -> AbstractContextManager[object]:
@@ -377,8 +355,9 @@ def on_a_full_disk(engine: Engine) -> AbstractContextManager[object]:
     return patch.object(engine.store, "_transaction", side_effect=DiskFull("no space left"))
 
 
-def test_on_a_full_disk_a_vm_can_be_paused_resumed_stopped_and_deleted(rig: Rig) -> None:
-    async def test(engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_on_a_full_disk_a_vm_can_be_paused_resumed_stopped_and_deleted(rig: Rig) -> None:
+    async with rig.running() as engine:
         vm = await make(engine, rig.config, start=True)
         with on_a_full_disk(engine):
             assert (await pause_vm(engine, vm.vm_id)).state is VMState.PAUSED
@@ -396,15 +375,14 @@ def test_on_a_full_disk_a_vm_can_be_paused_resumed_stopped_and_deleted(rig: Rig)
         nothing_left(engine, rig)
         await make(engine, rig.config, start=True)
 
-    rig.run(test)
 
-
-def test_a_vmm_that_ends_on_a_full_disk_is_settled_without_anybodys_help(
+@pytest.mark.anyio
+async def test_a_vmm_that_ends_on_a_full_disk_is_settled_without_anybodys_help(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("squib.core.engine._FLUSH_S", 0.01)
 
-    async def test(engine: Engine) -> None:
+    async with rig.running() as engine:
         vm = await make(engine, rig.config, start=True)
         with on_a_full_disk(engine):
             os.kill(rig.vmms()[0], signal.SIGKILL)
@@ -414,11 +392,10 @@ def test_a_vmm_that_ends_on_a_full_disk_is_settled_without_anybodys_help(
                 while db.execute("SELECT state FROM vms").fetchall() != [("error",)]:
                     await asyncio.sleep(0.01)
 
-    rig.run(test)
 
-
-def test_a_delete_does_not_wait_for_a_stop_of_a_vmm_that_hangs(rig: Rig) -> None:
-    async def test(engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_a_delete_does_not_wait_for_a_stop_of_a_vmm_that_hangs(rig: Rig) -> None:
+    async with rig.running() as engine:
         vm = await make(engine, rig.config, start=True)
         os.kill(rig.vmms()[0], signal.SIGSTOP)
         stopping = asyncio.create_task(stop_vm(engine, vm.vm_id, timeout_s=600))
@@ -429,11 +406,10 @@ def test_a_delete_does_not_wait_for_a_stop_of_a_vmm_that_hangs(rig: Rig) -> None
                 await stopping
         nothing_left(engine, rig)
 
-    rig.run(test)
 
-
-def test_a_stop_with_a_shorter_timeout_does_not_wait_for_a_longer_one(rig: Rig) -> None:
-    async def test(engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_a_stop_with_a_shorter_timeout_does_not_wait_for_a_longer_one(rig: Rig) -> None:
+    async with rig.running() as engine:
         rig.driver.behaviour = "--deaf"
         vm = await make(engine, rig.config, start=True)
         longer = asyncio.create_task(stop_vm(engine, vm.vm_id, timeout_s=600))
@@ -443,11 +419,10 @@ def test_a_stop_with_a_shorter_timeout_does_not_wait_for_a_longer_one(rig: Rig) 
             assert (await longer) == stopped
         assert stopped.reason == "killed: the guest did not power off within 0.1 s"
 
-    rig.run(test)
 
-
-def test_a_delete_at_the_moment_at_which_a_create_is_listed_ends_it(rig: Rig) -> None:
-    async def test(engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_a_delete_at_the_moment_at_which_a_create_is_listed_ends_it(rig: Rig) -> None:
+    async with rig.running() as engine:
         rig.driver.behaviour = "--hang"
         for _ in range(5):
             creating = asyncio.create_task(make(engine, rig.config, start=True, vm_id="one"))
@@ -459,10 +434,9 @@ def test_a_delete_at_the_moment_at_which_a_create_is_listed_ends_it(rig: Rig) ->
                     await creating
             nothing_left(engine, rig)
 
-    rig.run(test)
 
-
-def test_a_pause_whose_outcome_is_unknown_is_settled_by_asking_the_vmm(
+@pytest.mark.anyio
+async def test_a_pause_whose_outcome_is_unknown_is_settled_by_asking_the_vmm(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pause = FakeMachine.pause
@@ -471,7 +445,7 @@ def test_a_pause_whose_outcome_is_unknown_is_settled_by_asking_the_vmm(
         await pause(self)
         raise ToolFailed("QEMU did not respond to stop within 10 s")
 
-    async def test(engine: Engine) -> None:
+    async with rig.running() as engine:
         vm = await make(engine, rig.config, start=True)
         with monkeypatch.context() as patched, pytest.raises(ToolFailed):
             patched.setattr(FakeMachine, "pause", pause_late)
@@ -479,10 +453,9 @@ def test_a_pause_whose_outcome_is_unknown_is_settled_by_asking_the_vmm(
         await until(engine, vm.vm_id, VMState.PAUSED)
         await resume_vm(engine, vm.vm_id)
 
-    rig.run(test)
 
-
-def test_ten_clients_of_one_id_meet_no_fault_and_leave_nothing(rig: Rig) -> None:
+@pytest.mark.anyio
+async def test_ten_clients_of_one_id_meet_no_fault_and_leave_nothing(rig: Rig) -> None:
     """Bounded: 150 random verbs on one VM from ten tasks at once."""
     random_verbs = random.Random(7)
 
@@ -495,17 +468,16 @@ def test_ten_clients_of_one_id_meet_no_fault_and_leave_nothing(rig: Rig) -> None
                 else:
                     await verb(engine, "one")  # type: ignore[operator]
 
-    async def test(engine: Engine) -> None:
+    async with rig.running() as engine:
         await asyncio.gather(*(client(engine) for _ in range(10)))
         with contextlib.suppress(NotFound):
             await delete_vm(engine, "one")
         nothing_left(engine, rig)
 
-    rig.run(test)
 
-
-def test_a_vm_whose_record_is_damaged_is_listed_and_can_only_be_removed(rig: Rig) -> None:
-    async def test(engine: Engine) -> None:
+@pytest.mark.anyio
+async def test_a_vm_whose_record_is_damaged_is_listed_and_can_only_be_removed(rig: Rig) -> None:
+    async with rig.running() as engine:
         await make(engine, rig.config, name="good", start=True)
         await make(engine, rig.config, name="bad")
         engine.store._db.execute("UPDATE vms SET spec = 'x' WHERE name = 'bad'")
@@ -519,5 +491,3 @@ def test_a_vm_whose_record_is_damaged_is_listed_and_can_only_be_removed(rig: Rig
         await delete_vm(engine, "bad")
         assert [vm.name for vm in list_vms(engine)] == ["good"]
         assert len(list(rig.home.vms.iterdir())) == 1
-
-    rig.run(test)
