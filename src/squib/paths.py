@@ -14,7 +14,10 @@ from squib.errors import InvalidArgument
 
 
 def process_lock(folder: Path, role: str) -> Path:
-    """Return the lock that the process with this role holds, in the directory of its owner."""
+    """Return the lock that the process with this role holds.
+
+    It is in the directory of the owner of the process.
+    """
     return folder / f"{role}.lock"
 
 
@@ -30,12 +33,18 @@ class QemuPaths:
 
     @property
     def vmm_log(self) -> Path:
-        """What QEMU printed, copied from the `output_pipe` by the engine."""
+        """Return the log of what QEMU printed.
+
+        The engine copies it from the `output_pipe`.
+        """
         return self.root / "vmm.log"
 
     @property
     def output_pipe(self) -> Path:
-        """A named pipe: QEMU's standard output and error. A guest can make QEMU print without end."""
+        """Return the named pipe of QEMU's standard output and error.
+
+        A guest can make QEMU print without end.
+        """
         return self.root / "output.pipe"
 
     @property
@@ -82,7 +91,10 @@ class Home:
 
     @classmethod
     def from_environment(cls) -> Home:
-        """``$SQUIB_HOME``, else ``~/.squib``. Raises `InvalidArgument` if it is not an absolute path."""
+        """``$SQUIB_HOME``, else ``~/.squib``.
+
+        Raises `InvalidArgument` if it is not an absolute path.
+        """
         value = os.environ.get("SQUIB_HOME") or "~/.squib"
         try:
             root = Path(value).expanduser()
@@ -103,7 +115,10 @@ class Home:
 
     @property
     def start_lock(self) -> Path:
-        """Held by a client while it starts an engine, so that only one does."""
+        """Return the lock of a client that starts an engine.
+
+        The client holds it during the start, so that only one client starts an engine.
+        """
         return self.root / "start.lock"
 
     @property
@@ -120,7 +135,10 @@ class Home:
 
     @property
     def token(self) -> Path:
-        """The token that `squib serve` on TCP made, 0600."""
+        """Return the file of the token that `squib serve` on TCP made.
+
+        Its mode is 0600.
+        """
         return self.root / "token"
 
     @property
@@ -131,12 +149,18 @@ class Home:
         return VMPaths(self.vms / vm_id)
 
     def owner(self, kind: str, owner_id: str) -> Path:
-        """Return the directory of an owner of leases, such as ``vms/vm-7k2m`` or ``templates/…``."""
+        """Return the directory of an owner of leases.
+
+        It is, for example, ``vms/vm-7k2m`` or ``templates/…``.
+        """
         return self.root / f"{kind}s" / owner_id
 
     @property
     def cache(self) -> Path:
-        """Things that can be made again: kernels, images, initramfs archives, empty overlays."""
+        """Return the directory of things that can be made again.
+
+        These are kernels, images, initramfs archives and empty overlays.
+        """
         return self.root / "cache"
 
     @property
@@ -165,9 +189,15 @@ class Home:
         return self.cache / "locks"
 
     def build_lock(self, what: str) -> Path:
-        """Held by the process that builds ``what`` (as ``image-base``), and by nothing that it starts."""
+        """Return the lock of the process that builds ``what``.
+
+        Nothing that this process starts holds it. ``what`` is, for example, ``image-base``.
+        """
         return self.locks / f"build-{what}.lock"
 
     def tools_lock(self, what: str) -> Path:
-        """Held by the tools that the build of ``what`` started, for as long as one of them lives."""
+        """Return the lock of the tools that build ``what``.
+
+        The build of ``what`` started them. The lock is held for as long as one of them lives.
+        """
         return self.locks / f"tools-{what}.lock"

@@ -148,7 +148,8 @@ def test_a_client_that_is_ended_leaves_nothing_half_written_here(
     shared_vm: VM, folder: str, tmp_path: Path, kind: str, number: int
 ) -> None:
     """SIGKILL leaves a file with a temporary name. The target's name is only given to a complete file."""
-    shared_vm.run(f"mkdir {folder}/d && truncate -s 5G {folder}/d/f", check=True)
+    make = f"mkdir {folder}/d && head -c 200M /dev/zero | tr '\\0' x > {folder}/d/f"  # zeros would become holes
+    shared_vm.run(make, check=True)
     source = f"{folder}/d/f" if kind == "file" else f"{folder}/d"
     client = subprocess.Popen(
         [sys.executable, "-m", "squib", "download", shared_vm.vm_id, source, str(tmp_path / "new")]

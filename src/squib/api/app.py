@@ -1,4 +1,7 @@
-"""The HTTP API of an engine, under ``/v1``. ``/v1/openapi.json`` describes it."""
+"""The HTTP API of an engine, under ``/v1``.
+
+``/v1/openapi.json`` describes it.
+"""
 
 from __future__ import annotations
 
@@ -95,11 +98,17 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_client_gone(request: Request, error: Exception) -> Response:
-    """Nobody reads this response. A client that disconnects is not a fault to log."""
+    """Nobody reads this response.
+
+    A client that disconnects is not a fault to log.
+    """
     return Response(status_code=_CLIENT_GONE)
 
 
 async def _on_fault(request: Request, error: Exception) -> Response:
-    """Report a bug of squib. The server logs the traceback; the client learns where to look."""
+    """Report a bug of squib.
+
+    The server logs the traceback; the client learns where to look.
+    """
     fault = InternalError(f"internal error: {type(error).__name__}", hint="squib logs --engine shows the traceback")
     return error_response(fault)

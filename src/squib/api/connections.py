@@ -157,7 +157,10 @@ class _NoSignals:
 
 
 class _Connection(H11Protocol):
-    """An HTTP connection. It is closed if the head of a request does not arrive within `HEADER_TIMEOUT_S`."""
+    """An HTTP connection.
+
+    It is closed if the head of a request does not arrive within `HEADER_TIMEOUT_S`.
+    """
 
     def __init__(self, server: Server) -> None:
         super().__init__(config=server.config, server_state=server.server_state, app_state={})

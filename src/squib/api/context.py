@@ -30,13 +30,18 @@ KernelPath = Annotated[KernelRef, Path(description="a kernel's version or digest
 
 
 def ascii_json(value: ResponseModel) -> Response:
-    """Return a JSON response in ASCII. The value may hold bytes that are not UTF-8, as lone surrogates."""
+    """Return a JSON response in ASCII.
+
+    The value may hold bytes that are not UTF-8, as lone surrogates.
+    """
     body = json.dumps(value.model_dump(mode="json")).encode("ascii")
     return Response(body, media_type="application/json")
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Run ``work``. If the client disconnects first, cancel it and wait until it has cleaned up.
+    """Run ``work``.
+
+    If the client disconnects first, cancel it and wait until it has cleaned up.
 
     Raises `ClientDisconnect` then.
     """

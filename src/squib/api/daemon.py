@@ -35,7 +35,10 @@ MAX_IDLE_EXIT_S = 366 * 86400.0
 
 
 def main(program: Sequence[str] = (sys.executable, "-P", "-m", "squib.api.daemon")) -> None:
-    """Run the engine as the command line says, and report its start. ``program`` starts this program again."""
+    """Run the engine as the command line says, and report its start.
+
+    ``program`` starts this program again.
+    """
     options = _parser().parse_args()
     home = Home(options.home)
     if options.ready_fd is not None:
@@ -71,7 +74,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def idle_exit_from_environment() -> float:
-    """Return ``$SQUIB_IDLE_EXIT_S``, at least `MIN_IDLE_EXIT_S`. Raises `InvalidArgument` if it is not a number."""
+    """Return ``$SQUIB_IDLE_EXIT_S``, at least `MIN_IDLE_EXIT_S`.
+
+    Raises `InvalidArgument` if it is not a number.
+    """
     text = os.environ.get("SQUIB_IDLE_EXIT_S") or str(DEFAULT_IDLE_EXIT_S)
     try:
         seconds = float(text)
@@ -86,7 +92,10 @@ def idle_exit_from_environment() -> float:
 
 
 async def _run(home: Home, watchdog: Watchdog, report: Callable[[dict[str, object]], None]) -> None:
-    """Serve under the watchdog. Any other end than these is a fault, and the watchdog starts another engine."""
+    """Serve under the watchdog.
+
+    Any other end than these is a fault, and the watchdog starts another engine.
+    """
     idle_exit_s = idle_exit_from_environment()
     main_task = asyncio.current_task()
     assert main_task

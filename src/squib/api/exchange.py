@@ -38,14 +38,20 @@ class Exchange:
         self._is_last = True
 
     def limit(self, max_bytes: int) -> None:
-        """Limit the body's size and the time that it may take. Raises `BodyTooLarge`."""
+        """Limit the body's size and the time that it may take.
+
+        Raises `BodyTooLarge`.
+        """
         length = self._headers.get("content-length", "0")
         if not length.isdecimal() or len(length) > _MAX_LENGTH_DIGITS or int(length) > max_bytes:
             raise _too_large(max_bytes)
         self._limit = max_bytes
 
     async def receive(self) -> Message:
-        """Receive the next part of the request. Raises `BodyTooLarge`, and `InvalidArgument` if none comes in time."""
+        """Receive the next part of the request.
+
+        Raises `BodyTooLarge`, and `InvalidArgument` if none comes in time.
+        """
         if self._limit is None or self._complete:
             message = await self._receive()
         else:

@@ -25,7 +25,9 @@ def log_to_file(home: Home) -> None:
 
 
 class RepeatFilter(logging.Filter):
-    """Pass each warning and error once a minute. The next one says how many were left out.
+    """Pass each warning and error once a minute.
+
+    The next one says how many were left out.
 
     Two records are the same if their text is; of other packages' records, whose text may name a connection, the first
     line of the format and the kind of exception count.

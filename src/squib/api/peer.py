@@ -25,7 +25,9 @@ _UCRED = struct.Struct("3i")
 
 
 async def while_client_runs(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Run ``work``. If the process that opened the connection ends first, cancel it and raise `ClientDisconnect`.
+    """Run ``work``.
+
+    If the process that opened the connection ends first, cancel it and raise `ClientDisconnect`.
 
     Over TCP, and for a process that this host does not show, only the work counts.
     """

@@ -71,7 +71,10 @@ class SignalRequest(RequestModel):
 
 
 class ListenRequest(RequestModel):
-    """A TCP address to serve. An empty ``token`` stands for the one that the state directory keeps."""
+    """A TCP address to serve.
+
+    An empty ``token`` stands for the one that the state directory keeps.
+    """
 
     host: str
     port: int = Field(ge=0, le=65_535)
@@ -93,7 +96,10 @@ class EnvChange(RequestModel):
 
 
 class MkdirRequest(RequestModel):
-    """A directory to create with the rights of ``as_user``. ``user`` owns it. ``mode`` is in octal digits."""
+    """A directory to create with the rights of ``as_user``.
+
+    ``user`` owns it. ``mode`` is in octal digits.
+    """
 
     path: str
     mode: str | None = Field(default=None, pattern="^[0-7]{1,4}$")
@@ -125,14 +131,20 @@ class ResizeRequest(PtySize):
 
 
 class TerminalAttach(RequestModel):
-    """A terminal to attach to. Output starts at ``offset``, or at the oldest byte that is kept."""
+    """A terminal to attach to.
+
+    Output starts at ``offset``, or at the oldest byte that is kept.
+    """
 
     id: str = Field(pattern=r"\Ap[0-9]{1,18}\z")
     offset: int = Field(default=0, ge=0, lt=1 << 63)
 
 
 class TerminalInput(RequestModel):
-    """Typed text. Bytes that are not UTF-8 are lone surrogates (``\\udc80`` to ``\\udcff``)."""
+    """Typed text.
+
+    Bytes that are not UTF-8 are lone surrogates (``\\udc80`` to ``\\udcff``).
+    """
 
     data: str
 

@@ -71,7 +71,10 @@ class TcpOptions:
 
 
 def check_token(token: str) -> str:
-    """Check a token: what a header can carry, without spaces. Raises `InvalidArgument`."""
+    """Check a token: what a header can carry, without spaces.
+
+    Raises `InvalidArgument`.
+    """
     if not _TOKEN.fullmatch(token):
         raise InvalidArgument(
             "--token: a token has 1 to 1000 printable ASCII characters and no spaces",

@@ -26,7 +26,9 @@ _END_TIMEOUT_S = 1.0
 
 
 class Watchdog:
-    """The watchdog of an engine of ``home``. ``engine_argv`` starts the next engine.
+    """The watchdog of an engine of ``home``.
+
+    ``engine_argv`` starts the next engine.
 
     ``restarts`` is what the watchdog that started this engine passed on, or empty. Until `set_needed` says otherwise,
     VMs need an engine: those of an earlier one may run.
@@ -46,7 +48,10 @@ class Watchdog:
         self._keeper = asyncio.create_task(self._keep(), name="watchdog")
 
     def set_needed(self, needed: bool) -> None:
-        """Say whether VMs need an engine. From the return of this call on, the watchdog acts on the new value."""
+        """Say whether VMs need an engine.
+
+        From the return of this call on, the watchdog acts on the new value.
+        """
         if needed != self._needed:
             self._needed = needed
             self._write()

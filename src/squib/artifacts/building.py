@@ -1,4 +1,6 @@
-"""Build artifacts: one build at a time for each target, in its own directory. A failed build leaves nothing.
+"""Build artifacts: one build at a time for each target, in its own directory.
+
+A failed build leaves nothing.
 
 A build has two locks. Only the builder holds the *build lock*, so the next builder waits for a living one. Every tool
 that the build starts inherits the *tools lock*: if the builder is killed and its tools live on, the next builder finds
@@ -39,7 +41,10 @@ def no_progress(_: Progress) -> None:
 
 @dataclass(frozen=True)
 class Build:
-    """A build in progress. Pass ``lock`` to every tool. ``folder`` is removed when the build ends."""
+    """A build in progress.
+
+    Pass ``lock`` to every tool. ``folder`` is removed when the build ends.
+    """
 
     folder: Path
     lock: FileLock
@@ -62,7 +67,9 @@ class Build:
 
 @contextlib.asynccontextmanager
 async def building(home: Home, what: str, on_progress: OnProgress = no_progress) -> AsyncIterator[Build]:
-    """Build ``what`` (such as ``image-base``) in a new empty directory. Other builders of it wait, in all processes.
+    """Build ``what`` (such as ``image-base``) in a new empty directory.
+
+    Other builders of it wait, in all processes.
 
     The leftovers of a killed builder are removed first. At the end the directory is removed and tools that still run
     are killed. If a tool failed because the disk is full, `DiskFull` is raised.
@@ -88,7 +95,10 @@ async def building(home: Home, what: str, on_progress: OnProgress = no_progress)
 
 
 async def sweep(home: Home) -> None:
-    """Remove the leftovers of killed builds. Builds in progress are not touched."""
+    """Remove the leftovers of killed builds.
+
+    Builds in progress are not touched.
+    """
     if not home.building.exists():
         return
     _make_folders(home)
@@ -150,7 +160,10 @@ def _target_of(folder: Path) -> str:
 
 
 async def _clear(home: Home, what: str) -> None:
-    """Kill the tools of all builds of ``what`` and remove their directories. The caller holds the build lock."""
+    """Kill the tools of all builds of ``what`` and remove their directories.
+
+    The caller holds the build lock.
+    """
     await asyncio.to_thread(processes.kill, ProcessIdentity(home.tools_lock(what)))
     for folder in [entry for entry in home.building.iterdir() if _target_of(entry) == what]:
         link = folder / _SCRATCH_LINK

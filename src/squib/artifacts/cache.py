@@ -1,4 +1,6 @@
-"""A content-addressed cache of built artifacts. An artifact has a name, a recipe that it was built from, and files.
+"""A content-addressed cache of built artifacts.
+
+An artifact has a name, a recipe that it was built from, and files.
 
 ::
 
@@ -32,7 +34,10 @@ from squib.paths import Home
 
 @dataclass(frozen=True)
 class Artifact:
-    """A readable content of the cache. If no name points to it any more, ``name`` is the digest."""
+    """A readable content of the cache.
+
+    If no name points to it any more, ``name`` is the digest.
+    """
 
     name: str
     digest: str
@@ -70,7 +75,9 @@ Maker = Callable[[Build, Path], Awaitable[dict[str, str]]]
 
 
 class ArtifactCache:
-    """All artifacts of one kind (``image``, ``kernel``). Safe to use from several processes.
+    """All artifacts of one kind (``image``, ``kernel``).
+
+    Safe to use from several processes.
 
     ``build_hint`` is the command that builds an absent artifact, ``repair_hint`` the one that rebuilds a damaged one;
     both contain ``{name}``. A manifest whose ``info`` lacks one of ``info_keys`` is damaged.
@@ -105,7 +112,9 @@ class ArtifactCache:
         return named + sorted(others, key=lambda entry: (entry.built_at, entry.digest))
 
     def get(self, ref: str) -> Artifact:
-        """Return the artifact with this name or digest. Its files must match their stamps.
+        """Return the artifact with this name or digest.
+
+        Its files must match their stamps.
 
         A file with another stamp is hashed; if its content is the same, the new stamp is stored. Raises `NotFound`,
         `ImageCorrupt`.
@@ -160,7 +169,9 @@ class ArtifactCache:
         return artifact
 
     def remove(self, ref: str) -> None:
-        """Remove the artifact with this name or digest, damaged or not. Raises `NotFound`.
+        """Remove the artifact with this name or digest, damaged or not.
+
+        Raises `NotFound`.
 
         Only the name is removed if another name points to the same content, or if the pointer is unreadable.
         """
@@ -208,7 +219,10 @@ class ArtifactCache:
         return same and all(records.find_damage(folder, file) is None for file in manifest.files)
 
     def _discard(self, folder: Path) -> None:
-        """Remove a content, if it exists, atomically for readers. After a kill, `building.sweep` removes the rest."""
+        """Remove a content, if it exists, atomically for readers.
+
+        After a kill, `building.sweep` removes the rest.
+        """
         if not os.path.lexists(folder):
             return
         self._home.building.mkdir(exist_ok=True)
@@ -226,7 +240,10 @@ class ArtifactCache:
             yield
 
     def _find(self, ref: str) -> Artifact:
-        """Return an artifact whose manifest is readable. Raises `NotFound`, `ImageCorrupt`."""
+        """Return an artifact whose manifest is readable.
+
+        Raises `NotFound`, `ImageCorrupt`.
+        """
         try:
             if _is_digest(ref):
                 folder = self.folder(_check_digest(ref))
@@ -279,7 +296,10 @@ class ArtifactCache:
         return Entry(name, digest, size, manifest.built_at, manifest.info, damage)
 
     def _rehash(self, artifact: Artifact, doubtful: Iterable[StoredFile]) -> Artifact:
-        """Hash files again; return the artifact with their present stamps. Raises `ImageCorrupt`."""
+        """Hash files again; return the artifact with their present stamps.
+
+        Raises `ImageCorrupt`.
+        """
         renewed = {}
         for file in doubtful:
             path = artifact.folder / file.path

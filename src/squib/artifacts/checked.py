@@ -28,7 +28,10 @@ log = logging.getLogger("squib.cache")
 
 
 class FileRecord(StoredModel):
-    """What a file was when it was built. ``digest`` is its `squib.host.files.sparse_sha256`."""
+    """What a file was when it was built.
+
+    ``digest`` is its `squib.host.files.sparse_sha256`.
+    """
 
     name: str
     digest: str
@@ -42,7 +45,9 @@ async def build_file(
     make: Callable[[Build, Path], Awaitable[None]],
     on_progress: OnProgress = no_progress,
 ) -> Path:
-    """Return ``target``, built if it is absent or does not match its record. Its mode is 0444.
+    """Return ``target``, built if it is absent or does not match its record.
+
+    Its mode is 0444.
 
     ``make`` gets the build and the path to write. ``what`` names the build, as in `squib.artifacts.building.building`.
     Raises `DiskFull` and what ``make`` raises.

@@ -19,7 +19,10 @@ M = TypeVar("M", bound=StoredModel)
 
 
 class StoredFile(StoredModel):
-    """A file of an artifact. ``path`` is relative to the artifact's directory."""
+    """A file of an artifact.
+
+    ``path`` is relative to the artifact's directory.
+    """
 
     path: Annotated[str, Field(pattern=r"^[^/\x00]+(/[^/\x00]+)*$")]
     digest: Digest
@@ -27,7 +30,10 @@ class StoredFile(StoredModel):
 
 
 class Manifest(StoredModel):
-    """What a directory of the cache holds. ``info`` holds facts about the content that its builder adds."""
+    """What a directory of the cache holds.
+
+    ``info`` holds facts about the content that its builder adds.
+    """
 
     info: dict[str, str]
     built_at: datetime
@@ -51,7 +57,10 @@ class Pointer(StoredModel):
 
 
 class Unreadable(Exception):
-    """A manifest or pointer exists and cannot be used. The text is the reason."""
+    """A manifest or pointer exists and cannot be used.
+
+    The text is the reason.
+    """
 
 
 def read(path: Path, model: type[M]) -> M:

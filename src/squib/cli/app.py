@@ -1,7 +1,7 @@
-"""The app, the flags that every command has, and the decorator that declares a command.
+"""The app, the common flags, and the decorator that declares a command.
 
-Commands are functions in `squib.cli.commands`, one file each. They import what they need inside the function, so that
-``squib --help``, which loads all of them, stays fast.
+Every command has the common flags. Commands are functions in `squib.cli.commands`, one file each. They import what they
+need inside the function, so that ``squib --help``, which loads all of them, stays fast.
 """
 
 from __future__ import annotations
@@ -86,7 +86,9 @@ def command(
     group: typer.Typer = app,
     takes_command: bool = False,
 ) -> Callable[[Callable[Concatenate[Output, P], Result]], Callable[Concatenate[Output, P], Result]]:
-    """Declare a function as the command ``name``. Its parameters after the first are the command's flags.
+    """Declare a function as the command ``name``.
+
+    Its parameters after the first are the command's flags.
 
     ``--json`` and ``--verbose`` are added. With ``takes_command``, everything after the first argument is an argument
     too, even if it looks like a flag.
@@ -110,7 +112,10 @@ def command(
 
 
 def _entry(function: Callable[..., Result]) -> Callable[..., None]:
-    """Return the function that typer calls: it also takes the common flags, and exits with the status."""
+    """Return the function that typer calls.
+
+    It also takes the common flags, and exits with the status.
+    """
 
     def entry(context: typer.Context, *, json: bool, verbose: bool, **flags: object) -> None:
         output = context.obj = _merge(context.obj, json, verbose)

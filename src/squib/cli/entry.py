@@ -1,7 +1,7 @@
-"""The first module of the command ``squib``: from here on, Ctrl-C ends it without a traceback.
+"""The first module of the command ``squib``.
 
-Importing the rest takes a quarter of a second. Until a command handles signals (`squib.cli.runner`), SIGINT ends the
-process at once.
+From here on, Ctrl-C ends the command without a traceback. Importing the rest takes a quarter of a second. Until a
+command handles signals (`squib.cli.runner`), SIGINT ends the process at once.
 """
 
 from __future__ import annotations

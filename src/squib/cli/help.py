@@ -1,4 +1,7 @@
-"""How the help of a command looks: arguments are shown as they are typed, without Python types."""
+"""How the help of a command looks.
+
+Arguments are shown as they are typed, without Python types.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ from typer.core import TyperArgument, TyperCommand
 
 
 class HelpCommand(TyperCommand):
-    """A command whose arguments are shown by their metavar alone: ``VM...``, ``[ID]``."""
+    """A command whose arguments are shown by their metavar alone.
+
+    Examples: ``VM...``, ``[ID]``.
+    """
 
     def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         """Return the words after the command's name in the usage line."""

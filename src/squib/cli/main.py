@@ -1,4 +1,6 @@
-"""``squib``: the entry point, which turns errors into messages and exit statuses.
+"""``squib``: the entry point.
+
+It turns errors into messages and exit statuses.
 
 ====  ===============================================================
 0     success
@@ -49,9 +51,10 @@ def main() -> NoReturn:
 
 
 def _prepare_streams() -> None:
-    """Open standard streams that are closed (``squib ls >&-``), so that no other file gets their descriptors.
+    """Open standard streams that are closed (``squib ls >&-``).
 
-    Characters that the encoding of an output cannot express are escaped.
+    Otherwise other files could get their descriptors. Characters that the encoding of an output cannot express are
+    escaped.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:

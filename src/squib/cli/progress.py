@@ -1,4 +1,7 @@
-"""Show progress: bars on a terminal, a line now and then elsewhere, nothing with ``--json``."""
+"""Show progress.
+
+There are bars on a terminal, a line now and then elsewhere, and nothing with ``--json``.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,10 @@ class Reporter(Protocol):
 
 @contextlib.contextmanager
 def steps(output: Output, title: str) -> Iterator[Reporter]:
-    """Show the steps of a long operation named ``title``. Nothing is shown before the first step."""
+    """Show the steps of a long operation named ``title``.
+
+    Nothing is shown before the first step.
+    """
     if output.json:
         yield lambda progress: None
     elif sys.stderr.isatty():
@@ -43,7 +49,10 @@ def steps(output: Output, title: str) -> Iterator[Reporter]:
 
 
 def throttled(reporter: OnProgress) -> OnProgress:
-    """Limit a reporter: nothing in the first second, then at most ten reports per second."""
+    """Limit how often a reporter reports.
+
+    It reports nothing in the first second, then at most ten times per second.
+    """
     due = time.monotonic() + _QUIET_S
 
     def report(progress: Progress) -> None:
@@ -108,7 +117,10 @@ async def _show(output: Output, title: str) -> None:
 
 
 class _Lines:
-    """Prints a line for each new step, and every ten seconds during a step with an amount."""
+    """Prints a line for each new step.
+
+    During a step with an amount, it also prints one every ten seconds.
+    """
 
     def __init__(self, output: Output, title: str) -> None:
         self._output = output
@@ -124,7 +136,10 @@ class _Lines:
 
 
 class _Bar:
-    """Shows one bar with the current step. It appears with the first step and disappears at the end."""
+    """Shows one bar with the current step.
+
+    It appears with the first step and disappears at the end.
+    """
 
     def __init__(self, title: str, stack: contextlib.ExitStack) -> None:
         self._title = title

@@ -41,7 +41,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Output:
-    """Prints to standard output and standard error. ``json`` and ``verbose`` are the global flags."""
+    """Prints to standard output and standard error.
+
+    ``json`` and ``verbose`` are the global flags.
+    """
 
     json: bool = False
     verbose: bool = False
@@ -63,7 +66,10 @@ class Output:
             _print(plain_table(columns, rows), sys.stdout)
 
     def note(self, text: str) -> None:
-        """Print a message that is not part of the result. ``--json`` turns it off."""
+        """Print a message that is not part of the result.
+
+        ``--json`` turns it off.
+        """
         if not self.json:
             _print(f"squib: {text}", sys.stderr)
 

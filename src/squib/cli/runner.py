@@ -26,9 +26,10 @@ def run(work: Coroutine[Any, Any, int | None]) -> int:
 
 
 def _import_httpx() -> None:
-    """Import httpx without its command line, which imports rich and pygments and takes 50 ms.
+    """Import httpx without its command line.
 
-    That command line is an extra (``httpx[cli]``): httpx leaves it out if pygments cannot be imported.
+    The command line imports rich and pygments and takes 50 ms. That command line is an extra (``httpx[cli]``): httpx
+    leaves it out if pygments cannot be imported.
     """
     if "httpx" not in sys.modules and "pygments" not in sys.modules:
         sys.modules["pygments"] = None  # type: ignore[assignment]
@@ -62,7 +63,10 @@ async def _main(work: Coroutine[Any, Any, int | None]) -> int:
 
 @contextlib.contextmanager
 def first_interrupt(handler: Callable[[], None]) -> Iterator[None]:
-    """In the block, the first SIGINT calls ``handler`` instead of cancelling the work."""
+    """Call ``handler`` at the first SIGINT in the block.
+
+    The SIGINT does not cancel the work.
+    """
     _interrupt_handlers.append(handler)
     try:
         yield
@@ -72,7 +76,10 @@ def first_interrupt(handler: Callable[[], None]) -> Iterator[None]:
 
 
 async def shielded(work: Coroutine[Any, Any, T]) -> T:
-    """Finish ``work`` even if a signal arrives, and return its result. The signal takes effect at the next await."""
+    """Finish ``work`` even if a signal arrives, and return its result.
+
+    The signal takes effect at the next await.
+    """
     current = asyncio.current_task()
     assert current is not None
     task = asyncio.ensure_future(work)

@@ -1,4 +1,7 @@
-"""Images and kernels in the cache: list, build, remove. What a VM uses stays."""
+"""Images and kernels in the cache: list, build, remove.
+
+What a VM uses stays.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ _MIN_PREFIX_DIGITS = 6
 
 
 def list_images(engine: Engine) -> list[ImageInfo]:
-    """List all images by name, damaged ones too, then former ones that VMs use."""
+    """List all images by name, then former ones that VMs use.
+
+    Damaged images are included.
+    """
     return [_describe_image(engine, entry) for entry in engine.images.list()]
 
 
@@ -22,7 +28,9 @@ def list_kernels(engine: Engine) -> list[KernelInfo]:
 
 
 async def build_image(engine: Engine, name: str, *, rebuild: bool, on_progress: OnProgress) -> ImageInfo:
-    """Build a runtime's image if the cache has none; with ``rebuild``, build it again. VMs keep the former one.
+    """Build a runtime's image if the cache has none.
+
+    With ``rebuild``, build it again. VMs keep the former one.
 
     Raises `NotFound` for an unknown runtime, `ImageCorrupt`, `ToolFailed`, `DependencyMissing`, `DiskFull`.
     """
@@ -32,7 +40,9 @@ async def build_image(engine: Engine, name: str, *, rebuild: bool, on_progress: 
 
 
 async def build_kernel(engine: Engine, *, rebuild: bool, on_progress: OnProgress) -> KernelInfo:
-    """Fetch and prepare the kernel if the cache has none, or with ``rebuild``. VMs keep the former one.
+    """Fetch and prepare the kernel if the cache has none, or with ``rebuild``.
+
+    VMs keep the former one.
 
     Raises as `build_image`.
     """
@@ -43,7 +53,10 @@ async def build_kernel(engine: Engine, *, rebuild: bool, on_progress: OnProgress
 
 
 def remove_image(engine: Engine, name: str) -> None:
-    """Remove an image from the cache, damaged or not. Raises `NotFound`, `Conflict` if a VM uses it."""
+    """Remove an image from the cache, damaged or not.
+
+    Raises `NotFound`, `Conflict` if a VM uses it.
+    """
     for entry in engine.images.list():
         if entry.name == name:
             _check_unused(engine, f"image {name}", entry.digest)
@@ -52,7 +65,9 @@ def remove_image(engine: Engine, name: str) -> None:
 
 
 def remove_kernel(engine: Engine, ref: str) -> None:
-    """Remove a kernel from the cache by its version, its digest, or the first 6 or more digits of the digest.
+    """Remove a kernel from the cache.
+
+    The kernel is given by its version, its digest, or the first 6 or more digits of the digest.
 
     Raises `NotFound`, `InvalidArgument` if several kernels match, `Conflict` if a VM uses it.
     """

@@ -1,4 +1,6 @@
-"""``squib doctor``: check the host, the state directory, and what is stored in it.
+"""``squib doctor``: check the host and the state directory.
+
+What is stored in the state directory is checked too.
 
 `check_host` needs no engine, so it can also show why the engine does not start. A check that does not pass carries the
 command that repairs it, if there is one; other advice is in its detail.
@@ -73,7 +75,10 @@ async def check_host(home: Home) -> list[Check]:
 
 
 def check_engine(engine: Engine) -> list[Check]:
-    """Check for a repaired database, and for resources of removed VMs, which only the engine knows."""
+    """Check for a repaired database, and for resources of removed VMs.
+
+    Only the engine knows them.
+    """
     known = {record.vm_id for record in engine.store.all_vms()}
     folders = {path.name for path in engine.home.vms.iterdir()} - known
     leases = {lease.owner.id for lease in engine.store.leases()} - known
@@ -154,7 +159,10 @@ def _check_tool(program: str, purpose: str) -> Check:
 
 
 def _check_users() -> Check:
-    """Check that root can give each VMM its own user, and that other users can build images."""
+    """Check what the users of the host can do.
+
+    This is whether root can give each VMM its own user, and whether other users can build images.
+    """
     if os.geteuid() == 0:
         return check_uid_map(Path("/proc/self/uid_map").read_text())
     values = {name: _sysctl(name) for name in _SYSCTLS}
@@ -167,7 +175,10 @@ def _check_users() -> Check:
 
 
 def check_uid_map(uid_map: str) -> Check:
-    """Check that root can give each VMM its own user. ``uid_map`` is the text of ``/proc/self/uid_map``."""
+    """Check that root can give each VMM its own user.
+
+    ``uid_map`` is the text of ``/proc/self/uid_map``.
+    """
     last = FIRST_UID + UID_COUNT - 1
     ranges = [tuple(map(int, line.split())) for line in uid_map.splitlines()]
     if any(inside <= FIRST_UID and last < inside + count for inside, _, count in ranges):

@@ -1,4 +1,6 @@
-"""The engine: the owner of a state directory. It holds the state and the stores that the verbs use.
+"""The engine: the owner of a state directory.
+
+It holds the state and the stores that the verbs use.
 
 `squib.core.startup` creates it. VMMs keep running after it ends; the next engine adopts them (`squib.core.reconcile`).
 """
@@ -45,7 +47,10 @@ VMM = "vmm"
 
 @dataclass
 class RunningVM:
-    """The engine's side of a running VM: its VMM, the client of its agent, and the task that waits for its end."""
+    """The engine's side of a running VM.
+
+    It has the VMM, the client of the agent, and the task that waits for the end of the VM.
+    """
 
     machine: Machine
     agent: AgentClient
@@ -64,7 +69,10 @@ class RunningVM:
 
 
 class Engine:
-    """The state of one state directory: its stores, its running VMs, and the queues of their verbs."""
+    """The state of one state directory.
+
+    It has the stores, the running VMs, and the queues of their verbs.
+    """
 
     def __init__(self, home: Home, drivers: Drivers, agent_binary: Path = AGENT_BINARY) -> None:
         self.home = home
@@ -95,7 +103,10 @@ class Engine:
         self.background(self._write_facts(), name="write facts")
 
     def vm_of(self, record: VMRecord) -> RunningVM:
-        """Return the engine's side of a VM that runs or is paused. Raises `AgentLost` if it has just ended."""
+        """Return the engine's side of a VM that runs or is paused.
+
+        Raises `AgentLost` if it has just ended.
+        """
         vm = self.running.get(record.vm_id)
         if vm is None:
             raise AgentLost(f"VM {record.name} has just ended", hint=f"squib inspect {record.name} shows why")
@@ -112,7 +123,10 @@ class Engine:
             event.set()
 
     def cgroup_name(self, name: str) -> str:
-        """Return the full name of a cgroup of this engine. A VM's cgroup has the VM's ID as its ``name``."""
+        """Return the full name of a cgroup of this engine.
+
+        A VM's cgroup has the VM's ID as its ``name``.
+        """
         return f"{cgroup_parent(self.home)}/{name}"
 
     def directory(self, owner: Owner) -> Path:
@@ -120,7 +134,10 @@ class Engine:
         return self.home.owner(owner.kind, owner.id)
 
     def identity(self, owner: Owner, role: str) -> ProcessIdentity:
-        """Return the identity of an owner's process with this role: its lock, and its cgroups."""
+        """Return the identity of an owner's process with this role.
+
+        The identity is the lock of the process and its cgroups.
+        """
         name = owner.id if owner.kind is OwnerKind.VM else f"{owner.kind}:{owner.id}/{role}"
         groups = cgroup.directories(self.cgroups, self.cgroup_name(name))
         return ProcessIdentity(process_lock(self.directory(owner), role), groups)
@@ -134,13 +151,19 @@ class Engine:
         return self.identity(Owner.vm(vm_id), VMM)
 
     def background(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
-        """Run ``work`` in the background. It is cancelled when the engine ends."""
+        """Run ``work`` in the background.
+
+        It is cancelled when the engine ends.
+        """
         task = asyncio.create_task(work, name=name)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
     async def _write_facts(self) -> None:
-        """Write facts that could not be written before, such as after a full disk, as soon as that is possible."""
+        """Write facts that could not be written before.
+
+        They are written as soon as that is possible, such as when the disk is no longer full.
+        """
         while True:
             await asyncio.sleep(_FLUSH_S)
             self.store.flush()
@@ -157,26 +180,35 @@ class Engine:
 
     @property
     def idle_s(self) -> float:
-        """The time in seconds for which the engine has had no request and no running VM."""
+        """Return the seconds for which the engine has been idle.
+
+        An idle engine has no request and no running VM.
+        """
         if self._requests or self.needed:
             return 0.0
         return time.monotonic() - self._last_activity
 
     @property
     def needed(self) -> bool:
-        """Whether VMs need an engine: one that may have a VMM, or a bound one, which is deleted without its client."""
+        """Return whether VMs need an engine.
+
+        They do if one of them may have a VMM, or is bound. A bound VM is deleted without its client.
+        """
         return any(record.bound or record.state in WITH_VMM for record in self.store.list_vms())
 
     @property
     def home_replaced(self) -> bool:
-        """Whether the state directory was removed or replaced by another one."""
+        """Return whether the state directory was removed or replaced."""
         try:
             return self.home.database.stat().st_ino != self._database_inode
         except (FileNotFoundError, NotADirectoryError):
             return True
 
     async def close(self) -> None:
-        """Cancel all work and close the connections to VMs. Their VMMs keep running."""
+        """Cancel all work and close the connections to VMs.
+
+        Their VMMs keep running.
+        """
         await self.verbs.close()
         for task in list(self._background):
             task.cancel()
@@ -200,5 +232,8 @@ class Engine:
 
 
 def cgroup_parent(home: Home) -> str:
-    """Return the parent cgroup of all VMs of a state directory. Other state directories have other parents."""
+    """Return the parent cgroup of all VMs of a state directory.
+
+    Other state directories have other parents.
+    """
     return f"squib/{hashlib.sha256(os.fsencode(home.root)).hexdigest()[:8]}"

@@ -1,4 +1,7 @@
-"""``list`` and ``inspect``: describe VMs. Descriptions never contain values of environment variables."""
+"""``list`` and ``inspect``: describe VMs.
+
+Descriptions never contain values of environment variables.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,10 @@ from squib.store.records import BrokenRecord, VMRecord
 
 
 def describe(record: VMRecord | BrokenRecord) -> VMInfo:
-    """Describe a VM for clients. A VM whose record cannot be read is in the state ``error``."""
+    """Describe a VM for clients.
+
+    A VM whose record cannot be read is in the state ``error``.
+    """
     if isinstance(record, BrokenRecord):
         return _describe_broken(record)
     spec = record.spec

@@ -59,7 +59,9 @@ async def reconcile(engine: Engine) -> None:
 
 
 def _restore_lost_records(engine: Engine) -> None:
-    """After the loss of a database or of a part of it: every directory of a VM has a row and a lease again.
+    """Give every directory of a VM a row and a lease again.
+
+    They are missing after the loss of a database or of a part of it.
 
     A VM whose row is lost can only be listed and removed. Its disk is kept until then.
     """
@@ -84,7 +86,10 @@ async def _release_leases_without_owner(engine: Engine, known: Collection[str]) 
 
 
 async def _end_unknown_vmms(engine: Engine, known: Collection[str]) -> None:
-    """End VMMs without a row, for example after the database was lost. Their directories stay: `doctor` lists them."""
+    """End VMMs without a row, for example after the database was lost.
+
+    Their directories stay: `doctor` lists them.
+    """
     parent = cgroup_parent(engine.home)
     folders = {path.name for path in engine.home.vms.iterdir() if path.is_dir()}
     for vm_id in (folders | cgroup.children(engine.cgroups, parent)) - set(known):
@@ -136,7 +141,10 @@ async def _find_machine(engine: Engine, record: VMRecord) -> Machine | None:
 
 
 async def _finish_stop(engine: Engine, record: VMRecord) -> None:
-    """Finish a stop: the guest was already asked to power off. Give it `_POWER_OFF_WAIT_S`, then kill its VMM."""
+    """Finish a stop: the guest was already asked to power off.
+
+    Give it `_POWER_OFF_WAIT_S`, then kill its VMM.
+    """
     if machine := await _find_machine(engine, record):
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(machine.wait(), _POWER_OFF_WAIT_S)

@@ -20,7 +20,9 @@ log = logging.getLogger("squib.cache")
 
 
 def referenced_digests(engine: Engine) -> set[str]:
-    """Return the digests of all cached kernels and root filesystems that an owner uses.
+    """Return the digests of all cached files that an owner uses.
+
+    These files are kernels and root filesystems.
 
     Raises `RecordCorrupt` if an owner's record is unreadable: what it uses is not known.
     """
@@ -44,13 +46,19 @@ def host_kernels(engine: Engine) -> set[Path]:
 
 
 def users_of(engine: Engine, digest: str) -> list[str]:
-    """Return the names of the VMs that use a cached kernel or root filesystem."""
+    """Return the names of the VMs that use a cached file.
+
+    The file is a kernel or a root filesystem.
+    """
     return [record.name for record in engine.store.list_vms() if digest in digests_of(record)]
 
 
 @contextlib.contextmanager
 def choosing(engine: Engine) -> Iterator[None]:
-    """Keep the cache complete while a new owner chooses files that no record references yet."""
+    """Keep the cache complete while a new owner chooses its files.
+
+    No record references these files yet.
+    """
     engine.choosing += 1
     try:
         yield
@@ -59,7 +67,9 @@ def choosing(engine: Engine) -> Iterator[None]:
 
 
 def prune(engine: Engine) -> None:
-    """Remove kernels, images and initramfs archives that are not in use and have no name.
+    """Remove files of the cache that are not in use and have no name.
+
+    These files are kernels, images and initramfs archives.
 
     Nothing is removed while a new owner chooses its files, or if an owner's record is unreadable. A later call removes
     the rest. A failure is logged.
@@ -77,6 +87,9 @@ def prune(engine: Engine) -> None:
 
 
 def prune_after(engine: Engine, record: VMRecord) -> None:
-    """Remove the files that only a deleted VM used. Usually its files still have names; then nothing is removed."""
+    """Remove the files that only a deleted VM used.
+
+    Usually its files still have names; then nothing is removed.
+    """
     if digests_of(record) - engine.kernels.named_digests() - engine.images.named_digests():
         prune(engine)

@@ -1,4 +1,7 @@
-"""Become the engine of a state directory: take its lock, and settle what a former engine left."""
+"""Become the engine of a state directory.
+
+Take its lock, and settle what a former engine left.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,9 @@ _LOCK_TIMEOUT_S = 10.0
 
 @contextlib.asynccontextmanager
 async def open_engine(home: Home, drivers: Drivers, agent_binary: Path = AGENT_BINARY) -> AsyncIterator[Engine]:
-    """Open the engine of a state directory until the block ends. First settle what a former engine left.
+    """Open the engine of a state directory until the block ends.
+
+    First settle what a former engine left.
 
     Raises `EngineStartFailed` if another engine uses the directory, or it cannot be used; `DiskFull`.
     """
@@ -61,7 +66,10 @@ def _make_home(home: Home) -> None:
 
 
 async def _acquire(lock: FileLock, engine_socket: Path) -> None:
-    """Take the engine's lock. Wait for an engine that has closed its socket: it is about to release the lock."""
+    """Take the engine's lock.
+
+    Wait for an engine that has closed its socket: it is about to release the lock.
+    """
     deadline = time.monotonic() + _LOCK_TIMEOUT_S
     while not lock.try_acquire():
         if sockets.is_served(engine_socket) or time.monotonic() > deadline:

@@ -1,4 +1,7 @@
-"""Move the files of a state directory to where this version expects them, if an older squib wrote them."""
+"""Move the files of a state directory to where this version expects them.
+
+An older squib may have written them elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ _QEMU_FILES = ("agent.sock", "qmp.sock", "console.sock", "console.log", "console
 
 
 def upgrade_files(home: Home) -> None:
-    """Move drivers' files from the VM's directory, where schema 1 kept them, to the driver's directory. Idempotent.
+    """Move drivers' files to the drivers' directories.
+
+    Schema 1 kept them in the VM's directory. A second call has no effect.
 
     Sockets are moved too: a running VMM still listens on them.
     """

@@ -28,7 +28,10 @@ class FreshMemory:
 
 @dataclass(frozen=True)
 class MappedMemory:
-    """Guest memory that is a copy-on-write mapping of a file. The file is never changed."""
+    """Guest memory that is a copy-on-write mapping of a file.
+
+    The file is never changed.
+    """
 
     size_mib: int
     file: Path
@@ -36,7 +39,10 @@ class MappedMemory:
 
 @dataclass(frozen=True)
 class Disk:
-    """A raw disk image or filesystem. Its serial number in the guest is ``squib-<name>``."""
+    """A raw disk image or filesystem.
+
+    Its serial number in the guest is ``squib-<name>``.
+    """
 
     name: str
     path: Path
@@ -53,7 +59,9 @@ class Nic:
 
 @dataclass(frozen=True)
 class MachineSpec:
-    """A VM as a VMM sees it. Only the engine opens the paths; the VMM inherits open files.
+    """A VM as a VMM sees it.
+
+    Only the engine opens the paths; the VMM inherits open files.
 
     ``boot_args`` is appended to the driver's kernel command line.
     """
@@ -99,7 +107,9 @@ class ExitKind(StrEnum):
 
 @dataclass(frozen=True)
 class ExitReason:
-    """Why a VMM ended. ``text`` is one sentence; ``detail`` is the end of the log that explains it, or empty.
+    """Why a VMM ended.
+
+    ``text`` is one sentence; ``detail`` is the end of the log that explains it, or empty.
 
     Both are printable text, although they may quote the guest (`squib.protocol.text`).
     """
@@ -129,22 +139,36 @@ class Machine(Protocol):
         """
 
     async def pause(self) -> None:
-        """Stop the vCPUs. Idempotent. Raises `ToolFailed` if the VMM does not answer."""
+        """Stop the vCPUs.
+
+        Idempotent. Raises `ToolFailed` if the VMM does not answer.
+        """
 
     async def resume(self) -> None:
-        """Let the vCPUs run. Idempotent. Raises `ToolFailed` if the VMM does not answer."""
+        """Let the vCPUs run.
+
+        Idempotent. Raises `ToolFailed` if the VMM does not answer.
+        """
 
     async def is_paused(self) -> bool:
-        """Ask the VMM whether the vCPUs are stopped. Raises `ToolFailed` if the VMM does not answer."""
+        """Ask the VMM whether the vCPUs are stopped.
+
+        Raises `ToolFailed` if the VMM does not answer.
+        """
 
     async def kill(self) -> None:
-        """Kill the VMM and return when it has ended, as `wait` does. Idempotent.
+        """Kill the VMM and return when it has ended, as `wait` does.
+
+        Idempotent.
 
         The guest is not shut down, so data in its page cache is lost.
         """
 
     async def detach(self) -> None:
-        """Close this engine's connections and stop watching. The VMM keeps running. Do not use the object again."""
+        """Close this engine's connections and stop watching.
+
+        The VMM keeps running. Do not use the object again.
+        """
 
     def console_tail(self, max_bytes: int = ..., *, lines: int | None = ...) -> bytes:
         """Return the end of the guest's console: at most ``max_bytes``, and at most ``lines`` lines of these."""

@@ -1,4 +1,7 @@
-"""The base class, and the errors of squib, its engine, the host and the agent."""
+"""The base class, and the errors of all parts of squib.
+
+These are the errors of squib itself, its engine, the host and the agent.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +93,10 @@ class Unauthorized(SquibError, PermissionError):
 
 
 class HostNotAllowed(SquibError, PermissionError):
-    """The Host header names a host that the engine does not serve. This check stops DNS rebinding."""
+    """The Host header names a host that the engine does not serve.
+
+    This check stops DNS rebinding.
+    """
 
     code = "host_not_allowed"
     _errno = errno.EACCES
@@ -147,7 +153,10 @@ class ToolFailed(HostError):
 
 
 class DiskFull(HostError, OSError):
-    """A disk of the host is full: the state directory's, or the destination of a copy."""
+    """A disk of the host is full.
+
+    It is the disk of the state directory, or of the destination of a copy.
+    """
 
     code = "disk_full"
     _errno = errno.ENOSPC
@@ -160,7 +169,10 @@ class Unsupported(SquibError):
 
 
 class RecordCorrupt(SquibError):
-    """The database record of a VM cannot be read. The VM can only be removed."""
+    """The database record of a VM cannot be read.
+
+    The VM can only be removed.
+    """
 
     code = "record_corrupt"
 
@@ -224,6 +236,9 @@ class AgentVersionMismatch(AgentError):
 
 
 class GuestFailed(AgentError):
-    """The guest's operating system refused an operation, for a reason that has no class of its own."""
+    """The guest's operating system refused an operation.
+
+    The reason has no class of its own.
+    """
 
     code = "guest_failed"

@@ -9,7 +9,10 @@ from squib.errors.base import SquibError
 
 
 class ExecError(SquibError):
-    """A command in the guest could not run or has failed. Base of the errors below."""
+    """A command in the guest could not run or has failed.
+
+    Base of the errors below.
+    """
 
 
 class CommandNotFound(ExecError, FileNotFoundError):
@@ -27,9 +30,10 @@ class NotExecutable(ExecError, PermissionError):
 
 
 class ArgumentsTooLong(ExecError, OSError):
-    """The arguments and the environment take more than the guest's kernel allows.
+    """The arguments and the environment of a command are too long.
 
-    Linux allows 128 KiB for one string and, usually, 2 MiB for all of them.
+    They take more than the guest's kernel allows. Linux allows 128 KiB for one string and, usually, 2 MiB for all of
+    them.
     """
 
     code = "arguments_too_long"
@@ -78,7 +82,10 @@ class NoTerminal(ExecError, OSError):
 
 
 class CommandResult(Protocol):
-    """What `CommandFailed` and `CommandTimeout` know of a command: a `squib.ExecResult`."""
+    """What `CommandFailed` and `CommandTimeout` know of a command.
+
+    It is a `squib.ExecResult`.
+    """
 
     @property
     def exit_code(self) -> int: ...
@@ -97,14 +104,20 @@ class CommandResult(Protocol):
 
 
 class CommandFailed(ExecError):
-    """A command run with ``check=True`` ended with a status other than 0. ``result`` is its `ExecResult`."""
+    """A command run with ``check=True`` ended with a status other than 0.
+
+    ``result`` is its `ExecResult`.
+    """
 
     code = "command_failed"
     result: CommandResult | None = None
 
 
 class CommandTimeout(ExecError, TimeoutError):
-    """A command run with ``check=True`` timed out. ``result`` is its `ExecResult`."""
+    """A command run with ``check=True`` timed out.
+
+    ``result`` is its `ExecResult`.
+    """
 
     code = "command_timeout"
     _errno = errno.ETIMEDOUT
@@ -112,13 +125,19 @@ class CommandTimeout(ExecError, TimeoutError):
 
 
 class OutputTooLarge(ExecError):
-    """A command run with ``truncate="error"`` wrote more than ``max_output`` bytes. It was killed."""
+    """A command wrote more than ``max_output`` bytes, and was killed.
+
+    It was run with ``truncate="error"``.
+    """
 
     code = "output_too_large"
 
 
 class FileError(SquibError, OSError):
-    """A file operation in the guest, or a copy to or from it, has failed. Base of the errors below."""
+    """A file operation in the guest, or a copy to or from it, has failed.
+
+    Base of the errors below.
+    """
 
 
 class NoSuchFile(FileError, FileNotFoundError):
@@ -185,7 +204,10 @@ class ArchiveRefused(FileError):
 
 
 class TransferFailed(FileError):
-    """A copy is incomplete: a file could not be read or written to its end, or it changed meanwhile."""
+    """A copy is incomplete.
+
+    A file could not be read or written to its end, or it changed meanwhile.
+    """
 
     code = "transfer_failed"
     _errno = errno.EIO

@@ -1,4 +1,7 @@
-"""The client of one guest's agent. It keeps one HTTP/2 connection and opens a new one after it has broken."""
+"""The client of one guest's agent.
+
+It keeps one HTTP/2 connection and opens a new one after it has broken.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,10 @@ class Hello:
 
 
 class AgentClient:
-    """Requests to the agent that ``connect`` reaches. All requests share one connection."""
+    """Requests to the agent that ``connect`` reaches.
+
+    All requests share one connection.
+    """
 
     def __init__(self, connect: Connect) -> None:
         self._connect = connect
@@ -56,7 +62,9 @@ class AgentClient:
         """The files of the guest."""
 
     async def connect(self, *, timeout_s: float, retry_s: float = 0.25) -> Hello:
-        """Wait until the agent responds, at most ``timeout_s``; for ``retry_s`` see `open_channel`.
+        """Wait until the agent responds, at most ``timeout_s``.
+
+        For ``retry_s`` see `open_channel`.
 
         Raises `AgentUnreachable`, `AgentVersionMismatch`.
         """
@@ -72,13 +80,19 @@ class AgentClient:
         return Hello(*(text_field(reply, name) for name in ("agent_version", "boot_id", "kernel")))
 
     async def close(self) -> None:
-        """Close the connection. Foreground commands in the guest end with it. Idempotent."""
+        """Close the connection.
+
+        Foreground commands in the guest end with it. Idempotent.
+        """
         if self._connection:
             await self._connection.close()
             self._connection = None
 
     async def setup(self, *, hostname: str, machine_id: str, env: dict[str, str]) -> None:
-        """Give a booted guest its identity, the host's time and fresh entropy."""
+        """Give a booted guest its identity, the time and fresh entropy.
+
+        The time is the host's.
+        """
         await self._json(
             "POST",
             "/v1/setup",
@@ -104,9 +118,10 @@ class AgentClient:
         await self._json("POST", "/v1/setup", {"time_unix_ms": _now_unix_ms()})
 
     async def exec(self, request: ExecRequest) -> Response:
-        """Start a command; the response streams its frames (`squib.protocol.frames`), checked by `OutputChecker`.
+        """Start a command; the response streams its frames.
 
-        Closing the response early kills the command, except a background command.
+        `squib.protocol.frames` describes the frames, and `OutputChecker` checks them. Closing the response early kills
+        the command, except a background command.
 
         Raises an `ExecError` if the command cannot be started.
         """
@@ -119,7 +134,10 @@ class AgentClient:
         return response.check_with(OutputChecker())
 
     async def processes(self) -> list[ProcessInfo]:
-        """List running processes, and ended background processes that the agent still keeps; oldest first."""
+        """List the processes, oldest first.
+
+        These are running processes, and ended background processes that the agent still keeps.
+        """
         reply = await self._json("GET", "/v1/processes", max_bytes=_MAX_LIST_BYTES)
         return await parse_processes(reply)
 
@@ -128,25 +146,34 @@ class AgentClient:
         return parse_process(await self._json("GET", f"/v1/processes/{process_id}"))
 
     async def output(self, process_id: str, *, stdout: int, stderr: int, none: bool) -> Response:
-        """Attach to a process: the response streams frames as in `exec`, starting at these offsets.
+        """Attach to a process; the response streams frames as in `exec`.
 
-        With ``none`` it streams no output, only the end. Closing the response does not affect the process. Raises
-        `NoSuchProcess`.
+        Output starts at these offsets. With ``none`` it streams no output, only the end. Closing the response does not
+        affect the process. Raises `NoSuchProcess`.
         """
         query = f"stdout={stdout}&stderr={stderr}" + ("&none=1" if none else "")
         response = await self._send("GET", f"/v1/processes/{process_id}/output?{query}", b"", content_type="")
         return response.check_with(OutputChecker())
 
     async def resize(self, process_id: str, size: PtySize) -> None:
-        """Set the size of a process's terminal. Raises `NoTerminal`, `NoSuchProcess`."""
+        """Set the size of a process's terminal.
+
+        Raises `NoTerminal`, `NoSuchProcess`.
+        """
         await self._json("POST", f"/v1/processes/{process_id}/resize", size.model_dump())
 
     async def kill(self, process_id: str) -> None:
-        """Kill a process and its descendants, and forget it; return when they have ended. Raises `NoSuchProcess`."""
+        """Kill a process and its descendants, and forget it.
+
+        Returns when they have ended. Raises `NoSuchProcess`.
+        """
         await self._json("DELETE", f"/v1/processes/{process_id}")
 
     async def write_stdin(self, process_id: str, body: Body, *, close: bool) -> int:
-        """Write ``body`` to a process's standard input, then close it if ``close``. Return the bytes written."""
+        """Write ``body`` to standard input and return the bytes written.
+
+        The input is that of a process. It is closed afterwards if ``close``.
+        """
         query = "?close=1" if close else ""
         path = f"/v1/processes/{process_id}/stdin{query}"
         content_type = "application/octet-stream"
@@ -159,7 +186,10 @@ class AgentClient:
         await self._json("POST", f"/v1/processes/{process_id}/signal", {"signal": signal})
 
     async def poweroff(self, *, grace_s: float) -> None:
-        """Ask the guest to sync its disk and power off; return when it has begun."""
+        """Ask the guest to sync its disk and power off.
+
+        Returns when it has begun.
+        """
         await self._json("POST", "/v1/poweroff", {"grace_ms": round(grace_s * 1000)})
 
     async def _open_connection(self, timeout_s: float, retry_s: float = 0.25) -> Http2Connection:
@@ -221,5 +251,8 @@ def _now_unix_ms() -> int:
 
 
 def _encode(value: dict[str, Any]) -> bytes:
-    """Encode as JSON in ASCII. Bytes that are not UTF-8 travel as lone surrogates, which `json` escapes."""
+    """Encode as JSON in ASCII.
+
+    Bytes that are not UTF-8 travel as lone surrogates, which `json` escapes.
+    """
     return json.dumps(value).encode("ascii")

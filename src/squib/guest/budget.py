@@ -35,7 +35,10 @@ _PART_S = 0.00015
 
 
 class LoopBudget:
-    """The budget of one guest, in seconds of CPU time. It outlives the guest's connections."""
+    """The budget of one guest, in seconds of CPU time.
+
+    It outlives the guest's connections.
+    """
 
     _throttled: ClassVar[WeakSet[LoopBudget]] = WeakSet()
 
@@ -44,7 +47,10 @@ class LoopBudget:
 
     @staticmethod
     def clock() -> float:
-        """Return this thread's CPU time. (Wall-clock time would charge a guest for other processes on a busy host.)"""
+        """Return this thread's CPU time.
+
+        (Wall-clock time would charge a guest for other processes on a busy host.)
+        """
         return time.thread_time()
 
     def spend(self, seconds: float) -> None:
@@ -68,14 +74,17 @@ class LoopBudget:
         self._earn(count * _RECEIVED_BYTE_S)
 
     def earn_sent(self, count: int) -> None:
-        """Add what the replies to ``count`` bytes of a request's body may cost."""
+        """Add what the replies to ``count`` bytes of a body may cost.
+
+        The body is that of a request.
+        """
         self._earn(count * _SENT_BYTE_S)
 
     def throttle(self) -> float:
-        """Return how long to leave this guest alone, in seconds; 0 if its budget is not used up.
+        """Return how long to leave this guest alone, in seconds.
 
-        The wait pays the debt. (Time that passes otherwise pays nothing: on a busy host the engine may spend most of it
-        waiting for a CPU.)
+        It is 0 if the guest's budget is not used up. The wait pays the debt. (Time that passes otherwise pays nothing:
+        on a busy host the engine may spend most of it waiting for a CPU.)
         """
         if self._balance_s >= 0:
             self.release()
@@ -86,7 +95,10 @@ class LoopBudget:
         return wait_s
 
     def release(self) -> None:
-        """Stop counting this guest as throttled: it is no longer waiting. Idempotent."""
+        """Stop counting this guest as throttled: it is no longer waiting.
+
+        Idempotent.
+        """
         self._throttled.discard(self)
 
     def _earn(self, seconds: float) -> None:

@@ -19,7 +19,10 @@ _REMOVE_TIMEOUT_S = 600.0
 
 
 class Send(Protocol):
-    """Sends a request and returns the response when its headers have arrived."""
+    """Sends a request and returns the response.
+
+    Returns when the headers of the response have arrived.
+    """
 
     def __call__(
         self, method: str, path: str, body: Body, *, content_type: str, window_bytes: int = STREAM_WINDOW_BYTES
@@ -35,7 +38,9 @@ class Ask(Protocol):
 
 
 class AgentFiles:
-    """The files of an `AgentClient`'s guest. The caller checks paths; relative ones begin in the acting user's home.
+    """The files of an `AgentClient`'s guest.
+
+    The caller checks paths; relative ones begin in the acting user's home.
 
     Methods that stream return a response of the agent, whose bytes are not checked. All methods raise the `FileError`
     that the agent reports, and `AgentUnreachable`.
@@ -47,11 +52,17 @@ class AgentFiles:
         self._as_user = as_user
 
     def acting_as(self, user: str | None) -> AgentFiles:
-        """Return the same files, used with the rights of ``user`` (default root)."""
+        """Return the same files, used with the rights of ``user``.
+
+        The default is root.
+        """
         return AgentFiles(self._send, self._ask, user)
 
     async def read(self, path: str, *, offset: int, length: int | None) -> Response:
-        """Read a file. The response has a length, except for files in ``/proc``."""
+        """Read a file.
+
+        The response has a length, except for files in ``/proc``.
+        """
         query = self._query(("path", path), ("offset", offset), ("length", length))
         return await self._open(f"/v1/files{query}", window_bytes=BULK_WINDOW_BYTES)
 
@@ -64,7 +75,10 @@ class AgentFiles:
         return await self._open("/v1/files/watch" + self._query(("path", path), ("recursive", recursive)))
 
     async def read_tar(self, paths: Sequence[str], *, xattrs: bool = False) -> Response:
-        """Read files and directories as a tar archive, with ``xattrs`` also their ``user`` extended attributes."""
+        """Read files and directories as a tar archive.
+
+        With ``xattrs``, it also has their ``user`` extended attributes.
+        """
         query = self._query(*(("path", path) for path in paths), ("xattrs", xattrs))
         return await self._open(f"/v1/files/tar{query}", window_bytes=BULK_WINDOW_BYTES)
 
@@ -76,7 +90,10 @@ class AgentFiles:
     async def write(
         self, path: str, body: Body, *, mode: str | None, user: str | None, parents: bool, mtime_ns: int | None
     ) -> FileInfo:
-        """Write a file and return its description. If ``body`` raises, no file is left."""
+        """Write a file and return its description.
+
+        If ``body`` raises, no file is left.
+        """
         query = self._query(
             ("path", path), ("mode", mode), ("user", user), ("parents", parents), ("mtime_ns", mtime_ns)
         )
@@ -85,7 +102,10 @@ class AgentFiles:
     async def write_tar(
         self, path: str, body: Body, *, user: str | None, keep_owner: bool, create: bool, parents: bool
     ) -> dict[str, int]:
-        """Unpack a tar archive into ``path``; return its numbers of ``entries`` and ``bytes``."""
+        """Unpack a tar archive into ``path``.
+
+        Returns its numbers of ``entries`` and ``bytes``.
+        """
         query = self._query(
             ("path", path), ("user", user), ("keep_owner", keep_owner), ("create", create), ("parents", parents)
         )

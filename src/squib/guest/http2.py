@@ -1,8 +1,9 @@
-"""A small HTTP/2 client (RFC 9113) for one connection, over the `h2` state machine.
+"""A small HTTP/2 client for one connection.
 
-General clients on top of h2 do not reset a stream that is abandoned and do not return its flow-control window, so after
-a few hundred abandoned commands the connection stands still. This one returns every byte of window. A response that
-nobody reads stops its sender and nothing else, and leaving a response early resets its stream.
+HTTP/2 is RFC 9113. The client uses the `h2` state machine. General clients on top of h2 do not reset a stream that is
+abandoned and do not return its flow-control window, so after a few hundred abandoned commands the connection stands
+still. This one returns every byte of window. A response that nobody reads stops its sender and nothing else, and
+leaving a response early resets its stream.
 
 The bodies of large responses do not pass through h2, which copies a frame several times: `FrameTransport` gives them to
 their `Response` directly, and their windows are kept here.
@@ -52,7 +53,10 @@ Body = bytes | AsyncIterable[bytes]
 
 
 class Http2Connection:
-    """One HTTP/2 connection over a connected stream. Requests may run at the same time."""
+    """One HTTP/2 connection over a connected stream.
+
+    Requests may run at the same time.
+    """
 
     def __init__(self, budget: LoopBudget) -> None:
         """See `open`."""
@@ -79,7 +83,10 @@ class Http2Connection:
 
     @classmethod
     async def open(cls, connection: socket.socket, received: bytes, budget: LoopBudget) -> Self:
-        """Return an HTTP/2 connection on a connected socket, from which ``received`` was read already."""
+        """Return an HTTP/2 connection on a connected socket.
+
+        ``received`` was read from the socket already.
+        """
         self = cls(budget)
         self._transport = await FrameTransport.open(connection, self, budget)
         self._flush()
@@ -100,11 +107,11 @@ class Http2Connection:
         window_bytes: int = STREAM_WINDOW_BYTES,
         may_stall: bool = False,
     ) -> Response:
-        """Send a request and return its response when the headers have arrived.
+        """Send a request and return its response.
 
-        ``window_bytes``, at least `STREAM_WINDOW_BYTES`, is how much of the response is held for a reader that stops.
-        ``may_stall`` says that the guest may not read the body for a long time: half of its receive window is then left
-        to other requests, and to the first bytes of such ones.
+        Returns when the headers of the response have arrived. ``window_bytes``, at least `STREAM_WINDOW_BYTES`, is how
+        much of the response is held for a reader that stops. ``may_stall`` says that the guest may not read the body
+        for a long time: half of its receive window is then left to other requests, and to the first bytes of such ones.
         Cancelling the call resets the stream. Raises `AgentLost`, `AgentProtocolError` if the connection ends.
         """
         if self._closed:
@@ -175,7 +182,10 @@ class Http2Connection:
     # --- called by the transport --------------------------------------------------------------------------------
 
     def sink(self, stream_id: int, size: int) -> Sink | None:
-        """Return what receives the bytes of a DATA frame; ``None``: h2 does."""
+        """Return what receives the bytes of a DATA frame.
+
+        ``None``: h2 receives them.
+        """
         response = self._responses.get(stream_id)
         if response is not None and (not response.direct or response.ended):
             return None
@@ -193,7 +203,10 @@ class Http2Connection:
             self.receive(empty_last_data(stream_id))
 
     def receive(self, frame: bytes) -> None:
-        """Pass a frame to h2. Raises `h2.exceptions.ProtocolError`, `AgentLost`."""
+        """Pass a frame to h2.
+
+        Raises `h2.exceptions.ProtocolError`, `AgentLost`.
+        """
         for event in self._h2.receive_data(frame):
             self._dispatch(event)
 
@@ -243,7 +256,10 @@ class Http2Connection:
                 self._h2.acknowledge_received_data(size, stream_id)
 
     def deliver(self, response: Response, size: int) -> None:
-        """Let the sender of ``size`` bytes send as many more, a quarter of the window at a time."""
+        """Let the sender of ``size`` bytes send as many more.
+
+        It may send them a quarter of the window at a time.
+        """
         self._budget.spend_delivery()
         if response.direct and not response.ended and not self._closed:
             response.credit += size
@@ -253,7 +269,10 @@ class Http2Connection:
                 response.credit = 0
 
     async def deliver_part(self) -> None:
-        """Charge the delivery of a further part of a piece, and wait if the budget is used up."""
+        """Charge the delivery of a further part of a piece.
+
+        Waits if the budget is used up.
+        """
         self._budget.spend_part()
         await asyncio.sleep(self._budget.throttle())  # always: there may be many parts, and a reader that never waits
         self._budget.release()
@@ -282,7 +301,10 @@ class Http2Connection:
 
 
 def _reason(error: Exception | None) -> AgentUnreachable:
-    """Return the error for requests on a connection that ended with ``error``."""
+    """Return the error for requests on a connection that ended.
+
+    The connection ended with ``error``.
+    """
     if isinstance(error, AgentUnreachable):
         return error
     if isinstance(error, h2.exceptions.ProtocolError):

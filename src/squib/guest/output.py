@@ -1,7 +1,8 @@
-"""The output of a command on its way from the guest to a client (``protocol/agent.md``, ``POST /v1/exec``).
+"""The output of a command on its way from the guest to a client.
 
-The engine forwards the frames and does not look into them. It checks their headers, because a guest must not send the
-frames that only the engine makes (``ERROR``), and because the engine's own frame can follow only a complete one.
+See ``POST /v1/exec`` in ``protocol/agent.md``. The engine forwards the frames and does not look into them. It checks
+their headers, because a guest must not send the frames that only the engine makes (``ERROR``), and because the engine's
+own frame can follow only a complete one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ _MAX_OFFSET = (1 << 64) - MAX_PAYLOAD_BYTES
 
 
 class OutputChecker:
-    """Checks the frames of one response. Their payloads are not decoded. An incomplete frame is held back."""
+    """Checks the frames of one response.
+
+    Their payloads are not decoded. An incomplete frame is held back.
+    """
 
     def __init__(self) -> None:
         self._held: list[memoryview] = []  # the pieces of an incomplete frame
@@ -30,7 +34,10 @@ class OutputChecker:
         self._offsets = {_STDOUT: 0, _STDERR: 0}  # where the next frame may begin
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield the frames that are complete with ``data``. Raises `AgentProtocolError` at the first bad one."""
+        """Yield the frames that are complete with ``data``.
+
+        Raises `AgentProtocolError` at the first bad one.
+        """
         if self._held:
             self._hold(memoryview(data))
             if self._held_bytes < self._wanted_bytes:
@@ -51,7 +58,10 @@ class OutputChecker:
             start = end
 
     def finish(self) -> None:
-        """Check that the response ended after a command's end. Raises `AgentProtocolError`."""
+        """Check that the response ended after a command's end.
+
+        Raises `AgentProtocolError`.
+        """
         if not self._ended:
             raise AgentProtocolError("the guest ended the output without saying how the command ended")
         if self._held:
@@ -62,7 +72,10 @@ class OutputChecker:
         self._held_bytes += len(data)
 
     def _scan(self, data: bytes, start: int) -> tuple[int, AgentProtocolError | None]:
-        """Return where the complete frames end, at most `_MAX_FRAMES`, and what is wrong with the next one."""
+        """Return where the complete frames end, and the next one's error.
+
+        At most `_MAX_FRAMES` frames are counted. The error is what is wrong with the next frame.
+        """
         size, offsets, unpack = len(data), self._offsets, HEADER.unpack_from
         for _ in range(_MAX_FRAMES):
             self._wanted_bytes = HEADER.size
@@ -86,7 +99,10 @@ class OutputChecker:
         return start, None
 
     def _error(self, kind: int, length: int, offset: int, *, in_order: bool) -> AgentProtocolError | None:
-        """Return what is wrong with a frame that is not simply the next output."""
+        """Return what is wrong with a frame.
+
+        The frame is not simply the next output.
+        """
         if kind not in _GUEST_KINDS:
             return AgentProtocolError(f"the guest sent a frame of kind {kind}, which a guest must not send")
         if self._ended:

@@ -1,4 +1,7 @@
-"""Processes as a guest describes them (``protocol/agent.md`` §3), checked field by field."""
+"""Processes as a guest describes them, checked field by field.
+
+See ``protocol/agent.md`` §3.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ _Offset = Annotated[int, Field(ge=0, lt=1 << 64)]
 
 
 class _Described(BaseModel):
-    """No value is converted. Unknown fields are ignored, as everywhere in the protocol."""
+    """No value is converted.
+
+    Unknown fields are ignored, as everywhere in the protocol.
+    """
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -61,7 +67,10 @@ class _Process(_Started):
 
 
 def parse_process(value: object) -> ProcessInfo:
-    """Return the process that ``value`` describes. Raises `AgentProtocolError`."""
+    """Return the process that ``value`` describes.
+
+    Raises `AgentProtocolError`.
+    """
     try:
         process = _Process.model_validate(value)
         end = None if process.exit is None else CommandEnd.of(process.exit)
@@ -88,7 +97,9 @@ def parse_process(value: object) -> ProcessInfo:
 
 
 async def parse_processes(reply: dict[str, Any]) -> list[ProcessInfo]:
-    """Return the processes in a reply, at most `MAX_PROCESSES`. Raises `AgentProtocolError`.
+    """Return the processes in a reply, at most `MAX_PROCESSES`.
+
+    Raises `AgentProtocolError`.
 
     The event loop gets a turn in between: many take a while.
     """
@@ -106,7 +117,10 @@ async def parse_processes(reply: dict[str, Any]) -> list[ProcessInfo]:
 
 
 def parse_started(frame: Frame) -> tuple[str, int]:
-    """Return the id and the pid in a ``STARTED`` frame. Raises `AgentProtocolError`."""
+    """Return the id and the pid in a ``STARTED`` frame.
+
+    Raises `AgentProtocolError`.
+    """
     try:
         started = _Started.model_validate(frame.json())
     except (ValidationError, FrameError):

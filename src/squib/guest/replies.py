@@ -1,4 +1,7 @@
-"""What a guest agent says in JSON: decoded, checked, and its errors turned into squib's (``protocol/agent.md`` §3)."""
+"""What a guest agent says in JSON: decoded and checked.
+
+The agent's errors are turned into squib's (``protocol/agent.md`` §3).
+"""
 
 from __future__ import annotations
 
@@ -60,7 +63,10 @@ def decode(body: bytes) -> dict[str, Any]:
 
 
 def text_field(value: dict[str, Any], name: str, *, max_chars: int = 200) -> str:
-    """Return a field of text, printable; "" if it is missing. Raises `AgentProtocolError` if it is not text."""
+    """Return a field of text, printable; "" if it is missing.
+
+    Raises `AgentProtocolError` if it is not text.
+    """
     text = value.get(name, "")
     if not isinstance(text, str):
         raise AgentProtocolError(f"{name} in the guest's response is not text")
@@ -68,7 +74,10 @@ def text_field(value: dict[str, Any], name: str, *, max_chars: int = 200) -> str
 
 
 def agent_error(status: int, body: bytes) -> SquibError:
-    """Return the error in a response with ``status``: one of `AGENT_ERRORS`. Raises `AgentProtocolError`."""
+    """Return the error in a response with ``status``: one of `AGENT_ERRORS`.
+
+    Raises `AgentProtocolError`.
+    """
     error = decode(body).get("error")
     if not isinstance(error, dict):
         raise AgentProtocolError(f"the guest responded with status {status} and no error")

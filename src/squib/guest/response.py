@@ -24,7 +24,10 @@ class BodyChecker(Protocol):
     """Checks a body on its way to its reader."""
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield what of the body is good, in parts. Raises `AgentProtocolError`."""
+        """Yield what of the body is good, in parts.
+
+        Raises `AgentProtocolError`.
+        """
 
     def finish(self) -> None:
         """The body has ended. Raises `AgentProtocolError`."""
@@ -43,14 +46,20 @@ class Connection(Protocol):
         """The reader takes ``size`` bytes: let the sender send more."""
 
     async def deliver_part(self) -> None:
-        """The reader takes a further part of a piece: wait as long as it has to."""
+        """Wait as long as the reader has to.
+
+        The reader takes a further part of a piece.
+        """
 
     def release(self, response: Response, *, cancel: bool) -> None:
         """Forget a response; ``cancel`` resets its stream."""
 
 
 class Response:
-    """The response to one request. Use as an async context manager: leaving it early resets the stream."""
+    """The response to one request.
+
+    Use as an async context manager: leaving it early resets the stream.
+    """
 
     def __init__(self, connection: Connection, stream_id: int, window_bytes: int, *, may_stall: bool) -> None:
         self._connection = connection
@@ -84,7 +93,10 @@ class Response:
         self.close()
 
     def close(self) -> None:
-        """Discard what was not read. If the guest has not sent all, reset the stream. Idempotent."""
+        """Discard what was not read.
+
+        If the guest has not sent all, reset the stream. Idempotent.
+        """
         self._connection.release(self, cancel=not self.ended)
         self._pieces.clear()
         self.ended = True
@@ -95,7 +107,10 @@ class Response:
         return self
 
     async def read(self, *, max_bytes: int = 1 << 20) -> bytes:
-        """Return the whole body. Raises `AgentProtocolError` if it is longer than ``max_bytes``, and as `stream`."""
+        """Return the whole body.
+
+        Raises `AgentProtocolError` if it is longer than ``max_bytes``, and as `stream`.
+        """
         body = bytearray()
         async for chunk in self.stream():
             body += chunk
@@ -105,7 +120,9 @@ class Response:
         return bytes(body)
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """Yield the body in pieces, each with all that has arrived. Taking a piece lets the sender send more.
+        """Yield the body in pieces, each with all that has arrived.
+
+        Taking a piece lets the sender send more.
 
         Raises `AgentLost` if the body breaks off, and `AgentProtocolError` if it has not the announced length or the
         checker rejects it.
@@ -158,7 +175,10 @@ class Response:
             await self._changed.wait()
 
     def handle(self, event: h2.events.Event) -> None:
-        """Apply an event of this stream. Raises `h2.exceptions.ProtocolError`."""
+        """Apply an event of this stream.
+
+        Raises `h2.exceptions.ProtocolError`.
+        """
         if isinstance(event, h2.events.ResponseReceived):
             headers = dict(event.headers or [])
             self.status, self.length = _status_of(headers), _length_of(headers)
@@ -179,7 +199,10 @@ class Response:
         self._changed.set()
 
     def take(self, body: memoryview) -> None:
-        """Add bytes of the body that did not pass through h2. Raises `h2.exceptions.ProtocolError`."""
+        """Add bytes of the body that did not pass through h2.
+
+        Raises `h2.exceptions.ProtocolError`.
+        """
         self._add(bytes(body))
         self._changed.set()
 

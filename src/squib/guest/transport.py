@@ -1,4 +1,6 @@
-"""The byte stream under an HTTP/2 connection: cuts it into frames. Bodies of large responses take a short way.
+"""The byte stream under an HTTP/2 connection: cuts it into frames.
+
+Bodies of large responses take a short way.
 
 The bytes of such a body are copied once, from the buffer that the socket is read into to the pieces that the sink
 receives, as they arrive and not only when their frame is complete. Every other frame is passed on whole.
@@ -47,7 +49,10 @@ class FrameHandler(Protocol):
     """
 
     def sink(self, stream_id: int, size: int) -> Sink | None:
-        """Return what receives the ``size`` bytes of a DATA frame, or ``None`` to receive the frame whole."""
+        """Return what receives the bytes of a DATA frame.
+
+        The frame has ``size`` bytes. ``None``: receive the frame whole.
+        """
 
     def body_ended(self, stream_id: int) -> None:
         """The sink of this stream has received the last byte of the body."""
@@ -83,7 +88,10 @@ class FrameTransport(asyncio.BufferedProtocol):
 
     @classmethod
     async def open(cls, connection: socket.socket, handler: FrameHandler, budget: LoopBudget) -> Self:
-        """Return the transport over a connected socket. It reads nothing before `start`."""
+        """Return the transport over a connected socket.
+
+        It reads nothing before `start`.
+        """
         transport = cls(handler, budget)
         try:
             await asyncio.get_running_loop().create_unix_connection(lambda: transport, sock=connection)
@@ -93,14 +101,20 @@ class FrameTransport(asyncio.BufferedProtocol):
         return transport
 
     def start(self, received: bytes) -> None:
-        """Start to read. ``received``, at most `MAX_FRAME_BYTES`, was read from the socket before."""
+        """Start to read.
+
+        ``received``, at most `MAX_FRAME_BYTES`, was read from the socket before.
+        """
         self._buffer[: len(received)] = received
         self._filled = len(received)
         self._take_turn()
 
     @property
     def blocked(self) -> bool:
-        """Whether so many bytes wait to be written that no more should be added."""
+        """Whether too many bytes wait to be written.
+
+        No more should be added then.
+        """
         return not self._writable.is_set()
 
     def write(self, data: bytes) -> None:
@@ -121,7 +135,10 @@ class FrameTransport(asyncio.BufferedProtocol):
         self._idle_frames = 0
 
     def abort(self) -> None:
-        """Close the connection at once, without sending what waits: a guest may never read it."""
+        """Close the connection at once, without sending what waits.
+
+        A guest may never read it.
+        """
         if self._transport:
             self._transport.abort()
 
@@ -157,7 +174,10 @@ class FrameTransport(asyncio.BufferedProtocol):
     # --- turns --------------------------------------------------------------------------------------------------
 
     def _take_turn(self) -> None:
-        """Pass on buffered frames for at most `TURN_S`, then read on, or schedule the next turn."""
+        """Pass on buffered frames for at most `TURN_S`.
+
+        Then read on, or schedule the next turn.
+        """
         self._next_turn = None
         began = self._budget.clock()
         try:
@@ -201,9 +221,9 @@ class FrameTransport(asyncio.BufferedProtocol):
             self._transport.resume_reading()
 
     def _pass_on(self, end: int, until: float) -> tuple[int, bool]:
-        """Pass on what the buffer holds up to ``end``, until the time ``until``.
+        """Pass on what the buffer holds up to ``end``.
 
-        Returns where the rest begins, and whether the time ended first.
+        Stops at the time ``until``. Returns where the rest begins, and whether the time ended first.
         """
         start = frames = 0
         while True:
@@ -257,7 +277,10 @@ class FrameTransport(asyncio.BufferedProtocol):
 
 
 def window_update(stream_id: int, size: int) -> bytes:
-    """Return a frame that lets the sender of a stream (0: of all streams) send ``size`` more bytes."""
+    """Return a frame that lets a sender send ``size`` more bytes.
+
+    The sender is that of a stream (0: of all streams).
+    """
     return _WINDOW_UPDATE.pack(_WINDOW_UPDATE_KIND, 0, stream_id, size)
 
 

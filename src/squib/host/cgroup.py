@@ -32,7 +32,10 @@ _CREATE_ATTEMPTS = 4
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of a VM: its guest and its VMM together. ``cpus`` is a number of CPUs, such as 1.5."""
+    """The limits of a VM: its guest and its VMM together.
+
+    ``cpus`` is a number of CPUs, such as 1.5.
+    """
 
     memory_mib: int
     cpus: float
@@ -41,7 +44,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Hierarchy:
-    """A mounted hierarchy. Groups are created below ``root`` for ``controllers``. ``version`` is 1 or 2."""
+    """A mounted hierarchy.
+
+    Groups are created below ``root`` for ``controllers``. ``version`` is 1 or 2.
+    """
 
     version: int
     root: Path
@@ -50,7 +56,10 @@ class Hierarchy:
 
 @dataclass(frozen=True)
 class Layout:
-    """What this user can limit on this host. ``missing`` maps each unavailable controller to the reason."""
+    """What this user can limit on this host.
+
+    ``missing`` maps each unavailable controller to the reason.
+    """
 
     hierarchies: tuple[Hierarchy, ...] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
@@ -58,7 +67,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class Write:
-    """A control file and the text to write to it. An ``optional`` file is skipped if the kernel lacks it."""
+    """A control file and the text to write to it.
+
+    An ``optional`` file is skipped if the kernel lacks it.
+    """
 
     path: Path
     text: str
@@ -258,12 +270,17 @@ def _apply(wanted: Plan) -> None:
 
 
 def directories(layout: Layout, name: str) -> tuple[Path, ...]:
-    """Return the group's directory in each hierarchy. To join, a process writes its pid to each ``cgroup.procs``."""
+    """Return the group's directory in each hierarchy.
+
+    To join, a process writes its pid to each ``cgroup.procs``.
+    """
     return tuple(hierarchy.root / name for hierarchy in layout.hierarchies)
 
 
 def remove(layout: Layout, name: str, *, timeout_s: float = 5.0) -> None:
-    """Kill the processes in a group, and remove it and its empty parents. Idempotent.
+    """Kill the processes in a group, and remove it and its empty parents.
+
+    Idempotent.
 
     Blocks until the processes have ended, which usually takes milliseconds. Raises `HostError` after ``timeout_s``.
     """
@@ -306,7 +323,10 @@ def _kill_members(group: Path) -> None:
 
 
 def members(group: Path) -> list[int]:
-    """Return the pids in the group at this directory. Processes of other pid namespaces, listed as 0, are omitted."""
+    """Return the pids in the group at this directory.
+
+    Processes of other pid namespaces, listed as 0, are omitted.
+    """
     return [int(pid) for pid in sorted(_words(group / "cgroup.procs")) if pid != "0"]
 
 

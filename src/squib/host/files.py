@@ -78,7 +78,10 @@ def _copy_extents(src: int, dst: int) -> None:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading. Raises `OSError` for other kinds of files, because reading them could block."""
+    """Open a regular file for reading.
+
+    Raises `OSError` for other kinds of files, because reading them could block.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
@@ -87,7 +90,9 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """Replace the content of ``path`` atomically and durably. Raises `DiskFull`.
+    """Replace the content of ``path`` atomically and durably.
+
+    Raises `DiskFull`.
 
     Readers, and a reboot after a power failure, find either the old content or the new, never a part of it.
     """
@@ -125,7 +130,10 @@ def sync_directory(path: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a file, or a directory with its content, if it exists. Symbolic links are not followed."""
+    """Remove a file, or a directory with its content, if it exists.
+
+    Symbolic links are not followed.
+    """
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

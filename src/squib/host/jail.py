@@ -54,7 +54,10 @@ class JailMode(StrEnum):
 
 @dataclass(frozen=True)
 class Jail:
-    """How this engine confines VMMs. ``reason`` is set if the mode is ``none``, and says why."""
+    """How this engine confines VMMs.
+
+    ``reason`` is set if the mode is ``none``, and says why.
+    """
 
     mode: JailMode
     reason: str = ""
@@ -62,7 +65,10 @@ class Jail:
 
 @dataclass(frozen=True)
 class Credentials:
-    """The user and groups that a process runs as. ``groups`` are its supplementary groups."""
+    """The user and groups that a process runs as.
+
+    ``groups`` are its supplementary groups.
+    """
 
     uid: int
     gid: int
@@ -82,7 +88,10 @@ class Bind:
 
 @dataclass(frozen=True)
 class View:
-    """The VMM's root directory until the seal. ``links`` are symbolic links: path and target."""
+    """The VMM's root directory until the seal.
+
+    ``links`` are symbolic links: path and target.
+    """
 
     binds: tuple[Bind, ...] = ()
     links: tuple[tuple[str, str], ...] = ()
@@ -117,7 +126,10 @@ class Confined:
         await self._launcher.seal()
 
     async def kill(self) -> None:
-        """Kill the VMM and its launcher, and wait until both have ended. Idempotent."""
+        """Kill the VMM and its launcher, and wait until both have ended.
+
+        Idempotent.
+        """
         await self._launcher.close()
         await self.process.kill()
 
@@ -131,7 +143,10 @@ class Launcher:
         self._connection = connection
 
     async def wait_for_report(self, wanted: str) -> str:
-        """Wait for the report ``wanted`` and return its text. Raises `HostError` for any other report."""
+        """Wait for the report ``wanted`` and return its text.
+
+        Raises `HostError` for any other report.
+        """
         try:
             async with asyncio.timeout(_REPORT_TIMEOUT_S):
                 message = await asyncio.get_running_loop().sock_recv(self._connection, 1 << 16)
@@ -147,12 +162,18 @@ class Launcher:
         raise HostError(f"the VMM or its launcher ended before the VMM was {_STAGES[wanted]}")
 
     def send(self, data: bytes) -> None:
-        """Send a message. If the launcher has ended, the next `wait_for_report` raises."""
+        """Send a message.
+
+        If the launcher has ended, the next `wait_for_report` raises.
+        """
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._connection.send(data)
 
     async def seal(self) -> None:
-        """Ask for the seal. Return when the launcher, the last privileged process in the jail, has exited."""
+        """Ask for the seal.
+
+        Return when the launcher, the last privileged process in the jail, has exited.
+        """
         self.send(b"s")
         await self.wait_for_report("sealed")
         await self._process.wait()
@@ -197,7 +218,9 @@ def plan(
     credentials: Credentials | None = None,
     devices: Sequence[str] = (),
 ) -> Plan:
-    """Plan the start of ``argv``. `squib.host.proc.find_tool` finds the program by its first word.
+    """Plan the start of ``argv``.
+
+    `squib.host.proc.find_tool` finds the program by its first word.
 
     The VMM joins ``cgroups`` (directories) and runs as the user of ``credentials``, by default as this user. Until the
     seal it sees ``devices`` in addition to `SYSTEM_DEVICES`. Raises `DependencyMissing`.

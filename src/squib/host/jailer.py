@@ -185,7 +185,9 @@ def report(engine: int, text: str) -> None:
 
 
 def wait_for_engine(engine: int, pidfd: int) -> bool:
-    """Wait until the engine asks for the seal. Return whether it did; ``False``: the VMM has ended.
+    """Wait until the engine asks for the seal.
+
+    Return whether it did; ``False``: the VMM has ended.
 
     Raises `BrokenPipeError` if the engine has ended.
     """
@@ -257,7 +259,10 @@ class View:
         self._files.append(VIEW + path)
 
     def bind(self, path: str, *, directory: bool) -> None:
-        """Bind-mount the host's ``path`` read-only. A device on a read-only mount can still be written to."""
+        """Bind-mount the host's ``path`` read-only.
+
+        A device on a read-only mount can still be written to.
+        """
         self._make_parents(path)
         target = VIEW + path
         if directory:
@@ -291,7 +296,9 @@ class View:
 
 
 def clone() -> tuple[int, int]:
-    """Fork a child of this process's parent. Return its pid as this process sees it, and a pidfd; 0 in the child.
+    """Fork a child of this process's parent.
+
+    Return its pid as this process sees it, and a pidfd; 0 in the child.
 
     The C library's clone() needs a new stack, so the system call is made directly.
     """
@@ -304,7 +311,9 @@ def clone() -> tuple[int, int]:
 
 
 def become_vmm(plan: dict[str, Any], status: int) -> None:
-    """Drop all privileges of this process, the VMM's, and execute the program. Never returns.
+    """Drop all privileges of this process, the VMM's, and execute the program.
+
+    Never returns.
 
     An error is written to the pipe ``status``.
     """

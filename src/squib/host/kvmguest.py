@@ -105,7 +105,9 @@ def _guest_memory() -> mmap.mmap:
 
 
 def _set_cpuid(kvm: int, vcpu: int) -> None:
-    """Show the guest all CPU features that KVM supports. Current host kernels allow long mode only if CPUID has it.
+    """Show the guest all CPU features that KVM supports.
+
+    Current host kernels allow long mode only if CPUID has it.
 
     struct kvm_cpuid2: u32 entries, padding; then entries of 40 bytes.
     """

@@ -1,4 +1,7 @@
-"""Advisory file locks (flock). An open file holds the lock, so every process that inherits the file shares it."""
+"""Advisory file locks (flock).
+
+An open file holds the lock, so every process that inherits the file shares it.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ from types import TracebackType
 
 
 class FileLock:
-    """The lock of one file. The file is created if it is absent, and must stay while anything uses the lock.
+    """The lock of one file.
+
+    The file is created if it is absent, and must stay while anything uses the lock.
 
     The lock is held until every process that shares this open file has closed it. `close` closes it in this process.
     """

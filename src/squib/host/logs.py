@@ -13,7 +13,9 @@ _MAX_LAST_READS = 64
 
 
 class BoundedLog:
-    """A file of at most ``max_bytes`` (default 1 MiB). ``<path>.1`` holds the bytes before it.
+    """A file of at most ``max_bytes`` (default 1 MiB).
+
+    ``<path>.1`` holds the bytes before it.
 
     The file is filled completely before it is rotated. `tail` can therefore always read the last ``max_bytes``, and the
     two files together never hold more than twice that. `append` ignores disk errors, because a guest's output must not
@@ -69,7 +71,9 @@ class BoundedLog:
 
 
 class LogPump:
-    """Copies the bytes that arrive on a descriptor into a log. It never blocks.
+    """Copies the bytes that arrive on a descriptor into a log.
+
+    It never blocks.
 
     A guest may print as fast as it can. After each read of at most 64 KiB, the pump therefore pauses for ``pause_s``
     seconds, so that the event loop spends little time on it.
@@ -112,7 +116,10 @@ class LogPump:
             self._next_read = self._loop.call_later(self._pause_s, self._wait)
 
     def _copy(self) -> bool:
-        """Copy once; return whether more may arrive. Raises `BlockingIOError` if nothing has arrived."""
+        """Copy once; return whether more may arrive.
+
+        Raises `BlockingIOError` if nothing has arrived.
+        """
         data = os.read(self._fd, _READ_BYTES)
         self._log.append(data)
         return bool(data)
@@ -133,7 +140,10 @@ def make_pipe(path: Path) -> None:
 
 
 def pump_pipe(path: Path, log: BoundedLog, *, pause_s: float) -> LogPump:
-    """Copy the bytes that arrive on a named pipe into a log. Raises `OSError`."""
+    """Copy the bytes that arrive on a named pipe into a log.
+
+    Raises `OSError`.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     return LogPump(fd, log, pause_s=pause_s)
 

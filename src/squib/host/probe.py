@@ -24,7 +24,10 @@ _SLOW_LOOP_S = 0.020  # 1 µs per turn means interpretation; a real CPU takes 10
 
 @dataclass(frozen=True)
 class KVMProbe:
-    """``present``: ``/dev/kvm`` exists. ``usable``: it can run a stock guest. ``reason`` explains the result."""
+    """``present``: ``/dev/kvm`` exists.
+
+    ``usable``: it can run a stock guest. ``reason`` explains the result.
+    """
 
     usable: bool
     reason: str
@@ -33,7 +36,10 @@ class KVMProbe:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The result of one run of the guest. ``certain`` is false if a busy host could also explain the result."""
+    """The result of one run of the guest.
+
+    ``certain`` is false if a busy host could also explain the result.
+    """
 
     usable: bool
     reason: str
@@ -41,7 +47,10 @@ class Verdict:
 
 
 async def probe_kvm(device: Path = _DEVICE) -> KVMProbe:
-    """Look for KVM and run a test guest in it. Takes 20 ms; a few seconds on a very busy or broken host."""
+    """Look for KVM and run a test guest in it.
+
+    Takes 20 ms; a few seconds on a very busy or broken host.
+    """
     if platform.machine() != "x86_64":
         return KVMProbe(False, f"squib's VMs are x86-64, and this host is {platform.machine()}", device.exists())
     if not device.exists():
@@ -73,7 +82,10 @@ async def _run_guest() -> Verdict:
 
 
 def judge(report: str, error: str = "") -> Verdict:
-    """Judge the report of a guest. ``error`` says how its process failed; it is empty if it did not."""
+    """Judge the report of a guest.
+
+    ``error`` says how its process failed; it is empty if it did not.
+    """
     value: dict[str, str] = {}
     at: dict[str, float] = {}
     for line in report.splitlines():

@@ -54,7 +54,10 @@ class Completed:
 
 
 def find_tool(name: str) -> Path:
-    """Find a program on the PATH or in the system's directories. Raises `DependencyMissing`."""
+    """Find a program on the PATH or in the system's directories.
+
+    Raises `DependencyMissing`.
+    """
     for folder in f"{os.environ.get('PATH', '')}:{_SYSTEM_PATH}".split(":"):
         candidate = Path(folder or ".") / name
         if folder and os.access(candidate, os.X_OK) and candidate.is_file():
@@ -139,7 +142,9 @@ async def _kill_group(starting: asyncio.Task[asyncio.subprocess.Process]) -> Non
 
 
 def pipe_through(argv: Sequence[str], data: bytes) -> bytes:
-    """Run a filter on ``data`` and return its output. Blocks, so use it only for filters that take milliseconds.
+    """Run a filter on ``data`` and return its output.
+
+    Blocks, so use it only for filters that take milliseconds.
 
     Raises `DependencyMissing`, `ToolFailed`.
     """

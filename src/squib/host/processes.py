@@ -106,7 +106,10 @@ def _reap(pidfd: int) -> int | None:
 
 
 def find(identity: ProcessIdentity) -> list[int]:
-    """Return the pids of all matching processes but this one. Those that hold the lock come first."""
+    """Return the pids of all matching processes but this one.
+
+    Those that hold the lock come first.
+    """
     found = holders(identity.lock_path)
     members = {pid for group in identity.cgroups for pid in cgroup.members(group)}
     return [*found, *sorted(members.difference(found, {os.getpid()}))]
@@ -125,7 +128,10 @@ def holders(lock_path: Path) -> list[int]:
 
 
 def is_stopped(pid: int) -> bool:
-    """Return whether a process is stopped by a signal (or by a debugger). It does not run until SIGCONT."""
+    """Return whether a process is stopped by a signal (or by a debugger).
+
+    It does not run until SIGCONT.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -134,7 +140,10 @@ def is_stopped(pid: int) -> bool:
 
 
 def started_at(pid: int) -> datetime:
-    """Return when a process was started, to the second. Raises `ProcessLookupError` if it has ended."""
+    """Return when a process was started, to the second.
+
+    Raises `ProcessLookupError` if it has ended.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except FileNotFoundError:

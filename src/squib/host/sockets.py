@@ -15,7 +15,10 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def short_path(path: Path) -> Iterator[str]:
-    """Yield a short name for ``path``. Only this process can use it, until the block ends."""
+    """Yield a short name for ``path``.
+
+    Only this process can use it, until the block ends.
+    """
     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{folder}/{path.name}"
@@ -24,7 +27,10 @@ def short_path(path: Path) -> Iterator[str]:
 
 
 def listen(path: Path, *, mode: int = 0o600) -> socket.socket:
-    """Listen at ``path``, replacing what is there. The default ``mode`` lets only this user connect."""
+    """Listen at ``path``, replacing what is there.
+
+    The default ``mode`` lets only this user connect.
+    """
     path.unlink(missing_ok=True)
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -40,7 +46,10 @@ def listen(path: Path, *, mode: int = 0o600) -> socket.socket:
 
 
 def is_served(path: Path) -> bool:
-    """Return whether a process listens on the socket at ``path``, at once. Raises `PermissionError`."""
+    """Return whether a process listens on the socket at ``path``, at once.
+
+    Raises `PermissionError`.
+    """
     try:
         connect(path, blocking=False).close()
     except BlockingIOError:  # its backlog is full
@@ -51,7 +60,9 @@ def is_served(path: Path) -> bool:
 
 
 def connect(path: Path, *, blocking: bool = True) -> socket.socket:
-    """Connect to the socket at ``path``. Raises `FileNotFoundError`, `ConnectionRefusedError`.
+    """Connect to the socket at ``path``.
+
+    Raises `FileNotFoundError`, `ConnectionRefusedError`.
 
     Without ``blocking``, raises `BlockingIOError` if the listener's backlog is full.
     """

@@ -1,4 +1,6 @@
-"""Restart the engine if it dies while VMs need one. A program, not a library: see `squib.api.watchdog`.
+"""Restart the engine if it dies while VMs need one.
+
+A program, not a library: see `squib.api.watchdog`.
 
     python -I -S watchdog.py PIPE_FD DATABASE LOG RESTARTS ARGV...
 

@@ -46,7 +46,9 @@ _SQUASHFS_OPTIONS = (
 
 
 async def build_rootfs(runtime: Runtime, build: Build, target: Path) -> None:
-    """Build the squashfs of ``runtime`` at ``target``. A pipe connects mmdebstrap to sqfstar.
+    """Build the squashfs of ``runtime`` at ``target``.
+
+    A pipe connects mmdebstrap to sqfstar.
 
     Steps: ``bootstrap: …``, ``squashfs``. Raises `ToolFailed`, `DependencyMissing`.
     """

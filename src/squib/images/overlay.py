@@ -1,4 +1,7 @@
-"""Overlays: the private writable layer of each VM, a sparse copy of an empty ext4 file system."""
+"""Overlays: the private writable layer of each VM.
+
+An overlay is a sparse copy of an empty ext4 file system.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,18 @@ _SMALL_MIB = 64
 
 
 class OverlayStore:
-    """Creates overlays. The cache keeps an empty file system of each size; it takes little space."""
+    """Creates overlays.
+
+    The cache keeps an empty file system of each size; it takes little space.
+    """
 
     def __init__(self, home: Home) -> None:
         self._home = home
 
     async def create(self, target: Path, size_mib: int, on_progress: OnProgress = no_progress) -> None:
-        """Create the empty overlay ``target``, which must not exist. Takes milliseconds after the first of a size.
+        """Create the empty overlay ``target``, which must not exist.
+
+        Takes milliseconds after the first of a size.
 
         Step: ``format disk``, if the cache has no empty file system of this size. Raises `DiskFull`,
         `DependencyMissing`, `ToolFailed`.
@@ -42,11 +50,12 @@ class OverlayStore:
 
 
 def _options(size_mib: int) -> list[str]:
-    """Return options for a file system that takes little space: 0.1 MiB at 16 MiB, 0.25 at 10 GiB, 1.1 at 100 GiB.
+    """Return options for a file system that takes little space.
 
-    A sparse file reads as zeros, and ``assume_storage_prezeroed`` tells mkfs so. Otherwise a guest writes zeros into
-    the inode tables in its first minutes: 160 MiB at 10 GiB. No blocks are reserved for root or for group descriptors;
-    the file system can grow without the latter. The journal is small because it takes space on the host's disk.
+    It takes 0.1 MiB at 16 MiB, 0.25 at 10 GiB, and 1.1 at 100 GiB. A sparse file reads as zeros, and
+    ``assume_storage_prezeroed`` tells mkfs so. Otherwise a guest writes zeros into the inode tables in its first
+    minutes: 160 MiB at 10 GiB. No blocks are reserved for root or for group descriptors; the file system can grow
+    without the latter. The journal is small because it takes space on the host's disk.
     """
     small = size_mib < _SMALL_MIB
     return [

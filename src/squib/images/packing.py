@@ -1,4 +1,7 @@
-"""Packing a user's directory, or a tar such as ``docker export`` writes, into a root filesystem."""
+"""Packing a user's directory or a tar into a root filesystem.
+
+The tar is one such as ``docker export`` writes.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +38,12 @@ _COMPRESSION = ("-comp", "lz4")
 
 
 async def pack_rootfs(source: Path, target: Path) -> Rootfs:
-    """Pack a directory or a tar (plain, gzip, bzip2, xz or zstd) into the new squashfs ``target``.
+    """Pack a directory or a tar into the new squashfs ``target``.
 
-    Owners, modes, links and times are kept as far as this user may read them. An existing ``target`` is not touched.
-    Raises `InvalidArgument`, `ToolFailed`, `DependencyMissing`, `DiskFull`; a failure leaves nothing. Neither does
-    SIGKILL: the tools end with this process, and the file has no name until it is complete.
+    The tar is plain, or compressed with gzip, bzip2, xz or zstd. Owners, modes, links and times are kept as far as this
+    user may read them. An existing ``target`` is not touched. Raises `InvalidArgument`, `ToolFailed`,
+    `DependencyMissing`, `DiskFull`; a failure leaves nothing. Neither does SIGKILL: the tools end with this process,
+    and the file has no name until it is complete.
     """
     try:
         if target.exists() or target.is_symlink():
@@ -63,10 +67,11 @@ async def pack_rootfs(source: Path, target: Path) -> Rootfs:
 
 @contextlib.contextmanager
 def _new_file(target: Path) -> Iterator[int]:
-    """Create a file that gets the name ``target`` at the end of the block, unless the block fails.
+    """Create a file that gets its name at the end of the block.
 
-    Until then it has no name, so the kernel removes it if this process is killed. Where the file system has no such
-    files, it has a temporary name. Raises `OSError`, `FileExistsError` if ``target`` exists by then.
+    The name is ``target``. If the block fails, the file does not get it. Until the end of the block the file has no
+    name, so the kernel removes it if this process is killed. Where the file system has no such files, it has a
+    temporary name. Raises `OSError`, `FileExistsError` if ``target`` exists by then.
     """
     partial = None
     try:
@@ -96,14 +101,20 @@ def _open_directory(path: Path) -> Iterator[int]:
 
 
 def _path_of(file: int) -> Path:
-    """Return the path by which a process that inherits the open file can open it again."""
+    """Return the path by which a process can open the file again.
+
+    The process inherits the open file.
+    """
     return Path(f"/proc/self/fd/{file}")
 
 
 async def _run(
     argv: Sequence[str | Path], *, target: int | None = None, stdin: int | None = None, stdout: int | None = None
 ) -> None:
-    """Run a tool that ends with this process. It inherits the open file ``target``."""
+    """Run a tool that ends with this process.
+
+    It inherits the open file ``target``.
+    """
     pass_fds = () if target is None else (target,)
     await proc.run(argv, stdin=stdin, stdout=stdout, pass_fds=pass_fds, ends_with_caller=True)
 

@@ -60,7 +60,10 @@ _FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
 
 
 def inspect(path: Path) -> Rootfs:
-    """Recognise a root filesystem file. Raises `InvalidArgument` if it is neither squashfs nor ext4."""
+    """Recognise a root filesystem file.
+
+    Raises `InvalidArgument` if it is neither squashfs nor ext4.
+    """
     try:
         if path.is_dir():
             raise IsADirectoryError

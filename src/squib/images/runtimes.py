@@ -1,4 +1,7 @@
-"""The runtimes: the root filesystems that squib can build, and their packages."""
+"""The runtimes: the root filesystems that squib can build.
+
+Their packages are listed here too.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,10 @@ _BASE_PACKAGES = (
 
 @dataclass(frozen=True)
 class Runtime:
-    """A recipe: a minimal Debian with ``packages``. ``min_memory_mib`` is what a VM needs to boot and work."""
+    """A recipe: a minimal Debian with ``packages``.
+
+    ``min_memory_mib`` is what a VM needs to boot and work.
+    """
 
     name: str
     packages: tuple[str, ...]

@@ -1,4 +1,7 @@
-"""The images in the cache: root filesystems that squib builds, one for each runtime."""
+"""The images in the cache: one root filesystem for each runtime.
+
+squib builds them.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,10 @@ _ROOTFS = "rootfs.squashfs"
 
 @dataclass(frozen=True)
 class Image:
-    """A read-only root filesystem. ``digest`` is the digest of the file at ``path``."""
+    """A read-only root filesystem.
+
+    ``digest`` is the digest of the file at ``path``.
+    """
 
     name: str
     digest: str
@@ -41,11 +47,16 @@ class ImageStore:
         )
 
     def list(self) -> list[Entry]:
-        """List all images by name, damaged ones too, then those without a name. Files are not hashed."""
+        """List all images by name, then those without a name.
+
+        Damaged images are listed too. Files are not hashed.
+        """
         return self._cache.list()
 
     def get(self, ref: str) -> Image:
-        """Return the image with this name or digest. Its file must match its stamp.
+        """Return the image with this name or digest.
+
+        Its file must match its stamp.
 
         Raises `NotFound`, `ImageCorrupt`.
         """
@@ -60,17 +71,19 @@ class ImageStore:
         return self._cache.named_digests()
 
     async def ensure(self, runtime_name: str, on_progress: OnProgress = no_progress) -> Image:
-        """Return the image of a runtime; build it if it is absent or its recipe has changed.
+        """Return the image of a runtime.
+
+        It is built if it is absent or its recipe has changed.
 
         Raises `NotFound` for an unknown runtime, `ToolFailed`, `DependencyMissing`, `DiskFull`, `ImageCorrupt`.
         """
         return await self.build(runtime_name, on_progress)
 
     async def build(self, name: str, on_progress: OnProgress = no_progress, *, rebuild: bool = False) -> Image:
-        """Return the image as `ensure` does; with ``rebuild``, build it again from today's packages.
+        """Return the image as `ensure` does.
 
-        The former image stays, under its digest, until `prune`. Steps: ``waiting for another build``,
-        ``bootstrap: …``, ``squashfs``, ``digest``.
+        With ``rebuild``, it is built again from today's packages. The former image stays, under its digest, until
+        `prune`. Steps: ``waiting for another build``, ``bootstrap: …``, ``squashfs``, ``digest``.
         """
         runtime = find_runtime(name)
 
@@ -81,11 +94,17 @@ class ImageStore:
         return _image(await self._cache.ensure(name, runtime.key, make, on_progress, rebuild=rebuild))
 
     def remove(self, ref: str) -> None:
-        """Remove the image with this name or digest. The caller checks that no VM uses it. Raises `NotFound`."""
+        """Remove the image with this name or digest.
+
+        The caller checks that no VM uses it. Raises `NotFound`.
+        """
         self._cache.remove(ref)
 
     def prune(self, *, keep: Collection[str] = ()) -> None:
-        """Remove the images without a name whose digests are not in ``keep``."""
+        """Remove the images that are not needed.
+
+        These have no name, and their digests are not in ``keep``.
+        """
         self._cache.prune(keep=keep)
 
 

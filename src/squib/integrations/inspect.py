@@ -49,7 +49,9 @@ _CANNOT_START_EXIT = 126
 
 
 class SquibSandboxConfig(BaseModel):
-    """What each sample's VM is made of. A TOML file with these fields is accepted as well.
+    """What each sample's VM is made of.
+
+    A TOML file with these fields is accepted as well.
 
     - ``runtime``, ``vcpu_count``, ``mem_size_mib``, ``disk_size_mib``, ``env_vars``: as in `squib.VMConfig`.
     - ``user``: who runs commands and owns files, unless a call names another user.
@@ -69,7 +71,10 @@ class SquibSandboxConfig(BaseModel):
 
 @sandboxenv(name="squib")
 class SquibSandboxEnvironment(SandboxEnvironment):
-    """A sample's VM. Commands and files act as ``config.user`` in ``config.working_dir``."""
+    """A sample's VM.
+
+    Commands and files act as ``config.user`` in ``config.working_dir``.
+    """
 
     def __init__(self, vm: AsyncVM, config: SquibSandboxConfig) -> None:
         super().__init__()
@@ -78,7 +83,10 @@ class SquibSandboxEnvironment(SandboxEnvironment):
 
     @classmethod
     async def start(cls, config: SquibSandboxConfig) -> SquibSandboxEnvironment:
-        """Start a VM that lives until `close`, and at most as long as this program."""
+        """Start a VM that lives until `close`.
+
+        It lives at most as long as this program.
+        """
         vm = AsyncVM(
             project=PROJECT,
             runtime=config.runtime,
@@ -97,7 +105,10 @@ class SquibSandboxEnvironment(SandboxEnvironment):
         return environment
 
     async def make_working_dir(self) -> None:
-        """Create the working directory, if it is missing, for the configured user."""
+        """Create the working directory for the configured user.
+
+        Does so only if it is missing.
+        """
         await self.vm.run(
             ["install", "-d", "-o", self._config.user, self._config.working_dir], user="root", cwd="/", check=True
         )
@@ -134,7 +145,10 @@ class SquibSandboxEnvironment(SandboxEnvironment):
 
     @classmethod
     async def cli_cleanup(cls, id: str | None) -> None:
-        """Delete the VM ``id``, or all VMs that Inspect has started (``inspect sandbox cleanup squib``)."""
+        """Delete the VM ``id``, or all VMs that Inspect has started.
+
+        The command is ``inspect sandbox cleanup squib``.
+        """
         for info in await AsyncVM.list(project=PROJECT):
             if id in (None, info.vm_id, info.name):
                 vm = await AsyncVM.from_id(info.vm_id)
@@ -143,7 +157,10 @@ class SquibSandboxEnvironment(SandboxEnvironment):
 
     @classmethod
     def config_files(cls) -> list[str]:
-        """Return the name of the file that configures a task's VMs, if it lies beside the task."""
+        """Return the name of the file that configures a task's VMs.
+
+        It is returned if the file lies beside the task.
+        """
         return ["squib.toml"]
 
     @classmethod
@@ -169,7 +186,9 @@ class SquibSandboxEnvironment(SandboxEnvironment):
         timeout_retry: bool = True,
         concurrency: bool = True,
     ) -> ExecResult[str]:
-        """Run a command. A command that times out is killed with its descendants, and not run again.
+        """Run a command.
+
+        A command that times out is killed with its descendants, and not run again.
 
         A command that cannot be found, a user and a directory that do not exist give a failed result, as from a shell.
         """
@@ -195,7 +214,10 @@ class SquibSandboxEnvironment(SandboxEnvironment):
         return ExecResult(result.ok, result.exit_code, result.stdout, result.stderr)
 
     async def write_file(self, file: str, contents: str | bytes) -> None:
-        """Write a file as the configured user, and create missing parent directories."""
+        """Write a file as the configured user.
+
+        Missing parent directories are created.
+        """
         data = contents.encode() if isinstance(contents, str) else contents
         await self.vm.files.write(self._resolve(file), data, parents=True, user=self._config.user)
 
@@ -218,7 +240,10 @@ class SquibSandboxEnvironment(SandboxEnvironment):
 
 
 def _read_config(config: SandboxEnvironmentConfigType | None) -> SquibSandboxConfig:
-    """Return the configuration from a value, or the path of a TOML file. Raises `InvalidArgument`."""
+    """Return the configuration from a value, or the path of a TOML file.
+
+    Raises `InvalidArgument`.
+    """
     if config is None:
         return SquibSandboxConfig()
     if isinstance(config, SquibSandboxConfig):

@@ -1,4 +1,6 @@
-"""A sandbox for LangChain's Deep Agents: the agent's shell and files are in a VM.
+"""A sandbox for LangChain's Deep Agents.
+
+The agent's shell and files are in a VM.
 
     with SquibSandbox.create() as sandbox:
         agent = create_deep_agent(model=..., backend=sandbox)
@@ -44,7 +46,10 @@ class SquibSandbox(BaseSandbox):
 
     @classmethod
     def create(cls, *, timeout_s: int = DEFAULT_TIMEOUT_S, **options: Unpack[VMOptions]) -> SquibSandbox:
-        """Register a new VM with ``options``, fields of `VMConfig`. The ``with`` block starts and deletes it."""
+        """Register a new VM with ``options``, fields of `VMConfig`.
+
+        The ``with`` block starts and deletes it.
+        """
         return cls(VM(**options), timeout_s=timeout_s)
 
     def __enter__(self) -> Self:
@@ -74,7 +79,10 @@ class SquibSandbox(BaseSandbox):
         return ExecuteResponse(output=output, exit_code=result.exit_code, truncated=result.truncated)
 
     def upload_files(self, files: list[tuple[str, bytes]]) -> list[FileUploadResponse]:
-        """Write files, and create missing parent directories. Each answer says what happened to its file."""
+        """Write files, and create missing parent directories.
+
+        Each answer says what happened to its file.
+        """
         return [FileUploadResponse(path=path, error=self._upload(path, content)) for path, content in files]
 
     def _upload(self, path: str, content: bytes) -> str | None:
@@ -85,7 +93,10 @@ class SquibSandbox(BaseSandbox):
         return None
 
     def download_files(self, paths: list[str]) -> list[FileDownloadResponse]:
-        """Read files. Each answer has a file's content, or says what is wrong with it."""
+        """Read files.
+
+        Each answer has a file's content, or says what is wrong with it.
+        """
         return [self._download(path) for path in paths]
 
     def _download(self, path: str) -> FileDownloadResponse:
@@ -96,7 +107,10 @@ class SquibSandbox(BaseSandbox):
 
 
 def check_absolute(path: str) -> str:
-    """Return ``path``. Raises `InvalidArgument` if it is relative: agents name files by absolute paths."""
+    """Return ``path``.
+
+    Raises `InvalidArgument` if it is relative: agents name files by absolute paths.
+    """
     if not path.startswith("/"):
         raise InvalidArgument(f"{path!r} is not an absolute path")
     return path

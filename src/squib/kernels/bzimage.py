@@ -1,6 +1,7 @@
-"""Linux kernel files: their format, their version, and the plain ELF kernel inside a bzImage.
+"""Linux kernel files: their format, their version and their ELF kernel.
 
-The header is described in the kernel's ``Documentation/arch/x86/boot.rst``.
+The ELF kernel is the plain one inside a bzImage. The header is described in the kernel's
+``Documentation/arch/x86/boot.rst``.
 """
 
 from __future__ import annotations
@@ -22,12 +23,18 @@ def is_bzimage(data: bytes) -> bool:
 
 
 def is_elf_kernel(data: bytes) -> bool:
-    """Return whether the data is an ELF executable for x86-64, such as a ``vmlinux``."""
+    """Return whether the data is an ELF executable for x86-64.
+
+    A ``vmlinux`` is one.
+    """
     return data[:6] == b"\x7fELF\x02\x01" and data[0x10:0x14] == b"\x02\x00\x3e\x00"
 
 
 def version(data: bytes, *, source: Path) -> str:
-    """Return the release (``uname -r``) of a bzImage or ELF kernel. Raises `InvalidArgument`."""
+    """Return the release (``uname -r``) of a bzImage or ELF kernel.
+
+    Raises `InvalidArgument`.
+    """
     text = b""
     if is_bzimage(data):
         (offset,) = struct.unpack_from("<H", data, 0x20E)
@@ -40,7 +47,9 @@ def version(data: bytes, *, source: Path) -> str:
 
 
 def extract_elf(data: bytes, *, source: Path) -> bytes:
-    """Return the ELF kernel (``vmlinux``) that a bzImage decompresses when it starts.
+    """Return the ELF kernel (``vmlinux``) in a bzImage.
+
+    The bzImage decompresses it when it starts.
 
     Raises `InvalidArgument`, `DependencyMissing`.
     """

@@ -1,4 +1,7 @@
-"""squib's own kernel: Debian's cloud kernel with the modules that a guest needs to boot."""
+"""squib's own kernel: Debian's cloud kernel and some of its modules.
+
+The modules are those that a guest needs to boot.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,10 @@ class Kernel:
 
 
 class KernelStore:
-    """The kernels in the cache. Look up the current one by name, and any by digest."""
+    """The kernels in the cache.
+
+    Look up the current one by name, and any by digest.
+    """
 
     def __init__(self, home: Home) -> None:
         self._cache = ArtifactCache(
@@ -66,14 +72,19 @@ class KernelStore:
         )
 
     def list(self) -> list[Entry]:
-        """List all kernels: the current one, then those that only VMs use. Files are not hashed.
+        """List all kernels: the current one, then those that only VMs use.
+
+        Files are not hashed.
 
         The key ``version`` of ``info`` is absent if the manifest is damaged.
         """
         return self._cache.list()
 
     def get(self, ref: str = DEFAULT_KERNEL) -> Kernel:
-        """Return a kernel by name or digest. Its files must match their stamps. Raises `NotFound`, `ImageCorrupt`."""
+        """Return a kernel by name or digest.
+
+        Its files must match their stamps. Raises `NotFound`, `ImageCorrupt`.
+        """
         return _kernel(self._cache.get(ref))
 
     def verify(self, ref: str = DEFAULT_KERNEL) -> Kernel:
@@ -89,7 +100,9 @@ class KernelStore:
         return {self._cache.folder(entry.digest) / _ELF for entry in self._cache.list() if entry.digest}
 
     async def ensure(self, on_progress: OnProgress = no_progress, *, rebuild: bool = False) -> Kernel:
-        """Return squib's kernel; fetch it if it is absent or of another recipe. With ``rebuild``, fetch the newest.
+        """Return squib's kernel.
+
+        It is fetched if it is absent or of another recipe. With ``rebuild``, the newest is fetched.
 
         Steps: ``bootstrap: …``, ``modules``, ``digest``. Raises `ToolFailed`, `DependencyMissing`, `DiskFull`,
         `ImageCorrupt`.
@@ -97,11 +110,17 @@ class KernelStore:
         return _kernel(await self._cache.ensure(DEFAULT_KERNEL, _recipe_key(), _make, on_progress, rebuild=rebuild))
 
     def remove(self, ref: str = DEFAULT_KERNEL) -> None:
-        """Remove a kernel by name or digest. The caller checks that no VM uses it. Raises `NotFound`."""
+        """Remove a kernel by name or digest.
+
+        The caller checks that no VM uses it. Raises `NotFound`.
+        """
         self._cache.remove(ref)
 
     def prune(self, *, keep: Collection[str] = ()) -> None:
-        """Remove the kernels without a name whose digests are not in ``keep``."""
+        """Remove the kernels that are not needed.
+
+        These have no name, and their digests are not in ``keep``.
+        """
         self._cache.prune(keep=keep)
 
 
@@ -135,7 +154,10 @@ async def _make(build: Build, target: Path) -> dict[str, str]:
 
 
 def _extract_files(package: Path, unpacked: Path, target: Path) -> dict[str, str]:
-    """Unpack the kernel's files from the package, and copy those that squib uses into ``target``."""
+    """Unpack the kernel's files from the package.
+
+    Those that squib uses are copied into ``target``.
+    """
     _unpack(package, unpacked)
     image = _only(unpacked, "boot/vmlinuz-*")
     data = image.read_bytes()

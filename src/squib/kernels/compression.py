@@ -16,7 +16,9 @@ _LZ4_LEGACY = b"\x02\x21\x4c\x18"
 
 
 def decompress(data: bytes, *, source: Path) -> bytes:
-    """Decompress xz, gzip, zstd or lz4 data, recognised by its first bytes. Return other data unchanged.
+    """Decompress xz, gzip, zstd or lz4 data, recognised by its first bytes.
+
+    Return other data unchanged.
 
     zstd and lz4 run the tools of those names. ``source`` is for messages. Raises `InvalidArgument` for damaged data,
     `DependencyMissing`.
@@ -38,7 +40,10 @@ def decompress(data: bytes, *, source: Path) -> bytes:
 
 
 def _finished(decompressor: lzma.LZMADecompressor | zlib._Decompress, data: bytes) -> bytes:
-    """Decompress one stream and drop what follows it: a kernel has its decompressed size there."""
+    """Decompress one stream and drop what follows it.
+
+    A kernel has its decompressed size there.
+    """
     plain = decompressor.decompress(data)
     if not decompressor.eof:
         raise EOFError("the data is truncated")

@@ -1,7 +1,8 @@
-"""cpio archives in the "newc" format, which the kernel unpacks as its initramfs.
+"""cpio archives in the "newc" format.
 
-The format is in the kernel's ``Documentation/driver-api/early-userspace/buffer-format.rst``. An archive has no times or
-owners, and its inode numbers count up, so equal entries give equal bytes.
+The kernel unpacks such an archive as its initramfs. The format is in the kernel's
+``Documentation/driver-api/early-userspace/buffer-format.rst``. An archive has no times or owners, and its inode numbers
+count up, so equal entries give equal bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ _TRAILER = "TRAILER!!!"
 
 @dataclass(frozen=True)
 class Entry:
-    """A file, directory or device node, owned by root. ``path`` is relative; ``mode`` includes the file type."""
+    """A file, directory or device node, owned by root.
+
+    ``path`` is relative; ``mode`` includes the file type.
+    """
 
     path: str
     mode: int
@@ -37,7 +41,10 @@ def character_device(path: str, major: int, minor: int) -> Entry:
 
 
 def archive(entries: Iterable[Entry]) -> Iterator[bytes]:
-    """Yield the archive of ``entries`` in pieces. A directory must come before its content."""
+    """Yield the archive of ``entries`` in pieces.
+
+    A directory must come before its content.
+    """
     inode = 0
     for inode, entry in enumerate(entries, start=1):
         yield _header(entry, inode)

@@ -1,4 +1,7 @@
-"""Initramfs archives: the agent as ``/init``, and the modules that it loads (``protocol/agent.md``)."""
+"""Initramfs archives: the agent as ``/init``, and its modules.
+
+The agent loads the modules (``protocol/agent.md``).
+"""
 
 from __future__ import annotations
 
@@ -24,10 +27,11 @@ _SUFFIX = ".cpio"
 
 
 class InitramfsStore:
-    """The initramfs archives in the cache: one for each kernel, agent and set of modules.
+    """The initramfs archives in the cache.
 
-    Archives are not compressed: a guest needs as long to decompress one as to read the plain one. An archive's name is
-    ``<kernel>-<agent>-v<format>.<modules>.cpio``, with three truncated digests.
+    There is one for each kernel, agent and set of modules. Archives are not compressed: a guest needs as long to
+    decompress one as to read the plain one. An archive's name is ``<kernel>-<agent>-v<format>.<modules>.cpio``, with
+    three truncated digests.
     """
 
     def __init__(self, home: Home) -> None:
@@ -35,7 +39,9 @@ class InitramfsStore:
         self._agents: dict[tuple[Path, Stamp], str] = {}
 
     async def ensure(self, kernel: Kernel, agent: Path, on_progress: OnProgress = no_progress) -> Path:
-        """Return the archive for a kernel and an agent binary, built if the cache has none. Takes milliseconds.
+        """Return the archive for a kernel and an agent binary.
+
+        It is built if the cache has none. Takes milliseconds.
 
         Step: ``initramfs``, if the archive is built. Raises `InvalidArgument` if the agent is missing or a module is
         damaged, `DiskFull`.
@@ -54,10 +60,10 @@ class InitramfsStore:
         return await build_file(self._home, "initramfs", self._home.initramfs / name, make, on_progress)
 
     def prune(self, *, kernels: Collection[Path], agent: Path) -> None:
-        """Remove the archives of other kernels than those at the paths ``kernels``, and of other agents than ``agent``.
+        """Remove the archives of other kernels and other agents.
 
-        If all archives have the same agent, it is assumed to be ``agent``, which saves hashing it. Without an agent
-        binary nothing is removed.
+        The kernels to keep are those at the paths ``kernels``; the agent to keep is ``agent``. If all archives have the
+        same agent, it is assumed to be ``agent``, which saves hashing it. Without an agent binary nothing is removed.
         """
         archives = list(self._home.initramfs.glob(f"*{_SUFFIX}"))
         needed = {_kernel_key(path) for path in kernels}

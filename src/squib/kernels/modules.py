@@ -1,7 +1,8 @@
-"""Kernel modules: the ones that a guest needs, their load order, and their decompressed bytes.
+"""Kernel modules: the ones that a guest needs, and their load order.
 
-Dependencies come from the modules themselves: the kernel's build adds a ``depends=`` entry to ``.modinfo``. The file
-``modules.dep`` is absent, since ``depmod`` writes it when a package is configured, and squib only unpacks packages.
+Their bytes are decompressed. Dependencies come from the modules themselves: the kernel's build adds a ``depends=``
+entry to ``.modinfo``. The file ``modules.dep`` is absent, since ``depmod`` writes it when a package is configured, and
+squib only unpacks packages.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ _SUFFIXES = (".ko", ".ko.xz", ".ko.gz", ".ko.zst")
 
 @dataclass(frozen=True)
 class Module:
-    """A module and its decompressed content. ``name`` has underscores, as in ``/proc/modules``."""
+    """A module and its decompressed content.
+
+    ``name`` has underscores, as in ``/proc/modules``.
+    """
 
     name: str
     data: bytes
@@ -58,11 +62,11 @@ def module_name(file_name: str) -> str | None:
 
 
 def load_order(tree: Path, wanted: Iterable[str]) -> tuple[Module, ...]:
-    """Return the ``wanted`` modules of ``tree`` with their dependencies, each after those that it depends on.
+    """Return the ``wanted`` modules of ``tree`` with their dependencies.
 
-    ``tree`` is a ``/lib/modules/<version>``. A wanted module that it lacks is skipped: it is built in, or the guest
-    reports at boot that it is missing. Raises `InvalidArgument` if a dependency is neither in ``tree`` nor built in, or
-    a module is damaged; `DependencyMissing`.
+    Each module comes after those that it depends on. ``tree`` is a ``/lib/modules/<version>``. A wanted module that it
+    lacks is skipped: it is built in, or the guest reports at boot that it is missing. Raises `InvalidArgument` if a
+    dependency is neither in ``tree`` nor built in, or a module is damaged; `DependencyMissing`.
     """
     files = _module_files(tree)
     builtin = _builtin_names(tree)
@@ -120,7 +124,10 @@ def without_signature(module: Module) -> Module:
 
 
 def dependencies(module: bytes, *, source: Path) -> list[str]:
-    """Return the modules that a module lists as ``depends=``. Raises `InvalidArgument` if it is not a module."""
+    """Return the modules that a module lists as ``depends=``.
+
+    Raises `InvalidArgument` if it is not a module.
+    """
     for entry in elf_section(module, b".modinfo", source=source).split(b"\0"):
         if entry.startswith(b"depends="):
             return [canonical_name(name) for name in entry.decode("ascii")[len("depends=") :].split(",") if name]
@@ -128,7 +135,10 @@ def dependencies(module: bytes, *, source: Path) -> list[str]:
 
 
 def elf_section(elf: bytes, wanted: bytes, *, source: Path) -> bytes:
-    """Return the content of a section of a 64-bit little-endian ELF file. Raises `InvalidArgument` if it is absent."""
+    """Return the content of a section of a 64-bit little-endian ELF file.
+
+    Raises `InvalidArgument` if it is absent.
+    """
     try:
         if elf[:6] != b"\x7fELF\x02\x01":
             raise InvalidArgument(f"{source} is not a kernel module for a 64-bit guest")

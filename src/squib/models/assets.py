@@ -15,7 +15,10 @@ _KERNEL_REF = re.compile(r"[0-9][A-Za-z0-9_.+~-]{0,62}|(sha256:)?[0-9a-f]{6,64}"
 
 
 def check_kernel_ref(value: str) -> str:
-    """Check a reference to a kernel: a version, or the first 6 to 64 hex digits of a digest."""
+    """Check a reference to a kernel.
+
+    It must be a version, or the first 6 to 64 hex digits of a digest.
+    """
     if not _KERNEL_REF.fullmatch(value):
         raise ValueError(f"invalid kernel {value!r}: use a version, or the first 6 or more digits of a digest")
     return value
@@ -55,7 +58,10 @@ class KernelInfo(ResponseModel):
 
 
 class Progress(ResponseModel):
-    """A step of a long operation. ``done`` and ``total`` are in ``unit``; ``total`` is ``None`` if unknown."""
+    """A step of a long operation.
+
+    ``done`` and ``total`` are in ``unit``; ``total`` is ``None`` if unknown.
+    """
 
     step: str
     done: int = 0
@@ -78,7 +84,10 @@ class CachedRef(StoredModel):
 
 
 class HostFileRef(StoredModel):
-    """A kernel or root filesystem that the user brings: an absolute path on the host."""
+    """A kernel or root filesystem that the user brings.
+
+    It is given by an absolute path on the host.
+    """
 
     kind: Literal["file"] = "file"
     path: str

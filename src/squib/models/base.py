@@ -1,4 +1,7 @@
-"""What all models share: how strict they are, and the checks of names and environments."""
+"""The base classes of all models, and common checks.
+
+The base classes set how strict models are. The checks are those of names and environments.
+"""
 
 from __future__ import annotations
 
@@ -36,13 +39,19 @@ class ResponseModel(BaseModel):
 
 
 class StoredModel(BaseModel):
-    """A value in a file of the state directory: frozen, and fields that a newer squib wrote are ignored."""
+    """A frozen value in a file of the state directory.
+
+    Fields that a newer squib wrote are ignored.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 def known_fields(model: type[BaseModel]) -> BeforeValidator:
-    """Drop the unknown fields of a `RequestModel` that is part of a `ResponseModel`."""
+    """Drop the unknown fields of a part of a `ResponseModel`.
+
+    The part is a `RequestModel`.
+    """
 
     def drop(value: Any) -> Any:
         return {key: value[key] for key in value if key in model.model_fields} if isinstance(value, dict) else value
@@ -57,7 +66,10 @@ def known_values(enum: type[E], fallback: E) -> BeforeValidator:
 
 
 def check_name(value: str) -> str:
-    """Check a name or ID: 1 to 63 letters, digits, ``_``, ``.`` or ``-``, starting with a letter or digit."""
+    """Check a name or ID.
+
+    It must have 1 to 63 letters, digits, ``_``, ``.`` or ``-``, and start with a letter or digit.
+    """
     if not _NAME.fullmatch(value):
         raise ValueError(
             f"invalid name {shorten(value)!r}: use 1-63 letters, digits, '_', '.' or '-', "
@@ -76,7 +88,10 @@ def check_env_name(name: str) -> str:
 
 
 def check_env(value: dict[str, str]) -> dict[str, str]:
-    """Check environment variables: C identifiers as names, no NUL in values, within Linux's size limits."""
+    """Check environment variables.
+
+    Names must be C identifiers, values must have no NUL, and all must be within Linux's size limits.
+    """
     total = 0
     for name, text in value.items():
         check_env_name(name)

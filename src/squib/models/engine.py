@@ -21,13 +21,19 @@ class CheckStatus(StrEnum):
 
 
 class Fix(ResponseModel):
-    """A command that repairs what a `Check` found. ``as_root``: only root can run it."""
+    """A command that repairs what a `Check` found.
+
+    ``as_root``: only root can run it.
+    """
 
     argv: tuple[str, ...]
     as_root: bool = False
 
     def command(self) -> tuple[str, ...]:
-        """Return the arguments to run, with ``sudo`` if the command needs root and this process is not root."""
+        """Return the arguments to run, with ``sudo`` if it is necessary.
+
+        It is necessary if the command needs root and this process is not root.
+        """
         return ("sudo", *self.argv) if self.as_root and os.geteuid() != 0 else self.argv
 
     def __str__(self) -> str:
@@ -36,7 +42,10 @@ class Fix(ResponseModel):
 
 
 class Check(ResponseModel):
-    """One check of `squib doctor`. ``fix`` is the command that repairs it, if there is one."""
+    """One check of `squib doctor`.
+
+    ``fix`` is the command that repairs it, if there is one.
+    """
 
     name: str
     status: Annotated[CheckStatus, known_values(CheckStatus, CheckStatus.UNKNOWN)]

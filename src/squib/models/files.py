@@ -16,7 +16,10 @@ _MAX_ID = 2**32 - 1
 
 
 def check_file_name(value: str) -> str:
-    """Check a file name: 1 to 255 bytes without ``/`` and NUL, or ``/`` for the root directory."""
+    """Check a file name.
+
+    It must have 1 to 255 bytes without ``/`` and NUL, or be ``/`` for the root directory.
+    """
     size = len(os.fsencode(value))
     if value != "/" and (not 0 < size <= MAX_FILE_NAME_BYTES or "/" in value or "\0" in value):
         raise ValueError(f"{value[:80]!r} is not a file name")
@@ -34,7 +37,10 @@ _Short = AfterValidator(_check_short)
 
 
 class FileType(StrEnum):
-    """The type of a file. ``unknown`` is one that this client does not know."""
+    """The type of a file.
+
+    ``unknown`` is one that this client does not know.
+    """
 
     FILE = "file"
     DIRECTORY = "directory"
@@ -81,7 +87,10 @@ class Account(ResponseModel):
 
 
 class FileEventType(StrEnum):
-    """What happened to a file. ``overflow``: events were lost because there were too many."""
+    """What happened to a file.
+
+    ``overflow``: events were lost because there were too many.
+    """
 
     CREATED = "created"
     MODIFIED = "modified"
@@ -93,7 +102,10 @@ class FileEventType(StrEnum):
 
 
 class FileEvent(ResponseModel):
-    """A change below a watched directory. ``path`` is absolute; ``source`` is the former path of a ``moved`` file."""
+    """A change below a watched directory.
+
+    ``path`` is absolute; ``source`` is the former path of a ``moved`` file.
+    """
 
     type: Annotated[FileEventType, known_values(FileEventType, FileEventType.UNKNOWN)]
     path: str = ""

@@ -53,9 +53,9 @@ class ExecRequest(RequestModel):
 
 
 class OutputRange(ResponseModel):
-    """The part of an output stream that is still kept: bytes ``start`` up to ``end``.
+    """The part of an output stream that is still kept.
 
-    ``end`` is also the number of bytes written so far.
+    These are the bytes ``start`` up to ``end``. ``end`` is also the number of bytes written so far.
     """
 
     start: int = Field(default=0, ge=0)
@@ -63,7 +63,9 @@ class OutputRange(ResponseModel):
 
 
 class ProcessInfo(ResponseModel):
-    """A process in a guest: a running command, or a background command that has ended and is kept.
+    """A process in a guest.
+
+    It is a running command, or a background command that has ended and is kept.
 
     ``id`` is unique in this VM until the VM stops. ``exit_code`` is set once it has ended, as a shell shows it: 128 + n
     after ``signal`` n, 124 after its timeout. ``readers`` counts the clients that follow its output. ``argv`` is cut

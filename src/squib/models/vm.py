@@ -25,7 +25,9 @@ MAX_VERB_TIMEOUT_S = 3600.0
 
 
 class VMState(StrEnum):
-    """The state of a VM. ``creating``, ``starting``, ``stopping`` and ``deleting`` are transitional.
+    """The state of a VM.
+
+    ``creating``, ``starting``, ``stopping`` and ``deleting`` are transitional.
 
     ``deleted`` is what a client's object says after its VM was deleted; the engine then has no VM. ``unknown`` is a
     state that a newer engine reported and this client does not know.
@@ -99,7 +101,9 @@ class VMConfig(RequestModel):
 
 
 class VMInfo(ResponseModel):
-    """A VM. ``reason`` explains the state where it is not obvious, such as why the VM is in ``error``.
+    """A VM.
+
+    ``reason`` explains the state where it is not obvious, such as why the VM is in ``error``.
 
     ``env_names`` lists the names of the VM-wide environment variables. Their values are never part of a description.
     """

@@ -1,4 +1,7 @@
-"""Errors as JSON: an engine sends the code of an error, and its client raises the same class again."""
+"""Errors as JSON, between an engine and its client.
+
+The engine sends the code of an error, and the client raises the same class again.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ ERROR_CODE_HEADER = "squib-error-code"
 
 
 def to_wire(error: SquibError) -> dict[str, str]:
-    """Return the JSON form of an error: ``code``, ``message``, ``hint`` and, if not empty, ``detail``."""
+    """Return the JSON form of an error.
+
+    It has ``code``, ``message``, ``hint`` and, if not empty, ``detail``.
+    """
     wire = {"code": error.code or InternalError.code, "message": error.message, "hint": error.hint}
     return wire | {"detail": error.detail} if error.detail else wire
 

@@ -1,4 +1,6 @@
-"""Files of a guest on the wire: paths and queries to the guest, file descriptions and events from it.
+"""Files of a guest on the wire.
+
+Paths and queries go to the guest. File descriptions and events come from it.
 
 A path is bytes. In Python it is a `str` with lone surrogates for bytes that are not UTF-8 (`os.fsdecode`); in a query
 it is percent-encoded. Guests are not trusted: an invalid line raises `AgentProtocolError` (``protocol/agent.md``).
@@ -27,7 +29,9 @@ M = TypeVar("M", bound=ResponseModel)
 
 
 def check_path(path: GuestPath) -> str:
-    """Return a guest path as text. Raises `InvalidArgument` if it is empty, too long, or has ``~`` or a NUL byte.
+    """Return a guest path as text.
+
+    Raises `InvalidArgument` if it is empty, too long, or has ``~`` or a NUL byte.
 
     It may be relative.
     """
@@ -51,7 +55,10 @@ def check_path(path: GuestPath) -> str:
 
 
 def encode_query(*pairs: tuple[str, str | int | bool | None]) -> str:
-    """Encode a query string with its question mark. Pairs whose value is ``None`` or ``False`` are left out."""
+    """Encode a query string with its question mark.
+
+    Pairs whose value is ``None`` or ``False`` are left out.
+    """
     given = [
         (name, "1" if value is True else str(value))
         for name, value in pairs
@@ -61,18 +68,27 @@ def encode_query(*pairs: tuple[str, str | int | bool | None]) -> str:
 
 
 def decode_query(query: bytes) -> list[tuple[str, str]]:
-    """Decode a query string into pairs. Bytes that are not UTF-8 are kept as lone surrogates."""
+    """Decode a query string into pairs.
+
+    Bytes that are not UTF-8 are kept as lone surrogates.
+    """
     return parse_qsl(query.decode("latin-1"), keep_blank_values=True, errors="surrogateescape")
 
 
 class LineDecoder:
-    """Decode a byte stream of JSON lines into objects. Buffers at most one unfinished line."""
+    """Decode a byte stream of JSON lines into objects.
+
+    Buffers at most one unfinished line.
+    """
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, data: bytes) -> Iterator[dict[str, Any]]:
-        """Add ``data`` and yield the objects that are now complete. Raises `AgentProtocolError`."""
+        """Add ``data`` and yield the objects that are now complete.
+
+        Raises `AgentProtocolError`.
+        """
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             yield parse_line(line)
@@ -81,7 +97,10 @@ class LineDecoder:
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
-    """Parse a line or a short response as a JSON object. Raises `AgentProtocolError`."""
+    """Parse a line or a short response as a JSON object.
+
+    Raises `AgentProtocolError`.
+    """
     try:
         value = json.loads(line) if len(line) <= MAX_LINE_BYTES else None
     except (ValueError, RecursionError):

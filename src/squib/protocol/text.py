@@ -15,12 +15,18 @@ _CONTROL_SEQUENCE = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]")
 
 
 def printable(text: str, max_chars: int = _MAX_CHARS) -> str:
-    """Return ``text`` on one line: runs of whitespace become a space, other unprintable characters are replaced."""
+    """Return ``text`` as one printable line.
+
+    Runs of whitespace become a space. Other unprintable characters are replaced.
+    """
     return _replaced(" ".join(_without_sequences(text[:max_chars]).split()))
 
 
 def printable_lines(text: str) -> str:
-    """Return ``text`` with its lines: tabs become spaces, other unprintable characters are replaced."""
+    """Return ``text`` as printable lines.
+
+    Its lines are kept. Tabs become spaces, and other unprintable characters are replaced.
+    """
     lines = _without_sequences(text).split("\n")
     return "\n".join(_replaced(line.rstrip("\r").replace("\t", " ")) for line in lines)
 

@@ -26,7 +26,10 @@ class Bond:
             self._holding = await self._stack.enter_async_context(holding)
 
     async def release(self, vm_id: str) -> None:
-        """Make the VM independent of this program. Idempotent. Raises `DiskFull`."""
+        """Make the VM independent of this program.
+
+        Idempotent. Raises `DiskFull`.
+        """
         if self.active:
             with suppress(NotFound):
                 await self._engine.release_vm(vm_id)

@@ -1,4 +1,7 @@
-"""The client for an engine, local or remote. The SDK and the command line use it."""
+"""The client for an engine, local or remote.
+
+The SDK and the command line use it.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,9 @@ _REPLACEMENT_S = 10.0
 
 
 class EngineClient(HTTPClient):
-    """A client for one engine, in one event loop. `close` it, or use it as an async context manager.
+    """A client for one engine, in one event loop.
+
+    `close` it, or use it as an async context manager.
 
     With ``url`` (default ``$SQUIB_URL``) the engine is remote, and ``token`` defaults to ``$SQUIB_TOKEN``. Without a
     URL it is the local engine of ``home`` (default ``$SQUIB_HOME``), which is started if it is not running. Raises
@@ -64,7 +69,10 @@ class EngineClient(HTTPClient):
     async def launch_vm(
         self, config: VMConfig, *, boot_timeout_s: float, on_progress: OnProgress | None = None
     ) -> VMInfo:
-        """Create and boot a VM; remove it if the boot fails. Raises as `create_vm` and `start_vm`."""
+        """Create and boot a VM; remove it if the boot fails.
+
+        Raises as `create_vm` and `start_vm`.
+        """
         body = {"config": config.model_dump(exclude_unset=True), "start": True, "boot_timeout_s": boot_timeout_s}
         return await self._create(body, on_progress)
 
@@ -74,12 +82,18 @@ class EngineClient(HTTPClient):
         return read_value(VMInfo, (await self._with_progress("/vms", body, on_progress, "vm"))["vm"])
 
     async def start_vm(self, ref: str, *, boot_timeout_s: float) -> VMInfo:
-        """Boot a VM. Raises `BootFailed`, `BootTimeout`, `WrongState`, `NotFound`."""
+        """Boot a VM.
+
+        Raises `BootFailed`, `BootTimeout`, `WrongState`, `NotFound`.
+        """
         body = {"boot_timeout_s": boot_timeout_s}
         return read_value(VMInfo, await self.request("POST", f"{_vm_path(ref)}/start", body))
 
     async def stop_vm(self, ref: str, *, timeout_s: float) -> VMInfo:
-        """Stop a VM; kill it after ``timeout_s`` seconds. Raises `NotFound`."""
+        """Stop a VM; kill it after ``timeout_s`` seconds.
+
+        Raises `NotFound`.
+        """
         return read_value(VMInfo, await self.request("POST", f"{_vm_path(ref)}/stop", {"timeout_s": timeout_s}))
 
     async def pause_vm(self, ref: str) -> VMInfo:
@@ -122,7 +136,10 @@ class EngineClient(HTTPClient):
                 await asyncio.sleep(_HOLD_AGAIN_S)
 
     async def release_vm(self, ref: str) -> None:
-        """Make a bound VM independent of the clients that hold it. Raises `NotFound`, `DiskFull`."""
+        """Make a bound VM independent of the clients that hold it.
+
+        Raises `NotFound`, `DiskFull`.
+        """
         await self.request("DELETE", f"{_vm_path(ref)}/hold")
 
     async def listen(
@@ -156,7 +173,9 @@ class EngineClient(HTTPClient):
         raise EngineUnavailable(f"the engine {self.where} has ended", hint="squib logs --engine shows its log")
 
     async def vm_logs(self, ref: str, *, lines: int | None = None, follow: bool = False) -> AsyncIterator[bytes]:
-        """Yield the last ``lines`` (default: all) of a VM's console log. Raises `NotFound`.
+        """Yield the last ``lines`` (default: all) of a VM's console log.
+
+        Raises `NotFound`.
 
         With ``follow``, also yield new output until the VM stops.
         """
@@ -193,16 +212,25 @@ class EngineClient(HTTPClient):
         return read_value(ImageInfo, result["image"])
 
     async def build_kernel(self, *, rebuild: bool = False, on_progress: OnProgress = lambda _: None) -> KernelInfo:
-        """Download the kernel if it is not cached. Raises the errors of `build_image`."""
+        """Download the kernel if it is not cached.
+
+        Raises the errors of `build_image`.
+        """
         result = await self._with_progress("/kernels", {"rebuild": rebuild}, on_progress, "kernel")
         return read_value(KernelInfo, result["kernel"])
 
     async def remove_image(self, name: str) -> None:
-        """Remove a cached image. Raises `NotFound`, and `Conflict` if a VM uses it."""
+        """Remove a cached image.
+
+        Raises `NotFound`, and `Conflict` if a VM uses it.
+        """
         await self.request("DELETE", f"/images/{check_ref(name)}")
 
     async def remove_kernel(self, ref: str) -> None:
-        """Remove a kernel, by version or digest. Raises `Conflict` if a VM uses it, `NotFound`."""
+        """Remove a kernel, by version or digest.
+
+        Raises `Conflict` if a VM uses it, `NotFound`.
+        """
         try:
             check_kernel_ref(ref)
         except ValueError as error:

@@ -22,7 +22,10 @@ _PIECE_BYTES = 1 << 18
 
 
 class Command:
-    """A running command. Read `output` to the end; `end` then holds the exit status."""
+    """A running command.
+
+    Read `output` to the end; `end` then holds the exit status.
+    """
 
     def __init__(self, engine: EngineClient, path: str, frames: AsyncIterator[Frame]) -> None:
         self._engine = engine
@@ -65,7 +68,10 @@ class Command:
                 await response.aread()
 
     async def signal(self, number: int) -> None:
-        """Send a signal to the process group. If the command has exited, do nothing."""
+        """Send a signal to the process group.
+
+        If the command has exited, do nothing.
+        """
         with suppress(NoSuchProcess):
             await self._engine.request("POST", f"{self._path}/signal", {"signal": number})
 
@@ -179,7 +185,10 @@ def process_path(ref: str, process_id: str) -> str:
 
 
 async def decode(chunks: AsyncIterator[bytes]) -> AsyncIterator[Frame]:
-    """Decode a response into frames. Raises `squib.protocol.frames.FrameError`."""
+    """Decode a response into frames.
+
+    Raises `squib.protocol.frames.FrameError`.
+    """
     decoder = FrameDecoder()
     async for chunk in chunks:
         for frame in decoder.feed(chunk):

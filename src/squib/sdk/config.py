@@ -73,7 +73,10 @@ def describe(error: ValidationError, names: Mapping[str, str] = MappingProxyType
 
 
 def check_ref(ref: str) -> str:
-    """Validate a VM's ID or name for use in a URL. Raises `InvalidArgument`."""
+    """Validate a VM's ID or name for use in a URL.
+
+    Raises `InvalidArgument`.
+    """
     try:
         return check_name(ref)
     except ValueError as error:

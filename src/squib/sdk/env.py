@@ -66,7 +66,10 @@ class AsyncEnv:
 
 
 class Env:
-    """The VM's environment variables. The synchronous version of `AsyncEnv`."""
+    """The VM's environment variables.
+
+    The synchronous version of `AsyncEnv`.
+    """
 
     def __init__(self, portal: Portal, env: AsyncEnv) -> None:
         self._portal = portal

@@ -121,7 +121,10 @@ class FileClient:
         parents: bool = False,
         mtime_ns: int | None = None,
     ) -> FileInfo:
-        """Write ``chunks`` to a file. If ``chunks`` raises, the file is unchanged."""
+        """Write ``chunks`` to a file.
+
+        If ``chunks`` raises, the file is unchanged.
+        """
         query = self._query(
             ("path", check_path(path)),
             ("mode", octal(mode)),
@@ -199,7 +202,9 @@ class _ContentError(Exception):
 
 
 class _Content:
-    """The content of an upload. If it raises, it ends with a `_ContentError`, and ``error`` is what was raised.
+    """The content of an upload.
+
+    If it raises, it ends with a `_ContentError`, and ``error`` is what was raised.
 
     The caller's exception must not pass through the libraries: they take a GeneratorExit for the end of their own
     generators.

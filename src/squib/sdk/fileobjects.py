@@ -24,7 +24,10 @@ _WHENCE = "whence must be 0, 1 or 2"
 
 
 class Reader:
-    """A sequential reader. It sends one request and reads its response on demand."""
+    """A sequential reader.
+
+    It sends one request and reads its response on demand.
+    """
 
     def __init__(self, chunks: AsyncGenerator[bytes, None]) -> None:
         self._chunks = Resumable(chunks)
@@ -49,7 +52,10 @@ class Reader:
 
 
 class Writer:
-    """A sequential writer. It sends one request and streams the written data as its body."""
+    """A sequential writer.
+
+    It sends one request and streams the written data as its body.
+    """
 
     def __init__(self, client: FileClient, path: GuestPath) -> None:
         self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=1)
@@ -57,7 +63,10 @@ class Writer:
         self._writing = asyncio.create_task(client.write(path, self._chunks(), parents=True), name="write a file")
 
     async def write(self, data: bytes) -> None:
-        """Buffer or send ``data``. Raises the guest's error as soon as it arrives."""
+        """Buffer or send ``data``.
+
+        Raises the guest's error as soon as it arrives.
+        """
         self._buffer += data
         if len(self._buffer) >= CHUNK_BYTES:
             piece = bytes(self._buffer)
@@ -65,7 +74,10 @@ class Writer:
             await self._put(piece)
 
     async def close(self) -> FileInfo:
-        """Finish the request, so that the file appears. Raises the guest's error."""
+        """Finish the request, so that the file appears.
+
+        Raises the guest's error.
+        """
         if self._buffer:
             await self._put(bytes(self._buffer))
         await self._put(None)
@@ -132,7 +144,10 @@ class AsyncFile:
         return piece
 
     async def write(self, data: Any) -> int:
-        """Write bytes, or text in text mode. Returns the length of ``data``."""
+        """Write bytes, or text in text mode.
+
+        Returns the length of ``data``.
+        """
         if self._writer is None:
             raise io.UnsupportedOperation("the file is not open for writing")
         await self._writer.write(data.encode(self._encoding, self._errors) if self._encoding else bytes(data))

@@ -1,4 +1,7 @@
-"""A VM's files, for asyncio programs: `AsyncFiles`. `Files` is the synchronous version."""
+"""A VM's files, for asyncio programs: `AsyncFiles`.
+
+`Files` is the synchronous version.
+"""
 
 from __future__ import annotations
 

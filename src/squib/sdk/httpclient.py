@@ -70,7 +70,10 @@ class HTTPClient:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The authorization headers of every request. They contain the token."""
+        """The authorization headers of every request.
+
+        They contain the token.
+        """
         return {"authorization": f"Bearer {self._token}"} if self._url and self._token else {}
 
     @property
@@ -79,7 +82,10 @@ class HTTPClient:
         return (self._url or "", self._token or "", str(self._home and self._home.root))
 
     async def close(self) -> None:
-        """Close the connections. The engine and its VMs keep running. Idempotent."""
+        """Close the connections.
+
+        The engine and its VMs keep running. Idempotent.
+        """
         await self._liveness.aclose()
         if self._http:
             await self._http.aclose()
@@ -113,7 +119,9 @@ class HTTPClient:
         timeout_s: float | None = math.inf,
         accept: str = "*/*",
     ) -> AsyncIterator[httpx.Response]:
-        """Send a request and stream its response. Raises the errors of `request`.
+        """Send a request and stream its response.
+
+        Raises the errors of `request`.
 
         Raises `EngineUnavailable` if no data arrives for ``timeout_s`` seconds. By default it waits as long as the
         engine responds to other requests; ``None`` waits for ever.

@@ -60,7 +60,10 @@ class AsyncImages:
 
 
 class Images:
-    """An engine's root filesystem images. The synchronous version of `AsyncImages`."""
+    """An engine's root filesystem images.
+
+    The synchronous version of `AsyncImages`.
+    """
 
     def __init__(self, *, engine: EngineClient | None = None) -> None:
         self._portal = Portal.get()

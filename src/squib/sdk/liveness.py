@@ -24,7 +24,10 @@ Probe = Callable[[float], Awaitable[bool]]
 
 
 class Liveness:
-    """Whether one engine responds. All connections of a client share it, and one probe serves all of them."""
+    """Whether one engine responds.
+
+    All connections of a client share it, and one probe serves all of them.
+    """
 
     def __init__(self, probe: Probe) -> None:
         self._probe = probe

@@ -40,7 +40,10 @@ def engine_answers(home: Home) -> bool:
 
 @dataclass(frozen=True)
 class EngineProcess:
-    """The process of a local engine. It does not run while it ``is_stopped`` by a signal."""
+    """The process of a local engine.
+
+    It does not run while it ``is_stopped`` by a signal.
+    """
 
     pid: int
     started_at: datetime
@@ -48,7 +51,10 @@ class EngineProcess:
 
 
 def find_engine(home: Home) -> EngineProcess | None:
-    """Find the engine's process by its lock, whether or not it responds. It may just be starting or ending."""
+    """Find the engine's process by its lock, whether or not it responds.
+
+    It may just be starting or ending.
+    """
     for pid in processes.holders(home.engine_lock):
         with suppress(ProcessLookupError):
             return EngineProcess(pid, processes.started_at(pid), processes.is_stopped(pid))

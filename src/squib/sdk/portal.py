@@ -141,7 +141,10 @@ async def _next(items: AsyncGenerator[T, None]) -> T | object:
 
 
 async def _cancel_all() -> None:
-    """Cancel open operations. For example, an unfinished file does not appear."""
+    """Cancel open operations.
+
+    For example, an unfinished file does not appear.
+    """
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()

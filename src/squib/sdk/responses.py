@@ -16,7 +16,10 @@ M = TypeVar("M", bound=ResponseModel)
 
 
 def read_value(model: type[M], answer: object) -> M:
-    """Parse a value in a response. Raises `EngineUnavailable` if it is invalid."""
+    """Parse a value in a response.
+
+    Raises `EngineUnavailable` if it is invalid.
+    """
     try:
         return model.model_validate(answer)
     except ValidationError as error:
@@ -24,7 +27,10 @@ def read_value(model: type[M], answer: object) -> M:
 
 
 def read_list(model: type[M], answer: object, name: str) -> list[M]:
-    """Parse the list under the key ``name``. Raises the errors of `read_value`."""
+    """Parse the list under the key ``name``.
+
+    Raises the errors of `read_value`.
+    """
     values = answer.get(name) if isinstance(answer, dict) else None
     if not isinstance(values, list):
         raise not_understood(name)

@@ -98,7 +98,10 @@ class Connection(httpcore.AsyncNetworkStream):
         _connections.add(self)
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Return the next bytes, ``b""`` at the end. Raises `NotProcessed`, `NotResponding`."""
+        """Return the next bytes, ``b""`` at the end.
+
+        Raises `NotProcessed`, `NotResponding`.
+        """
         try:
             with self._watched(timeout):
                 data = await self._inner.read(max_bytes, _finite(timeout))
@@ -222,7 +225,10 @@ class _UnixStream(httpcore.AsyncNetworkStream):
                     await asyncio.get_running_loop().sock_sendall(self._socket, buffer)
 
     async def aclose(self) -> None:
-        """Close the socket. Pending reads and writes raise an error. Idempotent."""
+        """Close the socket.
+
+        Pending reads and writes raise an error. Idempotent.
+        """
         if not self._closed:
             self._closed = True
             with contextlib.suppress(OSError):  # the peer has disconnected

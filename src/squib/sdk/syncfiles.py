@@ -16,7 +16,9 @@ from squib.sdk.watching import Watch
 
 
 class Files:
-    """The VM's files; get it from `VM.files`. See `AsyncFiles` for paths and errors.
+    """The VM's files; get it from `VM.files`.
+
+    See `AsyncFiles` for paths and errors.
 
     vm.files.write("/etc/motd", "hello\\n")
     with vm.files.open("/var/log/syslog") as file:
@@ -54,7 +56,10 @@ class Files:
         *,
         user: str | None = None,
     ) -> FileInfo:
-        """See `AsyncFiles.write`. Files and iterables are read on another thread."""
+        """See `AsyncFiles.write`.
+
+        Files and iterables are read on another thread.
+        """
         return self._portal.run(self._files.write(path, data, mode, owner, parents, user=user))
 
     def open(
@@ -139,5 +144,8 @@ class Files:
         *,
         user: str | None = None,
     ) -> CopyResult:
-        """See `AsyncFiles.download`. ``on_progress`` runs on squib's thread."""
+        """See `AsyncFiles.download`.
+
+        ``on_progress`` runs on squib's thread.
+        """
         return self._portal.run(self._files.download(source, target, keep_owner, unsafe_links, on_progress, user=user))

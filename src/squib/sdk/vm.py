@@ -1,4 +1,7 @@
-"""The synchronous VM class, `VM`. Its methods are the methods of `squib.AsyncVM`."""
+"""The synchronous VM class, `VM`.
+
+Its methods are the methods of `squib.AsyncVM`.
+"""
 
 from __future__ import annotations
 
@@ -177,7 +180,10 @@ class VM:
         max_output: int = MAX_OUTPUT_BYTES,
         truncate: Truncate = "head",
     ) -> ExecResult:
-        """See `AsyncVM.run`. ``on_stdout`` and ``on_stderr`` run on squib's thread."""
+        """See `AsyncVM.run`.
+
+        ``on_stdout`` and ``on_stderr`` run on squib's thread.
+        """
         return self._portal.run(
             self._vm.run(
                 cmd,

@@ -1,4 +1,6 @@
-"""The engine's database: VMs and leases in an SQLite file that only the engine opens.
+"""The engine's database of VMs and leases.
+
+It is an SQLite file that only the engine opens.
 
 There are two kinds of writes. A *promise* is written before its act: a new VM, a lease, a changed spec. If it cannot be
 written, the act does not happen. A *fact* is written after its act: a changed state, a released lease, a removed VM. If
@@ -53,7 +55,9 @@ class _Facts:
 
 
 class Store:
-    """The database at ``path``. Opening it creates it or migrates it to the current schema.
+    """The database at ``path``.
+
+    Opening it creates it or migrates it to the current schema.
 
     Opening repairs a damaged file (`squib.store.repair`). It raises `EngineStartFailed` if a newer squib wrote the
     database. Promises raise `DiskFull`. Every call raises `DatabaseFailed` if the file cannot be used.
@@ -78,7 +82,10 @@ class Store:
             raise self._failed(error) from error
 
     def close(self) -> None:
-        """Write the remaining facts if possible, and close the file. Idempotent."""
+        """Write the remaining facts if possible, and close the file.
+
+        Idempotent.
+        """
         try:
             self.flush()
         except sqlite3.ProgrammingError:  # closed already
@@ -110,7 +117,10 @@ class Store:
             raise self._failed(error) from error
 
     def _failed(self, error: sqlite3.DatabaseError) -> Exception:
-        """Return what to raise for an error of SQLite. An error in squib's own statements stays what it is."""
+        """Return what to raise for an error of SQLite.
+
+        An error in squib's own statements stays what it is.
+        """
         if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
             return error
         if _is_disk_full(error):
@@ -122,7 +132,10 @@ class Store:
         return DatabaseFailed(f"cannot use the database {self._path}: {error}", hint=hint)
 
     def flush(self) -> bool:
-        """Write the facts that are only in memory. Return whether nothing is left to write."""
+        """Write the facts that are only in memory.
+
+        Return whether nothing is left to write.
+        """
         facts = self._facts
         if not facts:
             return True
@@ -145,7 +158,10 @@ class Store:
     # VMs: promises
 
     def add_vm(self, record: VMRecord) -> None:
-        """Register a VM. Raises `NameTaken` if its ID or name is the ID or name of another VM, `DiskFull`."""
+        """Register a VM.
+
+        Raises `NameTaken` if its ID or name is the ID or name of another VM, `DiskFull`.
+        """
         self.check_free(record.vm_id, record.name)
         self.flush()  # a removed VM may have had this name
         with self._transaction():
@@ -163,7 +179,10 @@ class Store:
                     )
 
     def add_lost(self, vm_id: str, reason: str) -> None:
-        """Register a VM whose row was lost: it is read as a `BrokenRecord`. Raises `DiskFull`."""
+        """Register a VM whose row was lost: it is read as a `BrokenRecord`.
+
+        Raises `DiskFull`.
+        """
         values: dict[str, object] = dict.fromkeys(("spec", "driver", "accelerator", "machine_id"), "")
         values |= {"vm_id": vm_id, "name": vm_id, "state": VMState.ERROR, "reason": reason}
         values |= {"bound": False, "created_at": now().isoformat()}
@@ -186,9 +205,10 @@ class Store:
     def change_state(
         self, vm_id: str, *, expected: Collection[VMState], to: VMState, reason: str = "", **columns: object
     ) -> bool:
-        """Change the state of a VM from one of ``expected`` to ``to``; change other ``columns`` with it.
+        """Change the state of a VM from one of ``expected`` to ``to``.
 
-        Returns whether the state was changed: not if the VM is in another state, is absent or unreadable.
+        Other ``columns`` are changed with it. Returns whether the state was changed: not if the VM is in another state,
+        is absent or unreadable.
         """
         values: dict[str, object] = {"state": to, "reason": reason, **columns}
         if unknown := values.keys() - set(_COLUMNS):
@@ -203,7 +223,10 @@ class Store:
         return True
 
     def set_pid(self, vm_id: str, pid: int) -> None:
-        """Store the VMM's pid. It is for people to read: squib never uses it to find a process."""
+        """Store the VMM's pid.
+
+        It is for people to read: squib never uses it to find a process.
+        """
         self._note(vm_id, {"pid": pid})
 
     def remove_vm(self, vm_id: str) -> None:
@@ -219,7 +242,10 @@ class Store:
     # VMs: queries
 
     def get_vm(self, ref: str) -> VMRecord:
-        """Return the VM whose ID or name is ``ref``. Raises `NotFound`, `RecordCorrupt` if its row is unreadable."""
+        """Return the VM whose ID or name is ``ref``.
+
+        Raises `NotFound`, `RecordCorrupt` if its row is unreadable.
+        """
         found = self.find(ref)
         if isinstance(found, BrokenRecord):
             raise RecordCorrupt(
@@ -228,7 +254,10 @@ class Store:
         return found
 
     def find(self, ref: str) -> VMRecord | BrokenRecord:
-        """Return the VM whose ID or name is ``ref``, readable or not. Raises `NotFound`."""
+        """Return the VM whose ID or name is ``ref``, readable or not.
+
+        Raises `NotFound`.
+        """
         rows = self._query(f"{_SELECT} WHERE ?1 IN (vm_id, name) ORDER BY vm_id = ?1 DESC", (ref,))
         for record in self._read(rows):
             return record
@@ -239,7 +268,10 @@ class Store:
         return [record for record in self.all_vms() if isinstance(record, VMRecord)]
 
     def all_vms(self) -> list[VMRecord | BrokenRecord]:
-        """Return all VMs, oldest first, including those whose rows cannot be read."""
+        """Return all VMs, oldest first.
+
+        Those whose rows cannot be read are included.
+        """
         return list(self._read(self._query(f"{_SELECT} ORDER BY created_at, vm_id")))
 
     def _read(self, rows: Iterable[tuple[object, ...]]) -> Iterator[VMRecord | BrokenRecord]:
@@ -254,7 +286,10 @@ class Store:
     # Leases
 
     def add_lease(self, owner: Owner, kind: LeaseKind, key: str) -> None:
-        """Store that an owner is about to take a resource. Idempotent. Raises `DiskFull`."""
+        """Store that an owner is about to take a resource.
+
+        Idempotent. Raises `DiskFull`.
+        """
         self.flush()  # an earlier lease with this key may be among the facts
         with self._transaction():
             self._db.execute(
@@ -263,7 +298,10 @@ class Store:
             )
 
     def leases(self, owner: Owner | None = None) -> list[Lease]:
-        """Return the leases of one owner, or all leases. Newest first: the order in which they are released."""
+        """Return the leases of one owner, or all leases.
+
+        Newest first: the order in which they are released.
+        """
         where, values = ("", ()) if owner is None else ("WHERE owner_kind = ? AND owner_id = ?", (owner.kind, owner.id))
         rows = self._query(
             f"SELECT lease_id, owner_kind, owner_id, kind, key FROM leases {where} ORDER BY lease_id DESC", values
@@ -275,7 +313,10 @@ class Store:
         ]
 
     def remove_lease(self, lease: Lease) -> None:
-        """Store that the resource is released. After a crash it may be released a second time, which is harmless."""
+        """Store that the resource is released.
+
+        After a crash it may be released a second time, which is harmless.
+        """
         self._facts.removed_leases.add(lease.lease_id)
         self.flush()
 
@@ -293,7 +334,10 @@ def _to_column(value: object) -> object:
 
 
 def _decode(text: bytes) -> str:
-    """Decode a column. Invalid UTF-8 damages one value; by default SQLite would fail the whole query."""
+    """Decode a column.
+
+    Invalid UTF-8 damages one value; by default SQLite would fail the whole query.
+    """
     return text.decode(errors="replace")
 
 
@@ -326,7 +370,10 @@ def _from_row(values: dict[str, object]) -> VMRecord | BrokenRecord:
 
 
 def _describe(column: str, error: ValueError | RecursionError) -> str:
-    """Say what is wrong with a column, without the values of the VM's environment."""
+    """Say what is wrong with a column.
+
+    The text does not contain the values of the VM's environment.
+    """
     if isinstance(error, ValidationError):
         problem = error.errors(include_input=False, include_url=False)[0]
         text = f"{'.'.join(map(str, (column, *problem['loc'])))} is invalid: {problem['msg']}"

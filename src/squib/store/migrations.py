@@ -34,7 +34,10 @@ def _create(db: sqlite3.Connection) -> None:
 
 
 def _specs_and_owners(db: sqlite3.Connection) -> None:
-    """Migrate to schema 2: a versioned spec, a driver and a bond for each VM; leases of any owner."""
+    """Migrate to schema 2.
+
+    Each VM gets a versioned spec, a driver and a bond. Leases may have any owner.
+    """
     db.execute("ALTER TABLE vms ADD COLUMN spec TEXT NOT NULL DEFAULT ''")
     db.execute("ALTER TABLE vms ADD COLUMN driver TEXT NOT NULL DEFAULT 'qemu'")
     db.execute("ALTER TABLE vms ADD COLUMN bound INTEGER NOT NULL DEFAULT 0")
@@ -82,7 +85,9 @@ SCHEMA_VERSION = len(MIGRATIONS)
 
 
 def migrate(db: sqlite3.Connection, path: Path) -> None:
-    """Migrate the database at ``path`` to `SCHEMA_VERSION`. ``db`` is in autocommit mode.
+    """Migrate the database at ``path`` to `SCHEMA_VERSION`.
+
+    ``db`` is in autocommit mode.
 
     Raises `EngineStartFailed` if a newer squib wrote it, and SQLite's errors.
     """
@@ -107,12 +112,18 @@ def migrate(db: sqlite3.Connection, path: Path) -> None:
 
 
 def backup_path(path: Path, version: int) -> Path:
-    """Return the path of the copy that is kept before a migration from schema ``version``."""
+    """Return the path of the copy from before a migration.
+
+    The migration is from schema ``version``. The copy is kept.
+    """
     return path.with_name(f"{path.name}.v{version}")
 
 
 def _keep_copy(db: sqlite3.Connection, target: Path) -> None:
-    """Copy the database. ``target`` appears only when the copy is complete and on the disk."""
+    """Copy the database.
+
+    ``target`` appears only when the copy is complete and on the disk.
+    """
     partial = target.with_name(f"{target.name}.partial")
     partial.unlink(missing_ok=True)
     try:

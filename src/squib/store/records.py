@@ -35,7 +35,10 @@ class VMSpec(StoredModel):
     user: str | None = None
 
     def to_json(self) -> str:
-        """Encode the spec. Unlike pydantic's JSON, this accepts lone surrogates, as in `os.environ`."""
+        """Encode the spec.
+
+        Unlike pydantic's JSON, this accepts lone surrogates, as in `os.environ`.
+        """
         return json.dumps(self.model_dump())
 
     @classmethod
@@ -70,7 +73,10 @@ class VMRecord:
 
 @dataclass(frozen=True)
 class BrokenRecord:
-    """A VM whose row cannot be read. It can only be listed and removed. ``reason`` says which column is damaged."""
+    """A VM whose row cannot be read.
+
+    It can only be listed and removed. ``reason`` says which column is damaged.
+    """
 
     vm_id: str
     name: str
@@ -100,7 +106,10 @@ class Owner:
         return cls(OwnerKind.VM, vm_id)
 
     def key(self, role: str = "") -> str:
-        """Return a key that is unique among all owners, such as ``vm/vm-7k2m/vmm`` for the role ``vmm``."""
+        """Return a key that is unique among all owners.
+
+        It is, for example, ``vm/vm-7k2m/vmm`` for the role ``vmm``.
+        """
         return "/".join(part for part in (self.kind, self.id, role) if part)
 
 
@@ -117,7 +126,10 @@ class LeaseKind(StrEnum):
 
 @dataclass(frozen=True)
 class Lease:
-    """A note that an owner holds, or is about to take, a resource of the host."""
+    """A note that an owner holds a resource of the host.
+
+    The owner may also be about to take it.
+    """
 
     lease_id: int
     owner: Owner

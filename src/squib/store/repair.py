@@ -1,4 +1,6 @@
-"""A damaged database is set aside, and a new one is made from the rows that can be read.
+"""The repair of a damaged database.
+
+The database is set aside, and a new one is made from the rows that can be read.
 
 The damaged file is kept beside the new one, as ``squib.db.damaged``. The VMs whose rows are lost are found by their
 directories (`squib.core.reconcile`).
@@ -24,7 +26,9 @@ _LOG_FILES = ("-wal", "-shm")
 
 
 def repair_if_damaged(path: Path) -> None:
-    """Check the database at ``path``, and replace it if it is damaged. A missing file is fine.
+    """Check the database at ``path``, and replace it if it is damaged.
+
+    A missing file is fine.
 
     If this is interrupted, the next call repeats it. Raises `DatabaseFailed` if the file cannot be opened, for example
     because another program has locked it, and `DiskFull`.
@@ -99,7 +103,10 @@ def _salvage(path: Path) -> tuple[int, dict[str, list[dict[str, object]]]]:
 
 
 def _readable_rows(db: sqlite3.Connection, table: str) -> Iterator[dict[str, object]]:
-    """Yield the rows before the first damaged page, then those after the last one."""
+    """Yield the rows outside the damaged part.
+
+    These are the rows before the first damaged page, then those after the last one.
+    """
     seen = set()
     for order in ("ASC", "DESC"):
         with contextlib.suppress(sqlite3.DatabaseError):
@@ -113,7 +120,10 @@ def _readable_rows(db: sqlite3.Connection, table: str) -> Iterator[dict[str, obj
 
 
 def _write(path: Path, version: int, rows: dict[str, list[dict[str, object]]]) -> None:
-    """Write a database of schema ``version`` with these rows. Rows that it does not accept are left out."""
+    """Write a database of schema ``version`` with these rows.
+
+    Rows that it does not accept are left out.
+    """
     path.unlink(missing_ok=True)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         path.chmod(0o600)

@@ -25,7 +25,10 @@ async def get(engine: EngineDep, ref: Ref) -> Response:
 
 @router.patch("", response_model=EnvVars)
 async def change(engine: EngineDep, ref: Ref, body: EnvChange) -> Response:
-    """Set and unset variables. Commands started later get them, also after a restart of the VM."""
+    """Set and unset variables.
+
+    Commands started later get them, also after a restart of the VM.
+    """
     return _answer(await change_env(engine, ref, set=body.set, unset=body.unset))
 
 

@@ -28,7 +28,10 @@ _TAR_BODY = {"requestBody": {"required": True, "content": {TAR: {"schema": {"typ
 
 
 async def _paths(request: Request, path: Annotated[list[str], Query(description=_PATH)]) -> list[str]:
-    """Return the paths of the query. FastAPI would lose bytes that are not UTF-8."""
+    """Return the paths of the query.
+
+    FastAPI would lose bytes that are not UTF-8.
+    """
     return [value for name, value in decode_query(request.scope["query_string"]) if name == "path"]
 
 
@@ -39,7 +42,10 @@ async def _path(paths: Annotated[list[str], Depends(_paths)]) -> str:
 
 
 def _last(request: Request, wanted: str) -> str | None:
-    """Return a value of the query. FastAPI would lose bytes that are not UTF-8."""
+    """Return a value of the query.
+
+    FastAPI would lose bytes that are not UTF-8.
+    """
     found = [value for name, value in decode_query(request.scope["query_string"]) if name == wanted]
     return found[-1] if found else None
 
@@ -129,7 +135,10 @@ async def remove(engine: EngineDep, ref: Ref, path: Path, as_user: AsUser, recur
 
 @router.get("/stat", response_model=FileInfo)
 async def stat(engine: EngineDep, ref: Ref, path: Path, as_user: AsUser, follow: bool = True) -> Response:
-    """Describe a file. With ``follow=false``, describe a symbolic link itself."""
+    """Describe a file.
+
+    With ``follow=false``, describe a symbolic link itself.
+    """
     return _info_response(await files.stat(engine, ref, path, follow=follow, as_user=as_user))
 
 
@@ -167,7 +176,10 @@ async def read_tar(
     as_user: AsUser,
     xattrs: Annotated[bool, Query(description="keep extended attributes of the user namespace")] = False,
 ) -> Response:
-    """Return files and directories as a tar. The guest controls its content: unpack it as untrusted."""
+    """Return files and directories as a tar.
+
+    The guest controls its content: unpack it as untrusted.
+    """
     return ProxyResponse(await files.read_tar(engine, ref, path, xattrs=xattrs, as_user=as_user), TAR)
 
 

@@ -21,7 +21,9 @@ Follow = Annotated[bool, Query(description="keep streaming new output")]
 
 @router.get("/vms/{ref}/logs", response_class=Response, responses={200: {"content": {_TEXT: {}}}})
 async def console(engine: EngineDep, ref: Ref, lines: Lines = None, follow: Follow = False) -> Response:
-    """Return a VM's console. With ``follow`` the response ends when the VM stops.
+    """Return a VM's console.
+
+    With ``follow`` the response ends when the VM stops.
 
     The guest controls the content: do not print it to a terminal unfiltered.
     """

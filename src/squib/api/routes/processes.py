@@ -34,7 +34,10 @@ async def get(engine: EngineDep, ref: Ref, process_id: ProcessId) -> Response:
 
 @router.delete("/{process_id}", status_code=204)
 async def kill(engine: EngineDep, ref: Ref, process_id: ProcessId) -> None:
-    """Kill a command with all its descendants and forget it. The response comes when they have ended."""
+    """Kill a command with all its descendants and forget it.
+
+    The response comes when they have ended.
+    """
     await processes.kill_process(engine, ref, process_id)
 
 
@@ -57,7 +60,10 @@ async def output(
 async def stdin(
     engine: EngineDep, ref: Ref, process_id: ProcessId, request: Request, close: bool = False
 ) -> dict[str, int]:
-    """Write the request body to a command's standard input. With ``close``, close it afterwards."""
+    """Write the request body to a command's standard input.
+
+    With ``close``, close it afterwards.
+    """
     return {"written": await processes.write_stdin(engine, ref, process_id, request.stream(), close=close)}
 
 

@@ -67,19 +67,28 @@ async def get(engine: EngineDep, ref: Ref) -> VMInfo:
 
 @router.post("/{ref}/start")
 async def start(engine: EngineDep, ref: Ref, body: StartRequest) -> VMInfo:
-    """Start a VM and wait until it is ready. Does nothing if it already runs."""
+    """Start a VM and wait until it is ready.
+
+    Does nothing if it already runs.
+    """
     return describe(await start_vm(engine, ref, boot_timeout_s=body.boot_timeout_s))
 
 
 @router.post("/{ref}/stop")
 async def stop(engine: EngineDep, ref: Ref, body: StopRequest) -> VMInfo:
-    """Stop a VM, by force after the timeout. Does nothing if it does not run."""
+    """Stop a VM, by force after the timeout.
+
+    Does nothing if it does not run.
+    """
     return describe(await stop_vm(engine, ref, timeout_s=body.timeout_s))
 
 
 @router.post("/{ref}/pause")
 async def pause(engine: EngineDep, ref: Ref) -> VMInfo:
-    """Pause a VM: memory is kept, no CPU is used. Does nothing if it is already paused."""
+    """Pause a VM: memory is kept, no CPU is used.
+
+    Does nothing if it is already paused.
+    """
     return describe(await pause_vm(engine, ref))
 
 
@@ -115,5 +124,8 @@ async def hold(engine: EngineDep, ref: Ref, request: Request, if_bound: bool = F
 
 @router.delete("/{ref}/hold", status_code=204)
 async def release(engine: EngineDep, ref: Ref) -> None:
-    """Make a bound VM independent of its clients. Requests that hold it may end."""
+    """Make a bound VM independent of its clients.
+
+    Requests that hold it may end.
+    """
     await release_vm(engine, ref)

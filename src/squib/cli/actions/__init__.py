@@ -1,1 +1,4 @@
-"""What several commands do: run a command, boot a VM, copy files, act on each VM."""
+"""What several commands do.
+
+They run a command, boot a VM, copy files, or act on each VM.
+"""

@@ -1,4 +1,7 @@
-"""Copy files to, from and between VMs, for ``upload``, ``download`` and ``cp``."""
+"""Copy files to, from and between VMs.
+
+This is for ``upload``, ``download`` and ``cp``.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,10 @@ class _Place:
 
     @classmethod
     def of(cls, text: str) -> _Place:
-        """Parse ``VM:PATH`` or a local path. As for scp, a colon after a slash is part of a local path."""
+        """Parse ``VM:PATH`` or a local path.
+
+        As for scp, a colon after a slash is part of a local path.
+        """
         vm, colon, path = text.partition(":")
         if not colon or not vm or "/" in vm:
             return cls(None, text)
@@ -43,7 +49,10 @@ class _Place:
 
 
 class Copy:
-    """A copy with the flags of a command line. Raises `InvalidArgument` for flags that contradict each other."""
+    """A copy with the flags of a command line.
+
+    Raises `InvalidArgument` for flags that contradict each other.
+    """
 
     def __init__(
         self,
@@ -114,7 +123,10 @@ class Copy:
             )
 
     async def between(self, paths: Sequence[str]) -> None:
-        """Copy between this machine and a VM, or between two VMs, according to the paths."""
+        """Copy between this machine and a VM, or between two VMs.
+
+        The paths say which.
+        """
         *sources, target = (_Place.of(path) for path in paths)
         _check(sources)
         source_vms = {source.vm for source in sources}
@@ -179,7 +191,10 @@ async def _counted(chunks: AsyncIterator[bytes], on_progress: OnProgress) -> Asy
 
 
 async def _to_stdout(files: AsyncFiles, vm: str, sources: Sequence[str], user: str | None) -> None:
-    """Write one file to standard output. Raises `BrokenPipeError` as soon as the reader is gone."""
+    """Write one file to standard output.
+
+    Raises `BrokenPipeError` as soon as the reader is gone.
+    """
     if len(sources) > 1:
         raise InvalidArgument("only one file can be written to standard output", hint="use one command for each")
     (source,) = sources

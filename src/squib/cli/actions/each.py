@@ -43,9 +43,10 @@ async def for_each(
 async def change_each(
     output: Output, refs: Sequence[str], doing: str, change: Callable[[EngineClient, str], Awaitable[VMInfo]]
 ) -> int:
-    """Change the state of each VM and print its name; with --json, print all VMs. Return the exit status.
+    """Change the state of each VM and print its name.
 
-    ``doing`` describes the change while it is in progress: ``starting``.
+    With --json, prints all VMs. Returns the exit status. ``doing`` describes the change while it is in progress:
+    ``starting``.
     """
 
     async def act(engine: EngineClient, ref: str) -> VMInfo:

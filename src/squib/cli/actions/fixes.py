@@ -1,4 +1,7 @@
-"""Select the fixes of `squib doctor` that ``--fix`` runs: installing packages, and building kernels and images."""
+"""Select the fixes of `squib doctor` that ``--fix`` runs.
+
+These install packages, and build kernels and images.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +37,10 @@ Step = Run | BuildKernel | BuildImage
 
 
 def plan(fixes: Sequence[Fix]) -> list[Step]:
-    """Plan the steps for ``fixes``: all packages in one call of apt-get, then the builds, which may need them.
+    """Plan the steps for ``fixes``.
 
-    Other commands, such as those that delete files or end processes, are left to the user.
+    First come all packages in one call of apt-get, then the builds, which may need them. Other commands, such as those
+    that delete files or end processes, are left to the user.
     """
     packages: list[str] = []
     builds: list[Step] = []

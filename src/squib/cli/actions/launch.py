@@ -12,7 +12,10 @@ from squib.sdk.client import EngineClient
 
 
 async def ensure_assets(output: Output, engine: EngineClient, config: VMConfig) -> None:
-    """Build the kernel and the image of a VM, unless they are in the cache, and show the progress."""
+    """Build the kernel and the image of a VM, and show the progress.
+
+    Those in the cache are not built.
+    """
     if config.kernel_path is None:
         with steps(output, "kernel") as report:
             await engine.build_kernel(on_progress=report)

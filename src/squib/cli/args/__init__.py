@@ -1,1 +1,4 @@
-"""The arguments that commands share: flags, and how their values are parsed."""
+"""The arguments that commands share.
+
+These are flags, and how their values are parsed.
+"""

@@ -13,10 +13,11 @@ _HINT = "use a file with lines such as KEY=value"
 
 
 def read_env_file(path: str) -> dict[str, str]:
-    """Read a file in Docker's format: one variable per line, ``K=V``, or ``K`` to copy it from this environment.
+    """Read a file of environment variables in Docker's format.
 
-    Empty lines and lines that start with ``#`` are skipped. Values are not interpreted: quotes are part of them. Raises
-    `InvalidArgument`, which names the file and the line.
+    There is one variable per line: ``K=V``, or ``K`` to copy it from this environment. Empty lines and lines that start
+    with ``#`` are skipped. Values are not interpreted: quotes are part of them. Raises `InvalidArgument`, which names
+    the file and the line.
     """
     from squib.models import check_env
 

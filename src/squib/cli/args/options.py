@@ -250,9 +250,10 @@ def make_vm_config(
 
 
 def parse_env(entries: Sequence[str] | None, files: Sequence[str] | None = None) -> dict[str, str]:
-    """Parse environment variables: those in ``files``, then ``entries``, which take precedence.
+    """Parse environment variables.
 
-    ``K=V`` sets a variable; ``K`` alone copies it from this process's environment. Raises `InvalidArgument`.
+    Those in ``files`` come first, then ``entries``, which take precedence. ``K=V`` sets a variable; ``K`` alone copies
+    it from this process's environment. Raises `InvalidArgument`.
     """
     variables: dict[str, str] = {}
     for file in files or ():
@@ -291,8 +292,9 @@ def make_request(
     background: bool = False,
     pty: bool = False,
 ) -> ExecRequest:
-    """Make a command from the flags of ``exec``, ``run`` and ``connect``: ``words``, or a login shell without them.
+    """Make a command from flags.
 
+    The flags are those of ``exec``, ``run`` and ``connect``. The command is ``words``, or a login shell without them.
     With ``pty``, the command gets a terminal like that of this process. Raises `InvalidArgument`, which names the flag.
     """
     from pydantic import ValidationError
@@ -313,7 +315,10 @@ def make_request(
 
 
 def parse_timeout(text: str | None) -> float | None:
-    """Parse the value of ``--timeout``; 0 is no limit. Raises `InvalidArgument`."""
+    """Parse the value of ``--timeout``; 0 is no limit.
+
+    Raises `InvalidArgument`.
+    """
     if text is None:
         return None
     return parse_duration_s(text, flag="--timeout") or None

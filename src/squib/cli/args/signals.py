@@ -10,7 +10,10 @@ MAX_SIGNAL = 64
 
 
 def parse_signal(text: str, *, flag: str) -> int:
-    """Parse ``TERM``, ``SIGTERM``, ``sigterm`` or ``15``. Raises `InvalidArgument`, which names ``flag``."""
+    """Parse ``TERM``, ``SIGTERM``, ``sigterm`` or ``15``.
+
+    Raises `InvalidArgument`, which names ``flag``.
+    """
     if text.isascii() and text.isdecimal() and 1 <= int(text) <= MAX_SIGNAL:
         return int(text)
     name = text.upper()

@@ -17,7 +17,9 @@ _BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def parse_size_mib(text: str, *, flag: str) -> int:
-    """Parse a size in MiB: ``512`` (MiB), ``512m``, ``512mb``, ``1g``, ``1.5GiB``. Units are powers of 1024.
+    """Parse a size in MiB.
+
+    Examples: ``512`` (MiB), ``512m``, ``512mb``, ``1g``, ``1.5GiB``. Units are powers of 1024.
 
     Raises `InvalidArgument`, which names ``flag``, for other text and for a fraction of a MiB.
     """
@@ -29,7 +31,9 @@ def parse_size_mib(text: str, *, flag: str) -> int:
 
 
 def parse_duration_s(text: str, *, flag: str, max_s: float = math.inf) -> float:
-    """Parse a time in seconds: ``30`` (seconds), ``30s``, ``500ms``, ``5m``, ``1h30m``.
+    """Parse a time in seconds.
+
+    Examples: ``30`` (seconds), ``30s``, ``500ms``, ``5m``, ``1h30m``.
 
     Raises `InvalidArgument`, which names ``flag``, for other text and for more than ``max_s``.
     """
@@ -54,7 +58,10 @@ def show_mib(mib: int) -> str:
 
 
 def show_bytes(count: int) -> str:
-    """Format a size with at most three significant digits: ``831 B``, ``61.4 MiB``, ``10 GiB``."""
+    """Format a size with at most three significant digits.
+
+    Examples: ``831 B``, ``61.4 MiB``, ``10 GiB``.
+    """
     value = float(count)
     for unit in _BYTE_UNITS:
         if value < 1000 or unit == _BYTE_UNITS[-1]:
@@ -64,7 +71,10 @@ def show_bytes(count: int) -> str:
 
 
 def show_age(since: datetime, now: datetime) -> str:
-    """Format the time since ``since`` in its largest unit: ``40s``, ``12m``, ``5h``, ``3d``."""
+    """Format the time since ``since`` in its largest unit.
+
+    Examples: ``40s``, ``12m``, ``5h``, ``3d``.
+    """
     seconds = max(0, int((now - since) / timedelta(seconds=1)))
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= length:

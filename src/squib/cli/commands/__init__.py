@@ -12,6 +12,9 @@ NAMES = (
 
 
 def load() -> None:
-    """Declare all commands. Modules are named like the commands, and some of those names are Python keywords."""
+    """Declare all commands.
+
+    Modules are named like the commands, and some of those names are Python keywords.
+    """
     for name in NAMES:
         import_module(f"{__name__}.{name}")

@@ -57,7 +57,10 @@ async def attach(
 
 
 def _newest_detached(ref: str, processes: Sequence[ProcessInfo]) -> ProcessInfo:
-    """Return the newest running terminal without a client. Raises `NoTerminal`, which lists the terminals."""
+    """Return the newest running terminal without a client.
+
+    Raises `NoTerminal`, which lists the terminals.
+    """
     terminals = [process for process in processes if process.pty and process.running]
     detached = [process for process in terminals if not process.readers]
     if detached:

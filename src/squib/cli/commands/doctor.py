@@ -56,7 +56,10 @@ async def doctor(
 
 
 async def _examine(engine: EngineClient) -> list[Check]:
-    """Return the engine's checks. If no engine starts, return the reason and the checks that need no engine."""
+    """Return the engine's checks.
+
+    If no engine starts, return the reason and the checks that need no engine.
+    """
     import asyncio
 
     from squib.errors import SquibError
@@ -100,7 +103,10 @@ def _show_fixes(output: Output, checks: Sequence[Check]) -> None:
 
 
 async def _repair(output: Output, engine: EngineClient, checks: Sequence[Check]) -> bool:
-    """Install packages and build assets; return whether there was anything to do. Raises `ToolFailed`."""
+    """Install packages and build assets.
+
+    Returns whether there was anything to do. Raises `ToolFailed`.
+    """
     import asyncio
     import shlex
 

@@ -76,7 +76,10 @@ async def stop(
 
 
 async def _facts(client: EngineClient) -> dict[str, object]:
-    """Return what is known of the engine, as ``--json`` prints it. A value that is not known is ``None``."""
+    """Return what is known of the engine, as ``--json`` prints it.
+
+    A value that is not known is ``None``.
+    """
     from squib.sdk.local import describe_silence, engine_answers, find_engine
     from squib.version import VERSION
 
@@ -122,7 +125,10 @@ async def _facts(client: EngineClient) -> dict[str, object]:
 
 
 async def _check_no_vm_runs(client: EngineClient, home: Home) -> None:
-    """Raise `WrongState` if VMs run, and `EngineUnavailable` if the engine cannot say so."""
+    """Raise `WrongState` if VMs run.
+
+    Raises `EngineUnavailable` if the engine cannot say so.
+    """
     from squib.sdk.local import describe_silence
 
     if not _may_answer(home):
@@ -138,7 +144,10 @@ async def _check_no_vm_runs(client: EngineClient, home: Home) -> None:
 
 
 def _may_answer(home: Home) -> bool:
-    """Return whether a request is worth sending: it would start an engine, or wait for one that is stopped."""
+    """Return whether a request is worth sending.
+
+    It is if it would start an engine, or wait for one that is stopped.
+    """
     from squib.sdk.local import engine_answers, find_engine
 
     found = find_engine(home)

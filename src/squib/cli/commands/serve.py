@@ -87,7 +87,10 @@ def serve(
 
 
 async def _listen(home: Home, tcp: TcpOptions, on_ready: Callable[[str, str], None]) -> None:
-    """Have the running engine listen until SIGTERM or SIGINT. Raises `EngineUnavailable` when it has ended."""
+    """Have the running engine listen until SIGTERM or SIGINT.
+
+    Raises `EngineUnavailable` when it has ended.
+    """
     import asyncio
 
     from squib.sdk.client import EngineClient

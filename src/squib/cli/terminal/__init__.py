@@ -1,1 +1,4 @@
-"""This terminal: raw mode, detach keys, and attaching it to a terminal in a VM."""
+"""This terminal: raw mode, detach keys, and attaching.
+
+It is attached to a terminal in a VM.
+"""

@@ -54,7 +54,10 @@ def check_terminal(output: Output, *, hint: str) -> None:
 
 
 async def open_shell(output: Output, engine: EngineClient, ref: str, request: ExecRequest, keys: DetachKeys) -> int:
-    """Open a login shell, like `run_terminal`. Raises `NoShell` with a hint."""
+    """Open a login shell, like `run_terminal`.
+
+    Raises `NoShell` with a hint.
+    """
     try:
         return await run_terminal(output, engine, ref, request, AttachOptions(keys, announce=True))
     except NoShell as error:
@@ -65,10 +68,10 @@ async def open_shell(output: Output, engine: EngineClient, ref: str, request: Ex
 async def run_terminal(
     output: Output, engine: EngineClient, ref: str, what: ExecRequest | Attach, options: AttachOptions
 ) -> int:
-    """Attach this terminal to one in the VM ``ref``; return the command's status, or 0 if the user detaches.
+    """Attach this terminal to one in the VM ``ref``.
 
-    This terminal is raw meanwhile, and restored afterwards. A lost connection is restored. If this process ends, the
-    command keeps running.
+    Returns the command's status, or 0 if the user detaches. This terminal is raw meanwhile, and restored afterwards. A
+    lost connection is restored. If this process ends, the command keeps running.
 
     Raises as `open_terminal`; `EngineUnavailable` if a lost connection does not come back.
     """
@@ -98,7 +101,10 @@ async def run_terminal(
 
 
 async def _note_if_stopped(output: Output, engine: EngineClient, ref: str) -> None:
-    """Print the VM state if the VM is no longer running, which may be why the command ended."""
+    """Print the VM state if the VM is no longer running.
+
+    This may be why the command ended.
+    """
     with contextlib.suppress(SquibError):
         vm = await engine.vm(ref)
         if vm.state is not VMState.RUNNING:
@@ -157,7 +163,10 @@ class _Attachment:
     # --- input --------------------------------------------------------------------------------------------------
 
     async def _read_keys(self) -> None:
-        """Read input until the detach keys are typed or the terminal is closed."""
+        """Read input until the user detaches or the terminal is closed.
+
+        The user detaches by typing the detach keys.
+        """
         matcher = KeyMatcher(self._options.keys.sequence)
         with contextlib.suppress(OSError):
             async for chunk in read_chunks(self._in):
@@ -190,7 +199,10 @@ class _Attachment:
 
     @contextlib.contextmanager
     def _watching(self) -> Iterator[None]:
-        """Follow the window size, and make the terminal raw again when this process continues after a stop."""
+        """Follow the window size, and keep the terminal raw.
+
+        It is made raw again when this process continues after a stop.
+        """
 
         def on_continued() -> None:
             self._mode.enter()
@@ -247,7 +259,10 @@ class _Attachment:
         return shown if past > len(data) else shown + self._replay.end() + data[past:]
 
     def _undo(self) -> None:
-        """Reset the terminal modes that a program changed and can no longer reset."""
+        """Reset the terminal modes that a program changed.
+
+        The program can no longer reset them.
+        """
         if os.isatty(self._out):
             with contextlib.suppress(OSError):
                 os.write(self._out, self._modes.undo() + b"\r\n")

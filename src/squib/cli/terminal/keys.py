@@ -14,14 +14,19 @@ _CONTROLS = {chr(code + 0x40): code for code in range(0x20)} | {chr(code + 0x60)
 
 @dataclass(frozen=True)
 class DetachKeys:
-    """Detach keys: the text of the flag, and the bytes that a terminal sends for it."""
+    """Detach keys, as text and as bytes.
+
+    The text is that of the flag, and the bytes are what a terminal sends for it.
+    """
 
     text: str = ""
     sequence: bytes = b""
 
 
 def parse_keys(text: str, *, flag: str) -> DetachKeys:
-    """Parse keys in Docker's format: ``ctrl-]``, ``ctrl-p,ctrl-q``, ``~,.``. An empty text means no keys.
+    """Parse keys in Docker's format: ``ctrl-]``, ``ctrl-p,ctrl-q``, ``~,.``.
+
+    An empty text means no keys.
 
     Raises `InvalidArgument`, which names ``flag``.
     """
@@ -41,7 +46,9 @@ def _parse_key(key: str, text: str, flag: str) -> int:
 
 
 class KeyMatcher:
-    """Finds ``sequence`` in typed input that arrives in pieces. An empty sequence is never found.
+    """Finds ``sequence`` in typed input that arrives in pieces.
+
+    An empty sequence is never found.
 
     Input that may be the start of the sequence is held back until the next byte decides.
     """
@@ -51,7 +58,10 @@ class KeyMatcher:
         self._held = b""
 
     def feed(self, data: bytes) -> tuple[bytes, bool]:
-        """Return the input to forward, and whether the sequence was found. Input after the sequence is dropped."""
+        """Return the input to forward, and whether the sequence was found.
+
+        Input after the sequence is dropped.
+        """
         if not self._sequence:
             return data, False
         text = self._held + data
@@ -64,6 +74,9 @@ class KeyMatcher:
         return text[:split], False
 
     def _prefix_length(self, text: bytes) -> int:
-        """Return the length of the longest end of ``text`` that may be the start of the sequence."""
+        """Return the length of a possible start of the sequence.
+
+        It is the longest end of ``text`` that may be the start.
+        """
         longest = min(len(text), len(self._sequence) - 1)
         return next((length for length in range(longest, 0, -1) if self._sequence.startswith(text[-length:])), 0)

@@ -1,4 +1,7 @@
-"""Track the terminal modes that a program in a VM changes, so that they can be reset if the program cannot."""
+"""Track the terminal modes that a program in a VM changes.
+
+They can then be reset if the program cannot reset them.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ _KNOWN = _ON_AT_FIRST | _OFF_AT_FIRST
 
 
 class ModeTracker:
-    """Follows a terminal's output and records which modes differ from their defaults."""
+    """Follows a terminal's output and records its modes.
+
+    It records which modes differ from their defaults.
+    """
 
     def __init__(self) -> None:
         self._changed: set[int] = set()
@@ -30,7 +36,10 @@ class ModeTracker:
         self._tail = b""
 
     def feed(self, data: bytes) -> None:
-        """Process the next piece of output, which may end inside a sequence."""
+        """Process the next piece of output.
+
+        The piece may end inside a sequence.
+        """
         text = self._tail + data
         for found in _SEQUENCE.finditer(text):
             self._take(found)
@@ -63,7 +72,10 @@ class ModeTracker:
             self._others.discard(undo)
 
     def undo(self) -> bytes:
-        """Return the sequences that reset the changed modes and the character attributes."""
+        """Return the sequences that reset what has changed.
+
+        They reset the changed modes and the character attributes.
+        """
         last = [mode for mode in _ALTERNATE_SCREENS if mode in self._changed]
         order = sorted(self._changed - set(last)) + last
         modes = b"".join(b"\x1b[?%d%c" % (mode, b"l"[0] if mode in _OFF_AT_FIRST else b"h"[0]) for mode in order)
@@ -96,7 +108,10 @@ class ReplayFilter:
         self._held = b""
 
     def feed(self, data: bytes) -> bytes:
-        """Return the next piece of output without queries. A possible start of a query is held back."""
+        """Return the next piece of output without queries.
+
+        A possible start of a query is held back.
+        """
         text = _QUERY.sub(b"", self._held + data)
         begun = _MAYBE_QUERY.search(text, max(0, len(text) - _MAX_QUERY_BYTES))
         split = begun.start() if begun else len(text)
@@ -104,6 +119,9 @@ class ReplayFilter:
         return text[:split]
 
     def end(self) -> bytes:
-        """Return the output that is still held back, at the end of the replay."""
+        """Return the output that is still held back.
+
+        This is for the end of the replay.
+        """
         held, self._held = self._held, b""
         return held

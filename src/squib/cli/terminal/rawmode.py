@@ -29,10 +29,10 @@ Modes = list[Any]
 
 
 class RawMode:
-    """A context manager that makes the terminal ``fd`` raw, and always restores it at the end.
+    """A context manager that makes the terminal ``fd`` raw.
 
-    In raw mode, every byte passes unchanged in both directions: no echo, no line editing, no signals from keys and no
-    flow control.
+    It always restores the terminal at the end. In raw mode, every byte passes unchanged in both directions: no echo, no
+    line editing, no signals from keys and no flow control.
     """
 
     def __init__(self, fd: int) -> None:
@@ -48,12 +48,18 @@ class RawMode:
         self.leave()
 
     def enter(self) -> None:
-        """Make the terminal raw. Call it again after a shell changed the terminal while this process was stopped."""
+        """Make the terminal raw.
+
+        Call it again after a shell changed the terminal while this process was stopped.
+        """
         termios.tcsetattr(self._fd, termios.TCSANOW, _made_raw(self._before))
         self._raw = termios.tcgetattr(self._fd)  # not every terminal accepts every flag
 
     def leave(self) -> None:
-        """Restore the terminal. Never waits, ignores a closed terminal, and is idempotent."""
+        """Restore the terminal.
+
+        Never waits, ignores a closed terminal, and is idempotent.
+        """
         raw, self._raw = self._raw, None
         if raw is None:
             return
@@ -70,7 +76,10 @@ class RawMode:
 
 
 def _made_raw(modes: Modes) -> Modes:
-    """Return raw modes, like ``cfmakeraw(3)``, and without flow control of input."""
+    """Return raw modes, like ``cfmakeraw(3)``.
+
+    They also have no flow control of input.
+    """
     iflag, oflag, cflag, lflag, ispeed, ospeed, characters = modes
     characters = list(characters)
     characters[termios.VMIN], characters[termios.VTIME] = 1, 0
@@ -87,7 +96,10 @@ def _made_raw(modes: Modes) -> Modes:
 
 @contextlib.contextmanager
 def _may_write_from_the_background() -> Iterator[None]:
-    """Block SIGTTOU, which would stop a background process that changes its terminal."""
+    """Block SIGTTOU.
+
+    It would stop a background process that changes its terminal.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
     try:
         yield
@@ -96,7 +108,10 @@ def _may_write_from_the_background() -> Iterator[None]:
 
 
 def terminal_size(fd: int) -> PtySize:
-    """Return the size of the terminal ``fd``, or 24 rows and 80 columns if it is unknown."""
+    """Return the size of the terminal ``fd``.
+
+    It is 24 rows and 80 columns if the size is unknown.
+    """
     try:
         cols, rows = os.get_terminal_size(fd)
     except OSError:
@@ -105,6 +120,9 @@ def terminal_size(fd: int) -> PtySize:
 
 
 def terminal_type() -> dict[str, str]:
-    """Return ``TERM`` for a program on this terminal, or nothing if its image may not know this type."""
+    """Return ``TERM`` for a program on this terminal.
+
+    Returns nothing if the program's image may not know this type.
+    """
     name = os.environ.get("TERM", "")
     return {"TERM": name} if name in _COMMON_TYPES else {}

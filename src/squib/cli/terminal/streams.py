@@ -1,7 +1,7 @@
-"""Read standard input and write standard output without blocking the event loop.
+"""Read standard input and write standard output without blocking.
 
-The descriptors may be shared with other processes (a terminal is), so they must not be made non-blocking. Instead they
-are polled first, then read or written in pieces that cannot block.
+The event loop is not blocked. The descriptors may be shared with other processes (a terminal is), so they must not be
+made non-blocking. Instead they are polled first, then read or written in pieces that cannot block.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ async def read_chunks(fd: int) -> AsyncIterator[bytes]:
 
 
 async def write_all(fd: int, data: bytes) -> None:
-    """Write all of ``data``. Raises `BrokenPipeError` if the reader is gone."""
+    """Write all of ``data``.
+
+    Raises `BrokenPipeError` if the reader is gone.
+    """
     view = memoryview(data)
     while view:
         await _wait(fd, select.POLLOUT)
@@ -36,7 +39,10 @@ async def write_all(fd: int, data: bytes) -> None:
 
 
 def is_writable(fd: int) -> bool:
-    """Return whether ``fd`` can be written to now. A terminal whose window hangs never can."""
+    """Return whether ``fd`` can be written to now.
+
+    A terminal whose window hangs never can.
+    """
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     return any(event & select.POLLOUT for _, event in poll.poll(0))
@@ -44,9 +50,10 @@ def is_writable(fd: int) -> bool:
 
 @contextlib.contextmanager
 def opened_nonblocking(fd: int) -> Iterator[int]:
-    """Return a descriptor to write to instead of ``fd``: if that is a terminal, a second, non-blocking one.
+    """Return a descriptor to write to instead of ``fd``.
 
-    A terminal may have room for less than one piece, so that writing to it would block the event loop.
+    If ``fd`` is a terminal, the result is a second, non-blocking one. A terminal may have room for less than one piece,
+    so that writing to it would block the event loop.
     """
     try:
         if not os.isatty(fd):
@@ -62,7 +69,10 @@ def opened_nonblocking(fd: int) -> Iterator[int]:
 
 
 async def _wait(fd: int, event: int) -> None:
-    """Wait until ``fd`` can be read, or written up to ``PIPE_BUF`` bytes, without blocking."""
+    """Wait until ``fd`` can be read or written without blocking.
+
+    At most ``PIPE_BUF`` bytes can be written.
+    """
     poll = select.poll()
     poll.register(fd, event)
     if poll.poll(0):  # always true for regular files, which an event loop cannot watch
@@ -86,7 +96,10 @@ def _set(future: asyncio.Future[None]) -> None:
 
 @contextlib.contextmanager
 def ended_by_broken_pipe(fd: int) -> Iterator[None]:
-    """Raise `BrokenPipeError` in the block as soon as ``fd`` is a pipe without a reader, even if nothing is written."""
+    """Raise `BrokenPipeError` in the block if the reader is gone.
+
+    It is raised as soon as ``fd`` is a pipe without a reader, even if nothing is written.
+    """
     task = asyncio.current_task()
     assert task is not None
     if not stat.S_ISFIFO(os.fstat(fd).st_mode):
@@ -113,7 +126,10 @@ def ended_by_broken_pipe(fd: int) -> Iterator[None]:
 
 
 def _watch_errors(fd: int, callback: Callable[[], None]) -> Callable[[], None]:
-    """Call back when the pipe ``fd`` reports an error, the only event on its writing end."""
+    """Call back when the pipe ``fd`` reports an error.
+
+    This is the only event on its writing end.
+    """
     loop = asyncio.get_running_loop()
     watched = os.dup(fd)  # the event loop allows one reader per descriptor, and `_wait` may use this one
     loop.add_reader(watched, callback)

@@ -47,12 +47,18 @@ class Command:
     timeout_s: float | None
 
     def close(self) -> None:
-        """Stop reading. A foreground command that still runs is killed. Idempotent."""
+        """Stop reading.
+
+        A foreground command that still runs is killed. Idempotent.
+        """
         self.response.close()
 
 
 async def start_exec(engine: Engine, ref: str, request: ExecRequest) -> Command:
-    """Start a command; read it with `stream`. Raises `WrongState`, `ExecError`, `AgentError`, `NotFound`."""
+    """Start a command; read it with `stream`.
+
+    Raises `WrongState`, `ExecError`, `AgentError`, `NotFound`.
+    """
     start_timeout_s = min(
         _START_TIMEOUT_S, math.inf if request.timeout_s is None else request.timeout_s + _TIMEOUT_GRACE_S
     )
@@ -67,13 +73,19 @@ async def _start(engine: Engine, ref: str, request: ExecRequest) -> Response:
 
 
 def _with_defaults(request: ExecRequest, spec: VMSpec) -> ExecRequest:
-    """Fill in the VM's user and working directory. The guest resolves what is still relative."""
+    """Fill in the VM's user and working directory.
+
+    The guest resolves what is still relative.
+    """
     cwd = spec.cwd if request.cwd is None else posixpath.join(spec.cwd or "", request.cwd)
     return request.model_copy(update={"user": request.user or spec.user, "cwd": cwd})
 
 
 async def within_timeout(work: Awaitable[Response], ref: str, what: str, timeout_s: float | None = None) -> Response:
-    """Return the guest's response. Raises `AgentTimeout` if it does not arrive within ``timeout_s`` (default 30 s)."""
+    """Return the guest's response.
+
+    Raises `AgentTimeout` if it does not arrive within ``timeout_s`` (default 30 s).
+    """
     timeout_s = _START_TIMEOUT_S if timeout_s is None else timeout_s
     try:
         async with asyncio.timeout(timeout_s):
@@ -87,7 +99,9 @@ async def within_timeout(work: Awaitable[Response], ref: str, what: str, timeout
 
 
 async def stream(command: Command) -> AsyncIterator[bytes]:
-    """Yield the command's frames as bytes. Their headers are checked (`squib.guest.output`), their payloads are not.
+    """Yield the command's frames as bytes.
+
+    Their headers are checked (`squib.guest.output`), their payloads are not.
 
     If the guest is lost, stalls or sends something else, the last frame is an ``ERROR`` with the reason. Leaving early
     kills a foreground command.
@@ -102,7 +116,10 @@ async def stream(command: Command) -> AsyncIterator[bytes]:
 
 
 async def receive(command: Command) -> AsyncGenerator[bytes, None]:
-    """Yield what `stream` yields, but raise `AgentUnreachable` instead of adding a frame."""
+    """Yield what `stream` yields, except its last ``ERROR`` frame.
+
+    Raises `AgentUnreachable` instead of adding that frame.
+    """
     timeout_s = math.inf if command.timeout_s is None else command.timeout_s + _TIMEOUT_GRACE_S
     async with watched_response(command.engine, command.vm_id, command.response, timeout_s=timeout_s) as response:
         try:

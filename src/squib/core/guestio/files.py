@@ -1,4 +1,7 @@
-"""``files``: the files of a running VM. Contents are forwarded as they arrive, unread, in both directions."""
+"""``files``: the files of a running VM.
+
+Contents are forwarded as they arrive, unread, in both directions.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ _START_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True)
 class GuestStream:
-    """Bytes that a guest sends. ``length`` is their number if it is known in advance."""
+    """Bytes that a guest sends.
+
+    ``length`` is their number if it is known in advance.
+    """
 
     engine: Engine
     vm_id: str
@@ -33,7 +39,10 @@ class GuestStream:
         return self.response.length
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the bytes as they arrive. Raises `AgentUnreachable` if they break off."""
+        """Yield the bytes as they arrive.
+
+        Raises `AgentUnreachable` if they break off.
+        """
         async with watched_response(self.engine, self.vm_id, self.response) as response:
             async for chunk in response.stream():
                 yield chunk
@@ -57,13 +66,19 @@ async def read(
 
 
 async def list_directory(engine: Engine, ref: str, path: str, *, as_user: str | None = None) -> GuestStream:
-    """List the entries of a directory, as lines of JSON (protocol/agent.md)."""
+    """List the entries of a directory.
+
+    They are yielded as lines of JSON (protocol/agent.md).
+    """
     files = _files(engine, ref, as_user)
     return await _start(engine, ref, files.list(_resolve(engine, ref, path)))
 
 
 async def watch(engine: Engine, ref: str, path: str, *, recursive: bool, as_user: str | None = None) -> GuestStream:
-    """Follow the changes in a directory, as lines of JSON (protocol/agent.md)."""
+    """Follow the changes in a directory.
+
+    They are yielded as lines of JSON (protocol/agent.md).
+    """
     files = _files(engine, ref, as_user)
     return await _start(engine, ref, files.watch(_resolve(engine, ref, path), recursive=recursive))
 
@@ -91,7 +106,10 @@ async def write(
     mtime_ns: int | None,
     as_user: str | None = None,
 ) -> FileInfo:
-    """Write ``body`` to a file atomically. If ``body`` raises, nothing is left."""
+    """Write ``body`` to a file atomically.
+
+    If ``body`` raises, nothing is left.
+    """
     files, path = _files(engine, ref, as_user), _resolve(engine, ref, path)
 
     def send(upload: WatchedUpload) -> Awaitable[FileInfo]:
@@ -112,7 +130,9 @@ async def write_tar(
     parents: bool = False,
     as_user: str | None = None,
 ) -> dict[str, int]:
-    """Unpack a tar archive into a directory; return its numbers of ``entries`` and ``bytes``.
+    """Unpack a tar archive into a directory.
+
+    Returns the numbers of ``entries`` and ``bytes`` of the archive.
 
     With ``create`` the directory is new. It appears when the archive is complete, or not at all. With ``parents`` too,
     missing parent directories are created.
@@ -140,7 +160,10 @@ async def mkdir(
     parents: bool,
     as_user: str | None = None,
 ) -> None:
-    """Create a directory. With ``parents``, create missing parents too, and accept an existing directory."""
+    """Create a directory.
+
+    With ``parents``, create missing parents too, and accept an existing directory.
+    """
     await _files(engine, ref, as_user).mkdir(_resolve(engine, ref, path), mode=mode, user=user, parents=parents)
 
 
@@ -151,12 +174,18 @@ async def rename(engine: Engine, ref: str, source: str, target: str, *, as_user:
 
 
 async def remove(engine: Engine, ref: str, path: str, *, recursive: bool, as_user: str | None = None) -> None:
-    """Remove a file or an empty directory; with ``recursive``, a directory with its contents."""
+    """Remove a file or an empty directory.
+
+    With ``recursive``, a directory is removed with its contents.
+    """
     await _files(engine, ref, as_user).remove(_resolve(engine, ref, path), recursive=recursive)
 
 
 async def account(engine: Engine, ref: str, user: str | None) -> Account:
-    """Describe a user of the guest, by default the VM's user. Raises `NoSuchUser`, `WrongState`, `NotFound`."""
+    """Describe a user of the guest, by default the VM's user.
+
+    Raises `NoSuchUser`, `WrongState`, `NotFound`.
+    """
     agent = agent_of(engine, ref, "look up its users")
     return await agent.account(user or engine.store.get_vm(ref).spec.user)
 
@@ -167,7 +196,10 @@ def _files(engine: Engine, ref: str, as_user: str | None) -> AgentFiles:
 
 
 def _resolve(engine: Engine, ref: str, path: str) -> str:
-    """Return a path as the guest gets it. The guest resolves relative paths if the VM has no working directory."""
+    """Return a path as the guest gets it.
+
+    The guest resolves relative paths if the VM has no working directory.
+    """
     return check_path(posixpath.join(engine.store.get_vm(ref).spec.cwd or "", check_path(path)))
 
 

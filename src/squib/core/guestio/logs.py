@@ -21,12 +21,18 @@ _CHUNK_BYTES = 1 << 16
 
 
 def console(engine: Engine, ref: str, *, lines: int | None) -> bytes:
-    """Return the last ``lines`` of a VM's console since its last start (default all). Raises `NotFound`."""
+    """Return the last ``lines`` of a VM's console since its last start.
+
+    All lines are returned by default. Raises `NotFound`.
+    """
     return tail(_console_path(engine, ref), MAX_BYTES, lines=lines)
 
 
 def follow_console(engine: Engine, ref: str, *, lines: int | None) -> AsyncIterator[bytes]:
-    """Yield what `console` returns, then what the guest prints until the VM ends. Raises `NotFound`."""
+    """Yield what `console` returns, then what the guest prints.
+
+    It ends when the VM ends. Raises `NotFound`.
+    """
     vm_id = engine.store.get_vm(ref).vm_id
 
     def ended() -> bool:
@@ -44,7 +50,10 @@ def engine_log(engine: Engine, *, lines: int | None) -> bytes:
 
 
 def follow_engine_log(engine: Engine, *, lines: int | None) -> AsyncIterator[bytes]:
-    """Yield what `engine_log` returns, then what the engine logs, without end."""
+    """Yield what `engine_log` returns, then what the engine logs.
+
+    It has no end.
+    """
     return _follow(engine.home.engine_log, lines, lambda: False)
 
 
@@ -54,7 +63,10 @@ def _console_path(engine: Engine, ref: str) -> Path:
 
 
 async def _follow(path: Path, lines: int | None, ended: Callable[[], bool]) -> AsyncIterator[bytes]:
-    """Yield the end of a log and what is added to it, across rotations, until ``ended``."""
+    """Yield the end of a log and what is added to it, until ``ended``.
+
+    The log is followed across rotations.
+    """
     file: BinaryIO | None = None
     try:
         file = _open(path)

@@ -1,4 +1,6 @@
-"""Processes: commands that `squib.core.guestio.exec` has started, for any client.
+"""The processes of a guest, for any client.
+
+A process is a command that `squib.core.guestio.exec` has started.
 
 All functions raise `WrongState` if the VM does not run, `NotFound` and `AgentUnreachable`; those with a process ID also
 raise `NoSuchProcess`.
@@ -13,7 +15,10 @@ from squib.models import ProcessInfo, PtySize
 
 
 async def list_processes(engine: Engine, ref: str) -> list[ProcessInfo]:
-    """List running processes, and ended background processes that the guest still keeps; oldest first."""
+    """List the processes of a guest, oldest first.
+
+    These are running processes, and ended background processes that the guest still keeps.
+    """
     return await agent_of(engine, ref).processes()
 
 
@@ -25,10 +30,11 @@ async def get_process(engine: Engine, ref: str, process_id: str) -> ProcessInfo:
 async def attach(
     engine: Engine, ref: str, process_id: str, *, stdout: int = 0, stderr: int = 0, none: bool = False
 ) -> Command:
-    """Attach to a process: `squib.core.guestio.exec.stream` yields its output, starting at these offsets, and its end.
+    """Attach to a process, to follow its output.
 
-    Output that the guest no longer keeps is skipped. With ``none`` only the end is reported. Detaching does not affect
-    the process.
+    `squib.core.guestio.exec.stream` yields the output, starting at these offsets, and the end of the process. Output
+    that the guest no longer keeps is skipped. With ``none`` only the end is reported. Detaching does not affect the
+    process.
     """
     work = agent_of(engine, ref).output(process_id, stdout=stdout, stderr=stderr, none=none)
     response = await within_timeout(work, ref, "show the output")
@@ -36,12 +42,18 @@ async def attach(
 
 
 async def write_stdin(engine: Engine, ref: str, process_id: str, body: Body, *, close: bool) -> int:
-    """Write to the standard input of a process; return the bytes written. Also raises `StdinClosed`."""
+    """Write to the standard input of a process; return the bytes written.
+
+    Also raises `StdinClosed`.
+    """
     return await agent_of(engine, ref).write_stdin(process_id, body, close=close)
 
 
 async def send_signal(engine: Engine, ref: str, process_id: str, signal: int) -> None:
-    """Send a signal to a process group; with a terminal, to its foreground process group."""
+    """Send a signal to a process group.
+
+    If the process has a terminal, the signal goes to the foreground process group of the terminal.
+    """
     await agent_of(engine, ref).signal(process_id, signal)
 
 
@@ -51,5 +63,8 @@ async def resize(engine: Engine, ref: str, process_id: str, size: PtySize) -> No
 
 
 async def kill_process(engine: Engine, ref: str, process_id: str) -> None:
-    """Kill a process and its descendants, and forget it; return when they have ended."""
+    """Kill a process and its descendants, and forget it.
+
+    Returns when they have ended.
+    """
     await agent_of(engine, ref).kill(process_id)

@@ -1,6 +1,7 @@
-"""The stall watchdog: fails requests to guests that make no progress, so that no caller waits for ever.
+"""The stall watchdog: it fails requests to guests that make no progress.
 
-Only the time for which the engine waits for the guest counts: not the time of a slow client or of a paused VM.
+So no caller waits for ever. Only the time for which the engine waits for the guest counts: not the time of a slow
+client or of a paused VM.
 """
 
 from __future__ import annotations
@@ -36,7 +37,11 @@ class Progress:
 async def _wait_for_stall(
     engine: Engine, vm_id: str, progress: Callable[[], Progress], timeout_s: float = math.inf
 ) -> AgentTimeout:
-    """Return the error when the guest has stalled for `STALL_TIMEOUT_S`, or was waited for ``timeout_s`` in total."""
+    """Return the error when the guest has stalled or taken too long.
+
+    It has stalled after `STALL_TIMEOUT_S` without progress. It has taken too long when the engine has waited for it for
+    ``timeout_s`` in total.
+    """
     waited_s = stalled_s = 0.0
     count = -1
     while True:
@@ -102,7 +107,10 @@ class WatchedUpload:
         self._waiting = True
 
     def progress(self) -> Progress:
-        """Return how many bytes the guest has taken, and whether the engine waits for it."""
+        """Return how far the guest has taken the body.
+
+        This is how many bytes it has taken, and whether the engine waits for it.
+        """
         return Progress(self._waiting, self._taken_bytes)
 
 

@@ -1,4 +1,7 @@
-"""Terminals: background processes with a pty, their readers, and their input."""
+"""The terminals of guests, their readers, and their input.
+
+A terminal is a background process with a pty.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,9 @@ class TerminalAttachment:
         self._command.close()
 
     async def output(self) -> AsyncGenerator[Gap | Output | CommandEnd, None]:
-        """Yield output as it arrives, then how the command ended. Output that arrives together is one piece.
+        """Yield output as it arrives, then how the command ended.
+
+        Output that arrives together is one piece.
 
         Raises `AgentUnreachable` if the guest is lost.
         """
@@ -101,13 +106,19 @@ class TerminalAttachment:
             await processes.resize(self._engine, self._ref, self.process_id, size)
 
     async def signal(self, number: int) -> None:
-        """Send a signal to the foreground process group. Does nothing if the command has ended."""
+        """Send a signal to the foreground process group.
+
+        Does nothing if the command has ended.
+        """
         await self._wait_until_resumed()
         with contextlib.suppress(NoSuchProcess):
             await processes.send_signal(self._engine, self._ref, self.process_id, number)
 
     async def write(self, data: bytes) -> None:
-        """Write input. Raises `StdinClosed`, `NoSuchProcess` if the command no longer reads it."""
+        """Write input.
+
+        Raises `StdinClosed`, `NoSuchProcess` if the command no longer reads it.
+        """
         await self._wait_until_resumed()
         await processes.write_stdin(self._engine, self._ref, self.process_id, data, close=False)
 
@@ -123,16 +134,19 @@ class TerminalAttachment:
 
 
 async def start_terminal(engine: Engine, ref: str, request: ExecRequest) -> TerminalAttachment:
-    """Start a background command in a new terminal. Raises what `squib.core.guestio.exec.start_exec` raises."""
+    """Start a background command in a new terminal.
+
+    Raises what `squib.core.guestio.exec.start_exec` raises.
+    """
     return await _begun(TerminalAttachment(engine, ref, await exec.start_exec(engine, ref, request), position=0))
 
 
 async def attach_terminal(
     engine: Engine, ref: str, process_id: str, *, offset: int, size: PtySize | None
 ) -> TerminalAttachment:
-    """Attach to a process's terminal, starting at ``offset`` of its output, and set its ``size``.
+    """Attach to a process's terminal, and set its ``size``.
 
-    Raises `NoTerminal`, and what `squib.core.guestio.processes.attach` raises.
+    The output starts at ``offset``. Raises `NoTerminal`, and what `squib.core.guestio.processes.attach` raises.
     """
     info = await processes.get_process(engine, ref, process_id)
     if info.pty is None:
@@ -159,9 +173,10 @@ async def _begun(terminal: TerminalAttachment) -> TerminalAttachment:
 
 
 class InputWriter:
-    """Writes input to a terminal, in order and one request at a time; other clients may write too.
+    """A writer of input to a terminal, in order.
 
-    Input that arrives during a request is sent with the next one. Holds at most `_MAX_WAITING_BYTES` and one piece.
+    It sends one request at a time. Other clients may write too. Input that arrives during a request is sent with the
+    next one. Holds at most `_MAX_WAITING_BYTES` and one piece.
     """
 
     def __init__(self, terminal: TerminalAttachment) -> None:
@@ -172,7 +187,10 @@ class InputWriter:
         self._refused = False
 
     async def put(self, data: bytes) -> None:
-        """Queue ``data``, when there is room. Drops it if the command no longer reads."""
+        """Queue ``data``, when there is room.
+
+        Drops it if the command no longer reads.
+        """
         async with self._changed:
             await self._changed.wait_for(lambda: len(self._waiting) < _MAX_WAITING_BYTES or self._refused)
             if not self._refused:
@@ -186,7 +204,10 @@ class InputWriter:
             self._changed.notify_all()
 
     async def run(self) -> None:
-        """Write queued input until the `end`. Drops it once the command no longer reads."""
+        """Write queued input until the `end`.
+
+        Drops it once the command no longer reads.
+        """
         while True:
             async with self._changed:
                 await self._changed.wait_for(lambda: self._waiting or self._ended)

@@ -1,4 +1,6 @@
-"""Bonds: a bound VM is deleted when its client is gone, as in `squib run` and ``with VM()``.
+"""Bonds: a bound VM is deleted when its client is gone.
+
+`squib run` and ``with VM()`` create bound VMs.
 
 The database stores that a VM is bound, from its creation on. A client holds a bound VM with a request that stays open.
 When the last such request ends because its client has disconnected or ended, the VM is deleted. It is also deleted if
@@ -41,12 +43,18 @@ async def hold_vm(engine: Engine, ref: str, *, if_bound: bool = False) -> None:
 
 
 async def release_vm(engine: Engine, ref: str) -> None:
-    """Make the VM ``ref`` independent of the clients that hold it. Raises `NotFound`, `DiskFull`."""
+    """Make the VM ``ref`` independent of the clients that hold it.
+
+    Raises `NotFound`, `DiskFull`.
+    """
     engine.store.set_bound(engine.store.get_vm(ref).vm_id, False)
 
 
 async def client_left(engine: Engine, ref: str) -> None:
-    """Delete the VM ``ref`` after its client has disconnected, unless another holds it or it is no longer bound."""
+    """Delete the VM ``ref`` after its client has disconnected.
+
+    It is not deleted if another client holds it, or if it is no longer bound.
+    """
     with suppress(NotFound, RecordCorrupt):
         record = engine.store.get_vm(ref)
         if record.bound and not engine.holders[record.vm_id]:

@@ -38,7 +38,9 @@ async def create_vm(
     on_progress: OnProgress,
     boot_timeout_s: float = DEFAULT_BOOT_TIMEOUT_S,
 ) -> VMRecord:
-    """Create a VM from ``config``. Build its kernel and image first if they are not in the cache.
+    """Create a VM from ``config``.
+
+    Build its kernel and image first if they are not in the cache.
 
     With ``start``, return when it has booted. A ``bound`` VM is deleted if no client holds it soon after its creation
     (`squib.core.lifecycle.bonds`). A failure or a cancellation of this call removes the VM completely.
@@ -108,7 +110,10 @@ async def _create(
 
 
 def new_id() -> str:
-    """Return a new VM ID, such as ``vm-7k2mq9xd``: 40 random bits, without characters that look alike."""
+    """Return a new VM ID, such as ``vm-7k2mq9xd``.
+
+    It has 40 random bits, and no characters that look alike.
+    """
     return "vm-" + "".join(secrets.choice(ID_ALPHABET) for _ in range(_ID_LENGTH))
 
 

@@ -33,12 +33,18 @@ async def delete_vm(engine: Engine, ref: str) -> None:
 
 
 async def wait_deleted(engine: Engine, ref: str) -> None:
-    """Wait until the VM ``ref`` has been deleted. Raises `NotFound` if it does not exist."""
+    """Wait until the VM ``ref`` has been deleted.
+
+    Raises `NotFound` if it does not exist.
+    """
     await engine.deleted_event(engine.store.find(ref).vm_id).wait()
 
 
 async def remove(engine: Engine, record: VMRecord | BrokenRecord) -> None:
-    """Delete a VM. The caller has its turn, or no other verb can run on it yet."""
+    """Delete a VM.
+
+    The caller has its turn, or no other verb can run on it yet.
+    """
     if isinstance(record, VMRecord):
         transitions.transition(engine.store, record, VMState.DELETING)
     await release(engine, record.vm_id, ALL)

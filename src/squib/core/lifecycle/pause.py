@@ -73,7 +73,10 @@ async def resume_vm(engine: Engine, ref: str) -> VMRecord:
 
 
 def _settle_later(engine: Engine, vm_id: str, vm: RunningVM) -> None:
-    """Settle the state after a failed command to the VMM: ask the VMM until it responds, and store the answer."""
+    """Settle the state after a failed command to the VMM.
+
+    In the background, ask the VMM until it responds, and store the answer.
+    """
     engine.background(_settle(engine, vm_id, vm), name=f"settle {vm_id}")
 
 

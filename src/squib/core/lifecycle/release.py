@@ -1,4 +1,7 @@
-"""Release the host resources of an owner: its leases, newest first. No other code does. Each step is idempotent."""
+"""Release the host resources of an owner: its leases, newest first.
+
+No other code does. Each step is idempotent.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ async def release(engine: Engine, vm_id: str, kinds: frozenset[LeaseKind]) -> No
 
 
 async def release_owner(engine: Engine, owner: Owner, kinds: frozenset[LeaseKind] = ALL) -> None:
-    """Release an owner's leases of these kinds. Each lease is removed after its resource is released."""
+    """Release an owner's leases of these kinds.
+
+    Each lease is removed after its resource is released.
+    """
     for lease in engine.store.leases(owner):
         if lease.kind in kinds:
             await _RELEASE[lease.kind](engine, lease)
@@ -33,7 +39,10 @@ async def release_owner(engine: Engine, owner: Owner, kinds: frozenset[LeaseKind
 
 
 async def kill_all(engine: Engine) -> None:
-    """Kill all VMs of an engine whose state directory was removed, because no other engine can adopt them."""
+    """Kill all VMs of an engine whose state directory was removed.
+
+    No other engine can adopt them.
+    """
     for vm_id, vm in list(engine.running.items()):
         log.warning("the state directory %s was removed: killing VM %s", engine.home.root, vm_id)
         del engine.running[vm_id]

@@ -41,7 +41,9 @@ _SHOWN_BYTES = 16 * 1024
 
 
 async def start_vm(engine: Engine, ref: str, *, boot_timeout_s: float = DEFAULT_BOOT_TIMEOUT_S) -> VMRecord:
-    """Boot the VM ``ref`` and return when it is ready. A running VM is not changed.
+    """Boot the VM ``ref`` and return when it is ready.
+
+    A running VM is not changed.
 
     The number of simultaneous boots is limited. ``boot_timeout_s`` counts from the start of this VM's VMM. Raises
     `BootFailed` and `BootTimeout`, after which the VM is in ``error``; `WrongState`, `NotFound`.
@@ -81,7 +83,9 @@ def _end(engine: Engine, record: VMRecord, state: VMState, reason: str) -> None:
 
 
 async def boot(engine: Engine, record: VMRecord, *, boot_timeout_s: float) -> None:
-    """Start the VMM of a VM, wait for its agent, and set the VM to ``running``. The caller has the VM's turn.
+    """Start the VMM of a VM, and wait for its agent.
+
+    The VM is then set to ``running``. The caller has the VM's turn.
 
     A failure or a cancellation releases all resources that were taken. The caller then settles the state.
     """
@@ -120,7 +124,10 @@ async def _machine_spec(engine: Engine, record: VMRecord) -> MachineSpec:
 
 
 def _find_kernel(engine: Engine, ref: AssetRef) -> Kernel:
-    """Return the kernel of a VM. Raises `NotFound`, `ImageCorrupt`, `InvalidArgument`."""
+    """Return the kernel of a VM.
+
+    Raises `NotFound`, `ImageCorrupt`, `InvalidArgument`.
+    """
     return user.inspect(Path(ref.path)) if isinstance(ref, HostFileRef) else engine.kernels.get(ref.digest)
 
 
@@ -217,5 +224,8 @@ async def _settle_when_it_ends(engine: Engine, vm_id: str, vm: RunningVM) -> Non
 
 
 def choose_uid() -> int:
-    """Choose the uid of a new VM's VMM, at random so that several engines on a host rarely choose the same."""
+    """Choose the uid of a new VM's VMM.
+
+    It is chosen at random, so that several engines on a host rarely choose the same.
+    """
     return FIRST_UID + random.SystemRandom().randrange(UID_COUNT)

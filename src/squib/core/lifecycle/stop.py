@@ -1,4 +1,7 @@
-"""``stop``: shut a VM down, or kill it if it does not power off in time. The disk is kept."""
+"""``stop``: shut a VM down, or kill it if it does not power off in time.
+
+The disk is kept.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,10 @@ _GRACE_SHARE = 0.4
 
 
 async def stop_vm(engine: Engine, ref: str, *, timeout_s: float = DEFAULT_STOP_TIMEOUT_S) -> VMRecord:
-    """Stop the VM ``ref``: the guest ends its processes, syncs its disk and powers off.
+    """Stop the VM ``ref``.
 
-    After ``timeout_s`` the VMM is killed. A start is cancelled, and a stop with a later deadline is superseded. A VM
-    that does not run is not changed. Raises `NotFound`.
+    The guest ends its processes, syncs its disk and powers off. After ``timeout_s`` the VMM is killed. A start is
+    cancelled, and a stop with a later deadline is superseded. A VM that does not run is not changed. Raises `NotFound`.
     """
     vm_id = engine.store.get_vm(ref).vm_id
 
@@ -48,7 +51,9 @@ async def stop_vm(engine: Engine, ref: str, *, timeout_s: float = DEFAULT_STOP_T
 async def _power_off_and_settle(
     engine: Engine, record: VMRecord, vm: RunningVM | None, turn: Turn, timeout_s: float
 ) -> None:
-    """Power off and settle. Once begun, a stop is completed even if its caller is cancelled.
+    """Power off and settle.
+
+    Once begun, a stop is completed even if its caller is cancelled.
 
     If a more urgent verb supersedes this one, that verb completes it.
     """
@@ -61,7 +66,10 @@ async def _power_off_and_settle(
 
 
 async def _power_off(vm: RunningVM, state: VMState, timeout_s: float) -> str:
-    """Ask the guest to power off and wait until its VMM ends, at most ``timeout_s``. Return the outcome as text."""
+    """Ask the guest to power off, and wait until its VMM ends.
+
+    The wait takes at most ``timeout_s``. Returns the outcome as text.
+    """
     try:
         async with asyncio.timeout(timeout_s):
             try:

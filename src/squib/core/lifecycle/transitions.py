@@ -1,4 +1,6 @@
-"""The states of a VM and the transitions between them: one table for every state change.
+"""The states of a VM and the transitions between them.
+
+One table has every state change.
 
     creating ──> created ──> starting ──> running ──> stopping ──> stopped
         │                       │  ^       ^   │  │                   │
@@ -50,13 +52,19 @@ def sources(to: VMState) -> frozenset[VMState]:
 
 
 def transition(store: Store, record: VMRecord, to: VMState, *, reason: str = "", **columns: object) -> None:
-    """Change the state of a VM if its current state allows that. Raises `WrongState`."""
+    """Change the state of a VM if its current state allows that.
+
+    Raises `WrongState`.
+    """
     if not store.change_state(record.vm_id, expected=sources(to), to=to, reason=reason, **columns):
         raise wrong_state(store.get_vm(record.vm_id), _VERBS.get(to, to.value))
 
 
 def wrong_state(record: VMRecord, wanted: str) -> WrongState:
-    """Return the error for an operation that the VM's current state does not allow, such as ``pause it``."""
+    """Return the error for an operation that the state does not allow.
+
+    ``wanted`` is the operation, such as ``pause it``. The state is the current one of the VM.
+    """
     why = f" ({record.reason})" if record.reason else ""
     hint = {
         VMState.CREATED: f"squib start {record.name}",

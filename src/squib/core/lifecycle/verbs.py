@@ -1,4 +1,6 @@
-"""Run the verbs on each VM one at a time. An urgent verb does not wait for a slow one.
+"""Run the verbs on each VM one at a time.
+
+An urgent verb does not wait for a slow one.
 
 Verbs run in the order in which they were called. A delete supersedes every other verb. A stop supersedes all verbs but
 a delete and a stop with an earlier deadline. A superseded verb that is running is cancelled and cleans up; one that is
@@ -21,7 +23,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, order=True)
 class Urgency:
-    """The urgency of a verb: first by rank, then by the earlier deadline (in the event loop's time)."""
+    """The urgency of a verb.
+
+    Verbs are ordered by rank first, then by the earlier deadline (in the event loop's time).
+    """
 
     rank: int
     minus_deadline: float = -math.inf
@@ -38,7 +43,10 @@ def stop_within(timeout_s: float) -> Urgency:
 
 @dataclass(eq=False)
 class Turn:
-    """A verb that is running or waiting. ``superseded_by`` names the verb that superseded it."""
+    """A verb that is running or waiting.
+
+    ``superseded_by`` names the verb that superseded it.
+    """
 
     verb: str
     urgency: Urgency
@@ -53,7 +61,10 @@ class _Queue:
 
 
 class VerbQueues:
-    """The verb queue of each VM. A queue exists only while it contains verbs."""
+    """The verb queue of each VM.
+
+    A queue exists only while it contains verbs.
+    """
 
     def __init__(self) -> None:
         self._queues: dict[str, _Queue] = {}
@@ -101,7 +112,10 @@ class VerbQueues:
 
 
 async def _finish(task: asyncio.Task[Any]) -> None:
-    """Wait until ``task`` has ended. If this call is cancelled, cancel ``task`` and wait until it has cleaned up."""
+    """Wait until ``task`` has ended.
+
+    If this call is cancelled, cancel ``task`` and wait until it has cleaned up.
+    """
     try:
         await asyncio.wait({task})
     except asyncio.CancelledError:

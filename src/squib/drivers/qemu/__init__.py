@@ -1,1 +1,4 @@
-"""The QEMU driver. Guests run with KVM if it works, else with TCG, QEMU's emulation."""
+"""The QEMU driver.
+
+Guests run with KVM if it works, else with TCG, QEMU's emulation.
+"""

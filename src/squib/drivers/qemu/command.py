@@ -1,4 +1,6 @@
-"""Build QEMU's command line for a machine, from descriptor numbers. Pure functions.
+"""Build QEMU's command line for a machine, from descriptor numbers.
+
+Pure functions.
 
 QEMU opens no file by its own path. The engine may be root, with a private state directory, while QEMU runs as the VM's
 own user. So QEMU inherits every file and socket as a descriptor: disks through ``-add-fd`` and ``/dev/fdset``, and
@@ -74,7 +76,10 @@ class Acceleration:
 
 
 def kernel_command_line(accel: Acceleration, boot_args: str = "") -> str:
-    """Return the guest kernel's command line. The user's ``boot_args`` come last, so they take precedence."""
+    """Return the guest kernel's command line.
+
+    The user's ``boot_args`` come last, so they take precedence.
+    """
     return " ".join((*_COMMON_BOOT_ARGS, *(() if accel.kvm else _TCG_BOOT_ARGS), *boot_args.split()))
 
 
@@ -141,7 +146,9 @@ def _chardev(name: str, fd: int) -> list[str]:
 
 
 def _disk(disk: Disk, fd: int, *, fdset: int) -> list[str]:
-    """Return the options of a virtio disk. The agent finds it by its serial number.
+    """Return the options of a virtio disk.
+
+    The agent finds it by its serial number.
 
     The cache is write-back, and QEMU executes the guest's flushes. QEMU's image locks are off: the engine decides which
     VM uses an overlay, and a lock on an inherited open file is shared by every process that inherited it. Errors of the

@@ -16,7 +16,9 @@ _OUTPUT_BYTES = 64 * 1024
 
 
 def pump_console(connection: socket.socket, paths: QemuPaths) -> LogPump:
-    """Copy the guest's console into its log. Takes over a connection to the console's socket.
+    """Copy the guest's console into its log.
+
+    Takes over a connection to the console's socket.
 
     A guest that prints faster than the engine reads is blocked, as by any serial port. While no engine is connected,
     QEMU discards the output.
@@ -25,7 +27,9 @@ def pump_console(connection: socket.socket, paths: QemuPaths) -> LogPump:
 
 
 def pump_output(paths: QemuPaths) -> LogPump:
-    """Copy QEMU's output into its log. QEMU never blocks on it: output is lost while the pipe is full.
+    """Copy QEMU's output into its log.
+
+    QEMU never blocks on it: output is lost while the pipe is full.
 
     Raises `OSError`, for example for a QEMU that an older squib started, which has no pipe.
     """

@@ -173,7 +173,10 @@ def _vms_may_open(device: Path) -> bool:
 
 
 def _open(spec: MachineSpec, paths: QemuPaths, opened: contextlib.ExitStack, *, private: bool) -> Descriptors:
-    """Open and create the files that QEMU inherits. ``private``: QEMU runs as another user than this process."""
+    """Open and create the files that QEMU inherits.
+
+    ``private``: QEMU runs as another user than this process.
+    """
 
     def file(path: Path, flags: int) -> int:
         try:
@@ -204,7 +207,10 @@ def _open(spec: MachineSpec, paths: QemuPaths, opened: contextlib.ExitStack, *, 
 
 
 def _guest_memory(spec: MachineSpec, opened: contextlib.ExitStack) -> int:
-    """Create the guest's memory as a memfd. It is sealed, so its size cannot change while it is mapped."""
+    """Create the guest's memory as a memfd.
+
+    It is sealed, so its size cannot change while it is mapped.
+    """
     fd = os.memfd_create(f"squib-{spec.vm_id}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     opened.callback(os.close, fd)
     os.ftruncate(fd, spec.memory.size_mib << 20)
@@ -213,7 +219,10 @@ def _guest_memory(spec: MachineSpec, opened: contextlib.ExitStack) -> int:
 
 
 def _memory_copy(source: int, name: str, opened: contextlib.ExitStack) -> int:
-    """Copy a file into a memfd. QEMU opens the descriptor again as another user, who may not open the file itself."""
+    """Copy a file into a memfd.
+
+    QEMU opens the descriptor again as another user, who may not open the file itself.
+    """
     fd = os.memfd_create(name[:200], os.MFD_CLOEXEC)
     opened.callback(os.close, fd)
     with open(source, "rb", closefd=False) as src, open(fd, "wb", closefd=False) as dst:

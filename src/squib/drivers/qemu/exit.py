@@ -1,4 +1,6 @@
-"""Find out why a QEMU ended, from the evidence. Pure functions. The guest controls most of the evidence.
+"""Find out why a QEMU ended, from the evidence.
+
+Pure functions. The guest controls most of the evidence.
 
 With ``-no-reboot``, QEMU exits with status 0 after a power-off, a reboot or a panic of the guest. QEMU's SHUTDOWN event
 distinguishes a power-off from a reset. The guest's console distinguishes a panic, which resets the machine

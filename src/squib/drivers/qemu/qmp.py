@@ -29,7 +29,10 @@ _CLOSED = {"error": {"desc": "QEMU closed its monitor"}}
 
 
 class QMP(asyncio.Protocol):
-    """A connection to one QEMU's monitor. If QEMU hangs, calls fail after their timeout."""
+    """A connection to one QEMU's monitor.
+
+    If QEMU hangs, calls fail after their timeout.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         """See `connect`."""
@@ -44,7 +47,10 @@ class QMP(asyncio.Protocol):
 
     @classmethod
     async def connect(cls, path: Path, *, timeout_s: float = TIMEOUT_S) -> QMP:
-        """Connect to the monitor at ``path``. Raises `ToolFailed` if QEMU does not respond in time, or ends."""
+        """Connect to the monitor at ``path``.
+
+        Raises `ToolFailed` if QEMU does not respond in time, or ends.
+        """
         try:
             connection = sockets.connect(path)
         except OSError as error:

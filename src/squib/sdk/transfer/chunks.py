@@ -133,7 +133,10 @@ def threaded(work: Callable[[], T]) -> asyncio.Future[T]:
 
 
 class _CallerExitError(Exception):
-    """The caller's code in a thread raised a GeneratorExit. A task that gets one from a future closes its coroutine."""
+    """The caller's code in a thread raised a GeneratorExit.
+
+    A task that gets one from a future closes its coroutine.
+    """
 
     def __init__(self, error: GeneratorExit) -> None:
         super().__init__()
@@ -191,7 +194,10 @@ class Resumable(Generic[T]):
         self._coming: asyncio.Task[T] | None = None
 
     async def next(self) -> T:
-        """Return the next item. Raises `StopAsyncIteration` at the end, and any error of the generator."""
+        """Return the next item.
+
+        Raises `StopAsyncIteration` at the end, and any error of the generator.
+        """
         if self._coming is None:
             self._coming = asyncio.create_task(_next(self._items), name="next item")
         item = await asyncio.shield(self._coming)
@@ -223,7 +229,10 @@ class ThreadReader:
         self.read_bytes = 0
 
     def read(self, size: int, /) -> bytes:
-        """Return 1 to ``size`` bytes, or ``b""`` at the end. Raises any error of the stream."""
+        """Return 1 to ``size`` bytes, or ``b""`` at the end.
+
+        Raises any error of the stream.
+        """
         if not self._rest:
             self._rest = memoryview(asyncio.run_coroutine_threadsafe(self._next(), self._loop).result())
         piece, self._rest = bytes(self._rest[:size]), self._rest[size:]
@@ -247,18 +256,27 @@ class ThreadReader:
 
 
 async def blocking(work: Callable[..., T], *args: Any) -> T:
-    """Run short blocking ``work`` in a thread. On cancellation, wait until it finishes."""
+    """Run short blocking ``work`` in a thread.
+
+    On cancellation, wait until it finishes.
+    """
     return await to_its_end(asyncio.get_running_loop().run_in_executor(None, work, *args))
 
 
 async def reading(work: Callable[[ThreadReader], T], chunks: AsyncIterator[bytes]) -> T:
-    """Run ``work``, which reads ``chunks``, in a thread. On cancellation, cancel the reader and wait for ``work``."""
+    """Run ``work``, which reads ``chunks``, in a thread.
+
+    On cancellation, cancel the reader and wait for ``work``.
+    """
     reader = ThreadReader(chunks)
     return await to_its_end(threaded(lambda: work(reader)), reader.cancel)
 
 
 async def to_its_end(running: asyncio.Future[T], on_cancel: Callable[[], None] = lambda: None) -> T:
-    """Wait for ``running``. On cancellation, call ``on_cancel`` and still wait until it finishes."""
+    """Wait for ``running``.
+
+    On cancellation, call ``on_cancel`` and still wait until it finishes.
+    """
     try:
         return await _result(asyncio.shield(running))
     except asyncio.CancelledError:

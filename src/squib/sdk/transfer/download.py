@@ -1,4 +1,7 @@
-"""Copy files and directories from a guest to this machine. `AsyncFiles.download` documents the rules."""
+"""Copy files and directories from a guest to this machine.
+
+`AsyncFiles.download` documents the rules.
+"""
 
 from __future__ import annotations
 
@@ -125,7 +128,10 @@ class _NewFile:
 
 
 def _resolve_file(place: Path) -> Path:
-    """Follow a symbolic link, as cp does. Raises `NotAFile` for anything else than a file."""
+    """Follow a symbolic link, as cp does.
+
+    Raises `NotAFile` for anything else than a file.
+    """
     resolved = place.resolve()
     if resolved.exists() and not resolved.is_file():
         kind = IsADirectory if resolved.is_dir() else NotAFile
@@ -175,7 +181,10 @@ async def _download_tree(
 
 @contextmanager
 def _directory(place: Path) -> Iterator[tuple[Path, bool]]:
-    """Yield the directory to fill, and whether it is new. A new one is renamed to ``place`` on success."""
+    """Yield the directory to fill, and whether it is new.
+
+    A new one is renamed to ``place`` on success.
+    """
     if place.is_dir():
         yield place, False
         return

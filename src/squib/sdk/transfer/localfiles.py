@@ -63,14 +63,20 @@ def local_errors(path: str | bytes | os.PathLike[str]) -> Iterator[None]:
 
 
 def escaped(name: str | bytes | os.PathLike[str]) -> str:
-    """Escape a name for use in a one-line message. Names over 200 characters are truncated."""
+    """Escape a name for use in a one-line message.
+
+    Names over 200 characters are truncated.
+    """
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
     return text if len(text) <= _SHOWN_NAME else text[:_SHOWN_NAME] + "…"
 
 
 def write_sparse(fd: int, data: bytes) -> None:
-    """Write ``data`` at the file's offset, and leave holes for zeros. The caller sets the file's size at the end."""
+    """Write ``data`` at the file's offset, and leave holes for zeros.
+
+    The caller sets the file's size at the end.
+    """
     start = at = 0
     while at < len(data):
         end = at

@@ -35,7 +35,10 @@ _TYPES = {
 
 
 def measure(directory: str) -> int:
-    """Return how many bytes of files `Packing` would send now. Blocks. Raises the same errors as `Packing.chunks`."""
+    """Return how many bytes of files `Packing` would send now.
+
+    Blocks. Raises the same errors as `Packing.chunks`.
+    """
     total = 0
     linked: set[tuple[int, int]] = set()
     for found in _walk(directory):
@@ -67,7 +70,9 @@ class Packing:
         self._linked: dict[tuple[int, int], str] = {}
 
     def chunks(self) -> Iterator[bytes]:
-        """Yield the archive in chunks of about 256 KiB. Call it once. Blocks while reading.
+        """Yield the archive in chunks of about 256 KiB.
+
+        Call it once. Blocks while reading.
 
         A file that grows during packing is truncated to its initial size. Raises `TransferFailed` for a file that
         shrinks, `InvalidArgument` for a tree of more than 100 levels, and `NoSuchFile`, `NotADirectory`,
@@ -121,7 +126,10 @@ class Packing:
         yield from self._put(bytes(-status.st_size % BLOCK))
 
     def file_chunks(self, fd: int, member: str, mode: int) -> Iterator[bytes]:
-        """Yield an archive of one open file with the name ``member``. Call it once, instead of `chunks`."""
+        """Yield an archive of one open file with the name ``member``.
+
+        Call it once, instead of `chunks`.
+        """
         with local_errors(self._directory):
             yield from self._put_file(fd, self._directory, member, os.fstat(fd), mode)
         self.entries += 1
@@ -183,7 +191,10 @@ def encode_header(
     link: str,
     xattrs: Xattrs = (),
 ) -> bytes:
-    """Encode the header of an archive entry. ``type_`` is one of `tarfile`'s, ``owner`` a user and a group ID."""
+    """Encode the header of an archive entry.
+
+    ``type_`` is one of `tarfile`'s, ``owner`` a user and a group ID.
+    """
     info = tarfile.TarInfo(member)
     info.type = type_
     info.mode = mode

@@ -1,4 +1,7 @@
-"""Copy files and directories from one guest to another. `AsyncFiles.upload` documents the rules."""
+"""Copy files and directories from one guest to another.
+
+`AsyncFiles.upload` documents the rules.
+"""
 
 from __future__ import annotations
 

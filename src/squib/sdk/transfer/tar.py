@@ -72,7 +72,9 @@ _SPARSE_RECORDS = (b"GNU.sparse.", b"SCHILY.realsize")
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """An unvalidated archive entry. ``mode`` is the permission bits only; ``link`` is the target of a link.
+    """An unvalidated archive entry.
+
+    ``mode`` is the permission bits only; ``link`` is the target of a link.
 
     ``xattrs`` are the extended attributes of the ``user`` namespace; others are dropped.
     """
@@ -97,14 +99,20 @@ class Readable(Protocol):
 
 
 class TarReader:
-    """Iterate over the members of an archive. Read a file's `content` before you take the next member."""
+    """Iterate over the members of an archive.
+
+    Read a file's `content` before you take the next member.
+    """
 
     def __init__(self, source: Readable) -> None:
         self._input = _Input(source)
         self._left = 0
 
     def __iter__(self) -> Iterator[Member]:
-        """Yield the members. Raises `ArchiveRefused`, or `TransferFailed` if the guest reports an error."""
+        """Yield the members.
+
+        Raises `ArchiveRefused`, or `TransferFailed` if the guest reports an error.
+        """
         while (member := self._next()) is not None:
             self._left = member.size
             yield member
@@ -180,7 +188,10 @@ class _Input:
         return b"".join(pieces)
 
     def only_zeros(self, limit: int) -> None:
-        """Read to the end. Raise `ArchiveRefused` for a nonzero byte or more than ``limit`` bytes."""
+        """Read to the end.
+
+        Raise `ArchiveRefused` for a nonzero byte or more than ``limit`` bytes.
+        """
         data = self._data[self._at :]
         while not data.strip(b"\0") and len(data) <= limit:
             limit -= len(data)

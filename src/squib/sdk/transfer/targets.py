@@ -41,7 +41,10 @@ class Counter:
 
 @dataclass(frozen=True)
 class Named:
-    """A source path and its name in a target directory. The name is empty if only the contents are copied."""
+    """A source path and its name in a target directory.
+
+    The name is empty if only the contents are copied.
+    """
 
     path: str
     name: str
@@ -88,7 +91,10 @@ async def stat_or_none(client: FileClient, path: str) -> FileInfo | None:
 
 
 async def stat_to_copy(client: FileClient, path: str) -> FileInfo:
-    """Return what is at a path of the guest. Raises `NotAFile` if it cannot be copied."""
+    """Return what is at a path of the guest.
+
+    Raises `NotAFile` if it cannot be copied.
+    """
     info = await client.stat(path)
     if info.type not in (FileType.FILE, FileType.DIRECTORY):
         raise NotAFile(f"{escaped(path)} is a {info.type}, neither a file nor a directory")
@@ -96,7 +102,10 @@ async def stat_to_copy(client: FileClient, path: str) -> FileInfo:
 
 
 async def is_new_directory(client: FileClient, source: Named, place: str) -> bool:
-    """Return whether ``place`` is free for a directory. Raises `NotADirectory` if something else is there."""
+    """Return whether ``place`` is free for a directory.
+
+    Raises `NotADirectory` if something else is there.
+    """
     there = await stat_or_none(client, place)
     if there and there.type is not FileType.DIRECTORY:
         raise NotADirectory(
@@ -106,7 +115,10 @@ async def is_new_directory(client: FileClient, source: Named, place: str) -> boo
 
 
 async def counted(chunks: AsyncGenerator[bytes, None], count: Callable[[int], None]) -> AsyncGenerator[bytes, None]:
-    """Yield ``chunks``. Call ``count`` with 0 first, then with the size of each consumed chunk."""
+    """Yield ``chunks``.
+
+    Call ``count`` with 0 first, then with the size of each consumed chunk.
+    """
     async with aclosing(chunks):
         count(0)
         async for chunk in chunks:

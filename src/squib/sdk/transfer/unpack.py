@@ -54,7 +54,9 @@ def unpack(
     new_target: bool = False,
     limits: Limits | None = None,
 ) -> CopyResult:
-    """Unpack the archive ``source`` into the existing directory ``target``. Blocks.
+    """Unpack the archive ``source`` into the existing directory ``target``.
+
+    Blocks.
 
     Files get the archive's permission bits, without set-id, and its times. They are renamed into place: an existing
     file or link is replaced, and links are not followed. Existing directories are kept and get the archive's mode and
@@ -208,7 +210,10 @@ class _Unpacking:
                 self._set_attributes(self._tree.reopen(_split_path(path)), *self._directories[path])
 
     def _set_xattrs(self, fd: int, member: Member) -> None:
-        """Set the user attributes of a member, with ``keep_owner`` only. A file system without them has none."""
+        """Set the user attributes of a member, with ``keep_owner`` only.
+
+        A file system without them has none.
+        """
         for name, value in member.xattrs if self._keep_owner else ():
             try:
                 os.setxattr(fd, name, value)
@@ -239,7 +244,10 @@ class _Tree:
         os.close(self._fds.pop())
 
     def directory(self, member: Member, names: Sequence[bytes]) -> int:
-        """Open the directory ``names`` below the target; create missing ones. Valid until the next call."""
+        """Open the directory ``names`` below the target; create missing ones.
+
+        Valid until the next call.
+        """
         self._leave(self._common(names))
         for name in names[len(self._names) :]:
             try:
@@ -343,7 +351,10 @@ def _open_or_make(parent: int, name: bytes) -> int:
 
 @contextlib.contextmanager
 def _temporary_name(directory: int) -> Iterator[bytes]:
-    """Yield an unused name in ``directory``. A file with this name is removed after the block."""
+    """Yield an unused name in ``directory``.
+
+    A file with this name is removed after the block.
+    """
     name = f".squib-{secrets.token_hex(8)}".encode()
     try:
         yield name

@@ -1,4 +1,7 @@
-"""Copy local files and directories to a guest. `AsyncFiles.upload` documents the rules."""
+"""Copy local files and directories to a guest.
+
+`AsyncFiles.upload` documents the rules.
+"""
 
 from __future__ import annotations
 
