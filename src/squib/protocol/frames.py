@@ -51,7 +51,10 @@ class Frame:
     offset: int = 0
 
     def json(self) -> dict[str, Any]:
-        """Parse the payload of a frame that is not output. Raises `FrameError` if it is not a JSON object."""
+        """Parse the payload of a frame that is not output.
+
+        Raises `FrameError` if it is not a JSON object.
+        """
         try:
             value = json.loads(self.payload)
         except (ValueError, RecursionError) as error:
@@ -72,7 +75,9 @@ def encode_json(kind: FrameKind, value: object) -> bytes:
 
 
 class FrameDecoder:
-    """Decode a byte stream, in pieces of any size, into frames. Buffers at most one unfinished frame.
+    """Decode a byte stream, in pieces of any size, into frames.
+
+    Buffers at most one unfinished frame.
 
     Frames of an unknown kind, which a newer engine may send, are skipped.
     """
@@ -81,7 +86,10 @@ class FrameDecoder:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Frame]:
-        """Add ``data`` and yield the frames that are now complete. Raises `FrameError`."""
+        """Add ``data`` and yield the frames that are now complete.
+
+        Raises `FrameError`.
+        """
         self._buffer += data
         start = 0
         while len(self._buffer) - start >= HEADER.size:
@@ -99,7 +107,10 @@ class FrameDecoder:
 
 @dataclass(frozen=True)
 class CommandEnd:
-    """How a command ended. ``exit_code`` follows the shell: 128 + n after signal n, 124 after a timeout."""
+    """How a command ended.
+
+    ``exit_code`` follows the shell: 128 + n after signal n, 124 after a timeout.
+    """
 
     exit_code: int
     signal: int | None
@@ -108,7 +119,10 @@ class CommandEnd:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> CommandEnd:
-        """Read the payload of an ``EXIT`` frame. Raises `FrameError` if it is invalid."""
+        """Read the payload of an ``EXIT`` frame.
+
+        Raises `FrameError` if it is invalid.
+        """
         exit_code, signal = _number(values, "exit_code", 255), _number(values, "signal", 127)
         timed_out = values.get("timed_out") is True
         if timed_out:
@@ -121,7 +135,10 @@ class CommandEnd:
 
 
 def _number(values: dict[str, Any], name: str, highest: int) -> int | None:
-    """Read an integer that a guest sent. Raises `FrameError` if it is not one or out of range."""
+    """Read an integer that a guest sent.
+
+    Raises `FrameError` if it is not one or out of range.
+    """
     value = values.get(name)
     if value is None:
         return None

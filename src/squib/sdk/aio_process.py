@@ -1,4 +1,7 @@
-"""The asyncio class for background commands. `squib.Process` is the synchronous version."""
+"""The asyncio class for background commands.
+
+`squib.Process` is the synchronous version.
+"""
 
 from __future__ import annotations
 
@@ -254,7 +257,10 @@ def _end_of(info: ProcessInfo) -> CommandEnd:
 
 
 async def spawn(engine: EngineClient, vm_id: str, request: ExecRequest) -> AsyncProcess:
-    """Start a background command. Raises the errors of `squib.sdk.command.start_command`."""
+    """Start a background command.
+
+    Raises the errors of `squib.sdk.command.start_command`.
+    """
     process_id = await start_background(engine, vm_id, request)
     try:
         return await find_process(engine, vm_id, process_id)
@@ -265,7 +271,10 @@ async def spawn(engine: EngineClient, vm_id: str, request: ExecRequest) -> Async
 
 
 async def find_process(engine: EngineClient, vm_id: str, process_id: str) -> AsyncProcess:
-    """Look up a process by its id. Raises `NoSuchProcess`, `InvalidArgument`."""
+    """Look up a process by its id.
+
+    Raises `NoSuchProcess`, `InvalidArgument`.
+    """
     info = read_value(ProcessInfo, await engine.request("GET", process_path(vm_id, process_id)))
     return AsyncProcess(engine, vm_id, info)
 

@@ -104,7 +104,9 @@ OnOutput = Callable[[bytes], None]
 
 
 class Collector:
-    """Collects a command's output, up to ``max_bytes``, and builds its result. ``truncate`` is as in `AsyncVM.run`.
+    """Collects a command's output, up to ``max_bytes``, and builds its result.
+
+    ``truncate`` is as in `AsyncVM.run`.
 
     Raises `InvalidArgument` for a negative limit or an unknown ``truncate``.
     """
@@ -128,7 +130,10 @@ class Collector:
         self._dropped = 0
 
     def add(self, frame: Frame) -> None:
-        """Add one output frame and call its callback. Raises `OutputTooLarge` if it is above an ``error`` limit."""
+        """Add one output frame and call its callback.
+
+        Raises `OutputTooLarge` if it is above an ``error`` limit.
+        """
         if callback := self._callbacks[frame.kind]:
             callback(frame.payload)
         excess = max(0, self._kept + len(frame.payload) - self._max_bytes)

@@ -83,7 +83,9 @@ class Terminal:
         return self._end
 
     async def output(self) -> AsyncIterator[bytes]:
-        """Yield the terminal's output until its command exits. Then read `end`.
+        """Yield the terminal's output until its command exits.
+
+        Then read `end`.
 
         Raises `EngineUnavailable` if the connection is lost, `AgentUnreachable` if the VM stops responding, and other
         errors that the engine reports. After a lost connection the command keeps running; `Attach` to it again.
@@ -102,7 +104,9 @@ class Terminal:
                     self._end = _end_of(message, self._where)
 
     async def send(self, data: bytes) -> None:
-        """Send ``data`` as terminal input. Blocks while the terminal's buffer is full.
+        """Send ``data`` as terminal input.
+
+        Blocks while the terminal's buffer is full.
 
         If the command has exited, do nothing. Raises `EngineUnavailable` if the connection is lost.
         """

@@ -1,4 +1,7 @@
-"""``/v1/vms/{ref}/pty``: a terminal over a WebSocket. ``docs/api.md`` describes the messages."""
+"""``/v1/vms/{ref}/pty``: a terminal over a WebSocket.
+
+``docs/api.md`` describes the messages.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +103,10 @@ def _size(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _connect(socket: WebSocket, terminal: TerminalAttachment) -> None:
-    """Connect client and terminal until one of them ends. Input that the client has sent is still written."""
+    """Connect client and terminal until one of them ends.
+
+    Input that the client has sent is still written.
+    """
     writer = InputWriter(terminal)
     printing = asyncio.create_task(_print(socket, terminal), name=f"output of {terminal.process_id}")
     listening = asyncio.create_task(_listen(socket, terminal, writer), name=f"input of {terminal.process_id}")
@@ -125,7 +131,10 @@ async def _connect(socket: WebSocket, terminal: TerminalAttachment) -> None:
 
 
 async def _print(socket: WebSocket, terminal: TerminalAttachment) -> None:
-    """Pass output on to the client. While the client does not read, nothing is read from the guest."""
+    """Pass output on to the client.
+
+    While the client does not read, nothing is read from the guest.
+    """
     async with contextlib.aclosing(terminal.output()) as pieces:
         async for piece in pieces:
             match piece:

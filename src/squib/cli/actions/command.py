@@ -23,7 +23,9 @@ from squib.sdk.result import Collector, CommandEnd, ExecResult
 async def run_command(
     output: Output, engine: EngineClient, ref: str, request: ExecRequest, *, interactive: bool
 ) -> int:
-    """Run a command in the VM ``ref`` and return its status. With ``interactive``, it reads this standard input.
+    """Run a command in the VM ``ref`` and return its status.
+
+    With ``interactive``, it reads this standard input.
 
     Output is streamed, byte for byte; with ``--json``, it is collected and printed as one object. The first Ctrl-C
     interrupts the command, the second kills it. It is also killed if this process ends or its output is closed.
@@ -83,7 +85,10 @@ async def _collect(output: Output, ref: str, command: Command) -> CommandEnd:
 
 @contextlib.asynccontextmanager
 async def _interruptible(command: Command) -> AsyncIterator[None]:
-    """In the block, the first Ctrl-C is sent to the command. The second ends this process and kills the command."""
+    """In the block, the first Ctrl-C is sent to the command.
+
+    The second ends this process and kills the command.
+    """
     sending: list[asyncio.Task[None]] = []
 
     def interrupt() -> None:
@@ -97,7 +102,10 @@ async def _interruptible(command: Command) -> AsyncIterator[None]:
 
 
 def _as_json(result: ExecResult) -> dict[str, object]:
-    """Return the result as JSON. Output that is not UTF-8 is given a second time, exactly, as base64."""
+    """Return the result as JSON.
+
+    Output that is not UTF-8 is given a second time, exactly, as base64.
+    """
     outputs = {"stdout": result.stdout_bytes, "stderr": result.stderr_bytes}
     exact = {f"{name}_base64": b64encode(data).decode() for name, data in outputs.items() if not _is_utf8(data)}
     return exact | {
