@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 
 from squib.errors import AgentLost, AgentTimeout, AgentVersionMismatch, SquibError
 from squib.guest.budget import LoopBudget
+from squib.undo import Undo
 
 PROTOCOL_VERSION = 1
 MAX_FRAME_BYTES = 262_144
@@ -40,13 +41,10 @@ async def open_channel(
         async with asyncio.timeout(timeout_s):
             while True:
                 connection = await _connect(connect)
-                try:
+                with Undo(connection.close):
                     received = await _shake_hands(connection, budget, retry_s)
-                    if received is not None:
-                        return connection, received
-                except BaseException:
-                    connection.close()
-                    raise
+                if received is not None:
+                    return connection, received
                 connection.close()
                 retry_s = min(retry_s * 2, _LAST_RETRY_S)
     except SquibError:

@@ -36,6 +36,7 @@ from squib.guest.transport import (
     window_update,
 )
 from squib.protocol.text import printable
+from squib.undo import Undo
 
 STREAM_WINDOW_BYTES = 256 * 1024
 CONNECTION_WINDOW_BYTES = 256 * STREAM_WINDOW_BYTES
@@ -130,13 +131,10 @@ class Http2Connection:
         self._budget.earn_request()
         self._transport.made_progress()
         self._flush()
-        try:
+        with Undo(response.close):
             if body != b"":
                 await self._send_body(response, body)
             await response.wait_for_status()
-        except BaseException:
-            response.close()
-            raise
         return response
 
     async def _send_body(self, response: Response, body: Body) -> None:

@@ -21,6 +21,7 @@ from h2.exceptions import ProtocolError
 
 from squib.errors import AgentUnreachable
 from squib.guest.budget import TURN_S, LoopBudget
+from squib.undo import Undo
 
 MAX_FRAME_BYTES = 256 * 1024
 MAX_HEADER_BLOCK_BYTES = 16 * 1024
@@ -93,11 +94,8 @@ class FrameTransport(asyncio.BufferedProtocol):
         It reads nothing before `start`.
         """
         transport = cls(handler, budget)
-        try:
+        with Undo(connection.close):
             await asyncio.get_running_loop().create_unix_connection(lambda: transport, sock=connection)
-        except BaseException:
-            connection.close()
-            raise
         return transport
 
     def start(self, received: bytes) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from squib.errors import DiskFull, SquibError
+from squib.undo import Undo
 
 _FICLONE = 0x40049409  # linux/fs.h
 _BLOCK_BYTES = 64 << 10
@@ -49,15 +50,12 @@ def sparse_copy(source: Path, target: Path) -> None:
 
     On any error, a partly written target is removed. Raises `DiskFull`.
     """
-    with disk_errors(target.parent), source.open("rb") as src, target.open("xb") as dst:
+    remove = Undo(lambda: target.unlink(missing_ok=True))
+    with disk_errors(target.parent), source.open("rb") as src, target.open("xb") as dst, remove:
         try:
-            try:
-                fcntl.ioctl(dst.fileno(), _FICLONE, src.fileno())
-            except OSError:
-                _copy_extents(src.fileno(), dst.fileno())
-        except BaseException:
-            target.unlink(missing_ok=True)
-            raise
+            fcntl.ioctl(dst.fileno(), _FICLONE, src.fileno())
+        except OSError:
+            _copy_extents(src.fileno(), dst.fileno())
 
 
 def _copy_extents(src: int, dst: int) -> None:
@@ -98,16 +96,13 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """
     with disk_errors(path.parent):
         fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
+        with Undo(lambda: Path(name).unlink(missing_ok=True)):
             with os.fdopen(fd, "wb") as file:
                 file.write(data)
                 os.fchmod(file.fileno(), mode)
                 file.flush()
                 os.fsync(file.fileno())
             Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
         sync(path.parent)
 
 

@@ -175,7 +175,7 @@ def launch(plan: dict[str, Any], engine: int) -> None:
         if view:
             view.seal()
         report(engine, "sealed")
-    except BaseException:
+    except BaseException:  # whatever happened, the VMM must not run without its jail
         libc.syscall(NR_PIDFD_SEND_SIGNAL, pidfd, SIGKILL, None, 0)
         raise
 

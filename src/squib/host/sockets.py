@@ -12,6 +12,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from squib.undo import Undo
+
 
 @contextlib.contextmanager
 def short_path(path: Path) -> Iterator[str]:
@@ -33,15 +35,12 @@ def listen(path: Path, *, mode: int = 0o600) -> socket.socket:
     """
     path.unlink(missing_ok=True)
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
+    with Undo(server.close):
         # The mode is set before listen(), because nobody can connect before it.
         with short_path(path) as name:
             server.bind(name)
         path.chmod(mode)
         server.listen(128)
-    except BaseException:
-        server.close()
-        raise
     return server
 
 
@@ -68,10 +67,6 @@ def connect(path: Path, *, blocking: bool = True) -> socket.socket:
     """
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     client.setblocking(blocking)
-    try:
-        with short_path(path) as name:
-            client.connect(name)
-    except BaseException:
-        client.close()
-        raise
+    with Undo(client.close), short_path(path) as name:
+        client.connect(name)
     return client

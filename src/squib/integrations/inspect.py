@@ -40,6 +40,7 @@ from squib.errors import (
 )
 from squib.sdk.aio import AsyncVM
 from squib.sdk.images import AsyncImages
+from squib.undo import AsyncUndo
 
 PROJECT = "inspect"
 """The project of every VM that Inspect starts: `squib ls --project inspect` lists them."""
@@ -97,11 +98,8 @@ class SquibSandboxEnvironment(SandboxEnvironment):
         )
         await vm.__aenter__()
         environment = cls(vm, config)
-        try:
+        async with AsyncUndo(environment.close):
             await environment.make_working_dir()
-        except BaseException:
-            await environment.close()
-            raise
         return environment
 
     async def make_working_dir(self) -> None:

@@ -21,6 +21,7 @@ from squib.sdk.fileclient import FileClient
 from squib.sdk.files import AsyncFiles
 from squib.sdk.result import MAX_OUTPUT_BYTES, Collector, ExecResult, OnOutput, Truncate
 from squib.sdk.transfer.chunks import to_its_end
+from squib.undo import AsyncUndo
 
 _READY_POLL_S = 0.05
 _PENDING_STATES = (VMState.CREATING, VMState.STARTING)
@@ -78,22 +79,16 @@ class AsyncVM:
         Raises `InvalidArgument`, `NameTaken`, `DiskFull`, and the errors of `EngineClient.build_image`.
         """
         vm = cls(config, engine=engine, on_progress=on_progress, **options)
-        try:
+        async with AsyncUndo(vm.close):
             await vm._register()
-        except BaseException:
-            await vm.close()
-            raise
         return vm
 
     @classmethod
     async def from_id(cls, vm_id: str, *, engine: EngineClient | None = None) -> Self:
         """Look up a VM by ID or name. Raises `NotFound`, `InvalidArgument`."""
         vm = cls(engine=engine)
-        try:
+        async with AsyncUndo(vm.close):
             vm._info = await vm._engine.vm(vm_id)
-        except BaseException:
-            await vm.close()
-            raise
         return vm
 
     @classmethod
@@ -110,12 +105,12 @@ class AsyncVM:
         """Create the VM unless it exists. It is bound until this call has its ID, so that none is left unknown."""
         if self._info is None:
             await self._create()
-            try:
+            async with AsyncUndo(self._undo_create):
                 await self._engine.release_vm(self.vm_id)
-            except BaseException:
-                await self._discard()
-                self._info = None
-                raise
+
+    async def _undo_create(self) -> None:
+        await self._discard()
+        self._info = None
 
     async def _create(self) -> None:
         self._info = await self._engine.create_vm(self._config, bound=True, on_progress=self._on_progress)
@@ -129,11 +124,8 @@ class AsyncVM:
 
     async def _reserve(self) -> None:
         """Register the VM, bound to this program until `_keep`."""
-        try:
+        async with AsyncUndo(self._discard):
             await self._bind()
-        except BaseException:
-            await self._discard()
-            raise
 
     async def _keep(self) -> None:
         await self._bond.release(self.vm_id)
@@ -199,13 +191,13 @@ class AsyncVM:
         if not bound:
             await self._register()
             return await self._boot(boot_timeout)
-        try:
+        async with AsyncUndo(self._try_to_discard):
             await self._bind()
             return await self._boot(boot_timeout)
-        except BaseException:
-            with suppress(SquibError):  # the engine deletes it as soon as it can
-                await self._discard()
-            raise
+
+    async def _try_to_discard(self) -> None:
+        with suppress(SquibError):  # the engine deletes it as soon as it can
+            await self._discard()
 
     async def _boot(self, boot_timeout: float) -> Self:
         async with self._states_seen():

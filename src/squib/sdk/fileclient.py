@@ -222,7 +222,7 @@ class _Content:
                 return
             except asyncio.CancelledError:
                 raise
-            except BaseException as error:
+            except BaseException as error:  # the caller's code may raise anything
                 self.error = error
                 raise _ContentError from error
             yield chunk

@@ -16,6 +16,7 @@ from squib.protocol.guestfiles import GuestPath, check_path
 from squib.sdk.fileclient import FileClient
 from squib.sdk.portal import Portal
 from squib.sdk.transfer.chunks import CHUNK_BYTES, Resumable
+from squib.undo import AsyncUndo, Undo
 
 Mode = Literal["r", "rb", "w", "wb"]
 
@@ -163,11 +164,8 @@ class AsyncFile:
         if reader:
             await reader.close()
         if writer:
-            try:
+            async with AsyncUndo(writer.discard):
                 await writer.close()
-            except BaseException:
-                await writer.discard()
-                raise
 
 
 async def open_async(client: FileClient, path: GuestPath, mode: Mode, encoding: str, errors: str) -> AsyncFile:
@@ -296,11 +294,9 @@ class _RawWriter(io.RawIOBase):
         if self.closed:
             return
         try:
-            if not self._discarded:
-                self._portal.run(self._writer.close())
-        except BaseException:
-            self.discard()
-            raise
+            with Undo(self.discard):
+                if not self._discarded:
+                    self._portal.run(self._writer.close())
         finally:
             super().close()
 

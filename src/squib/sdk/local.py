@@ -18,6 +18,7 @@ from squib.host.files import disk_errors
 from squib.host.locks import locked
 from squib.paths import Home
 from squib.protocol.errors import from_wire
+from squib.undo import Undo
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
@@ -142,11 +143,9 @@ async def ensure_engine(home: Home) -> None:
 async def _start_engine(home: Home) -> None:
     read_fd, write_fd = os.pipe()
     try:
-        argv = [sys.executable, "-P", "-m", "squib.api.daemon", str(home.root), "--ready-fd", str(write_fd)]
-        proc.spawn_daemon(argv, log_path=home.engine_log, pass_fds=(write_fd,))
-    except BaseException:
-        os.close(read_fd)
-        raise
+        with Undo(lambda: os.close(read_fd)):
+            argv = [sys.executable, "-P", "-m", "squib.api.daemon", str(home.root), "--ready-fd", str(write_fd)]
+            proc.spawn_daemon(argv, log_path=home.engine_log, pass_fds=(write_fd,))
     finally:
         os.close(write_fd)
     answer = await _read_all(read_fd)

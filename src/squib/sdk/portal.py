@@ -105,7 +105,7 @@ class Portal:
         try:
             self._loop.call_soon_threadsafe(start)
             ended.wait()
-        except BaseException:
+        except BaseException:  # Ctrl-C, or what a signal handler of the program raises
             self._loop.call_soon_threadsafe(cancel)
             ended.wait(_CANCEL_TIMEOUT_S)
             raise

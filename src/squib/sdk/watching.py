@@ -11,6 +11,7 @@ from squib.models import FileEvent
 from squib.protocol.guestfiles import parse_event
 from squib.sdk.portal import Portal
 from squib.sdk.transfer.chunks import Resumable
+from squib.undo import AsyncUndo
 
 _NO_EVENTS = ("ready", "idle")
 
@@ -30,11 +31,8 @@ class AsyncWatch:
 
     async def __aenter__(self) -> Self:
         """Start the watch. Every change after this returns is reported."""
-        try:
+        async with AsyncUndo(self.aclose):
             await self.ready()
-        except BaseException:
-            await self.aclose()
-            raise
         return self
 
     async def __aexit__(

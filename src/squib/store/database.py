@@ -28,6 +28,7 @@ from squib.models import VMState
 from squib.store.migrations import migrate
 from squib.store.records import BrokenRecord, Lease, LeaseKind, Owner, OwnerKind, VMRecord, VMSpec
 from squib.store.repair import is_damage, repair_if_damaged
+from squib.undo import Undo
 
 log = logging.getLogger("squib.store")
 
@@ -69,15 +70,12 @@ class Store:
         repair_if_damaged(path)
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
-            try:
+            with Undo(self._db.close):
                 path.chmod(0o600)
                 self._db.execute("PRAGMA journal_mode = WAL")
                 self._db.execute("PRAGMA synchronous = NORMAL")
                 migrate(self._db, path)
                 self._db.text_factory = _decode  # not before: a migration must not replace bytes
-            except BaseException:
-                self._db.close()
-                raise
         except sqlite3.DatabaseError as error:
             raise self._failed(error) from error
 
@@ -95,15 +93,12 @@ class Store:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         try:
-            self._db.execute("BEGIN IMMEDIATE")
-            yield
-            self._db.execute("COMMIT")
+            with Undo(self._roll_back):
+                self._db.execute("BEGIN IMMEDIATE")
+                yield
+                self._db.execute("COMMIT")
         except sqlite3.DatabaseError as error:
-            self._roll_back()
             raise self._failed(error) from error
-        except BaseException:
-            self._roll_back()
-            raise
 
     def _roll_back(self) -> None:
         with suppress(sqlite3.DatabaseError):  # a file that cannot be read has no transaction any more

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from squib.errors import EngineStartFailed
 from squib.host.files import sync_directory
+from squib.undo import Undo
 
 Step = Callable[[sqlite3.Connection], None]
 
@@ -100,15 +101,16 @@ def migrate(db: sqlite3.Connection, path: Path) -> None:
     if 0 < found < SCHEMA_VERSION:
         _keep_copy(db, backup_path(path, found))
     for number, step in enumerate(MIGRATIONS[found:], found + 1):
-        db.execute("BEGIN IMMEDIATE")
-        try:
+        with Undo(lambda: _roll_back(db)):
+            db.execute("BEGIN IMMEDIATE")
             step(db)
             db.execute(f"PRAGMA user_version = {number}")
             db.execute("COMMIT")
-        except BaseException:
-            if db.in_transaction:
-                db.execute("ROLLBACK")
-            raise
+
+
+def _roll_back(db: sqlite3.Connection) -> None:
+    if db.in_transaction:
+        db.execute("ROLLBACK")
 
 
 def backup_path(path: Path, version: int) -> Path:
@@ -126,7 +128,7 @@ def _keep_copy(db: sqlite3.Connection, target: Path) -> None:
     """
     partial = target.with_name(f"{target.name}.partial")
     partial.unlink(missing_ok=True)
-    try:
+    with Undo(lambda: partial.unlink(missing_ok=True)):
         copy = sqlite3.connect(partial)
         try:
             partial.chmod(0o600)
@@ -136,7 +138,4 @@ def _keep_copy(db: sqlite3.Connection, target: Path) -> None:
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(target)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
     sync_directory(target.parent)

@@ -16,6 +16,7 @@ from squib.errors import AgentLost, AgentProtocolError, NoSuchProcess, NoTermina
 from squib.guest.processes import parse_started
 from squib.models import ExecRequest, PtySize
 from squib.protocol.frames import CommandEnd, Frame, FrameDecoder, FrameError, FrameKind
+from squib.undo import AsyncUndo
 
 _MAX_WAITING_BYTES = 1 << 16
 _PAUSED_S = 0.25
@@ -154,21 +155,15 @@ async def attach_terminal(
     command = await processes.attach(engine, ref, process_id, stdout=offset)
     terminal = await _begun(TerminalAttachment(engine, ref, command, position=None))
     if size:
-        try:
+        async with AsyncUndo(terminal.aclose):
             await terminal.resize(size)
-        except BaseException:
-            await terminal.aclose()
-            raise
     return terminal
 
 
 async def _begun(terminal: TerminalAttachment) -> TerminalAttachment:
-    try:
+    async with AsyncUndo(terminal.aclose):
         with _protocol_errors():
             await terminal.begin()
-    except BaseException:
-        await terminal.aclose()
-        raise
     return terminal
 
 

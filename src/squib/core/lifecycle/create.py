@@ -23,6 +23,7 @@ from squib.kernels import user
 from squib.models import AssetRef, CachedRef, HostFileRef, OnProgress, Progress, VMConfig, VMState
 from squib.store.database import now
 from squib.store.records import LeaseKind, Owner, VMRecord, VMSpec
+from squib.undo import AsyncUndo
 
 ID_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _ID_LENGTH = 8
@@ -91,16 +92,13 @@ async def _create(
             engine.on_needed(True)  # an engine that is killed now is followed by one that deletes the VM
         engine.store.add_vm(record)
         on_recorded()
-        try:
+        async with AsyncUndo(lambda: asyncio.shield(remove(engine, record))):
             await _make_directory(engine, record, on_progress)
             if start:
                 on_progress(Progress(step="boot"))
                 await boot(engine, record, boot_timeout_s=boot_timeout_s)
             else:
                 transitions.transition(engine.store, record, VMState.CREATED)
-        except BaseException:
-            await asyncio.shield(remove(engine, record))
-            raise
         if bound:
             expect_client(engine, vm_id)
         return engine.store.get_vm(vm_id)

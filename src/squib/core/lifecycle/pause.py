@@ -11,6 +11,7 @@ from squib.core.lifecycle.verbs import Turn
 from squib.errors import AgentError, NotFound, SquibError
 from squib.models import VMState
 from squib.store.records import VMRecord
+from squib.undo import Undo
 
 log = logging.getLogger("squib.pause")
 
@@ -32,12 +33,13 @@ async def pause_vm(engine: Engine, ref: str) -> VMRecord:
         # The state is written first: if the engine dies here, the next engine pauses the VM.
         transitions.transition(engine.store, record, VMState.PAUSED)
         vm = engine.vm_of(record)
-        try:
-            await vm.machine.pause()
-        except BaseException:
+
+        def undo() -> None:
             transitions.transition(engine.store, record, VMState.RUNNING)
             _settle_later(engine, vm_id, vm)
-            raise
+
+        with Undo(undo):
+            await vm.machine.pause()
         return engine.store.get_vm(vm_id)
 
     return await engine.verbs.run(vm_id, "pause", pause)
@@ -57,11 +59,8 @@ async def resume_vm(engine: Engine, ref: str) -> VMRecord:
         if record.state is not VMState.PAUSED:
             raise transitions.wrong_state(record, "resume it")
         vm = engine.vm_of(record)
-        try:
+        with Undo(lambda: _settle_later(engine, vm_id, vm)):
             await vm.machine.resume()
-        except BaseException:
-            _settle_later(engine, vm_id, vm)
-            raise
         transitions.transition(engine.store, record, VMState.RUNNING)
         try:
             await vm.agent.set_clock()

@@ -25,6 +25,7 @@ from squib.models import AssetRef, HostFileRef, VMState
 from squib.protocol.text import printable_lines
 from squib.store.database import now
 from squib.store.records import LeaseKind, Owner, VMRecord
+from squib.undo import AsyncUndo
 
 log = logging.getLogger("squib.start")
 
@@ -63,7 +64,7 @@ async def start_vm(engine: Engine, ref: str, *, boot_timeout_s: float = DEFAULT_
         except (SquibError, OSError) as error:
             _end(engine, record, VMState.ERROR, _reason(error))
             raise
-        except BaseException:
+        except BaseException:  # a cancellation, or a fault of squib: the VM must not stay in ``starting``
             _end(engine, record, VMState.STOPPED, "the start was cancelled")
             raise
         return engine.store.get_vm(vm_id)
@@ -89,7 +90,8 @@ async def boot(engine: Engine, record: VMRecord, *, boot_timeout_s: float) -> No
 
     A failure or a cancellation releases all resources that were taken. The caller then settles the state.
     """
-    try:
+    # Shielded: a cancelled start must not leave its VMM behind.
+    async with AsyncUndo(lambda: asyncio.shield(release(engine, record.vm_id, RUN))):
         spec = await _machine_spec(engine, record)
         async with engine.boot_slots:
             machine = await _launch(engine, record, spec)
@@ -99,10 +101,6 @@ async def boot(engine: Engine, record: VMRecord, *, boot_timeout_s: float) -> No
             vm.known_env = record.spec.env_vars
         transitions.transition(engine.store, record, VMState.RUNNING, started_at=now(), stopped_at=None)
         watch(engine, record.vm_id, vm)
-    except BaseException:
-        # Shielded: a cancelled start must not leave its VMM behind.
-        await asyncio.shield(release(engine, record.vm_id, RUN))
-        raise
 
 
 async def _machine_spec(engine: Engine, record: VMRecord) -> MachineSpec:

@@ -21,6 +21,7 @@ from typing import Any
 
 from squib.errors import ToolFailed
 from squib.host import sockets
+from squib.undo import Undo
 
 TIMEOUT_S = 10.0
 _GREETING = 0  # the id under which the greeting is waited for; the first command has id 1
@@ -57,13 +58,10 @@ class QMP(asyncio.Protocol):
             raise ToolFailed(f"QEMU's monitor {path} cannot be reached: {error.strerror}") from error
         connection.setblocking(False)
         qmp = cls(connection)
-        try:
+        with Undo(qmp.close):
             await asyncio.get_running_loop().create_unix_connection(lambda: qmp, sock=connection)
             await qmp._answer(_GREETING, "the connection", timeout_s)
             await qmp.execute("qmp_capabilities", timeout_s=timeout_s)
-        except BaseException:
-            qmp.close()
-            raise
         return qmp
 
     async def execute(

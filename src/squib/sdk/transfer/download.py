@@ -30,6 +30,7 @@ from squib.sdk.transfer.targets import (
     targets,
 )
 from squib.sdk.transfer.unpack import unpack
+from squib.undo import Undo
 
 _WRITE_BYTES = 1 << 20
 
@@ -193,13 +194,10 @@ def _directory(place: Path) -> Iterator[tuple[Path, bool]]:
             raise NotADirectory(f"{escaped(place)} on this machine exists and is not a directory")
         temporary = _temporary_beside(place.absolute())
         temporary.mkdir(mode=0o700)
-    try:
+    with Undo(lambda: shutil.rmtree(temporary, ignore_errors=True)):
         yield temporary, True
         with local_errors(place):
             temporary.rename(place)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def _temporary_beside(place: Path) -> Path:
