@@ -1,8 +1,10 @@
 package files
 
 import (
+	"bytes"
 	"strings"
 	"syscall"
+	"unsafe"
 )
 
 // Info describes a file.
@@ -102,11 +104,15 @@ func (d *Dir) Each(f func(Info) error) error {
 // Close closes the directory.
 func (d *Dir) Close() { syscall.Close(d.fd) }
 
-// eachEntry calls f with the name of each entry of a directory. It reads one buffer of names at a
-// time.
+// eachEntry calls f with the name of each entry of a directory, until f fails.
 func eachEntry(dir int, f func(name string) error) error {
+	return eachTyped(dir, func(name string, _ byte) error { return f(name) })
+}
+
+// eachTyped calls f with the name and the type (DT_DIR and so on) of each entry of a directory,
+// until f fails. It reads one buffer of names at a time.
+func eachTyped(dir int, f func(name string, kind byte) error) error {
 	b := make([]byte, 8<<10)
-	var names []string
 	for {
 		n, err := syscall.ReadDirent(dir, b)
 		if err == syscall.EINTR {
@@ -115,11 +121,16 @@ func eachEntry(dir int, f func(name string) error) error {
 		if err != nil || n <= 0 {
 			return err
 		}
-		_, _, names = syscall.ParseDirent(b[:n], -1, names[:0])
-		for _, name := range names {
-			if err := f(name); err != nil {
-				return err
+		for rest := b[:n]; len(rest) > 0; {
+			entry := (*syscall.Dirent)(unsafe.Pointer(&rest[0]))
+			name := rest[unsafe.Offsetof(entry.Name):entry.Reclen]
+			name = name[:bytes.IndexByte(name, 0)]
+			if entry.Ino != 0 && string(name) != "." && string(name) != ".." {
+				if err := f(string(name), entry.Type); err != nil {
+					return err
+				}
 			}
+			rest = rest[entry.Reclen:]
 		}
 	}
 }

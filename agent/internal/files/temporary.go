@@ -1,13 +1,11 @@
 package files
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"syscall"
-	"unsafe"
 )
 
 // TemporaryName returns a unique name for an incomplete file.
@@ -77,22 +75,21 @@ func (r *Records) Sweep(tree string) error {
 func sweep(dir int, names map[string]bool, shown string, depth int) error {
 	var found []string
 	var problems []error
-	err := eachTyped(dir, func(name string, kind byte) {
+	err := eachTyped(dir, func(name string, kind byte) error {
 		if names[name] {
 			found = append(found, name)
-			return
+			return nil
 		}
 		if depth == 0 || kind != syscall.DT_DIR && kind != syscall.DT_UNKNOWN {
-			return
+			return nil
 		}
 		fd, err := openat(dir, name, syscall.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NOFOLLOW, 0)
 		if err != nil {
-			return // not a directory
+			return nil // not a directory
 		}
 		defer syscall.Close(fd)
-		if err := sweep(fd, names, join(shown, name), depth-1); err != nil {
-			problems = append(problems, err)
-		}
+		problems = append(problems, sweep(fd, names, join(shown, name), depth-1))
+		return nil
 	})
 	for _, name := range found {
 		if unlinkat(dir, name, 0) == syscall.EISDIR {
@@ -100,27 +97,4 @@ func sweep(dir int, names map[string]bool, shown string, depth int) error {
 		}
 	}
 	return errors.Join(append(problems, err)...)
-}
-
-// eachTyped calls f with the name and the type (DT_DIR and so on) of each entry of a directory.
-func eachTyped(dir int, f func(name string, kind byte)) error {
-	b := make([]byte, 8<<10)
-	for {
-		n, err := syscall.ReadDirent(dir, b)
-		if err == syscall.EINTR {
-			continue
-		}
-		if err != nil || n <= 0 {
-			return err
-		}
-		for rest := b[:n]; len(rest) > 0; {
-			entry := (*syscall.Dirent)(unsafe.Pointer(&rest[0]))
-			name := rest[unsafe.Offsetof(entry.Name):entry.Reclen]
-			name = name[:bytes.IndexByte(name, 0)]
-			if string(name) != "." && string(name) != ".." {
-				f(string(name), entry.Type)
-			}
-			rest = rest[entry.Reclen:]
-		}
-	}
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from typing import Any
@@ -24,6 +25,7 @@ _KEEPALIVE_S = 75
 _RECENT_S = 10.0
 """A connection whose last response is this recent is not closed to make room: its client may be about to use it."""
 _BACKLOG = 2048
+MAX_CONNECTIONS = 1000
 _CROWDED_PAUSE_S = 0.01
 """A pause after each connection above the limit, so that a flood of them takes little time."""
 _NO_FILES_PAUSE_S = 0.1
@@ -36,7 +38,7 @@ class Server(uvicorn.Server):
     closed: first those that never sent one.
     """
 
-    def __init__(self, app: ASGIApp, listener: socket.socket, max_connections: int = 1000) -> None:
+    def __init__(self, app: ASGIApp, listener: socket.socket, max_connections: int = MAX_CONNECTIONS) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -70,7 +72,7 @@ class Server(uvicorn.Server):
 
     def capture_signals(self) -> Any:
         """Leave signals to the engine."""
-        return _NoSignals()
+        return contextlib.nullcontext()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to accept connections."""
@@ -144,16 +146,6 @@ class Server(uvicorn.Server):
     def _forget(self, connection: _Connection) -> None:
         self._new.pop(connection, None)
         self._idle.pop(connection, None)
-
-
-class _NoSignals:
-    """In the place of uvicorn's signal handlers."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
 
 class _Connection(H11Protocol):

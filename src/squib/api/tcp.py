@@ -12,14 +12,13 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from squib.api.app import create_app
-from squib.api.connections import Server
+from squib.api.connections import MAX_CONNECTIONS, Server
 from squib.core.engine import Engine
 from squib.errors import InvalidArgument
 from squib.host import limits
 from squib.host.files import write_atomic
 from squib.paths import Home
 
-_MAX_CONNECTIONS = 1000
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 _HOST = re.compile(r"\[[0-9a-f:.]+(%\w+)?\]|[a-z0-9_]([a-z0-9_.-]*[a-z0-9_.])?", re.IGNORECASE)
 _TOKEN = re.compile(r"[!-~]{1,1000}")
@@ -113,7 +112,7 @@ async def listening(
     hosts = {*_LOCAL_HOSTS, tcp.name.lower(), *map(str.lower, tcp.allowed_hosts)}
     app = create_app(engine, allowed_hosts=hosts, token=token)
     url = f"http://{tcp.name}:{listener.getsockname()[1]}"
-    server = Server(app, listener, min(_MAX_CONNECTIONS, limits.raise_file_limit() // 4))
+    server = Server(app, listener, min(MAX_CONNECTIONS, limits.raise_file_limit() // 4))
     answering = asyncio.create_task(server.answer(), name=f"listener {url}")
     try:
         await server.answering.wait()

@@ -133,10 +133,9 @@ def is_stopped(pid: int) -> bool:
     It does not run until SIGCONT.
     """
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
+        return _stat(pid)[0] in ("T", "t")
+    except ProcessLookupError:
         return False
-    return stat.rpartition(")")[2].split()[0] in ("T", "t")
 
 
 def started_at(pid: int) -> datetime:
@@ -144,13 +143,20 @@ def started_at(pid: int) -> datetime:
 
     Raises `ProcessLookupError` if it has ended.
     """
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        raise ProcessLookupError(pid) from None
-    ticks = int(stat.rpartition(")")[2].split()[_START_TIME_FIELD])
+    ticks = int(_stat(pid)[_START_TIME_FIELD])
     age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     return datetime.fromtimestamp(time.time() - age_s, UTC)
+
+
+def _stat(pid: int) -> list[str]:
+    """Return the fields of ``/proc/PID/stat`` from the state on.
+
+    Raises `ProcessLookupError` if the process has ended.
+    """
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        raise ProcessLookupError(pid) from None
 
 
 def terminate(pid: int, lock_path: Path, *, timeout_s: float) -> bool:

@@ -66,13 +66,11 @@ def inspect(path: Path) -> Rootfs:
     """
     try:
         if path.is_dir():
-            raise IsADirectoryError
+            raise InvalidArgument(
+                f"{path} is a directory, not a root filesystem", hint=f"tar -C {path} -c . | {_TO_SQUASHFS}"
+            )
         with open_regular(path) as file:
             head = file.read(_HEAD_BYTES)
-    except IsADirectoryError:
-        raise InvalidArgument(
-            f"{path} is a directory, not a root filesystem", hint=f"tar -C {path} -c . | {_TO_SQUASHFS}"
-        ) from None
     except OSError as error:
         raise InvalidArgument(f"root filesystem {path} cannot be read: {error.strerror}") from error
     if head.startswith(b"hsqs"):

@@ -26,9 +26,9 @@ from squib.errors import (
 )
 from squib.models import ExecRequest, ProcessInfo
 from squib.protocol.errors import from_wire
-from squib.protocol.frames import CommandEnd, Frame, FrameError, FrameKind
+from squib.protocol.frames import CommandEnd, Frame, FrameKind
 from squib.sdk.client import EngineClient
-from squib.sdk.command import decode, pieces_of, process_path, start_background
+from squib.sdk.command import decode, frame_errors, pieces_of, process_path, start_background
 from squib.sdk.config import check_ref
 from squib.sdk.responses import read_list, read_value
 from squib.sdk.transfer.chunks import to_its_end
@@ -236,7 +236,7 @@ class AsyncProcess:
         else:
             query = f"stdout={offsets[FrameKind.STDOUT]}&stderr={offsets[FrameKind.STDERR]}"
         ended = False
-        try:
+        with frame_errors():
             async with self._engine.stream("GET", f"{self._path}/output?{query}") as response:
                 async for frame in decode(response.aiter_raw()):
                     match frame.kind:
@@ -246,8 +246,6 @@ class AsyncProcess:
                             self._end, ended = CommandEnd.of(frame.json()), True
                         case FrameKind.ERROR:
                             raise from_wire(frame.json())
-        except FrameError as error:
-            raise AgentProtocolError(f"invalid command output from the guest: {error}") from error
         if not ended:
             raise AgentProtocolError("the output ended before the command exited")
 

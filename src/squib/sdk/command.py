@@ -111,7 +111,7 @@ async def start_command(
     Raises an `ExecError` if the command cannot start, `WrongState`, `NotFound`, and `AgentUnreachable`.
     """
     request = request.model_copy(update={"stdin": stdin is not None})
-    try:
+    with frame_errors():
         async with _exec(engine, ref, request) as (process_id, frames):
             command = Command(engine, process_path(ref, process_id), frames)
             if stdin is None:
@@ -124,8 +124,6 @@ async def start_command(
             finally:
                 feeder.cancel()
                 await asyncio.wait([feeder])
-    except FrameError as error:
-        raise AgentProtocolError(f"invalid command output from the guest: {error}") from error
 
 
 async def start_background(engine: EngineClient, ref: str, request: ExecRequest) -> str:
@@ -146,11 +144,10 @@ async def start_background(engine: EngineClient, ref: str, request: ExecRequest)
 
 
 async def _start_background(engine: EngineClient, ref: str, request: ExecRequest) -> str:
-    try:
+    with frame_errors():
         async with _exec(engine, ref, request.model_copy(update={"background": True})) as (process_id, _):
-            return process_id
-    except FrameError as error:
-        raise AgentProtocolError(f"invalid command output from the guest: {error}") from error
+            pass
+    return process_id
 
 
 @asynccontextmanager
@@ -182,6 +179,15 @@ def _process_id(started: Frame) -> str:
 def process_path(ref: str, process_id: str) -> str:
     """Return the API path of a process. Raises `InvalidArgument`."""
     return f"/vms/{check_ref(ref)}/processes/{check_ref(process_id)}"
+
+
+@contextmanager
+def frame_errors() -> Iterator[None]:
+    """Convert a `FrameError` to an `AgentProtocolError`."""
+    try:
+        yield
+    except FrameError as error:
+        raise AgentProtocolError(f"invalid command output from the guest: {error}") from error
 
 
 async def decode(chunks: AsyncIterator[bytes]) -> AsyncIterator[Frame]:

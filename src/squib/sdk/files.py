@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 
@@ -18,13 +17,12 @@ from squib.sdk.fileobjects import AsyncFile, Mode, open_async
 from squib.sdk.result import CopyResult
 from squib.sdk.transfer.chunks import Data, chunks_of
 from squib.sdk.transfer.download import download
+from squib.sdk.transfer.targets import LocalPath
 from squib.sdk.transfer.upload import upload
 from squib.sdk.watching import AsyncWatch
 
 MAX_ENTRIES = 1_000_000
 """The most entries that `AsyncFiles.list` returns."""
-
-LocalPath = str | os.PathLike[str]
 
 
 class AsyncFiles:

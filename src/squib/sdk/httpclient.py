@@ -30,7 +30,7 @@ Others, such as booting a VM or building an image, may take as long as the engin
 PAUSES_S = (0.0, 0.05, 0.25)
 """Delays before each retry: a killed engine still accepts connections for a moment, and drops them."""
 _IDEMPOTENT = ("GET", "DELETE")
-_REMOTE_HINT = "check SQUIB_URL, and that squib serve is running on that host"
+REMOTE_HINT = "check SQUIB_URL, and that squib serve is running on that host"
 
 
 class HTTPClient:
@@ -165,7 +165,7 @@ class HTTPClient:
                 return await http.send(request, stream=True)
             except httpx.ConnectError as error:
                 if self._home is None:
-                    raise EngineUnavailable(f"no engine answers at {self._url}: {error}", hint=_REMOTE_HINT) from error
+                    raise EngineUnavailable(f"no engine answers at {self._url}: {error}", hint=REMOTE_HINT) from error
             except NotProcessed:
                 if isinstance(body, _Body) and body.begun:
                     raise
@@ -198,7 +198,7 @@ class HTTPClient:
     def not_responding(self, what: str) -> EngineUnavailable:
         """Return the error for a request that an engine does not respond to."""
         if self._home is None:
-            return EngineUnavailable(f"the engine {self._url} does not respond to {what}", hint=_REMOTE_HINT)
+            return EngineUnavailable(f"the engine {self._url} does not respond to {what}", hint=REMOTE_HINT)
         reason, hint = describe_silence(self._home)
         return EngineUnavailable(f"the engine {self.where} does not respond to {what}: {reason}", hint=hint)
 

@@ -8,10 +8,11 @@ from typing import IO, Any
 from squib.models import FileInfo, OnProgress
 from squib.protocol.guestfiles import GuestPath
 from squib.sdk.fileobjects import Mode, open_sync
-from squib.sdk.files import AsyncFiles, LocalPath
+from squib.sdk.files import AsyncFiles
 from squib.sdk.portal import Portal
 from squib.sdk.result import CopyResult
 from squib.sdk.transfer.chunks import Data
+from squib.sdk.transfer.targets import LocalPath
 from squib.sdk.watching import Watch
 
 

@@ -17,7 +17,7 @@ from squib.protocol.errors import from_wire
 from squib.protocol.frames import CommandEnd
 from squib.sdk.client import EngineClient
 from squib.sdk.config import check_ref
-from squib.sdk.httpclient import PAUSES_S
+from squib.sdk.httpclient import PAUSES_S, REMOTE_HINT
 from squib.sdk.liveness import SILENCE_S
 from squib.sdk.local import ensure_engine
 from squib.sdk.responses import error_of
@@ -251,9 +251,7 @@ async def _connect(engine: EngineClient, path: str) -> ClientConnection:
             if engine.home is None or last:
                 raise EngineUnavailable(
                     f"cannot open a terminal at the engine {engine.where}: {error or type(error).__name__}",
-                    hint="check SQUIB_URL, and that squib serve is running on that host"
-                    if engine.url
-                    else "squib version shows the engine",
+                    hint=REMOTE_HINT if engine.url else "squib version shows the engine",
                 ) from error
             await asyncio.sleep(pause_s)
             await ensure_engine(engine.home)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -9,8 +10,11 @@ from squib.host import cgroup
 from squib.images import store as images
 from squib.images.overlay import OverlayStore
 from squib.kernels import catalog
+from squib.sdk.syncfiles import Files
+from squib.sdk.vm import VM
 from tests.fakes import assets
 from tests.fakes.engine import Rig, write_overlay
+from tests.fakes.files import FakeFiles
 from tests.fakes.served import Served
 
 
@@ -39,6 +43,20 @@ def served(module_engine: Served, monkeypatch: pytest.MonkeyPatch) -> Served:
     monkeypatch.setenv("SQUIB_HOME", str(module_engine.rig.home.root))
     module_engine.rig.driver.behaviour = "--ok"
     return module_engine
+
+
+@pytest.fixture
+def guest(served: Served, tmp_path: Path) -> FakeFiles:
+    """The files of ``web``, on a new directory."""
+    root = tmp_path / "guest"
+    root.mkdir()
+    served.agent.files = FakeFiles(root)
+    return served.agent.files
+
+
+@pytest.fixture
+def files(guest: FakeFiles) -> Files:
+    return VM.from_id("web").files
 
 
 @pytest.fixture

@@ -29,26 +29,10 @@ from squib.sdk import files as files_module
 from squib.sdk.aio import AsyncVM
 from squib.sdk.files import AsyncFiles
 from squib.sdk.syncfiles import Files
-from squib.sdk.vm import VM
 from squib.sdk.watching import AsyncWatch, Watch
 from tests.fakes.files import FakeFiles
-from tests.fakes.served import Served
 
 ODD = ["a b", "new\nline", "\udcff\udcfe", "é", "a+b%2F&path=x#?;=", "-rf", "..."]
-
-
-@pytest.fixture
-def guest(served: Served, tmp_path: Path) -> FakeFiles:
-    """The files of ``web``, on a new directory."""
-    root = tmp_path / "guest"
-    root.mkdir()
-    served.agent.files = FakeFiles(root)
-    return served.agent.files
-
-
-@pytest.fixture
-def files(guest: FakeFiles) -> Files:
-    return VM.from_id("web").files
 
 
 async def asynchronously(test: Callable[[AsyncFiles], Coroutine[Any, Any, None]]) -> None:

@@ -46,8 +46,7 @@ async def listen(request: Request, body: ListenRequest) -> StreamingResponse:
     listening = request.app.state.listening
     if listening is None:
         raise Unsupported("only clients of the unix socket may open a listener")
-    async with contextlib.AsyncExitStack() as stack:
-        url, token = await stack.enter_async_context(listening(body))
-        log.info("listening on %s", url)
-        return ListenerResponse(url, token, stack.pop_all())
-    raise AssertionError("not reached")
+    listener = contextlib.AsyncExitStack()
+    url, token = await listener.enter_async_context(listening(body))
+    log.info("listening on %s", url)
+    return ListenerResponse(url, token, listener)

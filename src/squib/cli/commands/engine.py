@@ -15,6 +15,7 @@ from squib.errors import EngineUnavailable, InvalidArgument, WrongState
 if TYPE_CHECKING:
     from squib.paths import Home
     from squib.sdk.client import EngineClient
+    from squib.sdk.local import EngineProcess
 
 engine = make_group("engine", "Show or stop the engine, the process that owns the VMs.")
 
@@ -62,12 +63,13 @@ async def stop(
             raise InvalidArgument(
                 f"the engine at {client.url} is not local", hint="unset SQUIB_URL to stop the engine of SQUIB_HOME"
             )
-        if find_engine(home) is None:
+        found = find_engine(home)
+        if found is None:
             output.note(f"no engine runs in {home.root}")
             pid = None
         else:
             if not force:
-                await _check_no_vm_runs(client, home)
+                await _check_no_vm_runs(client, home, found)
             pid = await stop_engine(home)
     if output.json:
         output.data({"home": str(home.root), "stopped": pid})
@@ -105,7 +107,7 @@ async def _facts(client: EngineClient) -> dict[str, object]:
             return facts | {"status": "not_running"}
         if found is not None:
             facts |= {"pid": found.pid, "started_at": found.started_at.isoformat(timespec="seconds")}
-        if not _may_answer(home):
+        if not _may_answer(home, found):
             problem, hint = describe_silence(home)
             return facts | {"status": "not_responding", "problem": problem, "hint": hint}
     try:
@@ -124,14 +126,14 @@ async def _facts(client: EngineClient) -> dict[str, object]:
     }
 
 
-async def _check_no_vm_runs(client: EngineClient, home: Home) -> None:
+async def _check_no_vm_runs(client: EngineClient, home: Home, found: EngineProcess) -> None:
     """Raise `WrongState` if VMs run.
 
     Raises `EngineUnavailable` if the engine cannot say so.
     """
     from squib.sdk.local import describe_silence
 
-    if not _may_answer(home):
+    if not _may_answer(home, found):
         raise EngineUnavailable(
             f"the engine {home.root} does not respond: {describe_silence(home)[0]}", hint=_FORCE_HINT
         )
@@ -143,12 +145,11 @@ async def _check_no_vm_runs(client: EngineClient, home: Home) -> None:
         raise WrongState(f"the engine is not stopped while VMs run: {', '.join(running)}", hint=_FORCE_HINT)
 
 
-def _may_answer(home: Home) -> bool:
-    """Return whether a request is worth sending.
+def _may_answer(home: Home, found: EngineProcess | None) -> bool:
+    """Return whether a request can get an answer.
 
-    It is if it would start an engine, or wait for one that is stopped.
+    Otherwise it would start an engine, or wait for one that is stopped.
     """
-    from squib.sdk.local import engine_answers, find_engine
+    from squib.sdk.local import engine_answers
 
-    found = find_engine(home)
     return engine_answers(home) and not (found and found.is_stopped)

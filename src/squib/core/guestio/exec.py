@@ -20,7 +20,7 @@ from squib.guest.response import Response
 from squib.models import ExecRequest, VMState
 from squib.protocol import frames
 from squib.protocol.errors import to_wire
-from squib.store.records import VMSpec
+from squib.store.records import VMRecord, VMSpec
 
 log = logging.getLogger("squib.exec")
 
@@ -29,12 +29,17 @@ _TIMEOUT_GRACE_S = 10.0
 """Added to a command's timeout: a busy guest takes a while to end the command and to send the rest of its output."""
 
 
-def agent_of(engine: Engine, ref: str, doing: str = "run a command") -> AgentClient:
-    """Return the agent of a running VM. Raises `WrongState`, `NotFound`."""
+def running_vm(engine: Engine, ref: str, doing: str) -> tuple[VMRecord, AgentClient]:
+    """Return a running VM and its agent. Raises `WrongState`, `NotFound`."""
     record = engine.store.get_vm(ref)
     if record.state is not VMState.RUNNING:
         raise transitions.wrong_state(record, doing)
-    return engine.vm_of(record).agent
+    return record, engine.vm_of(record).agent
+
+
+def agent_of(engine: Engine, ref: str, doing: str = "run a command") -> AgentClient:
+    """Return the agent of a running VM. Raises `WrongState`, `NotFound`."""
+    return running_vm(engine, ref, doing)[1]
 
 
 @dataclass(frozen=True)
@@ -67,9 +72,9 @@ async def start_exec(engine: Engine, ref: str, request: ExecRequest) -> Command:
 
 
 async def _start(engine: Engine, ref: str, request: ExecRequest) -> Response:
-    agent = agent_of(engine, ref)
+    record, agent = running_vm(engine, ref, "run a command")
     await sync_env(engine, ref)
-    return await agent.exec(_with_defaults(request, engine.store.get_vm(ref).spec))
+    return await agent.exec(_with_defaults(request, record.spec))
 
 
 def _with_defaults(request: ExecRequest, spec: VMSpec) -> ExecRequest:

@@ -5,19 +5,18 @@ Contents are forwarded as they arrive, unread, in both directions.
 
 from __future__ import annotations
 
-import asyncio
 import posixpath
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
 
 from squib.core.engine import Engine
-from squib.core.guestio.exec import agent_of
+from squib.core.guestio.exec import running_vm, within_timeout
 from squib.core.guestio.stall import WatchedUpload, watch_upload, watched_response
-from squib.errors import AgentTimeout, SquibError
 from squib.guest.files import AgentFiles
 from squib.guest.response import Response
 from squib.models import Account, FileInfo
 from squib.protocol.guestfiles import check_path
+from squib.store.records import VMRecord
 
 _START_TIMEOUT_S = 60.0
 """Until a response begins: the guest may have to read a large directory first."""
@@ -61,8 +60,8 @@ async def read(
     working directory, or in the home of the acting user. They raise the `FileError` that the guest reports,
     `NoSuchUser`, `WrongState`, `NotFound`, `AgentUnreachable`, and `InvalidArgument` for an invalid path.
     """
-    files = _files(engine, ref, as_user)
-    return await _start(engine, ref, files.read(_resolve(engine, ref, path), offset=offset, length=length))
+    vm = _acting(engine, ref, as_user)
+    return await _start(engine, vm, vm.files.read(vm.resolve(path), offset=offset, length=length))
 
 
 async def list_directory(engine: Engine, ref: str, path: str, *, as_user: str | None = None) -> GuestStream:
@@ -70,8 +69,8 @@ async def list_directory(engine: Engine, ref: str, path: str, *, as_user: str | 
 
     They are yielded as lines of JSON (protocol/agent.md).
     """
-    files = _files(engine, ref, as_user)
-    return await _start(engine, ref, files.list(_resolve(engine, ref, path)))
+    vm = _acting(engine, ref, as_user)
+    return await _start(engine, vm, vm.files.list(vm.resolve(path)))
 
 
 async def watch(engine: Engine, ref: str, path: str, *, recursive: bool, as_user: str | None = None) -> GuestStream:
@@ -79,8 +78,8 @@ async def watch(engine: Engine, ref: str, path: str, *, recursive: bool, as_user
 
     They are yielded as lines of JSON (protocol/agent.md).
     """
-    files = _files(engine, ref, as_user)
-    return await _start(engine, ref, files.watch(_resolve(engine, ref, path), recursive=recursive))
+    vm = _acting(engine, ref, as_user)
+    return await _start(engine, vm, vm.files.watch(vm.resolve(path), recursive=recursive))
 
 
 async def read_tar(
@@ -90,8 +89,8 @@ async def read_tar(
 
     With ``xattrs``, it holds the extended attributes of the ``user`` namespace too.
     """
-    files = _files(engine, ref, as_user)
-    return await _start(engine, ref, files.read_tar([_resolve(engine, ref, path) for path in paths], xattrs=xattrs))
+    vm = _acting(engine, ref, as_user)
+    return await _start(engine, vm, vm.files.read_tar([vm.resolve(path) for path in paths], xattrs=xattrs))
 
 
 async def write(
@@ -110,12 +109,13 @@ async def write(
 
     If ``body`` raises, nothing is left.
     """
-    files, path = _files(engine, ref, as_user), _resolve(engine, ref, path)
+    vm = _acting(engine, ref, as_user)
+    path = vm.resolve(path)
 
     def send(upload: WatchedUpload) -> Awaitable[FileInfo]:
-        return files.write(path, aiter(upload), mode=mode, user=user, parents=parents, mtime_ns=mtime_ns)
+        return vm.files.write(path, aiter(upload), mode=mode, user=user, parents=parents, mtime_ns=mtime_ns)
 
-    return await watch_upload(engine, _vm_id(engine, ref), body, send)
+    return await watch_upload(engine, vm.record.vm_id, body, send)
 
 
 async def write_tar(
@@ -137,17 +137,19 @@ async def write_tar(
     With ``create`` the directory is new. It appears when the archive is complete, or not at all. With ``parents`` too,
     missing parent directories are created.
     """
-    files, path = _files(engine, ref, as_user), _resolve(engine, ref, path)
+    vm = _acting(engine, ref, as_user)
+    path = vm.resolve(path)
 
     def send(upload: WatchedUpload) -> Awaitable[dict[str, int]]:
-        return files.write_tar(path, aiter(upload), user=user, keep_owner=keep_owner, create=create, parents=parents)
+        return vm.files.write_tar(path, aiter(upload), user=user, keep_owner=keep_owner, create=create, parents=parents)
 
-    return await watch_upload(engine, _vm_id(engine, ref), body, send)
+    return await watch_upload(engine, vm.record.vm_id, body, send)
 
 
 async def stat(engine: Engine, ref: str, path: str, *, follow: bool, as_user: str | None = None) -> FileInfo:
     """Describe a file; with ``follow``, the target of a symbolic link."""
-    return await _files(engine, ref, as_user).stat(_resolve(engine, ref, path), follow=follow)
+    vm = _acting(engine, ref, as_user)
+    return await vm.files.stat(vm.resolve(path), follow=follow)
 
 
 async def mkdir(
@@ -164,13 +166,14 @@ async def mkdir(
 
     With ``parents``, create missing parents too, and accept an existing directory.
     """
-    await _files(engine, ref, as_user).mkdir(_resolve(engine, ref, path), mode=mode, user=user, parents=parents)
+    vm = _acting(engine, ref, as_user)
+    await vm.files.mkdir(vm.resolve(path), mode=mode, user=user, parents=parents)
 
 
 async def rename(engine: Engine, ref: str, source: str, target: str, *, as_user: str | None = None) -> None:
     """Rename a file, replacing an existing one."""
-    files = _files(engine, ref, as_user)
-    await files.rename(_resolve(engine, ref, source), _resolve(engine, ref, target))
+    vm = _acting(engine, ref, as_user)
+    await vm.files.rename(vm.resolve(source), vm.resolve(target))
 
 
 async def remove(engine: Engine, ref: str, path: str, *, recursive: bool, as_user: str | None = None) -> None:
@@ -178,7 +181,8 @@ async def remove(engine: Engine, ref: str, path: str, *, recursive: bool, as_use
 
     With ``recursive``, a directory is removed with its contents.
     """
-    await _files(engine, ref, as_user).remove(_resolve(engine, ref, path), recursive=recursive)
+    vm = _acting(engine, ref, as_user)
+    await vm.files.remove(vm.resolve(path), recursive=recursive)
 
 
 async def account(engine: Engine, ref: str, user: str | None) -> Account:
@@ -186,35 +190,30 @@ async def account(engine: Engine, ref: str, user: str | None) -> Account:
 
     Raises `NoSuchUser`, `WrongState`, `NotFound`.
     """
-    agent = agent_of(engine, ref, "look up its users")
-    return await agent.account(user or engine.store.get_vm(ref).spec.user)
+    record, agent = running_vm(engine, ref, "look up its users")
+    return await agent.account(user or record.spec.user)
 
 
-def _files(engine: Engine, ref: str, as_user: str | None) -> AgentFiles:
-    agent = agent_of(engine, ref, "use its files")
-    return agent.files.acting_as(as_user or engine.store.get_vm(ref).spec.user)
+@dataclass(frozen=True)
+class _Acting:
+    """The files of a running VM, used by one of its users."""
+
+    record: VMRecord
+    files: AgentFiles
+
+    def resolve(self, path: str) -> str:
+        """Return a path as the guest gets it.
+
+        The guest resolves relative paths if the VM has no working directory.
+        """
+        return check_path(posixpath.join(self.record.spec.cwd or "", check_path(path)))
 
 
-def _resolve(engine: Engine, ref: str, path: str) -> str:
-    """Return a path as the guest gets it.
-
-    The guest resolves relative paths if the VM has no working directory.
-    """
-    return check_path(posixpath.join(engine.store.get_vm(ref).spec.cwd or "", check_path(path)))
+def _acting(engine: Engine, ref: str, as_user: str | None) -> _Acting:
+    record, agent = running_vm(engine, ref, "use its files")
+    return _Acting(record, agent.files.acting_as(as_user or record.spec.user))
 
 
-def _vm_id(engine: Engine, ref: str) -> str:
-    return engine.store.get_vm(ref).vm_id
-
-
-async def _start(engine: Engine, ref: str, request: Awaitable[Response]) -> GuestStream:
-    try:
-        async with asyncio.timeout(_START_TIMEOUT_S):
-            response = await request
-    except SquibError:
-        raise
-    except TimeoutError:
-        raise AgentTimeout(
-            f"the guest did not respond within {_START_TIMEOUT_S:g} s", hint=f"see what it printed: squib logs {ref}"
-        ) from None
-    return GuestStream(engine, _vm_id(engine, ref), response)
+async def _start(engine: Engine, vm: _Acting, request: Awaitable[Response]) -> GuestStream:
+    response = await within_timeout(request, vm.record.name, "respond", _START_TIMEOUT_S)
+    return GuestStream(engine, vm.record.vm_id, response)

@@ -24,11 +24,10 @@ CHECK_ROOM_EVERY = 64 << 20
 
 _HOLE = bytes(16 << 10)
 _SHOWN_NAME = 200
-_FREE_BYTES, _FREE_INODES, _FREE_SHARE = (
-    1 << 30,
-    10_000,
-    20,
-)  # keep the smaller of the fixed amount and 1/20 of the disk
+_FREE_BYTES = 1 << 30
+_FREE_INODES = 10_000
+_FREE_SHARE = 20
+"""What a transfer leaves free on a disk: the smaller of the fixed amount and 1/20 of the disk."""
 _ERRORS: dict[int, type[SquibError]] = {
     errno.ENOENT: NoSuchFile,
     errno.EEXIST: FileExists,

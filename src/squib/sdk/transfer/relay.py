@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from squib.errors import InvalidArgument
 from squib.models import FileType, OnProgress
 from squib.protocol.guestfiles import GuestPath, check_path
 from squib.sdk.fileclient import FileClient
@@ -17,6 +16,7 @@ from squib.sdk.transfer.targets import (
     PERMISSIONS,
     Counter,
     Named,
+    check_owner,
     counted,
     is_new_directory,
     refuse_slash,
@@ -43,8 +43,7 @@ async def relay(
     The rules are those of `AsyncFiles.upload`, and what `squib.sdk.transfer.repack` says of archives: the destination
     must not trust the source.
     """
-    if owner is not None and keep_owner:
-        raise InvalidArgument("owner and keep_owner cannot be used together")
+    check_owner(owner, keep_owner)
     named = [Named.of(check_path(path)) for path in paths]
     place_of_all = check_path(target)
     infos = {each.path: await stat_to_copy(source, each.path) for each in named}

@@ -60,6 +60,12 @@ class Named:
         return posixpath.join(directory, self.name) if self.name else directory
 
 
+def check_owner(owner: str | None, keep_owner: bool) -> None:
+    """Raise `InvalidArgument` if both say who owns the copies."""
+    if owner is not None and keep_owner:
+        raise InvalidArgument("owner and keep_owner cannot be used together")
+
+
 def targets(sources: Sequence[Named], target: str, is_directory: bool) -> Iterator[tuple[Named, str]]:
     """Yield each source with its target path."""
     if not sources:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from squib.errors import InvalidArgument, NotAFile
+from squib.errors import NotAFile
 from squib.host.files import open_regular
 from squib.models import FileType, OnProgress
 from squib.protocol.guestfiles import GuestPath, check_path
@@ -25,6 +25,7 @@ from squib.sdk.transfer.targets import (
     Counter,
     LocalPath,
     Named,
+    check_owner,
     counted,
     is_new_directory,
     refuse_slash,
@@ -45,8 +46,7 @@ async def upload(
     on_progress: OnProgress | None,
 ) -> CopyResult:
     """See `AsyncFiles.upload`."""
-    if owner is not None and keep_owner:
-        raise InvalidArgument("owner and keep_owner cannot be used together")
+    check_owner(owner, keep_owner)
     sources = [source] if isinstance(source, str | os.PathLike) else list(source)
     named = [Named.of(os.fspath(path)) for path in sources]
     kinds = {each.path: await blocking(_look, each.path) for each in named}
@@ -85,18 +85,19 @@ async def _upload_file(
     parents: bool,
     counter: Counter,
 ) -> CopyResult:
-    def start() -> tuple[BinaryIO, os.stat_result]:
-        with local_errors(source.path):
-            file = open_regular(Path(source.path))
-            return file, os.fstat(file.fileno())
-
-    file, status = await blocking(start)
+    file, status = await blocking(_open, source.path)
     with file:
         counter.total = status.st_size
         mode = stat.S_IMODE(status.st_mode) if mode is None else mode
         chunks = counted(in_thread(_read(file, source.path)), counter.add)
         info = await client.write(place, chunks, mode=mode, owner=owner, parents=parents, mtime_ns=status.st_mtime_ns)
     return CopyResult(1, info.size)
+
+
+def _open(path: str) -> tuple[BinaryIO, os.stat_result]:
+    with local_errors(path):
+        file = open_regular(Path(path))
+        return file, os.fstat(file.fileno())
 
 
 def _has_xattrs(path: str) -> bool:
@@ -108,12 +109,6 @@ async def _upload_with_xattrs(
     client: FileClient, source: Named, place: str, mode: int | None, parents: bool, counter: Counter
 ) -> CopyResult:
     """Upload a file as an archive, which keeps its owner and extended attributes."""
-
-    def start() -> tuple[BinaryIO, os.stat_result]:
-        with local_errors(source.path):
-            file = open_regular(Path(source.path))
-            return file, os.fstat(file.fileno())
-
     there = await stat_or_none(client, place)
     if there is not None and there.type is not FileType.FILE:
         raise NotAFile(f"{escaped(place)} is a {there.type}, not a regular file")
@@ -121,7 +116,7 @@ async def _upload_with_xattrs(
     directory = directory or "."
     if parents and there is None:
         await client.mkdir(directory, parents=True, mode=None, owner=None)
-    file, status = await blocking(start)
+    file, status = await blocking(_open, source.path)
     with file:
         counter.total = status.st_size
         packing = Packing(source.path, xattrs=True)

@@ -10,28 +10,12 @@ from squib.sdk.syncfiles import Files
 from squib.sdk.transfer.localfiles import write_sparse
 from squib.sdk.transfer.tar import TarReader
 from squib.sdk.transfer.unpack import unpack
-from squib.sdk.vm import VM
 from tests.fakes.files import FakeFiles
-from tests.fakes.served import Served
 from tests.fakes.trees import archive, member, records
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can keep owners")
 VALUE = b"value\xff\0=\n"
 MIB = 1 << 20
-
-
-@pytest.fixture
-def guest(served: Served, tmp_path: Path) -> FakeFiles:
-    """The files of ``web``, on a new directory."""
-    root = tmp_path / "guest"
-    root.mkdir()
-    served.agent.files = FakeFiles(root)
-    return served.agent.files
-
-
-@pytest.fixture
-def files(guest: FakeFiles) -> Files:
-    return VM.from_id("web").files
 
 
 def test_a_copy_with_owners_keeps_attributes_both_ways(files: Files, guest: FakeFiles, tmp_path: Path) -> None:
