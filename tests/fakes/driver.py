@@ -18,8 +18,7 @@ from squib.host.jail import Credentials
 from squib.host.locks import FileLock
 from squib.host.processes import Process, ProcessIdentity
 from squib.models import Check
-
-VMM = Path(__file__).with_name("vmm.py")
+from tests.fakes import vmm
 
 
 def agent_socket(folder: Path) -> Path:
@@ -47,6 +46,8 @@ class FakeMachine:
                 return ExitReason(ExitKind.POWERED_OFF, "the guest powered off")
             case None:
                 return ExitReason(ExitKind.UNKNOWN, "the VMM ended")
+            case vmm.PANICKED:
+                return ExitReason(ExitKind.GUEST_PANICKED, "the guest's kernel panicked")
             case code if code < 0:
                 return ExitReason(ExitKind.KILLED, f"the VMM was killed by signal {-code}")
             case code:
@@ -77,12 +78,14 @@ class FakeMachine:
 
 @dataclass
 class FakeDriver:
-    """``behaviour`` is the behaviour of the next VMM.
+    """``behaviour`` is the behaviour of the next VMMs, after those of ``first``.
 
-    ``--ok``, ``--hang`` (never answers), ``--die`` or ``--deaf`` (does not power off).
+    ``--ok``, ``--hang`` (never answers), ``--die``, ``--panic``, ``--panic-when-set-up`` or ``--deaf`` (does not power
+    off).
     """
 
     behaviour: str = "--ok"
+    first: list[str] = field(default_factory=list)
     launched: list[MachineSpec] = field(default_factory=list)
     name: str = "fake"
     accelerator: str = "none"
@@ -117,7 +120,7 @@ class FakeDriver:
             listener = sockets.listen(agent_socket(folder))
             fd = listener.fileno()
             process = proc.spawn(
-                [sys.executable, str(VMM), str(fd), self.behaviour],
+                [sys.executable, vmm.__file__, str(fd), self.first.pop(0) if self.first else self.behaviour],
                 lock=lock,
                 pass_fds=(fd,),
                 log_path=folder / "vmm.log",

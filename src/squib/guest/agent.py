@@ -58,6 +58,8 @@ class AgentClient:
         self._connection: Http2Connection | None = None
         self._connecting = asyncio.Lock()
         self._budget = LoopBudget()
+        self.has_answered = False
+        """Whether `connect` has ever succeeded."""
         self.files = AgentFiles(self._send, self._json)
         """The files of the guest."""
 
@@ -77,7 +79,9 @@ class AgentClient:
             raise AgentVersionMismatch(
                 f"the guest agent speaks protocol {version}, this squib speaks {PROTOCOL_VERSION}"
             )
-        return Hello(*(text_field(reply, name) for name in ("agent_version", "boot_id", "kernel")))
+        hello = Hello(*(text_field(reply, name) for name in ("agent_version", "boot_id", "kernel")))
+        self.has_answered = True
+        return hello
 
     async def close(self) -> None:
         """Close the connection.

@@ -164,6 +164,32 @@ async def test_a_boot_that_fails_leaves_nothing_of_a_create(rig: Rig) -> None:
 
 
 @pytest.mark.anyio
+async def test_a_panic_before_the_agent_answers_is_booted_again_and_logged(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with rig.running() as engine:
+        rig.driver.first = ["--panic"]
+        vm = await make(engine, rig.config, start=True)
+        assert vm.state is VMState.RUNNING and engine.running[vm.vm_id].machine.pid == vm.pid
+        assert len(rig.driver.launched) == 2
+        [logged] = [record.getMessage() for record in caplog.records if record.name == "squib.start"]
+        assert f"{vm.vm_id} is booted again" in logged and "kernel panicked" in logged and "last line" in logged
+        await delete_vm(engine, vm.vm_id)
+        nothing_left(engine, rig)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("behaviour", "launched"), [("--panic", 2), ("--panic-when-set-up", 1), ("--die", 1)])
+async def test_only_one_early_panic_is_booted_again(rig: Rig, behaviour: str, launched: int) -> None:
+    async with rig.running() as engine:
+        rig.driver.behaviour = behaviour
+        with pytest.raises(BootFailed):
+            await make(engine, rig.config, start=True)
+        assert len(rig.driver.launched) == launched
+        nothing_left(engine, rig)
+
+
+@pytest.mark.anyio
 async def test_a_boot_that_fails_in_the_host_says_where(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     async def refuse(*_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", "/dev/kvm")

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from pathlib import Path
 
 from squib.core.engine import VMM, Engine, RunningVM
@@ -94,13 +95,32 @@ async def boot(engine: Engine, record: VMRecord, *, boot_timeout_s: float) -> No
     async with AsyncUndo(lambda: asyncio.shield(release(engine, record.vm_id, RUN))):
         spec = await _machine_spec(engine, record)
         async with engine.boot_slots:
-            machine = await _launch(engine, record, spec)
-            agent = AgentClient(machine.connect_agent)
-            vm = engine.running[record.vm_id] = RunningVM(machine, agent)
-            await _wait_until_ready(record, machine, agent, boot_timeout_s)
+            vm = await _run_until_ready(engine, record, spec, boot_timeout_s)
             vm.known_env = record.spec.env_vars
         transitions.transition(engine.store, record, VMState.RUNNING, started_at=now(), stopped_at=None)
         watch(engine, record.vm_id, vm)
+
+
+async def _run_until_ready(engine: Engine, record: VMRecord, spec: MachineSpec, timeout_s: float) -> RunningVM:
+    """Launch the VMM and wait until the agent is ready.
+
+    If the guest's kernel panics before the agent has ever answered, the VM is booted a second time: QEMU before 8.1
+    emulates several CPUs with a fault that makes one in about a thousand boots panic (ARCHITECTURE.md, "Boots that
+    panic").
+    """
+    deadline = time.monotonic() + timeout_s
+    vm = await _launch(engine, record, spec)
+    try:
+        await _wait_until_ready(record, vm, timeout_s)
+    except BootFailed as error:
+        panicked = (await vm.machine.wait()).kind is ExitKind.GUEST_PANICKED
+        if not panicked or vm.agent.has_answered:
+            raise
+        log.warning("VM %s is booted again: %s\n%s", record.vm_id, error.message, error.detail)
+        await release(engine, record.vm_id, RUN)
+        vm = await _launch(engine, record, spec)
+        await _wait_until_ready(record, vm, deadline - time.monotonic())
+    return vm
 
 
 async def _machine_spec(engine: Engine, record: VMRecord) -> MachineSpec:
@@ -134,7 +154,7 @@ def _find_rootfs(engine: Engine, ref: AssetRef) -> Path:
     return rootfs.inspect(Path(ref.path)).path if isinstance(ref, HostFileRef) else engine.images.get(ref.digest).path
 
 
-async def _launch(engine: Engine, record: VMRecord, spec: MachineSpec) -> Machine:
+async def _launch(engine: Engine, record: VMRecord, spec: MachineSpec) -> RunningVM:
     driver = engine.drivers.get(record.driver)
     limits = cgroup.Limits(
         memory_mib=spec.memory.size_mib + driver.memory_overhead_mib(spec),
@@ -154,16 +174,18 @@ async def _launch(engine: Engine, record: VMRecord, spec: MachineSpec) -> Machin
     with disk_errors(folder.parent):
         folder.mkdir(mode=0o700, exist_ok=True)
     engine.on_needed(True)
-    return await driver.launch(spec, folder, engine.vmm_identity(record.vm_id), credentials, on_spawned)
+    machine = await driver.launch(spec, folder, engine.vmm_identity(record.vm_id), credentials, on_spawned)
+    vm = engine.running[record.vm_id] = RunningVM(machine, AgentClient(machine.connect_agent))
+    return vm
 
 
-async def _wait_until_ready(record: VMRecord, machine: Machine, agent: AgentClient, boot_timeout_s: float) -> None:
+async def _wait_until_ready(record: VMRecord, vm: RunningVM, timeout_s: float) -> None:
     """Wait until the agent has responded and was given the VM's identity.
 
     Raises `BootFailed` if the VMM ends first, `BootTimeout`.
     """
-    ready = asyncio.create_task(_set_up(record, agent, boot_timeout_s))
-    ended = asyncio.create_task(machine.wait())
+    ready = asyncio.create_task(_set_up(record, vm.agent, timeout_s))
+    ended = asyncio.create_task(vm.machine.wait())
     try:
         await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
         if ready.done() and isinstance(ready.exception(), AgentUnreachable):
@@ -172,14 +194,14 @@ async def _wait_until_ready(record: VMRecord, machine: Machine, agent: AgentClie
         if ended.done():
             raise BootFailed(
                 f"VM {record.name} ended while it booted: {ended.result().text}",
-                detail=_tail(machine),
+                detail=_tail(vm.machine),
                 hint="check that kernel and root filesystem are bootable; squib doctor checks squib's own",
             )
         ready.result()
     except AgentUnreachable as error:
         raise BootTimeout(
-            f"VM {record.name} was not ready within {boot_timeout_s:g} s: {error.message}",
-            detail=_tail(machine),
+            f"VM {record.name} was not ready within {timeout_s:.3g} s: {error.message}",
+            detail=_tail(vm.machine),
             hint="use a longer timeout (--boot-timeout 120); squib doctor checks the host",
         ) from error
     finally:
@@ -188,8 +210,8 @@ async def _wait_until_ready(record: VMRecord, machine: Machine, agent: AgentClie
         await asyncio.gather(ready, ended, return_exceptions=True)
 
 
-async def _set_up(record: VMRecord, agent: AgentClient, boot_timeout_s: float) -> None:
-    await agent.connect(timeout_s=boot_timeout_s, retry_s=boot_timeout_s)
+async def _set_up(record: VMRecord, agent: AgentClient, timeout_s: float) -> None:
+    await agent.connect(timeout_s=timeout_s, retry_s=timeout_s)
     await agent.setup(hostname=record.name, machine_id=record.machine_id, env=record.spec.env_vars)
 
 
