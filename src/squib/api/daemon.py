@@ -2,7 +2,7 @@
 
 `squib.sdk.local` starts it with ``--ready-fd FD``: it writes one JSON object to the descriptor when it answers requests
 (``{}``) or could not start (``{"error": …}``), and closes it. Its watchdog (`squib.host.watchdog`) starts it with
-``--restarts TIMES``. If another engine is faster, that one serves everybody: this one ends, and reports success.
+``--watchdog FD PID``. If another engine is faster, that one serves everybody: this one ends, and reports success.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main(program: Sequence[str] = (sys.executable, "-P", "-m", "squib.api.daemon
 
     try:
         log_to_file(home)
-        watchdog = Watchdog(home, [*program, str(home.root)], options.restarts)
+        watchdog = Watchdog(home, [*program, str(home.root)], options.watchdog)
         asyncio.run(_run(home, watchdog, report))
     except SquibError as error:
         if sockets.is_served(home.engine_socket):
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="squib.api.daemon", description="Run the engine of a state directory.")
     parser.add_argument("home", type=Path)
     parser.add_argument("--ready-fd", type=int)
-    parser.add_argument("--restarts", default="")
+    parser.add_argument("--watchdog", type=int, nargs=2, metavar=("FD", "PID"))
     return parser
 
 

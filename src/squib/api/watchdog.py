@@ -30,21 +30,25 @@ class Watchdog:
 
     ``engine_argv`` starts the next engine.
 
-    ``restarts`` is what the watchdog that started this engine passed on, or empty. Until `set_needed` says otherwise,
+    ``inherited`` is the pipe and the PID of the watchdog that started this engine. Until `set_needed` says otherwise,
     VMs need an engine: those of an earlier one may run.
     """
 
-    def __init__(self, home: Home, engine_argv: Sequence[str], restarts: str = "") -> None:
+    def __init__(self, home: Home, engine_argv: Sequence[str], inherited: tuple[int, int] | None = None) -> None:
         self._home = home
-        self._arguments = [str(home.database), str(home.engine_log), restarts, *engine_argv]
+        self._arguments = [str(home.database), str(home.engine_log), *engine_argv]
         self._needed = True
         self._pipe = -1
         self._process: Process | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._inherited = inherited
 
     def start(self) -> None:
-        """Start the process, and start it again whenever it ends."""
-        self._spawn()
+        """Start the process unless it was inherited, and start it again whenever it ends."""
+        if self._inherited:
+            self._inherit(*self._inherited)
+        if not self._process:
+            self._spawn()
         self._keeper = asyncio.create_task(self._keep(), name="watchdog")
 
     def set_needed(self, needed: bool) -> None:
@@ -68,7 +72,19 @@ class Watchdog:
             except TimeoutError:  # it is suspended
                 await self._process.kill()
 
+    def _inherit(self, pipe: int, pid: int) -> None:
+        os.set_inheritable(pipe, False)
+        os.set_blocking(pipe, False)
+        self._pipe = pipe
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(pid)
+            if os.getppid() == pid:
+                self._process = Process(pid, pidfd)
+            else:  # it has been killed, and its PID may be another process's
+                os.close(pidfd)
+
     def _spawn(self) -> None:
+        self._close_pipe()
         read_fd, self._pipe = os.pipe()
         os.set_blocking(self._pipe, False)
         self._write()  # before the process exists, so that it is right however soon this engine dies
@@ -89,7 +105,6 @@ class Watchdog:
                 await self._process.wait()
                 log.warning("the watchdog has ended: starting another")
             await asyncio.sleep(max(0.0, started_at + _PAUSE_S - time.monotonic()))
-            self._close_pipe()
             self._spawn()
 
     def _write(self) -> None:

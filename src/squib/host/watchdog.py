@@ -2,15 +2,16 @@
 
 A program, not a library: see `squib.api.watchdog`.
 
-    python -I -S watchdog.py PIPE_FD DATABASE LOG RESTARTS ARGV...
+    python -I -S watchdog.py PIPE_FD DATABASE LOG ARGV...
 
 The engine holds the write end of the pipe PIPE_FD. It writes ``+`` when a VM needs an engine and ``-`` when no VM
 does. The kernel closes the pipe when the engine ends, for whatever reason. This process then acts on the last byte:
-after ``+`` it becomes the next engine, which starts its own watchdog; after ``-`` it exits.
+after ``+`` it starts the next engine and watches that one; after ``-`` it exits. An engine is never without a watchdog:
+the next one gets the write end of a new pipe, which says ``+`` until that engine says otherwise.
 
 DATABASE is the engine's database. If it is missing, the state directory was removed, and no engine is started. LOG is
-the engine's log. RESTARTS lists the times of earlier restarts, in seconds of the monotonic clock, separated by commas.
-ARGV is the command that starts an engine; ``--restarts RESTARTS`` is appended to it.
+the engine's log. ARGV is the command that starts an engine; ``--watchdog PIPE_FD PID`` is appended to it, with the
+write end and the PID of this process.
 
 A bare interpreter runs this file. It imports as little as possible, and nothing from squib.
 """
@@ -30,19 +31,31 @@ PAUSE_S = 3.0
 
 
 def main() -> None:
-    pipe, database, log, restarts, *argv = sys.argv[1:]
-    needed = read_verdict(int(pipe))
-    os.close(int(pipe))
-    if not needed or not os.path.exists(database):  # noqa: PTH110 (pathlib takes 2 MiB)
-        return
-    _write_to(log)
-    now = time.monotonic()
-    recent = recent_restarts(restarts, now)
-    if len(recent) >= MAX_RESTARTS:
-        _warn(f"the engine died {MAX_RESTARTS} times within {WINDOW_S:g} s: restarting it in {PAUSE_S:g} s")
-        time.sleep(PAUSE_S)
-    _warn("the engine died while VMs needed it: restarting it")
-    os.execv(argv[0], [*argv, "--restarts", ",".join(f"{at:.3f}" for at in (*recent, now))])
+    pipe, database, log, *argv = sys.argv[1:]
+    fd, engine = int(pipe), 0
+    restarts: list[float] = []
+    while read_verdict(fd) and os.path.exists(database):  # noqa: PTH110 (pathlib takes 2 MiB)
+        os.close(fd)
+        if engine:
+            os.waitpid(engine, 0)
+        _write_to(log)
+        restarts = recent_restarts(restarts, time.monotonic())
+        if len(restarts) >= MAX_RESTARTS:
+            _warn(f"the engine died {MAX_RESTARTS} times within {WINDOW_S:g} s: restarting it in {PAUSE_S:g} s")
+            time.sleep(PAUSE_S)
+        _warn("the engine died while VMs needed it: restarting it")
+        restarts.append(time.monotonic())
+        engine, fd = start_engine(argv)
+
+
+def start_engine(argv: list[str]) -> tuple[int, int]:
+    """Start an engine; return its PID and the read end of its pipe."""
+    fd, write_fd = os.pipe()
+    os.write(write_fd, NEEDED)
+    os.set_inheritable(write_fd, True)
+    engine = os.posix_spawn(argv[0], [*argv, "--watchdog", str(write_fd), str(os.getpid())], os.environ)
+    os.close(write_fd)
+    return engine, fd
 
 
 def read_verdict(pipe: int) -> bool:
@@ -53,9 +66,9 @@ def read_verdict(pipe: int) -> bool:
     return last == NEEDED
 
 
-def recent_restarts(restarts: str, now: float) -> list[float]:
+def recent_restarts(restarts: list[float], now: float) -> list[float]:
     """Return the times in ``restarts`` that lie within the last WINDOW_S seconds."""
-    return [at for at in map(float, filter(None, restarts.split(","))) if now - at < WINDOW_S]
+    return [at for at in restarts if now - at < WINDOW_S]
 
 
 def _write_to(log: str) -> None:

@@ -17,22 +17,33 @@ from squib.host import watchdog
 from squib.host.watchdog import MAX_RESTARTS, PAUSE_S, WINDOW_S, recent_restarts
 from tests.processes import until
 
+ENGINE = """
+import os, sys
+fds = sorted(int(fd) for fd in os.listdir("/proc/self/fd"))
+with open(sys.argv[1], "a") as started:
+    print(os.getpid(), *sys.argv[2:], *fds, file=started)
+deaths = int(sys.argv[1].rpartition("-")[2])
+if len(open(sys.argv[1]).readlines()) > deaths:
+    os.write(int(sys.argv[3]), b"-")
+"""
+
 
 @dataclass
 class Run:
-    """A watchdog whose engine is a program that writes down how it was started."""
+    """A watchdog whose engine is a program that writes down how it was started.
+
+    Its engines die until there were ``deaths``; the next one ends in order.
+    """
 
     folder: Path
-    restarts: str = ""
+    deaths: int = 0
 
     def __post_init__(self) -> None:
-        self.database, self.log, self.started = (self.folder / name for name in ("squib.db", "engine.log", "started"))
+        self.database, self.log = (self.folder / name for name in ("squib.db", "engine.log"))
+        self.started = self.folder / f"started-{self.deaths}"
         self.database.touch()
-        fds = "len(os.listdir('/proc/self/fd'))"
-        engine = f"import os, sys; fds = {fds}; print(os.getpid(), *sys.argv[2:], fds, file=open(sys.argv[1], 'w'))"
         read_fd, self.pipe = os.pipe()
-        argv = [str(read_fd), str(self.database), str(self.log), self.restarts]
-        argv += [sys.executable, "-c", engine, str(self.started)]
+        argv = [str(read_fd), str(self.database), str(self.log), sys.executable, "-c", ENGINE, str(self.started)]
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-S", watchdog.__file__, *argv], pass_fds=(read_fd,), stdin=subprocess.DEVNULL
         )
@@ -55,15 +66,22 @@ def test_the_last_byte_decides(tmp_path: Path, writes: list[bytes], starts: bool
     assert Run(tmp_path).end(*writes) == starts
 
 
-def test_it_becomes_the_next_engine_and_passes_on_nothing_of_the_last(tmp_path: Path) -> None:
+def test_the_next_engine_gets_a_pipe_and_nothing_of_the_last(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    before = time.monotonic()
     assert run.end(b"+")
-    pid, option, restarts, fds = run.started.read_text().split()
-    assert int(pid) == run.process.pid
-    assert option == "--restarts" and before - 1 < float(restarts) < time.monotonic() + 1
-    assert int(fds) == 4  # standard input, output and error, and the directory that it lists
+    pid, option, pipe, watchdog_pid, *fds = run.started.read_text().split()
+    assert int(pid) != run.process.pid
+    assert (option, watchdog_pid) == ("--watchdog", str(run.process.pid))
+    assert pipe in fds and len(fds) == 5  # the pipe, standard input, output and error, and the directory that it lists
     assert "restarting it" in run.log.read_text()
+
+
+def test_an_engine_that_dies_before_it_says_anything_is_followed_by_another(tmp_path: Path) -> None:
+    """Before, the watchdog had become that engine, and nothing was left to start the next one."""
+    run = Run(tmp_path, deaths=3)
+    assert run.end(b"+")
+    pids = [line.split()[0] for line in run.started.read_text().splitlines()]
+    assert len(set(pids)) == 4
 
 
 def test_without_a_state_directory_it_starts_nothing(tmp_path: Path) -> None:
@@ -74,18 +92,16 @@ def test_without_a_state_directory_it_starts_nothing(tmp_path: Path) -> None:
 
 
 def test_a_crash_loop_is_slowed_down(tmp_path: Path) -> None:
-    now = time.monotonic()
-    run = Run(tmp_path, ",".join(str(now - ago) for ago in range(MAX_RESTARTS)))
+    run = Run(tmp_path, deaths=MAX_RESTARTS)
     before = time.monotonic()
     assert run.end(b"+")
     assert time.monotonic() - before >= PAUSE_S
-    (line, *_) = run.log.read_text().splitlines()
-    assert f"restarting it in {PAUSE_S:g} s" in line
+    assert run.log.read_text().count(f"restarting it in {PAUSE_S:g} s") == 1
 
 
 def test_only_recent_restarts_count() -> None:
-    assert recent_restarts("", 100.0) == []
-    assert recent_restarts(f"{100 - WINDOW_S},80.5,99", 100.0) == [80.5, 99.0]
+    assert recent_restarts([], 100.0) == []
+    assert recent_restarts([100 - WINDOW_S, 80.5, 99], 100.0) == [80.5, 99.0]
 
 
 def pending(pipe: int) -> int:
