@@ -21,7 +21,9 @@ async def time_squib(home: Home, arguments: Sequence[str]) -> float:
 
 
 def _environment(home: Home) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name not in ("SQUIB_URL", "SQUIB_TOKEN")}
+    """Return an environment in which squib runs as it is installed: with bytecode, and with the bench's engine."""
+    left_out = ("SQUIB_URL", "SQUIB_TOKEN", "PYTHONDONTWRITEBYTECODE")
+    kept = {name: value for name, value in os.environ.items() if name not in left_out}
     return kept | {"SQUIB_HOME": str(home.root)}
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from squib.errors import EngineStartFailed, EngineUnavailable, SquibError
-from squib.host import proc, processes, sockets
+from squib.host import sockets
 from squib.host.files import disk_errors
 from squib.host.locks import locked
 from squib.paths import Home
@@ -56,6 +56,8 @@ def find_engine(home: Home) -> EngineProcess | None:
 
     It may just be starting or ending.
     """
+    from squib.host import processes  # here, since most commands need neither this nor what it imports
+
     for pid in processes.holders(home.engine_lock):
         with suppress(ProcessLookupError):
             return EngineProcess(pid, processes.started_at(pid), processes.is_stopped(pid))
@@ -67,6 +69,8 @@ async def stop_engine(home: Home) -> int | None:
 
     A stopped process is continued, so that it can end. Raises `EngineUnavailable` if it does not end within 10 s.
     """
+    from squib.host import processes
+
     for pid in processes.holders(home.engine_lock):
         with suppress(ProcessLookupError):
             if not await asyncio.to_thread(processes.terminate, pid, home.engine_lock, timeout_s=STOP_TIMEOUT_S):
@@ -141,6 +145,8 @@ async def ensure_engine(home: Home) -> None:
 
 
 async def _start_engine(home: Home) -> None:
+    from squib.host import proc
+
     read_fd, write_fd = os.pipe()
     try:
         with Undo(lambda: os.close(read_fd)):
