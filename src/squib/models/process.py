@@ -25,7 +25,7 @@ class ExecRequest(RequestModel):
 
     Give exactly one of ``argv`` (no shell), ``shell`` (``/bin/sh -c``) and ``login`` (the user's login shell).
     ``sudo`` runs it as root on behalf of ``user``. A ``background`` command outlives its client. With ``pty`` it gets a
-    terminal of that size, and all output is standard output. A ``timeout_s`` of 0 is none.
+    terminal of that size, and all output is standard output. With a ``timeout_s`` of 0 it has no time limit.
     """
 
     argv: list[GuestString] | None = Field(default=None, min_length=1)

@@ -105,8 +105,7 @@ async def _run_until_ready(engine: Engine, record: VMRecord, spec: MachineSpec, 
     """Launch the VMM and wait until the agent is ready.
 
     If the guest's kernel panics before the agent has ever answered, the VM is booted a second time: QEMU before 8.1
-    emulates several CPUs with a fault that makes one in about a thousand boots panic (ARCHITECTURE.md, "Boots that
-    panic").
+    emulates several CPUs with a fault that makes a boot panic now and then (ARCHITECTURE.md, "Boots that panic").
     """
     deadline = time.monotonic() + timeout_s
     vm = await _launch(engine, record, spec)
