@@ -99,9 +99,11 @@ func TestReleaseLeaksNothing(t *testing.T) {
 	count := func() int { fds, _ := os.ReadDir("/proc/self/fd"); return len(fds) }
 	before := count()
 	for range 10 {
-		run(t, m, sh("(sleep 0.02 &); echo x"))
+		p := start(t, m, sh("(sleep 0.02 &); echo x"))
+		finish(t, p)
+		m.Finish(p.Process)
 	}
-	eventually(t, "all descriptors are closed", func() bool { return count() <= before })
+	eventually(t, "all descriptors are closed", func() bool { m.List(); return count() <= before })
 }
 
 func TestTimeoutKillsTheGroup(t *testing.T) {
@@ -163,8 +165,10 @@ func TestKillWithoutCgroupKill(t *testing.T) {
 }
 
 func TestNormalEndKillsNothing(t *testing.T) {
-	p := start(t, newManager(t, cgroups), sh("sleep 1000 & echo $!"))
+	m := newManager(t, cgroups)
+	p := start(t, m, sh("sleep 1000 & echo $!"))
 	out, _ := finish(t, p)
+	m.Finish(p.Process)
 	pid := strings.TrimSpace(out)
 	p.Kill() // too late: the command has ended
 	n, err := strconv.Atoi(pid)
@@ -178,7 +182,7 @@ func TestNormalEndKillsNothing(t *testing.T) {
 	eventually(t, "it is reaped", gone(pid))
 	if cgroups != nil {
 		eventually(t, "its cgroup is removed", func() bool {
-			cgroups.Sweep()
+			m.List()
 			_, err := os.Stat(cgroups.dir.Name() + "/" + p.group.name)
 			return os.IsNotExist(err)
 		})

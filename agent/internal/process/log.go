@@ -55,6 +55,7 @@ type Log struct {
 	users      int // users of the ring: the session, its pumps and its readers
 	pipes      int // memory that enlarged pipes of the session take
 	finished   bool
+	forgotten  bool
 }
 
 // stretch is a run of output of one stream. Adjacent stretches belong to different streams.
@@ -156,6 +157,10 @@ func (l *Log) removeUser() {
 func (l *Log) forget() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.forgotten {
+		return
+	}
+	l.forgotten = true
 	l.grace, l.deadline = 0, time.Time{}
 	l.space.Broadcast()
 	l.removeUser()
@@ -318,7 +323,7 @@ type Reader struct {
 func (l *Log) attach(from [2]int64) *Reader {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.ring == nil {
+	if l.ring == nil || l.forgotten {
 		return nil
 	}
 	l.trim()

@@ -16,9 +16,10 @@ type limits struct {
 	foreground, background int           // bytes of output of a session
 	grace                  time.Duration // how long a session's output waits for a reader
 	ended, endedBytes      int           // number of ended background sessions, and bytes of their output together
+	living                 int           // number of ended background sessions with living descendants
 }
 
-var defaultLimits = limits{foreground: 128 << 10, background: 1 << 20, grace: 10 * time.Second, ended: 32, endedBytes: 8 << 20}
+var defaultLimits = limits{foreground: 128 << 10, background: 1 << 20, grace: 10 * time.Second, ended: 32, endedBytes: 8 << 20, living: 256}
 
 // Manager starts commands and keeps their sessions.
 type Manager struct {
@@ -61,6 +62,7 @@ func (m *Manager) Stop() {
 func (m *Manager) Get(id string) (*Process, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.sweep()
 	if p, ok := m.sessions[id]; ok {
 		return p, nil
 	}
@@ -71,6 +73,7 @@ func (m *Manager) Get(id string) (*Process, error) {
 func (m *Manager) List() []*Process {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.sweep()
 	return slices.SortedFunc(maps.Values(m.sessions), func(a, b *Process) int { return a.Started.Compare(b.Started) })
 }
 
@@ -88,6 +91,42 @@ func (m *Manager) forget(p *Process) {
 	delete(m.sessions, p.ID)
 	m.kept = slices.DeleteFunc(m.kept, func(other *Process) bool { return other == p })
 	p.Log.forget()
+	if isClosed(p.done) {
+		p.release()
+	}
+}
+
+// settle releases the cgroup of an ended command, unless the session is known and has processes.
+func (m *Manager) settle(p *Process) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.sessions[p.ID] != p || !p.Lives() {
+		p.release()
+	}
+}
+
+// Finish notes that the request of a foreground command has ended. The session is forgotten when
+// its last process has ended.
+func (m *Manager) Finish(p *Process) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p.finished = true
+	p.Log.forget()
+	m.sweep()
+}
+
+// sweep releases the cgroups of sessions without processes, and forgets the finished ones. It is
+// called before sessions are looked up, so that no process has to be watched.
+func (m *Manager) sweep() {
+	for _, p := range m.sessions {
+		if p.Lives() {
+			continue
+		}
+		p.release()
+		if p.finished {
+			m.forget(p)
+		}
+	}
 }
 
 // keepEnded adds a session that has ended to those that are kept, and forgets the oldest beyond the
@@ -103,9 +142,15 @@ func (m *Manager) keepEnded(p *Process) {
 	for _, p := range m.kept {
 		total += p.Log.size()
 	}
-	for len(m.kept) > m.limits.ended || total > min(m.limits.endedBytes, m.memory.total()/2) {
-		total -= m.kept[0].Log.size()
-		m.forget(m.kept[0])
+	for _, p := range slices.Clone(m.kept) {
+		if len(m.kept) <= m.limits.ended && total <= min(m.limits.endedBytes, m.memory.total()/2) {
+			break
+		}
+		if p.Lives() && len(m.kept) <= m.limits.living {
+			continue
+		}
+		total -= p.Log.size()
+		m.forget(p)
 	}
 }
 
@@ -114,6 +159,7 @@ func (m *Manager) keepEnded(p *Process) {
 // the error is an *Error.
 func (m *Manager) Start(spec Spec) (*Process, *Reader, error) {
 	m.mu.Lock()
+	m.sweep()
 	m.last++
 	id, guest, stopped := "p"+strconv.Itoa(m.last), m.env, m.stopped
 	m.mu.Unlock()
@@ -149,7 +195,7 @@ func (m *Manager) Start(spec Spec) (*Process, *Reader, error) {
 			p.timer.Stop()
 		}
 		m.keepEnded(p)
-		p.releaseGroup()
+		m.settle(p)
 	}()
 	return p, reader, nil
 }

@@ -33,8 +33,10 @@ type Process struct {
 	timedOut bool // guarded by the reaper's lock
 	status   Status
 
-	uses  sync.Mutex
-	users int // users of group; the last one releases it; guarded by uses
+	uses     sync.Mutex
+	users    int  // users of group; the last one releases it; guarded by uses
+	released bool // the command itself no longer uses group; guarded by uses
+	finished bool // the request of a foreground command has ended; guarded by the manager's lock
 }
 
 // Status describes how a command ended. Exactly one of ExitCode and Signal is not negative.
@@ -142,6 +144,29 @@ func (p *Process) Signal(signal int) error {
 // the command has ended it does nothing: a normal end leaves descendants alone.
 func (p *Process) Kill() { p.reaper.IfRunning(p.PID, p.kill) }
 
+// Lives reports whether any process of the session is left: the command itself or a descendant.
+func (p *Process) Lives() bool {
+	if !isClosed(p.done) {
+		return true
+	}
+	if p.group == nil {
+		p.uses.Lock()
+		defer p.uses.Unlock()
+		return !p.released && p.orphaned()
+	}
+	if !p.retainGroup() {
+		return false
+	}
+	defer p.releaseGroup()
+	return !p.group.Empty()
+}
+
+// orphaned reports whether the process group lives on without its leader. The kernel does not reuse
+// the leader's ID before the group is gone: if a process has it, that is another one.
+func (p *Process) orphaned() bool {
+	return syscall.Kill(p.PID, 0) == syscall.ESRCH && syscall.Kill(-p.PID, 0) == nil
+}
+
 func (p *Process) expire() {
 	p.reaper.IfRunning(p.PID, func() {
 		p.timedOut = true
@@ -160,12 +185,9 @@ func (p *Process) kill() {
 	}
 }
 
-// KillAndWait kills as Kill does, and waits until no process of the command is left or ctx is done.
-// If the command has ended it does nothing.
+// KillAndWait kills all processes of the session, and waits until none is left or ctx is done. The
+// command itself may have ended.
 func (p *Process) KillAndWait(ctx context.Context) error {
-	if isClosed(p.done) {
-		return nil
-	}
 	grouped := p.group != nil && p.retainGroup()
 	if grouped {
 		defer p.releaseGroup()
@@ -178,8 +200,9 @@ func (p *Process) KillAndWait(ctx context.Context) error {
 	}
 	if grouped {
 		p.group.KillAll(ctx.Done())
-	} else {
-		for wait := time.Millisecond; syscall.Kill(-p.PID, 0) == nil && ctx.Err() == nil; wait = min(2*wait, 20*time.Millisecond) {
+	} else if p.group == nil {
+		for wait := time.Millisecond; p.orphaned() && ctx.Err() == nil; wait = min(2*wait, 20*time.Millisecond) {
+			syscall.Kill(-p.PID, syscall.SIGKILL)
 			time.Sleep(wait)
 		}
 	}
@@ -202,6 +225,17 @@ func (p *Process) releaseGroup() {
 	defer p.uses.Unlock()
 	if p.users--; p.users == 0 && p.group != nil {
 		p.group.Release()
+	}
+}
+
+// release ends the command's own use of the cgroup. Idempotent.
+func (p *Process) release() {
+	p.uses.Lock()
+	first := !p.released
+	p.released = true
+	p.uses.Unlock()
+	if first {
+		p.releaseGroup()
 	}
 }
 

@@ -1,13 +1,10 @@
 package process
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -163,19 +160,48 @@ func TestWatcherOfABackgroundSession(t *testing.T) {
 	waitDone(t, p.Process)
 }
 
-// KillAndWait does not affect descendants of an ended command.
+// KillAndWait kills the descendants of an ended command, and the session is listed until then.
 func TestKillOfAnEndedSession(t *testing.T) {
-	p := start(t, newManager(t, cgroups), background("sleep 1000 & echo $!"))
+	for name, groups := range map[string]*Cgroups{"with cgroups": cgroups, "without": nil} {
+		for _, background := range []bool{true, false} {
+			m := newManager(t, groups)
+			spec := sh("sleep 1000 & echo $!")
+			spec.Background = background
+			p := start(t, m, spec)
+			pid := p.line(t, Stdout)
+			waitDone(t, p.Process)
+			if !background {
+				m.Finish(p.Process)
+			}
+			if got, err := m.Get(p.ID); got != p.Process || err != nil || gone(pid)() {
+				t.Errorf("%s: %v", name, err)
+			}
+			if err := p.KillAndWait(t.Context()); err != nil {
+				t.Error(err)
+			}
+			eventually(t, "it is reaped", gone(pid))
+			if _, err := m.Get(p.ID); (err == nil) != background {
+				t.Errorf("%s: after the kill: %v", name, err)
+			}
+		}
+	}
+}
+
+// A descendant in a session of its own is killed too.
+func TestKillOfADaemon(t *testing.T) {
+	if cgroups == nil {
+		t.Skip("needs cgroup v2")
+	}
+	m := newManager(t, cgroups)
+	spec := background("setsid sh -c 'echo $$; exec sleep 1000' & read x")
+	spec.Stdin = true
+	p := start(t, m, spec)
 	pid := p.line(t, Stdout)
+	p.enter(t, "\n")
 	waitDone(t, p.Process)
-	if err := p.KillAndWait(context.Background()); err != nil {
+	if err := p.KillAndWait(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if gone(pid)() {
-		t.Error("the descendant was killed")
-	}
-	n, _ := strconv.Atoi(pid)
-	syscall.Kill(n, syscall.SIGKILL)
 	eventually(t, "it is reaped", gone(pid))
 }
 

@@ -102,7 +102,11 @@ func (s *Server) exec(w http.ResponseWriter, r *http.Request) error {
 	reader.Close()
 	if !p.Background {
 		<-p.Done()
-		s.processes.Forget(p)
+		if err != nil {
+			s.processes.Forget(p) // all its processes were killed
+		} else {
+			s.processes.Finish(p)
+		}
 	}
 	return nil
 }

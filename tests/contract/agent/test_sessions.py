@@ -266,6 +266,19 @@ async def test_a_kill_ends_the_whole_process_group(real: Implementation) -> None
         assert not _is_running(child)
 
 
+async def test_a_kill_ends_the_descendants_of_an_ended_command(real: Implementation) -> None:
+    """Before: a foreground session was forgotten with its request, and a kill of an ended one killed nothing."""
+    async with real.session() as session:
+        for background in (False, True):
+            script = "/bin/sleep 1000 >&- 2>&- & echo $!"
+            process, _, answer = await start(session, argv=["sh", "-c", script], background=background)
+            await session.finish(answer)
+            child = int(parse_whole(answer).stdout)
+            assert _is_running(child) and await listed(session) == [process]
+            assert (await session.request("DELETE", f"/v1/processes/{process}")).status == 204
+            assert not _is_running(child) and await listed(session) == []
+
+
 def _is_running(pid: int) -> bool:
     try:
         return " Z " not in Path(f"/proc/{pid}/stat").read_text()

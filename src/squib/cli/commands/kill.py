@@ -29,8 +29,8 @@ async def kill(
 ) -> int:
     """Kill commands in a VM, or send them a signal.
 
-    By default the command and all its descendants are killed, and squib ps no longer lists it. Any other signal goes to
-    the command's process group, or to a terminal's foreground job.
+    By default the command and all its descendants are killed, also if the command itself has ended, and squib ps no
+    longer lists it. Any other signal goes to the command's process group, or to a terminal's foreground job.
     """
     from squib.cli.args.signals import parse_signal
     from squib.sdk.command import process_path

@@ -26,8 +26,9 @@ _SHOWN_CHARS = 60
 async def ps(output: Output, vm: options.Ref) -> None:
     """List the commands that squib started in a VM.
 
-    The list contains running commands and recently ended background commands, oldest first. MODE is foreground,
-    background or terminal; a detached terminal has no client. --json shows more fields, and full commands.
+    The list contains running commands, ended ones whose descendants still run, and recently ended background commands,
+    oldest first. MODE is foreground, background or terminal; a detached terminal has no client. --json shows more
+    fields, and full commands.
     """
     from datetime import UTC, datetime
 
