@@ -69,6 +69,10 @@ func serve(guest *boot.Guest) error {
 	cgroups, err := process.OpenCgroups(boot.CgroupDir, "squib")
 	if err != nil {
 		guest.Console.Print("commands run without cgroups: " + err.Error())
+	} else if limits, err := process.GuestLimits(); err != nil {
+		guest.Console.Print("commands run without limits: " + err.Error())
+	} else {
+		cgroups.Limit(boot.CgroupDir, limits)
 	}
 	accounts := process.Accounts{}
 	processes := process.NewManager(reaper, cgroups, accounts)

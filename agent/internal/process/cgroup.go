@@ -12,15 +12,20 @@ import (
 	"unsafe"
 )
 
+// eventsBytes is more than a file of events holds.
+const eventsBytes = 512
+
 // Cgroups creates a cgroup for each command, below one directory.
 //
 // It works with descriptors instead of paths, so that a guest that unmounts or covers
 // /sys/fs/cgroup has no effect on it.
 type Cgroups struct {
-	dir *os.File
+	dir    *os.File
+	limits CommandLimits // of each new cgroup; see Limit
 
-	mu   sync.Mutex
-	left []string // cgroups of ended commands with live descendants
+	mu    sync.Mutex
+	left  []string // cgroups of ended commands with live descendants
+	spare *Cgroup  // prepared for the next command, or nil
 }
 
 // OpenCgroups creates the directory name in the cgroup v2 hierarchy at mount. It fails if no such
@@ -42,14 +47,38 @@ func OpenCgroups(mount, name string) (*Cgroups, error) {
 
 // Cgroup holds the processes of one command.
 type Cgroup struct {
-	all  *Cgroups
-	name string
-	dir  *os.File
+	all    *Cgroups
+	name   string
+	dir    *os.File
+	events *os.File // memory.events; nil without a memory controller
 }
 
-// New creates an empty cgroup called name. If the guest has taken that name, it appends a number.
+// New returns an empty cgroup called name. If the guest has taken that name, it appends a number.
 func (c *Cgroups) New(name string) (*Cgroup, error) {
 	c.Sweep()
+	c.mu.Lock()
+	spare := c.spare
+	c.spare = nil
+	c.mu.Unlock()
+	if spare != nil && spare.name == name {
+		return spare, nil
+	}
+	if spare != nil {
+		spare.Release()
+	}
+	return c.create(name)
+}
+
+// Prepare creates the cgroup that New(name) will return, so that the next command starts sooner.
+func (c *Cgroups) Prepare(name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.spare == nil {
+		c.spare, _ = c.create(name)
+	}
+}
+
+func (c *Cgroups) create(name string) (*Cgroup, error) {
 	dir, free := int(c.dir.Fd()), name
 	err := syscall.Mkdirat(dir, free, 0o755)
 	for i := 2; err == syscall.EEXIST && i < 1000; i++ {
@@ -64,7 +93,9 @@ func (c *Cgroups) New(name string) (*Cgroup, error) {
 		c.remove(free)
 		return nil, &os.PathError{Op: "open cgroup", Path: free, Err: err}
 	}
-	return &Cgroup{c, free, os.NewFile(uintptr(fd), free)}, nil
+	group := &Cgroup{all: c, name: free, dir: os.NewFile(uintptr(fd), free)}
+	group.limit(c.limits)
+	return group, nil
 }
 
 // Sweep removes the cgroups of ended commands whose last descendant has ended.
@@ -97,6 +128,7 @@ func (c *Cgroups) remove(name string) error {
 // not be used afterwards.
 func (g *Cgroup) Release() {
 	g.dir.Close()
+	g.events.Close()
 	g.all.mu.Lock()
 	defer g.all.mu.Unlock()
 	if g.all.remove(g.name) == syscall.EBUSY {
@@ -117,7 +149,7 @@ func (g *Cgroup) Kill() (final bool) {
 
 // killEach kills the processes one by one.
 func (g *Cgroup) killEach() {
-	procs, _ := g.read("cgroup.procs")
+	procs, _ := g.read("cgroup.procs", 64<<10)
 	for _, field := range strings.Fields(procs) {
 		if pid, err := strconv.Atoi(field); err == nil && pid > 1 {
 			syscall.Kill(pid, syscall.SIGKILL)
@@ -127,7 +159,7 @@ func (g *Cgroup) killEach() {
 
 // Empty reports whether the cgroup holds no processes except zombies.
 func (g *Cgroup) Empty() bool {
-	events, err := g.read("cgroup.events")
+	events, err := g.read("cgroup.events", eventsBytes)
 	return err != nil || strings.Contains(events, "populated 0")
 }
 
@@ -161,13 +193,14 @@ func (g *Cgroup) write(name, text string) error {
 	return err
 }
 
-func (g *Cgroup) read(name string) (string, error) {
+// read returns at most the first size bytes of a file.
+func (g *Cgroup) read(name string, size int) (string, error) {
 	f, err := g.open(name, syscall.O_RDONLY)
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
-	b := make([]byte, 64<<10)
+	b := make([]byte, size)
 	n, err := f.Read(b)
 	if n > 0 {
 		err = nil

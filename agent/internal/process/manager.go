@@ -21,6 +21,11 @@ type limits struct {
 
 var defaultLimits = limits{foreground: 128 << 10, background: 1 << 20, grace: 10 * time.Second, ended: 32, endedBytes: 8 << 20, living: 256}
 
+// tidyDelay is the time between the end of a request and the removal of its cgroup, which takes some
+// milliseconds in an emulated guest. It lets the response leave first; the guest then waits for the
+// next request anyway.
+const tidyDelay = 2 * time.Millisecond
+
 // Manager starts commands and keeps their sessions.
 type Manager struct {
 	reaper   *Reaper
@@ -103,6 +108,14 @@ func (m *Manager) settle(p *Process) {
 	if m.sessions[p.ID] != p || !p.Lives() {
 		p.release()
 	}
+	m.prepare()
+}
+
+// prepare creates the cgroup of the next command, which then starts sooner.
+func (m *Manager) prepare() {
+	if m.cgroups != nil {
+		m.cgroups.Prepare(sessionID(m.last + 1))
+	}
 }
 
 // Finish notes that the request of a foreground command has ended. The session is forgotten when
@@ -112,7 +125,15 @@ func (m *Manager) Finish(p *Process) {
 	defer m.mu.Unlock()
 	p.finished = true
 	p.Log.forget()
+	time.AfterFunc(tidyDelay, m.tidy)
+}
+
+// tidy removes what is left of finished sessions, and prepares for the next command.
+func (m *Manager) tidy() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	m.sweep()
+	m.prepare()
 }
 
 // sweep releases the cgroups of sessions without processes, and forgets the finished ones. It is
@@ -154,6 +175,8 @@ func (m *Manager) keepEnded(p *Process) {
 	}
 }
 
+func sessionID(number int) string { return "p" + strconv.Itoa(number) }
+
 // Start runs a command, and returns its session and a reader of all its output. When a foreground
 // session is no longer needed, the caller calls Kill and Forget. If the command cannot be started,
 // the error is an *Error.
@@ -161,7 +184,7 @@ func (m *Manager) Start(spec Spec) (*Process, *Reader, error) {
 	m.mu.Lock()
 	m.sweep()
 	m.last++
-	id, guest, stopped := "p"+strconv.Itoa(m.last), m.env, m.stopped
+	id, guest, stopped := sessionID(m.last), m.env, m.stopped
 	m.mu.Unlock()
 	if stopped {
 		return nil, nil, fail(PoweringOff, "the guest is powering off")
@@ -195,7 +218,9 @@ func (m *Manager) Start(spec Spec) (*Process, *Reader, error) {
 			p.timer.Stop()
 		}
 		m.keepEnded(p)
-		m.settle(p)
+		if p.Background {
+			m.settle(p)
+		}
 	}()
 	return p, reader, nil
 }

@@ -44,7 +44,9 @@ type Status struct {
 	ExitCode int
 	Signal   int
 	TimedOut bool
-	Duration time.Duration
+	// OOMKilled tells that the kernel killed a process of the command for lack of memory.
+	OOMKilled bool
+	Duration  time.Duration
 }
 
 // Done returns a channel that is closed when the command's first process has ended. Status is valid
@@ -62,6 +64,7 @@ func (p *Process) ended(wait syscall.WaitStatus) {
 	} else {
 		p.status.ExitCode = wait.ExitStatus()
 	}
+	p.status.OOMKilled = p.group != nil && p.group.OOMKilled()
 	close(p.done)
 	for _, source := range p.sources {
 		source.end()

@@ -127,5 +127,8 @@ func exitPayload(status process.Status) []byte {
 	b = number(append(b, `,"signal":`...), status.Signal)
 	b = strconv.AppendBool(append(b, `,"timed_out":`...), status.TimedOut)
 	b = strconv.AppendInt(append(b, `,"duration_ms":`...), status.Duration.Milliseconds(), 10)
+	if status.OOMKilled {
+		b = append(b, `,"oom_killed":true`...)
+	}
 	return append(b, '}')
 }

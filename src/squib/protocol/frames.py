@@ -109,13 +109,15 @@ class FrameDecoder:
 class CommandEnd:
     """How a command ended.
 
-    ``exit_code`` follows the shell: 128 + n after signal n, 124 after a timeout.
+    ``exit_code`` follows the shell: 128 + n after signal n, 124 after a timeout. ``oom_killed`` tells that the guest's
+    kernel killed a process of the command for lack of memory.
     """
 
     exit_code: int
     signal: int | None
     timed_out: bool
     duration_s: float
+    oom_killed: bool = False
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> CommandEnd:
@@ -131,7 +133,8 @@ class CommandEnd:
             exit_code = _SIGNAL_BASE + signal
         if exit_code is None:
             raise FrameError("invalid exit frame: no exit_code and no signal")
-        return cls(exit_code, signal, timed_out, (_number(values, "duration_ms", _MAX_DURATION_MS) or 0) / 1000)
+        duration_s = (_number(values, "duration_ms", _MAX_DURATION_MS) or 0) / 1000
+        return cls(exit_code, signal, timed_out, duration_s, values.get("oom_killed") is True)
 
 
 def _number(values: dict[str, Any], name: str, highest: int) -> int | None:

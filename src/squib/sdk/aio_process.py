@@ -173,8 +173,8 @@ class AsyncProcess:
     async def kill(self, signal: int = SIGKILL) -> None:
         """Kill the command and its descendants, and discard its output.
 
-        Returns when all of them have exited. A ``signal`` other than SIGKILL is only sent, as with `signal`.
-        Idempotent.
+        The command itself may have exited before. Returns when all of them have exited. A ``signal`` other than SIGKILL
+        is only sent, as with `signal`. Idempotent.
         """
         if signal != SIGKILL:
             await self.signal(signal)
@@ -185,7 +185,8 @@ class AsyncProcess:
             if info.running:
                 duration_s = max(0.0, (datetime.now(UTC) - info.started_at).total_seconds())
                 self._end = self._end or CommandEnd(128 + SIGKILL, int(SIGKILL), False, duration_s)
-                self._info = info.model_copy(update={"running": False} | vars(self._end))
+                ended = {name: value for name, value in vars(self._end).items() if name in ProcessInfo.model_fields}
+                self._info = info.model_copy(update={"running": False} | ended)
             else:
                 self._end = self._end or _end_of(info)
 

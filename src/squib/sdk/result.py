@@ -47,6 +47,7 @@ class ExecResult:
     - ``duration_s``: the run time in seconds.
     - ``stdout_bytes``, ``stderr_bytes``, ``output_bytes``: the raw output. ``output_bytes`` holds both streams in the
       order in which they were read.
+    - ``oom_killed``: whether the guest ran out of memory and its kernel killed a process of the command.
     - ``truncated``: whether output beyond ``max_output`` (default 64 MiB) was discarded.
     - ``dropped_bytes``: how much.
     """
@@ -60,6 +61,7 @@ class ExecResult:
     output_bytes: bytes = field(repr=False)
     truncated: bool = False
     dropped_bytes: int = 0
+    oom_killed: bool = False
 
     @property
     def ok(self) -> bool:
@@ -95,7 +97,8 @@ class ExecResult:
             timeout = CommandTimeout(f"the command timed out: {shown}", detail=detail)
             timeout.result = self
             raise timeout
-        failure = CommandFailed(f"the command failed with exit code {self.exit_code}: {shown}", detail=detail)
+        reason = " (out of memory)" if self.oom_killed else ""
+        failure = CommandFailed(f"the command failed with exit code {self.exit_code}{reason}: {shown}", detail=detail)
         failure.result = self
         raise failure
 
@@ -175,4 +178,5 @@ class Collector:
             output_bytes=b"".join(piece for _, piece in self._pieces),
             truncated=self._dropped > 0,
             dropped_bytes=self._dropped,
+            oom_killed=end.oom_killed,
         )

@@ -276,7 +276,13 @@ def _end_of(message: dict[str, Any], where: str) -> CommandEnd:
     signal, duration_s = message.get("signal"), message.get("duration_s")
     if not (signal is None or type(signal) is int) or not isinstance(duration_s, int | float):
         raise _not_understood(where)
-    return CommandEnd(_number(message, "exit_code", where), signal, message.get("timed_out") is True, duration_s)
+    return CommandEnd(
+        _number(message, "exit_code", where),
+        signal,
+        message.get("timed_out") is True,
+        duration_s,
+        message.get("oom_killed") is True,
+    )
 
 
 def _lost(where: str, error: Exception) -> EngineUnavailable:

@@ -136,6 +136,14 @@ def test_the_status_is_that_of_the_command(end: dict[str, Any], status: int, squ
     assert squib("exec", "--timeout", "2", "web", "x").status == status
 
 
+def test_out_of_memory_is_told(squib: Squib, engine: Served) -> None:
+    engine.agent.scripts["x"] = ends({"exit_code": None, "signal": 9, "oom_killed": True})
+    ended = squib("exec", "web", "x")
+    assert (ended.status, "out of memory" in ended.err) == (137, True)
+    engine.agent.scripts["x"] = ends({"exit_code": None, "signal": 9})
+    assert "memory" not in squib("exec", "web", "x").err
+
+
 def test_a_timeout_is_told(squib: Squib) -> None:
     ended = squib("exec", "--timeout", "10ms", "web", "sleep")
     assert ended.status == 124
@@ -197,6 +205,7 @@ def test_json_is_one_object_with_the_output(squib: Squib, engine: Served) -> Non
         "exit_code": 4,
         "signal": None,
         "timed_out": False,
+        "oom_killed": False,
         "duration_s": 0.001,
         "stdout": "out\n�",
         "stdout_base64": "b3V0Cv8=",

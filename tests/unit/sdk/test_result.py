@@ -97,6 +97,14 @@ def test_a_failed_command_is_shown_with_the_end_of_its_standard_error_and_both_a
     assert caught.value.detail.endswith("the last words") and len(str(caught.value)) < 2500
 
 
+def test_out_of_memory_is_in_the_result_and_in_the_error() -> None:
+    end = end_of(exit_code=None, signal=9, oom_killed=True)
+    done = Collector(None, None).result(end)
+    assert (done.exit_code, done.oom_killed) == (137, True)
+    with pytest.raises(CommandFailed, match=r"exit code 137 \(out of memory\)"):
+        done.check("hog")
+
+
 @pytest.mark.parametrize("timed_out", [True, False])
 def test_what_a_guest_printed_cannot_control_the_terminal_that_shows_the_error(timed_out: bool) -> None:
     said = b"\x1b[31mred\x1b[0m\r\n\x1b]0;title\x07\xe2\x80\xae reversed\n"

@@ -143,7 +143,8 @@ async def _print(socket: WebSocket, terminal: TerminalAttachment) -> None:
                 case Gap():
                     await _send(socket, {"type": "offset", "offset": piece.offset})
                 case CommandEnd():
-                    await _send(socket, {"type": "exit"} | vars(piece))
+                    end = {name: value for name, value in vars(piece).items() if name != "oom_killed" or value}
+                    await _send(socket, {"type": "exit"} | end)
                     return
 
 

@@ -35,7 +35,14 @@ async def run_command(
         end = await (_collect(output, ref, command) if output.json else _stream(command))
     if end.timed_out:
         output.note(f"the command timed out after {request.timeout_s:g} s and was killed")
+    note_if_oom_killed(output, end)
     return end.exit_code
+
+
+def note_if_oom_killed(output: Output, end: CommandEnd) -> None:
+    """Print the reason if the guest's kernel killed the command for lack of memory."""
+    if end.oom_killed:
+        output.note("out of memory: the guest's kernel killed a process of the command")
 
 
 async def start_in_background(output: Output, engine: EngineClient, ref: str, request: ExecRequest) -> int:
@@ -62,7 +69,9 @@ async def follow(output: Output, ref: str, process: AsyncProcess) -> int:
         with contextlib.suppress(OSError):
             output.note(f"the command keeps running; reattach with: squib attach {ref} {process.id}")
         raise
-    return (await process.wait()).exit_code
+    end = await process.wait()
+    note_if_oom_killed(output, end)
+    return end.exit_code
 
 
 async def _stream(command: Command) -> CommandEnd:
@@ -112,6 +121,7 @@ def _as_json(result: ExecResult) -> dict[str, object]:
         "exit_code": result.exit_code,
         "signal": result.signal,
         "timed_out": result.timed_out,
+        "oom_killed": result.oom_killed,
         "duration_s": result.duration_s,
         "stdout": result.stdout,
         "stderr": result.stderr,
