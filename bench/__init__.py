@@ -1,1 +1,1 @@
-"""The figures that the README quotes, reproducible: ``python -m bench``, or ``make bench``."""
+"""The figures that the README quotes: ``python -m bench``, ``make bench``."""

@@ -91,14 +91,14 @@ def _ignore(run: int, runs: int) -> None:
 
 
 def _tell(text: str) -> None:
-    """Show ``text`` on standard error, on a terminal in place of what was there."""
+    """Show ``text`` on standard error; on a terminal, replace the line."""
     clear = "\r\x1b[K" if sys.stderr.isatty() else ""
     print(f"{clear}{text}", end="", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """In the block, SIGTERM and SIGHUP end this process as Ctrl-C does, with everything cleaned up."""
+    """Handle SIGTERM and SIGHUP in the block like Ctrl-C, which cleans up."""
 
     def interrupt(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)

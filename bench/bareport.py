@@ -1,4 +1,7 @@
-"""A second port of a VM, of the same kind as the agent's and with nobody on it: what a byte costs without squib."""
+"""A second, bare port of a VM, to measure what a byte costs without squib.
+
+It is of the same kind as the agent's port, and no agent uses it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,10 @@ _DEVICE = f"/dev/$(basename $(dirname $(grep -lx {_NAME} /sys/class/virtio-ports
 
 @contextmanager
 def bare_port(qmp_socket: Path) -> Iterator[BarePort]:
-    """Add a port to the running QEMU whose monitor is at ``qmp_socket``. No engine may be connected to that."""
+    """Add a port to the running QEMU whose monitor is at ``qmp_socket``.
+
+    No engine may be connected to the monitor.
+    """
     ours, qemus = socket.socketpair()
     with ours:
         with qemus, sockets.connect(qmp_socket) as monitor:
@@ -48,13 +54,16 @@ def _add_port(monitor: socket.socket, fd: int) -> None:
 
 
 class BarePort:
-    """`dd` in the guest on one end of the port, a loop over a socket on the other."""
+    """A port with `dd` on the guest's end and a socket loop on the host's."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
 
     async def send(self, vm: AsyncVM, target: str, size: int) -> None:
-        """Send ``size`` zeros, a multiple of 64 KiB, into the file ``target`` of the guest."""
+        """Send ``size`` zeros into the guest's file ``target``.
+
+        ``size`` is a multiple of 64 KiB.
+        """
         dd = f"dd if={_DEVICE} of={target} bs=64k iflag=fullblock count={size // len(_PIECE)}"
         await asyncio.gather(asyncio.to_thread(self._write, size), vm.run(dd, check=True))
 

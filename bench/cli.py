@@ -1,4 +1,4 @@
-"""`squib` as a whole process."""
+"""Measure `squib` as a whole process."""
 
 from __future__ import annotations
 
@@ -14,14 +14,20 @@ from squib.paths import Home
 
 
 async def time_squib(home: Home, arguments: Sequence[str]) -> float:
-    """How long `squib` takes from its start to its end, in seconds. Raises `subprocess.CalledProcessError`."""
+    """Return how long a run of `squib` takes, in seconds.
+
+    Raises `subprocess.CalledProcessError`.
+    """
     script = Path(sys.executable).with_name("squib")
     program = [str(script)] if script.exists() else [sys.executable, "-m", "squib"]
     return await asyncio.to_thread(_time, [*program, *arguments], _environment(home))
 
 
 def _environment(home: Home) -> dict[str, str]:
-    """Return an environment in which squib runs as it is installed: with bytecode, and with the bench's engine."""
+    """Return an environment in which squib runs as it is installed.
+
+    Python may write bytecode, and squib uses the bench's engine.
+    """
     left_out = ("SQUIB_URL", "SQUIB_TOKEN", "PYTHONDONTWRITEBYTECODE")
     kept = {name: value for name, value in os.environ.items() if name not in left_out}
     return kept | {"SQUIB_HOME": str(home.root)}

@@ -1,9 +1,10 @@
-"""Connections under strain: idle ones at the moment of their timeout, and thousands that never send a request.
+"""Measure connections under strain.
 
     python -m bench.connections idle --requests 100000 --clients 1000
     python -m bench.connections flood --connections 2000
 
-Both start an engine of their own, without VMs.
+``idle`` uses idle connections at the moment of their timeout, ``flood`` opens thousands that never send a request. Both
+start an engine of their own, without VMs.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ IDLE_S = (4.9, 5.1)
 
 @contextlib.asynccontextmanager
 async def engine(*options: str) -> AsyncIterator[tuple[Home, str]]:
-    """An engine in a new state directory, and what it printed."""
+    """Start an engine; yield its new state directory and its first output."""
     with tempfile.TemporaryDirectory(prefix="squib-bench-") as folder:
         home = Home(Path(folder) / "home")
         process = await asyncio.create_subprocess_exec(
@@ -53,10 +54,10 @@ async def engine(*options: str) -> AsyncIterator[tuple[Home, str]]:
 
 
 async def idle(requests: int, clients: int) -> int:
-    """Send requests over connections that have been idle for about 5 s; return how many failed.
+    """Send requests over idle connections; return how many failed.
 
-    Half of the clients keep their connections for longer than that, as other programs may; the others are squib's.
-    Every second request is a POST, which is not simply repeated.
+    The connections have been idle for about 5 s. Half of the clients keep their connections for longer than that, as
+    other programs may; the others are squib's. Every second request is a POST, which is not simply repeated.
     """
     failures: list[str] = []
     done = 0
@@ -88,7 +89,10 @@ async def idle(requests: int, clients: int) -> int:
 
 
 async def flood(connections: int, commands: int) -> int:
-    """Time local commands beside TCP connections that never send a request; return 0 if they take less than twice."""
+    """Time commands while TCP connections are open that send no request.
+
+    Returns 0 if the commands take less than twice as long.
+    """
 
     async def command(home: Home) -> float:
         started = time.monotonic()

@@ -1,4 +1,7 @@
-"""What a newcomer sees first (`make demo`): a VM boots, runs two commands and is gone, and how long each step takes."""
+"""A demo for newcomers (`make demo`): a VM's life, and how long it takes.
+
+The VM boots, runs two commands and is deleted.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +37,13 @@ _TIME_CHARS = 9
 
 
 class Teller:
-    """Tells of steps as they end; on a terminal also of the one that is under way."""
+    """Prints each step when it ends, and on a terminal while it runs."""
 
     def __init__(self) -> None:
         self._console = Console(highlight=False)
 
     async def step(self, name: str, work: Awaitable[T], describe: Callable[[T], str] = lambda _: "") -> T:
-        """Do ``work``; print how long it took and what it brought, in one line."""
+        """Do ``work``; print its time and its result in one line."""
         start = time.perf_counter()
         with self._console.status(name) if self._console.is_terminal else nullcontext():
             result = await work
@@ -56,7 +59,10 @@ class Teller:
         return result
 
     async def command(self, name: str, vm: AsyncVM, argv: tuple[str, ...]) -> str:
-        """Run a command in the VM; print it, its time and its output. Returns the output."""
+        """Run a command in the VM; print its time and its output.
+
+        Returns the output.
+        """
 
         def describe(_: ExecResult) -> str:
             return shlex.join(argv)
@@ -88,7 +94,10 @@ def _describe_vm(info: VMInfo) -> str:
 
 
 async def demo(teller: Teller) -> None:
-    """Show the life of a VM. However it ends, the VM is deleted."""
+    """Show the life of a VM.
+
+    The VM is always deleted.
+    """
     teller.say(("A microVM, from nothing to nothing", "bold"), "\n")
     async with EngineClient() as engine:
         await teller.step("engine", engine.info(), _describe_engine)
@@ -107,7 +116,10 @@ async def demo(teller: Teller) -> None:
 
 
 def _squib_command() -> str:
-    """How to type `squib` here: by its name if that is on the PATH, else by the path of this environment's."""
+    """Return how to type `squib` here.
+
+    Returns the name if it is on the PATH, else the path in this environment.
+    """
     script = Path(sys.executable).with_name("squib")
     on_path = shutil.which("squib")
     if on_path and Path(on_path).samefile(script):

@@ -1,4 +1,4 @@
-"""What is measured, and what each figure must reach. One table; nothing here measures."""
+"""The table of all figures: what is measured, and what each must reach."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from enum import Enum
 
 
 class Unit(Enum):
-    """A unit: its symbol, how much it is in seconds, bytes, bytes per second or plain numbers, and the decimals worth
-    showing.
+    """A unit: its symbol, its size, and the decimals that are shown.
+
+    Sizes are in seconds, bytes, bytes per second or plain numbers.
     """
 
     S = ("s", 1.0, 2)
@@ -24,18 +25,22 @@ class Unit(Enum):
         return self.value[0]
 
     def of(self, amount: float) -> float:
-        """An amount of seconds, bytes, bytes per second or a plain number in this unit."""
+        """Convert an amount to this unit.
+
+        The amount is in seconds, bytes, bytes per second, or a plain number.
+        """
         return amount / self.value[1]
 
     def show(self, amount: float) -> str:
-        """``29.7 ms`` for 0.0297."""
+        """Format an amount: ``29.7 ms`` for 0.0297."""
         return f"{self.of(amount):.{self.value[2]}f} {self.symbol}".rstrip()
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure. ``at_most`` and ``at_least`` say what its median must be, in ``unit``; with neither, no claim is
-    made.
+    """A figure, and the bounds of its median.
+
+    ``at_most`` and ``at_least`` are in ``unit``. Without them, no claim is made.
     """
 
     name: str
@@ -45,14 +50,17 @@ class Figure:
     at_least: float | None = None
 
     def holds(self, amount: float) -> bool | None:
-        """Whether this amount is what the figure must be; ``None`` if no claim is made."""
+        """Return whether an amount is within the bounds, or ``None``.
+
+        ``None`` means that no claim is made.
+        """
         if self.at_most is None and self.at_least is None:
             return None
         value = self.unit.of(amount)
         return (self.at_most is None or value <= self.at_most) and (self.at_least is None or value >= self.at_least)
 
     def claim(self) -> str:
-        """``≤ 20 ms``; empty if no claim is made."""
+        """Format the bounds: ``≤ 20 ms``; empty if no claim is made."""
         bounds = (("≤", self.at_most), ("≥", self.at_least))
         return " ".join(f"{sign} {bound:g} {self.unit.symbol}".rstrip() for sign, bound in bounds if bound is not None)
 
@@ -101,7 +109,10 @@ BY_NAME = {figure.name: figure for figure in FIGURES}
 
 @dataclass(frozen=True)
 class Summary:
-    """A figure as measured: in seconds, bytes, bytes per second, or a plain number."""
+    """A measured figure.
+
+    Amounts are in seconds, bytes, bytes per second, or plain numbers.
+    """
 
     figure: Figure
     median: float
@@ -111,26 +122,32 @@ class Summary:
 
     @property
     def reached(self) -> bool | None:
-        """Whether the median is what it must be; ``None`` if no claim is made."""
+        """Whether the median is within the bounds, or ``None``.
+
+        ``None`` means that no claim is made.
+        """
         return self.figure.holds(self.median)
 
 
 @dataclass
 class Results:
-    """Every sample that was taken, by the name of its figure."""
+    """All samples that were taken, by the name of the figure."""
 
     samples: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, name: str, amount: float) -> None:
-        """Take a sample in seconds, bytes, bytes per second, or as a plain number."""
+        """Add a sample of a figure.
+
+        The amount is in seconds, bytes, bytes per second, or a plain number.
+        """
         self.samples.setdefault(BY_NAME[name].name, []).append(amount)
 
     def median(self, name: str) -> float:
-        """Of the samples of a figure so far."""
+        """Return the median of a figure's samples so far."""
         return statistics.median(self.samples[name])
 
     def summaries(self, names: Iterable[str]) -> list[Summary]:
-        """Those of ``names`` that were measured, in the table's order."""
+        """Return the measured figures of ``names``, in the table's order."""
         wanted = set(names)
         return [
             Summary(figure, statistics.median(taken), min(taken), max(taken), len(taken))

@@ -1,4 +1,4 @@
-"""A state directory for a bench alone: fresh, with the user's own kernel and images, and gone at the end."""
+"""A fresh state directory for a bench, with the user's kernel and images."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ _END_TIMEOUT_S = 20.0
 
 @contextlib.contextmanager
 def bench_home() -> Iterator[Home]:
-    """A state directory whose kernel and images are hard links to the user's own; those are built first if missing.
+    """Create a state directory that links to the user's kernel and images.
 
-    However the block ends, no VM, engine or file of it is left.
+    They are hard links. Kernel and images are built first if missing. However the block ends, no VM, engine or file of
+    the directory is left.
     """
     own = Home.from_environment()
     _build_missing(own)
@@ -43,7 +44,10 @@ def bench_home() -> Iterator[Home]:
 
 
 def end_engine(home: Home) -> None:
-    """End the engine of a state directory, if one runs, and wait until it is gone. Its VMs go on."""
+    """End the engine of a state directory, if one runs, and wait for it.
+
+    The engine's VMs keep running.
+    """
     for pid in processes.holders(home.engine_lock):
         with contextlib.suppress(ProcessLookupError):
             pidfd = os.pidfd_open(pid)
@@ -64,7 +68,10 @@ def _end(pidfd: int) -> None:
 
 
 def _build_missing(own: Home) -> None:
-    """Have kernel and image in the user's own cache. An engine that is started for this is ended again."""
+    """Build the kernel and the image in the user's cache if it lacks them.
+
+    An engine that was started for this is ended again.
+    """
     ran = own.root.is_dir() and engine_answers(own)
 
     async def build() -> None:
@@ -84,7 +91,7 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def _clean_up(home: Home) -> None:
-    """Delete every VM through the engine, which then has nothing left, and end it."""
+    """Delete every VM through the engine, and end the engine."""
     if not home.database.exists():
         return
 
@@ -103,7 +110,10 @@ def _clean_up(home: Home) -> None:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """In this block Ctrl-C does nothing: a second one would leave VMs behind."""
+    """Ignore Ctrl-C in the block, because a second one would leave VMs behind.
+
+    SIGTERM is ignored too.
+    """
     former = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

@@ -1,7 +1,7 @@
-"""What a command in one VM waits for while the guests of three others attack the engine and the host.
+"""Measure how long commands take while three hostile guests attack.
 
-Root in each of them runs ``bench/guest``, each in another way. A client keeps asking for something in each VM, because
-the engine talks to a guest only if somebody does.
+Root in each hostile guest runs one of the attacks of ``bench/guest`` on the engine or the host. A client keeps sending
+requests to each of these VMs, because the engine talks to a guest only during requests.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ATTACKS = {
     "header": "violated HTTP/2",
     "stderr": "",
 }
-"""What `bench/guest` is told to do, and what the engine says about such a guest."""
+"""The attacks of `bench/guest`, each with the text by which the engine's errors show it, if they do."""
 _SOURCE = Path(__file__).parent / "guest"
 _PROGRAM = "/run/hostile"
 _COMPLAINT = b"Unexpected port id"
@@ -38,7 +38,7 @@ _COMMANDS_PER_RUN = 10
 
 @dataclass
 class Attacker:
-    """A hostile guest, and what its client has been told."""
+    """A hostile guest, and the errors that its client received."""
 
     vm: AsyncVM
     attack: str
@@ -61,9 +61,10 @@ class Attacker:
 
 
 async def measure_hostile(bench: Bench) -> None:
-    """Time commands in a fourth VM, in turn while the three VMMs are stopped and while they run.
+    """Time commands in one VM while three others compute, attack, or stop.
 
-    First their guests only compute: that is what three busy VMs cost a host with few CPUs, without any attack.
+    The VMMs of the three are stopped and continued in turn. First their guests only compute: that is what three busy
+    VMs cost a host with few CPUs, without any attack.
     """
     async with bench.client() as engine, AsyncExitStack() as stack:
         vms = []
@@ -101,7 +102,10 @@ async def _measure(bench: Bench, vm: AsyncVM, name: str) -> None:
 
 @contextmanager
 def _stopped(vms: list[AsyncVM]) -> Iterator[None]:
-    """Stop the VMMs in the block. (A pause would ask their agents for something, and these answer no longer.)"""
+    """Stop the VMMs in the block with SIGSTOP.
+
+    A pause would send requests to their agents, which no longer answer.
+    """
     pids = [vm.info.pid for vm in vms if vm.info.pid]
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
@@ -114,7 +118,7 @@ def _stopped(vms: list[AsyncVM]) -> Iterator[None]:
 
 @asynccontextmanager
 async def _attacked(bench: Bench, attackers: list[Attacker]) -> AsyncIterator[None]:
-    """Start the attacks; in the block, each of them is under way."""
+    """Start the attacks, and run the block when all are under way."""
     program = await asyncio.to_thread(build_program)
     for attacker in attackers:
         await attacker.vm.files.write(_PROGRAM, program, mode=0o755)
@@ -145,7 +149,10 @@ async def _time_true(vm: AsyncVM) -> float:
 
 
 def disk_bytes(root: Path) -> int:
-    """Return how much of the disk the files below a directory take. Sparse files take less than their size."""
+    """Return how much disk space the files below a directory take.
+
+    Sparse files take less than their size.
+    """
     used = 0
     for path in root.rglob("*"):
         with suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""On what the figures were measured."""
+"""The machine that the figures were measured on."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from squib.version import VERSION
 
 @dataclass(frozen=True)
 class Machine:
-    """The host. ``load`` is how many processes wanted a processor in the minute before: figures of a busy host are
-    worth less.
+    """The host's hardware and software, and its load.
+
+    ``load`` is how many processes wanted a CPU in the minute before: figures of a busy host are worth less.
     """
 
     cpu: str
@@ -31,7 +32,7 @@ class Machine:
     load: float
 
     def describe(self) -> str:
-        """In two lines."""
+        """Describe the machine in two lines."""
         return (
             f"squib {self.squib}, {self.vmm}, accelerator {self.accelerator}, Python {self.python}\n"
             f"{self.cpu}, {self.cores} cores, Linux {self.host_kernel}, load {self.load:.1f} before"
@@ -39,7 +40,7 @@ class Machine:
 
 
 async def look_at_machine(home: Home) -> Machine:
-    """The host as it is now, and what the engine of ``home`` uses of it."""
+    """Return a description of the host and of the engine of ``home``."""
     load = os.getloadavg()[0]
     async with EngineClient(home=home) as engine:
         info = await engine.info()

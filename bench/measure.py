@@ -1,4 +1,4 @@
-"""How each figure is measured: groups of figures that come from the same VMs."""
+"""The measurements: groups of figures that come from the same VMs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ class Laps:
 
 
 async def prepare(bench: Bench) -> None:
-    """One VM that does not count: it makes the initramfs and the empty disk, and brings files into the page cache."""
+    """Run one VM without measuring, so that caches are filled.
+
+    It makes the initramfs and the empty disk, and brings files into the page cache.
+    """
     async with bench.client() as engine:
         vm = await bench.vm(engine)
         await vm.start()
@@ -47,7 +50,7 @@ async def prepare(bench: Bench) -> None:
 
 
 async def measure_lives(bench: Bench) -> None:
-    """One VM after the other, from create to delete."""
+    """Measure VMs one after the other, from create to delete."""
     async with bench.client() as engine:
         await engine.info()
         for run in range(bench.runs):
@@ -70,7 +73,10 @@ async def measure_lives(bench: Bench) -> None:
 
 
 async def measure_warm_exec(bench: Bench) -> None:
-    """Many commands in one VM, of both kinds in turn, so that noise meets them alike."""
+    """Measure many commands in one VM, with and without a shell.
+
+    The kinds take turns, so that noise affects them alike.
+    """
     samples = bench.runs * _WARM_SAMPLES_PER_RUN
     async with bench.client() as engine, AsyncVM(engine=engine, mem_size_mib=MEM_SIZE_MIB) as vm:
         for _ in range(_WARM_UP_COMMANDS):
@@ -89,7 +95,7 @@ async def measure_warm_exec(bench: Bench) -> None:
 
 
 async def measure_commands(bench: Bench) -> None:
-    """`squib` as a person types it."""
+    """Measure `squib` as a user types it."""
     async with bench.client() as engine, AsyncVM(engine=engine, mem_size_mib=MEM_SIZE_MIB) as vm:
         commands = {
             "cli-exec": ["exec", vm.name, "true"],
@@ -105,7 +111,7 @@ async def measure_commands(bench: Bench) -> None:
 
 
 async def measure_engine_start(bench: Bench) -> None:
-    """A new engine each time, started by the client that needs it."""
+    """Measure starts of an engine by the client that needs it."""
     for run in range(bench.runs):
         bench.on_run(run, bench.runs)
         await asyncio.to_thread(end_engine, bench.home)
@@ -117,7 +123,7 @@ async def measure_engine_start(bench: Bench) -> None:
 
 
 async def measure_several_vms(bench: Bench) -> None:
-    """Five VMs at a time, in a new engine."""
+    """Measure five VMs at a time, in a new engine."""
     rounds = -(-bench.runs // _VMS_AT_ONCE)
     for run in range(rounds):
         bench.on_run(run, rounds)
@@ -138,7 +144,10 @@ async def measure_several_vms(bench: Bench) -> None:
 
 
 async def measure_streams(bench: Bench) -> None:
-    """64 MiB out of a command, and into one that counts them."""
+    """Measure 64 MiB out of a command, and 64 MiB into another.
+
+    The second command counts the bytes.
+    """
     async with bench.client() as engine, AsyncVM(engine=engine, mem_size_mib=MEM_SIZE_MIB) as vm:
         zeros = bytes(STREAM_BYTES)
         for run in range(bench.runs):
@@ -159,7 +168,10 @@ def _expect(result: ExecResult, right: bool) -> None:
 
 
 def read_kib(path: str, field: str) -> int:
-    """A field of a file in /proc whose lines are such as ``VmRSS:   4711 kB``."""
+    """Return a field of a file in /proc with lines like ``VmRSS: 4711 kB``.
+
+    Raises `ValueError` if the file has no such field.
+    """
     found = re.search(rf"^{field}:\s+(\d+) kB$", Path(path).read_text(), re.MULTILINE)
     if not found:
         raise ValueError(f"{path} has no {field}")

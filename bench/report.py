@@ -1,4 +1,4 @@
-"""Results as a table that can stand in a README, and as JSON."""
+"""Format results as a table for a README, and as JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NUMBERS = range(1, 5)
 
 
 def as_table(machine: Machine, summaries: Sequence[Summary]) -> str:
-    """A Markdown table, aligned for who reads it as text."""
+    """Return a Markdown table that is aligned as text too."""
     rows = [_HEADING, *map(_row, summaries)]
     widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
     rule = ["-" * (width - 1) + ":" if at in _NUMBERS else "-" * width for at, width in enumerate(widths)]
@@ -39,7 +39,7 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def as_json(machine: Machine, summaries: Sequence[Summary], results: Results) -> str:
-    """Everything, each figure in its unit, with all its samples."""
+    """Return all figures with all their samples, each in its unit."""
     figures = [
         {
             "name": summary.figure.name,

@@ -1,4 +1,4 @@
-"""What every measurement is given, and what a group of them is."""
+"""The parameters of every measurement, and groups of figures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Bench:
     runs: int
     results: Results
     on_run: Callable[[int, int], None]
-    """Told before each run: which one it is, and of how many."""
+    """Called before each run with its index and the number of runs."""
 
     def client(self) -> EngineClient:
         return EngineClient(home=self.home)

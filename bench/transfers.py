@@ -1,4 +1,7 @@
-"""Files to and from a guest, against `dd` through a bare port; and what a command waits for while one is under way."""
+"""Measure files to and from a guest, and commands during an upload.
+
+Files are compared with `dd` through a bare port.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,9 @@ _BEGIN_S = 0.5
 
 
 async def measure_transfers(bench: Bench) -> None:
-    """In each run `dd` and squib move the same, one after the other, so that a ratio compares like with like.
+    """Measure transfers by `dd` and by squib, in turn, for their ratio.
 
-    The guest's files are on its disk, and larger than its memory.
+    Both move the same files in each run. The guest's files are on its disk, and larger than its memory.
     """
     async with bench.client() as engine:
         vm = await bench.vm(engine)
@@ -73,7 +76,10 @@ async def _download(vm: AsyncVM, size: int) -> None:
 
 
 async def measure_latency_under_load(bench: Bench) -> None:
-    """Commands one after the other: in an idle VM, while a file of 1 GiB goes up, and in an idle VM again."""
+    """Measure commands before, during and after an upload of 1 GiB.
+
+    They run one after the other, in an idle VM except for the upload.
+    """
     async with bench.client() as engine:
         vm = await bench.vm(engine)
         try:

@@ -14,9 +14,9 @@ from squib.errors import InvalidArgument
 
 
 def process_lock(folder: Path, role: str) -> Path:
-    """Return the lock that the process with this role holds.
+    """Return the path of the lock that an owner's process holds.
 
-    It is in the directory of the owner of the process.
+    ``folder`` is the owner's directory, ``role`` the role of the process.
     """
     return folder / f"{role}.lock"
 

@@ -51,7 +51,7 @@ class Build:
     report: OnProgress
 
     def scratch(self) -> Path:
-        """Return a scratch directory for tools that change their user, the same one for the whole build.
+        """Return the build's scratch directory for tools with other users.
 
         It is outside the state directory, which other users cannot enter. It is removed when the build ends.
         """
@@ -127,7 +127,10 @@ async def _build_lock(lock_path: Path, on_progress: OnProgress) -> AsyncIterator
 
 
 def _scratch_parent() -> Path:
-    """Return ``$TMPDIR``; else memory if there is plenty, which halves the time of a build; else ``/var/tmp``."""
+    """Return ``$TMPDIR``, else memory if there is plenty, else ``/var/tmp``.
+
+    Memory halves the time of a build.
+    """
     if os.environ.get("TMPDIR"):
         return Path(tempfile.gettempdir())
     if _available_memory_bytes() >= _PLENTY_OF_MEMORY_BYTES and _is_roomy(_MEMORY):
@@ -145,7 +148,7 @@ def _is_roomy(place: Path) -> bool:
 
 
 def _available_memory_bytes() -> int:
-    """Return the memory that this process could use: the host's, or what a container's limit leaves."""
+    """Return the free memory of the host, or of a container if less."""
     found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
     available = int(found[1]) * 1024 if found else 0
     for limit in Path("/sys/fs/cgroup").glob("memory.max"):  # exists only inside a container
@@ -183,7 +186,10 @@ async def _remove_scratch(scratch: Path) -> None:
 
 
 def _full_directory(folder: Path, error: ToolFailed) -> Path | None:
-    """Return the directory whose full disk made a tool fail; ``None`` if it failed for another reason."""
+    """Return the directory whose full disk made a tool fail, or ``None``.
+
+    ``None`` means that the tool failed for another reason.
+    """
     link = folder / _SCRATCH_LINK
     places = [folder, *([link.readlink()] if link.is_symlink() else [])]
     emptiest = min(places, key=lambda place: shutil.disk_usage(place).free)

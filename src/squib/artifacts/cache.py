@@ -102,7 +102,7 @@ class ArtifactCache:
         self._names = root / "names"
 
     def list(self) -> list[Entry]:
-        """List all artifacts: those with names in the order of the names, then the others from old to new.
+        """List named artifacts by name, then the others from old to new.
 
         Damaged ones are listed with the reason. Files are not hashed.
         """
@@ -116,8 +116,9 @@ class ArtifactCache:
 
         Its files must match their stamps.
 
-        A file with another stamp is hashed; if its content is the same, the new stamp is stored. Raises `NotFound`,
-        `ImageCorrupt`.
+        A file with another stamp is hashed; if its content is the same, the new stamp is stored.
+
+        Raises `NotFound`, `ImageCorrupt`.
         """
         artifact = self._find(ref)
         changed = [
@@ -141,11 +142,13 @@ class ArtifactCache:
     async def ensure(
         self, name: str, recipe: str, make: Maker, on_progress: OnProgress = no_progress, *, rebuild: bool = False
     ) -> Artifact:
-        """Return the artifact ``name``; build it if it is absent or of another recipe, or with ``rebuild``.
+        """Return the artifact ``name``; build it if absent or outdated.
 
-        The name's former content stays, under its digest, until `prune`. While another process builds the artifact,
-        this call waits, then takes that result. Raises `ImageCorrupt` if the artifact is damaged (not with
-        ``rebuild``), and what ``make`` raises. A failed build leaves nothing.
+        An artifact of another recipe is outdated. With ``rebuild``, it is always built. The name's former content
+        stays, under its digest, until `prune`. While another process builds the artifact, this call waits, then takes
+        that result. A failed build leaves nothing.
+
+        Raises `ImageCorrupt` if the artifact is damaged (not with ``rebuild``), and what ``make`` raises.
         """
         asked_at = datetime.now(UTC)
 
@@ -171,9 +174,9 @@ class ArtifactCache:
     def remove(self, ref: str) -> None:
         """Remove the artifact with this name or digest, damaged or not.
 
-        Raises `NotFound`.
-
         Only the name is removed if another name points to the same content, or if the pointer is unreadable.
+
+        Raises `NotFound`.
         """
         with self._index():
             if _is_digest(ref):
@@ -189,7 +192,7 @@ class ArtifactCache:
                 self._discard(self.folder(digest))
 
     def prune(self, *, keep: Collection[str] = ()) -> None:
-        """Remove every content without a name whose digest is not in ``keep``."""
+        """Remove unnamed contents whose digests are not in ``keep``."""
         with self._index():
             wanted = {self.folder(digest) for digest in {*self.named_digests(), *keep}}
             for folder in set(self._root.glob("sha256-*")) - wanted:
@@ -271,7 +274,7 @@ class ArtifactCache:
         return manifest
 
     def _pointer(self, name: str) -> Pointer | None:
-        """Return the pointer of a name; ``None`` if it is absent or unreadable."""
+        """Return a name's pointer, or ``None`` if absent or unreadable."""
         try:
             return records.read(self._pointer_path(name), Pointer)
         except (FileNotFoundError, Unreadable):

@@ -1,8 +1,8 @@
-"""Single files that can be built again, such as initramfs archives and empty overlays.
+"""Single files that can be built again: initramfs archives, empty overlays.
 
-Each file has a record beside it, ``<name>.record``, with its digest and its stamp. A file that does not match its
-record is built again. File and directory are flushed to the disk before the record is written, so a power cut leaves
-no record of a file that is not whole.
+The record ``<name>.record`` in the same directory has the file's digest and its stamp. A file that does not match its
+record is built again. File and directory are flushed to the disk before the record is written, so a power cut leaves no
+record of a file that is not whole.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ async def build_file(
     Its mode is 0444.
 
     ``make`` gets the build and the path to write. ``what`` names the build, as in `squib.artifacts.building.building`.
+
     Raises `DiskFull` and what ``make`` raises.
     """
     if await asyncio.to_thread(find_damage, target) is None:

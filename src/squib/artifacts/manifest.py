@@ -1,4 +1,4 @@
-"""What the cache writes down about a content (`Manifest`) and about a name (`Pointer`)."""
+"""What the cache stores about contents (`Manifest`) and names (`Pointer`)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ class Manifest(StoredModel):
 
     @property
     def digest(self) -> str:
-        """The digest of the one file; for several files, the digest of their list as ``sha256sum`` prints it."""
+        """The digest of the only file, or of the list of several files.
+
+        The list is formatted like the output of ``sha256sum``.
+        """
         if len(self.files) == 1:
             return self.files[0].digest
         lines = "".join(f"{file.digest.removeprefix('sha256:')}  {file.path}\n" for file in self.files)
@@ -49,7 +52,7 @@ class Manifest(StoredModel):
 
 
 class Pointer(StoredModel):
-    """The content that a name points to, and the recipe that it was built from."""
+    """The content that a name points to, and the recipe it was built from."""
 
     digest: Digest
     recipe: str
@@ -77,7 +80,10 @@ def read(path: Path, model: type[M]) -> M:
 
 
 def seal(content: Path, info: dict[str, str]) -> Manifest:
-    """Make all files below ``content`` read-only, flush them and their directories, and list the files."""
+    """Make all files below ``content`` read-only, flush them, and list them.
+
+    Flushes directories too.
+    """
     found = []
     paths = sorted(content.rglob("*"))
     for path in (path for path in paths if path.is_file()):
@@ -98,7 +104,10 @@ def stamp_of(path: Path) -> Stamp | None:
 
 
 def find_damage(folder: Path, file: StoredFile) -> str | None:
-    """Hash a file and say what is wrong with it; ``None`` if it is as it was stored."""
+    """Hash a file and describe its damage, or return ``None``.
+
+    ``None`` means that the file is as it was stored.
+    """
     path = folder / file.path
     try:
         found = files.sha256(path)
@@ -110,7 +119,10 @@ def find_damage(folder: Path, file: StoredFile) -> str | None:
 
 
 def visible_damage(folder: Path, file: StoredFile) -> str:
-    """Say what is wrong with a file as far as it can be seen without reading it."""
+    """Describe the damage to a file that shows without reading it.
+
+    Empty if there is none.
+    """
     path = folder / file.path
     stamp = stamp_of(path)
     if stamp is None:

@@ -1,4 +1,4 @@
-"""Debian packages, through ``mmdebstrap``, which knows the archive and checks signatures."""
+"""Debian packages, through ``mmdebstrap``, which checks signatures."""
 
 from __future__ import annotations
 
@@ -27,9 +27,11 @@ _STAGES = (
 async def bootstrap(
     build: Build, *, variant: str, include: Sequence[str], stdout: int, options: Sequence[str] = ()
 ) -> None:
-    """Write a tar of packages to ``stdout``; with the variant ``minbase``, of a minimal Debian with these packages.
+    """Write a tar of packages to ``stdout``.
 
-    Step: ``bootstrap: <stage>``. Raises `ToolFailed`, `DependencyMissing`.
+    With the variant ``minbase``, it is a minimal Debian with these packages. Step: ``bootstrap: <stage>``.
+
+    Raises `ToolFailed`, `DependencyMissing`.
     """
 
     def show(line: str) -> None:
@@ -57,7 +59,10 @@ async def bootstrap(
 
 
 async def _mode(build: Build) -> str:
-    """Choose a mode with namespaces where possible: without them, a killed build leaves its mounts."""
+    """Choose the mode ``unshare`` where possible, else ``root``.
+
+    Without namespaces, a killed build would leave its mounts.
+    """
     if os.geteuid() != 0:
         proc.find_tool("newuidmap")  # mmdebstrap's own error does not name it
         return "unshare"

@@ -1,4 +1,4 @@
-"""Stamps: a cheap check that a file was not changed since its content was hashed."""
+"""Stamps: a cheap check that a file is unchanged since it was hashed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The app, the common flags, and the decorator that declares a command.
+"""The app, the flags of every command, and the decorator for commands.
 
-Every command has the common flags. Commands are functions in `squib.cli.commands`, one file each. They import what they
-need inside the function, so that ``squib --help``, which loads all of them, stays fast.
+Commands are functions in `squib.cli.commands`, one file each. They import what they need inside the function, so that
+``squib --help``, which loads all of them, stays fast.
 """
 
 from __future__ import annotations
@@ -112,9 +112,9 @@ def command(
 
 
 def _entry(function: Callable[..., Result]) -> Callable[..., None]:
-    """Return the function that typer calls.
+    """Return the function that typer calls, with the common flags as well.
 
-    It also takes the common flags, and exits with the status.
+    It exits with the status that ``function`` returns, or with the status of its error.
     """
 
     def entry(context: typer.Context, *, json: bool, verbose: bool, **flags: object) -> None:

@@ -1,7 +1,7 @@
-"""The first module of the command ``squib``.
+"""The first module of the command ``squib``: makes Ctrl-C end it quietly.
 
-From here on, Ctrl-C ends the command without a traceback. Importing the rest takes a quarter of a second. Until a
-command handles signals (`squib.cli.runner`), SIGINT ends the process at once.
+Importing the rest takes a quarter of a second. Until a command handles signals (`squib.cli.runner`), SIGINT ends the
+process at once, without a traceback.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""How the help of a command looks.
-
-Arguments are shown as they are typed, without Python types.
-"""
+"""The help of a command: arguments as they are typed, without Python types."""
 
 from __future__ import annotations
 
@@ -12,10 +9,7 @@ from typer.core import TyperArgument, TyperCommand
 
 
 class HelpCommand(TyperCommand):
-    """A command whose arguments are shown by their metavar alone.
-
-    Examples: ``VM...``, ``[ID]``.
-    """
+    """A command whose arguments appear as metavars: ``VM...``, ``[ID]``."""
 
     def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         """Return the words after the command's name in the usage line."""

@@ -1,6 +1,4 @@
-"""``squib``: the entry point.
-
-It turns errors into messages and exit statuses.
+"""``squib``: the entry point, which turns errors into exit statuses.
 
 ====  ===============================================================
 0     success
@@ -51,10 +49,9 @@ def main() -> NoReturn:
 
 
 def _prepare_streams() -> None:
-    """Open standard streams that are closed (``squib ls >&-``).
+    """Open standard streams that are closed, and escape unencodable output.
 
-    Otherwise other files could get their descriptors. Characters that the encoding of an output cannot express are
-    escaped.
+    A closed stream (``squib ls >&-``) is replaced by ``/dev/null``, so that no other file gets its descriptor.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:

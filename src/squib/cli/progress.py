@@ -1,7 +1,4 @@
-"""Show progress.
-
-There are bars on a terminal, a line now and then elsewhere, and nothing with ``--json``.
-"""
+"""Show progress: bars on a terminal, else lines; nothing with ``--json``."""
 
 from __future__ import annotations
 
@@ -49,10 +46,7 @@ def steps(output: Output, title: str) -> Iterator[Reporter]:
 
 
 def throttled(reporter: OnProgress) -> OnProgress:
-    """Limit how often a reporter reports.
-
-    It reports nothing in the first second, then at most ten times per second.
-    """
+    """Drop reports in the first second, then all but ten per second."""
     due = time.monotonic() + _QUIET_S
 
     def report(progress: Progress) -> None:
@@ -117,10 +111,7 @@ async def _show(output: Output, title: str) -> None:
 
 
 class _Lines:
-    """Prints a line for each new step.
-
-    During a step with an amount, it also prints one every ten seconds.
-    """
+    """A reporter that prints each new step, and amounts every ten seconds."""
 
     def __init__(self, output: Output, title: str) -> None:
         self._output = output

@@ -26,9 +26,9 @@ def run(work: Coroutine[Any, Any, int | None]) -> int:
 
 
 def _import_httpx() -> None:
-    """Import httpx without its command line.
+    """Import httpx without its command line, which takes 60 ms to import.
 
-    That is an extra (``httpx[cli]``), which takes 60 ms to import. httpx leaves it out if click cannot be imported.
+    The command line is an extra (``httpx[cli]``): httpx leaves it out if click cannot be imported.
     """
     if "httpx" not in sys.modules and "click" not in sys.modules:
         sys.modules["click"] = None  # type: ignore[assignment]
@@ -62,10 +62,7 @@ async def _main(work: Coroutine[Any, Any, int | None]) -> int:
 
 @contextlib.contextmanager
 def first_interrupt(handler: Callable[[], None]) -> Iterator[None]:
-    """Call ``handler`` at the first SIGINT in the block.
-
-    The SIGINT does not cancel the work.
-    """
+    """Call ``handler`` at the first SIGINT in the block; keep working."""
     _interrupt_handlers.append(handler)
     try:
         yield

@@ -1,6 +1,6 @@
 """Images and kernels in the cache: list, build, remove.
 
-What a VM uses stays.
+Files that a VM uses are kept.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ _MIN_PREFIX_DIGITS = 6
 
 
 def list_images(engine: Engine) -> list[ImageInfo]:
-    """List all images by name, then former ones that VMs use.
+    """List all images by name, damaged ones too, then former ones in use.
 
-    Damaged images are included.
+    A former image has no name and stays as long as a VM uses it.
     """
     return [_describe_image(engine, entry) for entry in engine.images.list()]
 
@@ -28,9 +28,9 @@ def list_kernels(engine: Engine) -> list[KernelInfo]:
 
 
 async def build_image(engine: Engine, name: str, *, rebuild: bool, on_progress: OnProgress) -> ImageInfo:
-    """Build a runtime's image if the cache has none.
+    """Build a runtime's image if the cache has none, or with ``rebuild``.
 
-    With ``rebuild``, build it again. VMs keep the former one.
+    VMs keep the former image.
 
     Raises `NotFound` for an unknown runtime, `ImageCorrupt`, `ToolFailed`, `DependencyMissing`, `DiskFull`.
     """
@@ -65,9 +65,9 @@ def remove_image(engine: Engine, name: str) -> None:
 
 
 def remove_kernel(engine: Engine, ref: str) -> None:
-    """Remove a kernel from the cache.
+    """Remove a kernel from the cache by its version or digest.
 
-    The kernel is given by its version, its digest, or the first 6 or more digits of the digest.
+    A digest may be shortened to its first 6 or more digits.
 
     Raises `NotFound`, `InvalidArgument` if several kernels match, `Conflict` if a VM uses it.
     """

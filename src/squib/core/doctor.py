@@ -1,6 +1,4 @@
-"""``squib doctor``: check the host and the state directory.
-
-What is stored in the state directory is checked too.
+"""``squib doctor``: check the host, the state directory and its contents.
 
 `check_host` needs no engine, so it can also show why the engine does not start. A check that does not pass carries the
 command that repairs it, if there is one; other advice is in its detail.
@@ -75,9 +73,9 @@ async def check_host(home: Home) -> list[Check]:
 
 
 def check_engine(engine: Engine) -> list[Check]:
-    """Check for a repaired database, and for resources of removed VMs.
+    """Check for repaired databases, and for leftovers of removed VMs.
 
-    Only the engine knows them.
+    Only the engine knows which VMs exist. Leftovers are directories and leases.
     """
     known = {record.vm_id for record in engine.store.all_vms()}
     folders = {path.name for path in engine.home.vms.iterdir()} - known
@@ -159,10 +157,7 @@ def _check_tool(program: str, purpose: str) -> Check:
 
 
 def _check_users() -> Check:
-    """Check what the users of the host can do.
-
-    This is whether root can give each VMM its own user, and whether other users can build images.
-    """
+    """Check that root has uids for VMMs, and that others can build images."""
     if os.geteuid() == 0:
         return check_uid_map(Path("/proc/self/uid_map").read_text())
     values = {name: _sysctl(name) for name in _SYSCTLS}

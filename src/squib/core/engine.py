@@ -47,10 +47,7 @@ VMM = "vmm"
 
 @dataclass
 class RunningVM:
-    """The engine's side of a running VM.
-
-    It has the VMM, the client of the agent, and the task that waits for the end of the VM.
-    """
+    """A running VM: its VMM, its agent client, and the watcher for its end."""
 
     machine: Machine
     agent: AgentClient
@@ -69,10 +66,7 @@ class RunningVM:
 
 
 class Engine:
-    """The state of one state directory.
-
-    It has the stores, the running VMs, and the queues of their verbs.
-    """
+    """The stores, running VMs and verb queues of one state directory."""
 
     def __init__(self, home: Home, drivers: Drivers, agent_binary: Path = AGENT_BINARY) -> None:
         self.home = home
@@ -134,10 +128,7 @@ class Engine:
         return self.home.owner(owner.kind, owner.id)
 
     def identity(self, owner: Owner, role: str) -> ProcessIdentity:
-        """Return the identity of an owner's process with this role.
-
-        The identity is the lock of the process and its cgroups.
-        """
+        """Return the lock and cgroups of an owner's process with this role."""
         name = owner.id if owner.kind is OwnerKind.VM else f"{owner.kind}:{owner.id}/{role}"
         groups = cgroup.directories(self.cgroups, self.cgroup_name(name))
         return ProcessIdentity(process_lock(self.directory(owner), role), groups)
@@ -160,10 +151,7 @@ class Engine:
         task.add_done_callback(self._background.discard)
 
     async def _write_facts(self) -> None:
-        """Write facts that could not be written before.
-
-        They are written as soon as that is possible, such as when the disk is no longer full.
-        """
+        """Write the facts that a full disk held back, every few seconds."""
         while True:
             await asyncio.sleep(_FLUSH_S)
             self.store.flush()
@@ -180,25 +168,22 @@ class Engine:
 
     @property
     def idle_s(self) -> float:
-        """Return the seconds for which the engine has been idle.
-
-        An idle engine has no request and no running VM.
-        """
+        """Seconds without a request and without VMs that need an engine."""
         if self._requests or self.needed:
             return 0.0
         return time.monotonic() - self._last_activity
 
     @property
     def needed(self) -> bool:
-        """Return whether VMs need an engine.
+        """Whether a VM needs an engine: if it is bound or may have a VMM.
 
-        They do if one of them may have a VMM, or is bound. A bound VM is deleted without its client.
+        The engine deletes a bound VM when its client is gone.
         """
         return any(record.bound or record.state in WITH_VMM for record in self.store.list_vms())
 
     @property
     def home_replaced(self) -> bool:
-        """Return whether the state directory was removed or replaced."""
+        """Whether the state directory was removed or replaced."""
         try:
             return self.home.database.stat().st_ino != self._database_inode
         except (FileNotFoundError, NotADirectoryError):

@@ -59,9 +59,7 @@ async def reconcile(engine: Engine) -> None:
 
 
 def _restore_lost_records(engine: Engine) -> None:
-    """Give every directory of a VM a row and a lease again.
-
-    They are missing after the loss of a database or of a part of it.
+    """Give a row and a lease to each VM directory that the database lost.
 
     A VM whose row is lost can only be listed and removed. Its disk is kept until then.
     """

@@ -20,9 +20,7 @@ log = logging.getLogger("squib.cache")
 
 
 def referenced_digests(engine: Engine) -> set[str]:
-    """Return the digests of all cached files that an owner uses.
-
-    These files are kernels and root filesystems.
+    """Return the digests of the kernels and root filesystems that VMs use.
 
     Raises `RecordCorrupt` if an owner's record is unreadable: what it uses is not known.
     """
@@ -46,19 +44,13 @@ def host_kernels(engine: Engine) -> set[Path]:
 
 
 def users_of(engine: Engine, digest: str) -> list[str]:
-    """Return the names of the VMs that use a cached file.
-
-    The file is a kernel or a root filesystem.
-    """
+    """Return the names of the VMs that use a kernel or root filesystem."""
     return [record.name for record in engine.store.list_vms() if digest in digests_of(record)]
 
 
 @contextlib.contextmanager
 def choosing(engine: Engine) -> Iterator[None]:
-    """Keep the cache complete while a new owner chooses its files.
-
-    No record references these files yet.
-    """
+    """Suspend `prune` while a new owner chooses the files of its record."""
     engine.choosing += 1
     try:
         yield
@@ -67,12 +59,10 @@ def choosing(engine: Engine) -> Iterator[None]:
 
 
 def prune(engine: Engine) -> None:
-    """Remove files of the cache that are not in use and have no name.
+    """Remove unused kernels, images and initramfs archives from the cache.
 
-    These files are kernels, images and initramfs archives.
-
-    Nothing is removed while a new owner chooses its files, or if an owner's record is unreadable. A later call removes
-    the rest. A failure is logged.
+    Files with a name stay. Nothing is removed while a new owner chooses its files, or if an owner's record is
+    unreadable. A later call removes the rest. A failure is logged.
     """
     if engine.choosing:
         return

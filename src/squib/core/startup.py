@@ -1,7 +1,4 @@
-"""Become the engine of a state directory.
-
-Take its lock, and settle what a former engine left.
-"""
+"""Become a state directory's engine: lock it, settle what is left in it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Move the files of a state directory to where this version expects them.
-
-An older squib may have written them elsewhere.
-"""
+"""Move the files of an older squib to where this version expects them."""
 
 from __future__ import annotations
 
@@ -13,11 +10,9 @@ _QEMU_FILES = ("agent.sock", "qmp.sock", "console.sock", "console.log", "console
 
 
 def upgrade_files(home: Home) -> None:
-    """Move drivers' files to the drivers' directories.
+    """Move QEMU's files from each VM's directory to its driver directory.
 
-    Schema 1 kept them in the VM's directory. A second call has no effect.
-
-    Sockets are moved too: a running VMM still listens on them.
+    Schema 1 kept them in the VM's directory. Idempotent. Sockets are moved too: a running VMM still listens on them.
     """
     for folder in home.vms.iterdir():
         if folder.is_dir():

@@ -1,4 +1,4 @@
-"""The interface of VMM drivers: a driver gets plain values and returns a running machine.
+"""The interface of VMM drivers: plain values in, a running machine out.
 
 A driver does not know about images, agents, databases or limits. `squib.core` creates the overlay and the cgroup,
 passes paths to the driver, and talks to the agent over `Machine.connect_agent`.
@@ -86,7 +86,10 @@ class Capabilities:
 
 
 def check_supported(driver: str, capabilities: Capabilities, spec: MachineSpec) -> None:
-    """Raise `Unsupported` for the first feature of ``spec`` that the driver lacks."""
+    """Check that the driver supports the features of ``spec``.
+
+    Raises `Unsupported` for the first one that it lacks.
+    """
     wanted = {"mapped memory": isinstance(spec.memory, MappedMemory), "network cards": bool(spec.nics)}
     supported = {"mapped memory": capabilities.mapped_memory, "network cards": capabilities.nics}
     for feature, is_wanted in wanted.items():
@@ -129,25 +132,32 @@ class Machine(Protocol):
         """Connect to the guest agent's byte stream.
 
         Returns a connected, non-blocking stream socket, which the caller closes. A new connection replaces an older
-        one. Raises `OSError` or `AgentLost` if there is nothing to connect to.
+        one.
+
+        Raises `OSError` or `AgentLost` if there is nothing to connect to.
         """
 
     async def wait(self) -> ExitReason:
-        """Wait until the VMM has ended, its sockets are removed and its last output is in the logs; return why.
+        """Wait until the VMM has ended, and return why.
 
-        Can be called several times, also after the end.
+        Its sockets are then removed, and its last output is in the logs. Can be called several times, also after the
+        end.
         """
 
     async def pause(self) -> None:
         """Stop the vCPUs.
 
-        Idempotent. Raises `ToolFailed` if the VMM does not answer.
+        Idempotent.
+
+        Raises `ToolFailed` if the VMM does not answer.
         """
 
     async def resume(self) -> None:
         """Let the vCPUs run.
 
-        Idempotent. Raises `ToolFailed` if the VMM does not answer.
+        Idempotent.
+
+        Raises `ToolFailed` if the VMM does not answer.
         """
 
     async def is_paused(self) -> bool:
@@ -171,7 +181,10 @@ class Machine(Protocol):
         """
 
     def console_tail(self, max_bytes: int = ..., *, lines: int | None = ...) -> bytes:
-        """Return the end of the guest's console: at most ``max_bytes``, and at most ``lines`` lines of these."""
+        """Return the end of the guest's console.
+
+        It has at most ``max_bytes`` bytes and at most ``lines`` lines.
+        """
 
 
 class Driver(Protocol):
@@ -186,16 +199,22 @@ class Driver(Protocol):
 
     @property
     def groups(self) -> tuple[int, ...]:
-        """The supplementary groups that a VMM needs, such as the group of ``/dev/kvm``."""
+        """The supplementary groups for a VMM, such as ``/dev/kvm``'s."""
 
     @property
     def capabilities(self) -> Capabilities: ...
 
     def console_log(self, folder: Path) -> Path:
-        """Return the path of the guest's console log in ``folder`` (`squib.host.logs`)."""
+        """Return the path of the console log in ``folder``.
+
+        The log is rotated (`squib.host.logs`).
+        """
 
     def memory_overhead_mib(self, spec: MachineSpec) -> int:
-        """Return the memory in MiB that the VMM needs in addition to the guest's. A VM's memory limit covers both."""
+        """Return how many MiB the VMM needs beyond the guest's memory.
+
+        A VM's memory limit covers both.
+        """
 
     async def checks(self) -> list[Check]:
         """Return the checks of this driver for `squib doctor`."""
@@ -221,7 +240,7 @@ class Driver(Protocol):
         """
 
     async def adopt(self, folder: Path, identity: ProcessIdentity) -> Machine | None:
-        """Take over the VMM that a former engine launched with ``folder``; return ``None`` if it has ended.
+        """Take over the VMM that a former engine launched with ``folder``.
 
-        ``identity`` identifies the VMM's process.
+        ``identity`` identifies the VMM's process. Returns ``None`` if it has ended.
         """

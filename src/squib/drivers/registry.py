@@ -35,5 +35,8 @@ class Drivers:
 
 
 async def find_drivers() -> Drivers:
-    """Find the drivers of this host: QEMU, with KVM if that can run a guest, else with TCG. Takes about 40 ms."""
+    """Find this host's drivers: QEMU, with KVM if it works, else with TCG.
+
+    Takes about 40 ms.
+    """
     return Drivers.of(QemuDriver(*await asyncio.gather(probe_kvm(), probe_jail())))

@@ -64,9 +64,9 @@ class AgentClient:
         """The files of the guest."""
 
     async def connect(self, *, timeout_s: float, retry_s: float = 0.25) -> Hello:
-        """Wait until the agent responds, at most ``timeout_s``.
+        """Wait at most ``timeout_s`` until the agent responds.
 
-        For ``retry_s`` see `open_channel`.
+        ``retry_s`` is as in `open_channel`.
 
         Raises `AgentUnreachable`, `AgentVersionMismatch`.
         """
@@ -93,10 +93,7 @@ class AgentClient:
             self._connection = None
 
     async def setup(self, *, hostname: str, machine_id: str, env: dict[str, str]) -> None:
-        """Give a booted guest its identity, the time and fresh entropy.
-
-        The time is the host's.
-        """
+        """Send a booted guest its identity, the host's time and entropy."""
         await self._json(
             "POST",
             "/v1/setup",
@@ -124,8 +121,8 @@ class AgentClient:
     async def exec(self, request: ExecRequest) -> Response:
         """Start a command; the response streams its frames.
 
-        `squib.protocol.frames` describes the frames, and `OutputChecker` checks them. Closing the response early kills
-        the command, except a background command.
+        The frames (`squib.protocol.frames`) are checked by `OutputChecker`. Closing the response early kills the
+        command, except a background command.
 
         Raises an `ExecError` if the command cannot be started.
         """
@@ -138,9 +135,9 @@ class AgentClient:
         return response.check_with(OutputChecker())
 
     async def processes(self) -> list[ProcessInfo]:
-        """List the processes, oldest first.
+        """List processes, oldest first.
 
-        These are running processes, and ended background processes that the agent still keeps.
+        The list contains running processes, and ended background processes that the agent still keeps.
         """
         reply = await self._json("GET", "/v1/processes", max_bytes=_MAX_LIST_BYTES)
         return await parse_processes(reply)
@@ -152,8 +149,10 @@ class AgentClient:
     async def output(self, process_id: str, *, stdout: int, stderr: int, none: bool) -> Response:
         """Attach to a process; the response streams frames as in `exec`.
 
-        Output starts at these offsets. With ``none`` it streams no output, only the end. Closing the response does not
-        affect the process. Raises `NoSuchProcess`.
+        Output starts at the offsets ``stdout`` and ``stderr``. With ``none``, only the end of the process is streamed.
+        Closing the response does not affect the process.
+
+        Raises `NoSuchProcess`.
         """
         query = f"stdout={stdout}&stderr={stderr}" + ("&none=1" if none else "")
         response = await self._send("GET", f"/v1/processes/{process_id}/output?{query}", b"", content_type="")
@@ -167,16 +166,18 @@ class AgentClient:
         await self._json("POST", f"/v1/processes/{process_id}/resize", size.model_dump())
 
     async def kill(self, process_id: str) -> None:
-        """Kill a process and its descendants, and forget it.
+        """Kill a process and its descendants, and forget the process.
 
-        Returns when they have ended. Raises `NoSuchProcess`.
+        Returns when they have ended.
+
+        Raises `NoSuchProcess`.
         """
         await self._json("DELETE", f"/v1/processes/{process_id}")
 
     async def write_stdin(self, process_id: str, body: Body, *, close: bool) -> int:
-        """Write ``body`` to standard input and return the bytes written.
+        """Write ``body`` to a process's standard input.
 
-        The input is that of a process. It is closed afterwards if ``close``.
+        With ``close``, closes the input after that. Returns how many bytes were written.
         """
         query = "?close=1" if close else ""
         path = f"/v1/processes/{process_id}/stdin{query}"
@@ -190,9 +191,9 @@ class AgentClient:
         await self._json("POST", f"/v1/processes/{process_id}/signal", {"signal": signal})
 
     async def poweroff(self, *, grace_s: float) -> None:
-        """Ask the guest to sync its disk and power off.
+        """Ask the guest to sync its disk and begin to power off.
 
-        Returns when it has begun.
+        Its processes have ``grace_s`` to end.
         """
         await self._json("POST", "/v1/poweroff", {"grace_ms": round(grace_s * 1000)})
 

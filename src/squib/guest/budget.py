@@ -62,7 +62,7 @@ class LoopBudget:
         self._balance_s -= _DELIVERY_S
 
     def spend_part(self) -> None:
-        """Charge the delivery of a further part of that piece."""
+        """Charge the delivery of a further part of a piece."""
         self._balance_s -= _PART_S
 
     def earn_request(self) -> None:
@@ -74,17 +74,14 @@ class LoopBudget:
         self._earn(count * _RECEIVED_BYTE_S)
 
     def earn_sent(self, count: int) -> None:
-        """Add what the replies to ``count`` bytes of a body may cost.
-
-        The body is that of a request.
-        """
+        """Add what replies to ``count`` sent bytes of a body may cost."""
         self._earn(count * _SENT_BYTE_S)
 
     def throttle(self) -> float:
-        """Return how long to leave this guest alone, in seconds.
+        """Return how many seconds to leave this guest alone.
 
-        It is 0 if the guest's budget is not used up. The wait pays the debt. (Time that passes otherwise pays nothing:
-        on a busy host the engine may spend most of it waiting for a CPU.)
+        Returns 0 if the budget is not used up. The wait pays the debt. Time that passes otherwise pays nothing: on a
+        busy host the engine may spend most of it waiting for a CPU.
         """
         if self._balance_s >= 0:
             self.release()

@@ -1,6 +1,6 @@
 """The handshake that precedes HTTP/2 on the byte stream to a guest.
 
-See ``protocol/agent.md`` §2.
+It is specified in ``protocol/agent.md`` §2.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ _OK = re.compile(rb"SQUIB-OK (\d{1,9}) ([0-9a-f]{32})\Z")
 async def open_channel(
     connect: Connect, budget: LoopBudget, *, timeout_s: float, retry_s: float = 0.25
 ) -> tuple[socket.socket, bytes]:
-    """Connect to the guest agent and shake hands.
+    """Connect to the guest agent, shake hands, and return the socket.
 
-    What follows on the socket is HTTP/2. Returns the non-blocking socket and the HTTP/2 bytes received so far. If the
-    guest does not answer within ``retry_s``, flushes the HTTP/2 connection that the guest may still be in and sends a
-    new nonce; then tries again on a new connection, until ``timeout_s`` has passed. (A booting guest takes long to
-    answer and has nothing to flush.) Raises `AgentLost`, `AgentTimeout`, `AgentVersionMismatch`.
+    Returns the non-blocking socket and the HTTP/2 bytes received so far. If the guest does not answer within
+    ``retry_s``, flushes the HTTP/2 connection that the guest may still be in and sends a new nonce; then tries again on
+    a new connection, until ``timeout_s`` has passed. (A booting guest takes long to answer and has nothing to flush.)
+
+    Raises `AgentLost`, `AgentTimeout`, `AgentVersionMismatch`.
     """
     try:
         async with asyncio.timeout(timeout_s):
@@ -82,10 +83,7 @@ async def _shake_hands(connection: socket.socket, budget: LoopBudget, retry_s: f
 
 
 async def _read_ok(connection: socket.socket, budget: LoopBudget, nonce: bytes) -> bytes:
-    """Discard everything up to the OK with ``nonce``.
-
-    Returns what was received after it.
-    """
+    """Return what follows the OK with ``nonce``; discard what precedes it."""
     loop = asyncio.get_running_loop()
     rest = b""
     while True:

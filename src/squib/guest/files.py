@@ -19,9 +19,9 @@ _REMOVE_TIMEOUT_S = 600.0
 
 
 class Send(Protocol):
-    """Sends a request and returns the response.
+    """A function that sends a request and returns its response.
 
-    Returns when the headers of the response have arrived.
+    It returns when the headers of the response arrive.
     """
 
     def __call__(
@@ -54,7 +54,7 @@ class AgentFiles:
     def acting_as(self, user: str | None) -> AgentFiles:
         """Return the same files, used with the rights of ``user``.
 
-        The default is root.
+        ``None`` means root.
         """
         return AgentFiles(self._send, self._ask, user)
 
@@ -77,7 +77,7 @@ class AgentFiles:
     async def read_tar(self, paths: Sequence[str], *, xattrs: bool = False) -> Response:
         """Read files and directories as a tar archive.
 
-        With ``xattrs``, it also has their ``user`` extended attributes.
+        With ``xattrs``, the archive contains their ``user`` extended attributes.
         """
         query = self._query(*(("path", path) for path in paths), ("xattrs", xattrs))
         return await self._open(f"/v1/files/tar{query}", window_bytes=BULK_WINDOW_BYTES)
@@ -102,9 +102,9 @@ class AgentFiles:
     async def write_tar(
         self, path: str, body: Body, *, user: str | None, keep_owner: bool, create: bool, parents: bool
     ) -> dict[str, int]:
-        """Unpack a tar archive into ``path``.
+        """Unpack a tar archive into the directory ``path``.
 
-        Returns its numbers of ``entries`` and ``bytes``.
+        Returns how many ``entries`` and ``bytes`` were unpacked.
         """
         query = self._query(
             ("path", path), ("user", user), ("keep_owner", keep_owner), ("create", create), ("parents", parents)

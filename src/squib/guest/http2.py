@@ -1,9 +1,8 @@
-"""A small HTTP/2 client for one connection.
+"""A small HTTP/2 client (RFC 9113) for one connection, on top of `h2`.
 
-HTTP/2 is RFC 9113. The client uses the `h2` state machine. General clients on top of h2 do not reset a stream that is
-abandoned and do not return its flow-control window, so after a few hundred abandoned commands the connection stands
-still. This one returns every byte of window. A response that nobody reads stops its sender and nothing else, and
-leaving a response early resets its stream.
+General clients on top of h2 do not reset a stream that is abandoned and do not return its flow-control window, so after
+a few hundred abandoned commands the connection stands still. This one returns every byte of window. A response that
+nobody reads stops its sender and nothing else, and leaving a response early resets its stream.
 
 The bodies of large responses do not pass through h2, which copies a frame several times: `FrameTransport` gives them to
 their `Response` directly, and their windows are kept here.
@@ -84,9 +83,9 @@ class Http2Connection:
 
     @classmethod
     async def open(cls, connection: socket.socket, received: bytes, budget: LoopBudget) -> Self:
-        """Return an HTTP/2 connection on a connected socket.
+        """Open HTTP/2 on a connected socket.
 
-        ``received`` was read from the socket already.
+        ``received`` are the bytes that were read from the socket already.
         """
         self = cls(budget)
         self._transport = await FrameTransport.open(connection, self, budget)
@@ -108,12 +107,13 @@ class Http2Connection:
         window_bytes: int = STREAM_WINDOW_BYTES,
         may_stall: bool = False,
     ) -> Response:
-        """Send a request and return its response.
+        """Send a request; return its response when the headers arrive.
 
-        Returns when the headers of the response have arrived. ``window_bytes``, at least `STREAM_WINDOW_BYTES`, is how
-        much of the response is held for a reader that stops. ``may_stall`` says that the guest may not read the body
-        for a long time: half of its receive window is then left to other requests, and to the first bytes of such ones.
-        Cancelling the call resets the stream. Raises `AgentLost`, `AgentProtocolError` if the connection ends.
+        ``window_bytes``, at least `STREAM_WINDOW_BYTES`, is how much of the response is held for a reader that stops.
+        ``may_stall`` says that the guest may not read the body for a long time: half of its receive window is then left
+        to other requests, and to the first bytes of such ones. Cancelling the call resets the stream.
+
+        Raises `AgentLost`, `AgentProtocolError` if the connection ends.
         """
         if self._closed:
             raise self._closed
@@ -180,10 +180,7 @@ class Http2Connection:
     # --- called by the transport --------------------------------------------------------------------------------
 
     def sink(self, stream_id: int, size: int) -> Sink | None:
-        """Return what receives the bytes of a DATA frame.
-
-        ``None``: h2 receives them.
-        """
+        """Return the receiver of a DATA frame's bytes; ``None`` means h2."""
         response = self._responses.get(stream_id)
         if response is not None and (not response.direct or response.ended):
             return None
@@ -254,9 +251,9 @@ class Http2Connection:
                 self._h2.acknowledge_received_data(size, stream_id)
 
     def deliver(self, response: Response, size: int) -> None:
-        """Let the sender of ``size`` bytes send as many more.
+        """Return the window of ``size`` delivered bytes to their sender.
 
-        It may send them a quarter of the window at a time.
+        The sender gets a quarter of the window at a time.
         """
         self._budget.spend_delivery()
         if response.direct and not response.ended and not self._closed:
@@ -267,10 +264,7 @@ class Http2Connection:
                 response.credit = 0
 
     async def deliver_part(self) -> None:
-        """Charge the delivery of a further part of a piece.
-
-        Waits if the budget is used up.
-        """
+        """Charge a further part of a piece; wait if the budget is spent."""
         self._budget.spend_part()
         await asyncio.sleep(self._budget.throttle())  # always: there may be many parts, and a reader that never waits
         self._budget.release()
@@ -299,9 +293,9 @@ class Http2Connection:
 
 
 def _reason(error: Exception | None) -> AgentUnreachable:
-    """Return the error for requests on a connection that ended.
+    """Return the error for requests on a connection that ``error`` ended.
 
-    The connection ended with ``error``.
+    ``None`` means that the guest closed it.
     """
     if isinstance(error, AgentUnreachable):
         return error

@@ -1,8 +1,8 @@
 """The output of a command on its way from the guest to a client.
 
-See ``POST /v1/exec`` in ``protocol/agent.md``. The engine forwards the frames and does not look into them. It checks
-their headers, because a guest must not send the frames that only the engine makes (``ERROR``), and because the engine's
-own frame can follow only a complete one.
+The frames are specified in ``protocol/agent.md``, ``POST /v1/exec``. The engine forwards them and does not look into
+them. It checks their headers, because a guest must not send the frames that only the engine makes (``ERROR``), and
+because the engine's own frame can follow only a complete one.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ class OutputChecker:
         self._held_bytes += len(data)
 
     def _scan(self, data: bytes, start: int) -> tuple[int, AgentProtocolError | None]:
-        """Return where the complete frames end, and the next one's error.
+        """Find the end of the complete, valid frames from ``start`` on.
 
-        At most `_MAX_FRAMES` frames are counted. The error is what is wrong with the next frame.
+        Returns the end and the error of the frame that follows, if it is invalid. Scans at most `_MAX_FRAMES`.
         """
         size, offsets, unpack = len(data), self._offsets, HEADER.unpack_from
         for _ in range(_MAX_FRAMES):
@@ -99,10 +99,7 @@ class OutputChecker:
         return start, None
 
     def _error(self, kind: int, length: int, offset: int, *, in_order: bool) -> AgentProtocolError | None:
-        """Return what is wrong with a frame.
-
-        The frame is not simply the next output.
-        """
+        """Return the error of a frame's header, or ``None`` if it is valid."""
         if kind not in _GUEST_KINDS:
             return AgentProtocolError(f"the guest sent a frame of kind {kind}, which a guest must not send")
         if self._ended:

@@ -1,7 +1,4 @@
-"""Processes as a guest describes them, checked field by field.
-
-See ``protocol/agent.md`` §3.
-"""
+"""Processes as a guest describes them (``protocol/agent.md`` §3), checked."""
 
 from __future__ import annotations
 
@@ -24,9 +21,9 @@ _Offset = Annotated[int, Field(ge=0, lt=1 << 64)]
 
 
 class _Described(BaseModel):
-    """No value is converted.
+    """A strict model: values are not converted, unknown fields are ignored.
 
-    Unknown fields are ignored, as everywhere in the protocol.
+    The protocol ignores unknown fields everywhere.
     """
 
     model_config = ConfigDict(strict=True, frozen=True)
@@ -99,9 +96,9 @@ def parse_process(value: object) -> ProcessInfo:
 async def parse_processes(reply: dict[str, Any]) -> list[ProcessInfo]:
     """Return the processes in a reply, at most `MAX_PROCESSES`.
 
-    Raises `AgentProtocolError`.
+    The event loop gets turns in between, because parsing many takes a while.
 
-    The event loop gets a turn in between: many take a while.
+    Raises `AgentProtocolError`.
     """
     processes = reply.get("processes")
     if not isinstance(processes, list):

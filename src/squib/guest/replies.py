@@ -1,6 +1,6 @@
-"""What a guest agent says in JSON: decoded and checked.
+"""The agent's JSON replies: decode, check, and turn errors into squib's.
 
-The agent's errors are turned into squib's (``protocol/agent.md`` §3).
+They are specified in ``protocol/agent.md`` §3.
 """
 
 from __future__ import annotations

@@ -46,9 +46,9 @@ class Connection(Protocol):
         """The reader takes ``size`` bytes: let the sender send more."""
 
     async def deliver_part(self) -> None:
-        """Wait as long as the reader has to.
+        """Wait before the reader takes a further part of a piece.
 
-        The reader takes a further part of a piece.
+        The wait is 0 unless the guest's budget is used up.
         """
 
     def release(self, response: Response, *, cancel: bool) -> None:

@@ -1,9 +1,7 @@
 """The byte stream under an HTTP/2 connection: cuts it into frames.
 
-Bodies of large responses take a short way.
-
-The bytes of such a body are copied once, from the buffer that the socket is read into to the pieces that the sink
-receives, as they arrive and not only when their frame is complete. Every other frame is passed on whole.
+The bytes of a large response's body are copied once, from the buffer that the socket is read into to the pieces that
+the sink receives, as they arrive and not only when their frame is complete. Every other frame is passed on whole.
 
 What a guest sends costs event-loop time. Frames are therefore processed in short turns within a `LoopBudget`, and
 frames that are larger than an agent needs are rejected by their headers.
@@ -50,9 +48,9 @@ class FrameHandler(Protocol):
     """
 
     def sink(self, stream_id: int, size: int) -> Sink | None:
-        """Return what receives the bytes of a DATA frame.
+        """Return the receiver of a DATA frame's ``size`` bytes.
 
-        The frame has ``size`` bytes. ``None``: receive the frame whole.
+        If it is ``None``, the handler receives the frame whole.
         """
 
     def body_ended(self, stream_id: int) -> None:
@@ -109,10 +107,7 @@ class FrameTransport(asyncio.BufferedProtocol):
 
     @property
     def blocked(self) -> bool:
-        """Whether too many bytes wait to be written.
-
-        No more should be added then.
-        """
+        """Whether too much data waits to be written to add more."""
         return not self._writable.is_set()
 
     def write(self, data: bytes) -> None:
@@ -133,7 +128,7 @@ class FrameTransport(asyncio.BufferedProtocol):
         self._idle_frames = 0
 
     def abort(self) -> None:
-        """Close the connection at once, without sending what waits.
+        """Close the connection at once; drop what waits to be written.
 
         A guest may never read it.
         """
@@ -172,9 +167,9 @@ class FrameTransport(asyncio.BufferedProtocol):
     # --- turns --------------------------------------------------------------------------------------------------
 
     def _take_turn(self) -> None:
-        """Pass on buffered frames for at most `TURN_S`.
+        """Pass on frames for at most `TURN_S`, and schedule the next step.
 
-        Then read on, or schedule the next turn.
+        The next step is another turn if frames are left, else reading on.
         """
         self._next_turn = None
         began = self._budget.clock()
@@ -219,9 +214,9 @@ class FrameTransport(asyncio.BufferedProtocol):
             self._transport.resume_reading()
 
     def _pass_on(self, end: int, until: float) -> tuple[int, bool]:
-        """Pass on what the buffer holds up to ``end``.
+        """Pass on the buffer up to ``end``, or until the time ``until``.
 
-        Stops at the time ``until``. Returns where the rest begins, and whether the time ended first.
+        Returns where the rest begins, and whether the time ended first.
         """
         start = frames = 0
         while True:
@@ -275,9 +270,9 @@ class FrameTransport(asyncio.BufferedProtocol):
 
 
 def window_update(stream_id: int, size: int) -> bytes:
-    """Return a frame that lets a sender send ``size`` more bytes.
+    """Return a frame that lets the sender of a stream send more bytes.
 
-    The sender is that of a stream (0: of all streams).
+    ``size`` is how many more. Stream 0 is the whole connection.
     """
     return _WINDOW_UPDATE.pack(_WINDOW_UPDATE_KIND, 0, stream_id, size)
 

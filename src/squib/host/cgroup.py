@@ -1,4 +1,4 @@
-"""Limit the memory, CPU time and processes of a VM with control groups (cgroups), version 1 or 2.
+"""Limit a VM's memory, CPU time and processes with cgroups, version 1 or 2.
 
 Groups are created below the topmost group that this user may change. For root that is the root group: beside systemd's
 slices, not in them, because systemd ends what is in the slice of a session that ends. For other users it is the top of
@@ -79,21 +79,28 @@ class Write:
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps that create a group: directories, parents first, then writes, in order. Idempotent."""
+    """The steps that create a group: directories, parents first, then writes.
+
+    Writes are applied in order. Applying a plan again changes nothing.
+    """
 
     directories: tuple[Path, ...]
     writes: tuple[Write, ...]
 
 
 def find_layout() -> Layout:
-    """Find out what this user can limit, from ``/proc/self`` and the control files."""
+    """Find out which controllers this user can limit VMs with.
+
+    Reads ``/proc/self`` and the control files.
+    """
     return layout_from(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text())
 
 
 def layout_from(mountinfo: str, own_groups: str, writable: Callable[[Path], bool] | None = None) -> Layout:
-    """Compute the layout from the text of ``/proc/self/mountinfo`` and ``/proc/self/cgroup``.
+    """Compute the layout from the mounts and groups of this process.
 
-    Reads the control files at the mount points. ``writable`` returns whether this user may write to a path.
+    ``mountinfo`` and ``own_groups`` are the text of ``/proc/self/mountinfo`` and ``/proc/self/cgroup``. Reads the
+    control files at the mount points. ``writable`` returns whether this user may write to a path.
     """
     writable = writable or _is_writable
     hierarchies: list[Hierarchy] = []
@@ -142,9 +149,10 @@ def _mounts(mountinfo: str) -> list[_Mount]:
 
 
 def _own_group(mount: _Mount, own_groups: str) -> Path:
-    """Return the directory of this process's version 2 group; the mount point if the group is not visible in it.
+    """Return the directory of this process's version 2 group.
 
-    A container sees only the part of the hierarchy below ``mount.root``. For version 1, return the mount point.
+    Returns the mount point for version 1, and if the group is not visible: a container sees only the part of the
+    hierarchy below ``mount.root``.
     """
     own = next((line[3:] for line in own_groups.splitlines() if line.startswith("0::")), "/")
     if mount.version == 2 and ".." not in own:
@@ -154,7 +162,7 @@ def _own_group(mount: _Mount, own_groups: str) -> Path:
 
 
 def _from_the_top(top: Path, folder: Path) -> list[Path]:
-    """Return the directories from ``top`` down to ``folder``, both included."""
+    """Return the directories from ``top`` down to ``folder``, inclusive."""
     return [*(parent for parent in reversed(folder.parents) if parent.is_relative_to(top)), folder]
 
 
@@ -182,7 +190,10 @@ def _words(path: Path) -> set[str]:
 
 
 def plan(layout: Layout, name: str, limits: Limits) -> Plan:
-    """Plan how to create the group ``name``, a relative path, with ``limits``."""
+    """Plan how to create the group ``name`` with ``limits``.
+
+    ``name`` is a relative path.
+    """
     directories: list[Path] = []
     writes: list[Write] = []
     for hierarchy in layout.hierarchies:
@@ -249,7 +260,10 @@ _LIMIT_WRITES: Mapping[tuple[int, str], Callable[[Path, Limits], list[Write]]] =
 
 
 def create(layout: Layout, name: str, limits: Limits) -> None:
-    """Create the group ``name`` with ``limits``, or change the limits of an existing one. Raises `HostError`."""
+    """Create the group ``name``, or change its limits if it exists.
+
+    Raises `HostError`.
+    """
     wanted = plan(layout, name, limits)
     try:
         for _ in range(_CREATE_ATTEMPTS):
@@ -280,9 +294,9 @@ def directories(layout: Layout, name: str) -> tuple[Path, ...]:
 def remove(layout: Layout, name: str, *, timeout_s: float = 5.0) -> None:
     """Kill the processes in a group, and remove it and its empty parents.
 
-    Idempotent.
+    Idempotent. Blocks until the processes have ended, which usually takes milliseconds.
 
-    Blocks until the processes have ended, which usually takes milliseconds. Raises `HostError` after ``timeout_s``.
+    Raises `HostError` after ``timeout_s``.
     """
     deadline = time.monotonic() + timeout_s
     for hierarchy in layout.hierarchies:
@@ -331,7 +345,10 @@ def members(group: Path) -> list[int]:
 
 
 def children(layout: Layout, name: str) -> set[str]:
-    """Return the names of the groups directly beneath the group ``name``, in any hierarchy."""
+    """Return the names of the groups directly below ``name``.
+
+    Includes the groups of all hierarchies.
+    """
     folders = [folder for folder in directories(layout, name) if folder.is_dir()]
     return {entry.name for folder in folders for entry in folder.iterdir() if entry.is_dir()}
 

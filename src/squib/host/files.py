@@ -23,7 +23,10 @@ _BLOCK_BYTES = 64 << 10
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Convert "no space left" and "quota exceeded" into `DiskFull`, with the directory and its free space."""
+    """Convert "no space left" and "quota exceeded" into `DiskFull`.
+
+    The error names the directory and its free space.
+    """
     try:
         yield
     except SquibError:
@@ -46,9 +49,11 @@ def disk_full(path: Path) -> DiskFull:
 
 
 def sparse_copy(source: Path, target: Path) -> None:
-    """Copy a file's allocated blocks, or share them (reflink) if the file system can. ``target`` must not exist.
+    """Copy a file's allocated blocks, or share them (reflink) if possible.
 
-    On any error, a partly written target is removed. Raises `DiskFull`.
+    ``target`` must not exist. On any error, a partly written target is removed.
+
+    Raises `DiskFull`.
     """
     remove = Undo(lambda: target.unlink(missing_ok=True))
     with disk_errors(target.parent), source.open("rb") as src, target.open("xb") as dst, remove:
@@ -90,9 +95,9 @@ def open_regular(path: Path) -> BinaryIO:
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Replace the content of ``path`` atomically and durably.
 
-    Raises `DiskFull`.
-
     Readers, and a reboot after a power failure, find either the old content or the new, never a part of it.
+
+    Raises `DiskFull`.
     """
     with disk_errors(path.parent):
         fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -116,7 +121,7 @@ def sync(path: Path) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Flush the names in a directory to the disk, for example after a rename."""
+    """Flush a directory's names to the disk, for example after a rename."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -142,7 +147,7 @@ def sha256(path: Path) -> str:
 
 
 def sparse_sha256(path: Path) -> str:
-    """Hash a file's size and its blocks that are not zero; return ``sparse-sha256:`` and the hex digest.
+    """Hash a file's size and nonzero blocks; return ``sparse-sha256:HEX``.
 
     Holes are not read, so an empty file system of 100 GiB takes a moment. A hole and a block of zeros are equal.
     """

@@ -1,8 +1,9 @@
-"""Start a VMM in a jail: its own cgroup and namespaces, an empty root directory, and no privileges.
+"""Start a VMM in a jail: own cgroup and namespaces, no files, no privileges.
 
 `plan` computes the steps, without side effects. `start` lets a launcher process (`squib.host.jailer`) carry them out.
 The engine then waits until the VMM is ready, and calls `Confined.seal` before the guest runs. Before the seal the VMM
-can read the system's programs and libraries, which it needs to start. After the seal it sees no files.
+can read the system's programs and libraries, which it needs to start. After the seal it sees only an empty root
+directory.
 
 The host decides how much of this is possible (`probe_jail`). Root can create namespaces; an ordinary user needs a user
 namespace for that. If neither is allowed, only the VMM's user, cgroup and seccomp filter confine it.
@@ -45,7 +46,7 @@ _SYSCTLS = (
 
 
 class JailMode(StrEnum):
-    """What confines a VMM in addition to its user, its cgroup and its seccomp filter."""
+    """What confines a VMM besides its user, cgroup and seccomp filter."""
 
     ROOT = "root"
     USER_NAMESPACE = "user namespace"
@@ -80,7 +81,7 @@ _PROBE_USER = Credentials(65534, 65534)
 
 @dataclass(frozen=True)
 class Bind:
-    """A directory or device of the host that the VMM sees, read-only, until the seal."""
+    """A host directory or device that the VMM can read until the seal."""
 
     path: str
     directory: bool
@@ -118,10 +119,13 @@ class Confined:
         self._launcher = launcher
 
     async def seal(self) -> None:
-        """Remove all files from the VMM's view: its root becomes an empty read-only directory.
+        """Remove all files from the VMM's view: empty its root directory.
 
-        Call this when the VMM has opened everything that it needs, such as its libraries. Raises `HostError` if the
-        seal fails, or if the VMM or the launcher has ended. The VMM must then not run a guest.
+        Call this when the VMM has opened everything that it needs, such as its libraries. The root directory is then
+        read-only.
+
+        Raises `HostError` if the seal fails, or if the VMM or the launcher has ended. The VMM must then not run a
+        guest.
         """
         await self._launcher.seal()
 
@@ -190,7 +194,9 @@ async def start(plan: Plan, *, lock: FileLock, pass_fds: Sequence[int] = (), log
 
     It inherits ``lock``, which the caller holds, and ``pass_fds``. Its output goes to ``log_path``. On an error or a
     cancellation, every process whose pid the launcher has reported is killed. A VMM that was forked at that very moment
-    can survive this: end it by its identity (`squib.host.processes.kill`). Raises `HostError`.
+    can survive this: end it by its identity (`squib.host.processes.kill`).
+
+    Raises `HostError`.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
@@ -218,12 +224,12 @@ def plan(
     credentials: Credentials | None = None,
     devices: Sequence[str] = (),
 ) -> Plan:
-    """Plan the start of ``argv``.
-
-    `squib.host.proc.find_tool` finds the program by its first word.
+    """Plan the start of ``argv``, whose program is found by `find_tool`.
 
     The VMM joins ``cgroups`` (directories) and runs as the user of ``credentials``, by default as this user. Until the
-    seal it sees ``devices`` in addition to `SYSTEM_DEVICES`. Raises `DependencyMissing`.
+    seal it sees ``devices`` in addition to `SYSTEM_DEVICES`.
+
+    Raises `DependencyMissing`.
     """
     program = proc.find_tool(argv[0]).resolve()
     seen = View() if jail.mode is JailMode.NONE else view(program, devices)
@@ -242,7 +248,10 @@ def view(program: Path, devices: Sequence[str] = (), *, root: Path = Path("/")) 
 
 
 def _own_folders(program: Path, root: Path) -> list[str]:
-    """Return the program's directory and, if that is a ``bin``, the directories beside it that hold its files."""
+    """Return the directories that hold the program and its files.
+
+    If the program is in a ``bin``, these include directories next to it.
+    """
     above = program.parent
     folders = [above, *(above.with_name(name) for name in _BESIDE_BIN if above.name == "bin")]
     return [str(path) for path in folders if (root / str(path)[1:]).is_dir()]
@@ -253,7 +262,10 @@ def _inside(root: Path, path: Path) -> str:
 
 
 async def probe_jail() -> Jail:
-    """Find out how this host can confine VMMs, by starting a program in a jail. Takes about 30 ms."""
+    """Find out how this host can confine VMMs, by starting a jail.
+
+    Takes about 30 ms.
+    """
     mode = JailMode.ROOT if os.geteuid() == 0 else JailMode.USER_NAMESPACE
     try:
         await _try(Jail(mode))
@@ -286,7 +298,10 @@ def check(jail: Jail) -> Check:
 
 
 def sysctl_fix(settings: Path = Path("/proc/sys")) -> Fix | None:
-    """Return the command that allows user namespaces; ``None`` if no setting forbids them."""
+    """Return the command that allows user namespaces.
+
+    Returns ``None`` if no sysctl forbids them. ``settings`` is the directory of the sysctls.
+    """
     for name, forbids, allows in _SYSCTLS:
         with contextlib.suppress(FileNotFoundError, PermissionError):
             if (settings / name.replace(".", "/")).read_text().strip() == forbids:

@@ -1,4 +1,6 @@
-"""Start a VMM in a jail: join its cgroup, create its namespaces, start it, and remove all files from its view.
+"""Start a VMM in a jail, and remove all files from its view.
+
+In order: join the VMM's cgroup, create its namespaces, start it, remove the files.
 
 A program, not a library: see `squib.host.jail`. A bare interpreter runs it as a script. It imports nothing from squib,
 and no module whose import takes milliseconds (json, socket, signal, contextlib, typing, pathlib), because every launch
@@ -100,7 +102,10 @@ class Failed(Exception):
 
 
 class step:
-    """Convert an `OSError` in the block into `Failed`, with ``what`` before the reason."""
+    """Convert an `OSError` in the block into `Failed`.
+
+    The error's text is ``what`` and the reason.
+    """
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -114,7 +119,7 @@ class step:
 
 
 def call(result: int) -> int:
-    """Return the result of a C library function, or raise `OSError` from its errno."""
+    """Return the result of a C library function, or raise its `OSError`."""
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
@@ -237,7 +242,7 @@ def isolate(plan: dict[str, Any], view: View) -> None:
 
 
 def enter_user_namespace() -> None:
-    """Enter a new user namespace that maps only this user, to the same uid and gid."""
+    """Enter a user namespace that maps only this user, with the same ids."""
     uid, gid = os.geteuid(), os.getegid()
     call(libc.unshare(CLONE_NEWUSER))
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
@@ -284,7 +289,7 @@ class View:
                 self._directories.append(above)
 
     def seal(self) -> None:
-        """Unmount and remove all that this object created, and make the empty root read-only."""
+        """Remove all that this object created; make the root read-only."""
         with step("cannot empty the VMM's root"):
             for target in reversed(self._mounted):
                 call(libc.umount2(os.fsencode(target), MNT_DETACH))
@@ -338,7 +343,10 @@ def become_vmm(plan: dict[str, Any], status: int) -> None:
 
 
 def drop_privileges(credentials: dict[str, Any] | None) -> None:
-    """Become the user of ``credentials``; drop all capabilities and every way to gain one."""
+    """Become the user of ``credentials``, and drop all capabilities.
+
+    This process and the programs it executes cannot gain capabilities again.
+    """
     for capability in range(CAPABILITY_COUNT):
         # Fails for capabilities that the kernel does not know, and for users without CAP_SETPCAP. Both are harmless.
         libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
@@ -354,7 +362,10 @@ def drop_privileges(credentials: dict[str, Any] | None) -> None:
 
 
 def forbid_system_calls() -> None:
-    """Make the system calls in `FORBIDDEN` fail with EPERM, in this process and all that it executes."""
+    """Make the system calls in `FORBIDDEN` fail with EPERM from now on.
+
+    This holds for this process and all programs that it executes.
+    """
     code = [
         Instruction(BPF_LOAD, 0, 0, 4),  # struct seccomp_data: the architecture at 4, the number at 0
         Instruction(BPF_JUMP_IF_EQUAL, 1, 0, AUDIT_ARCH),

@@ -9,7 +9,10 @@ _ENOUGH_FILES = 65_536
 
 
 def raise_file_limit() -> int:
-    """Raise the limit of open files to the hard limit, or to 65,536 if that is less; return it."""
+    """Raise the limit of open files to 65,536 or the hard limit; return it.
+
+    The lower of the two counts. A higher limit is not lowered.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _ENOUGH_FILES if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:

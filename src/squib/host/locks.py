@@ -57,7 +57,12 @@ class FileLock:
 
 @contextlib.asynccontextmanager
 async def locked(path: Path, *, timeout_s: float | None = None, poll_s: float = 0.05) -> AsyncIterator[FileLock]:
-    """Hold the lock of ``path`` in the block; wait for it without blocking the event loop. Raises `TimeoutError`."""
+    """Wait for the lock of ``path``, and hold it in the block.
+
+    The wait does not block the event loop.
+
+    Raises `TimeoutError`.
+    """
     with FileLock(path) as lock:
         async with asyncio.timeout(timeout_s):
             while not lock.try_acquire():

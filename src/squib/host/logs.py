@@ -46,7 +46,7 @@ class BoundedLog:
             self._fd = -1
 
     def _write(self, data: bytes) -> bytes:
-        """Write, rotating as needed; return the bytes that could not be written."""
+        """Write and rotate; return the bytes that could not be written."""
         try:
             while data:
                 if self._fd < 0:
@@ -90,7 +90,10 @@ class LogPump:
         self._wait()
 
     def close(self) -> None:
-        """Copy the bytes that have arrived, at most 4 MiB, and close the descriptor. Idempotent."""
+        """Copy what has arrived, at most 4 MiB, and close the descriptor.
+
+        Idempotent.
+        """
         if self._fd >= 0:
             with contextlib.suppress(OSError):
                 for _ in range(_MAX_LAST_READS):
@@ -134,7 +137,7 @@ class LogPump:
 
 
 def make_pipe(path: Path) -> None:
-    """Create a named pipe that only this user may open, replacing what is at ``path``."""
+    """Create a named pipe for this user only; replace what is at ``path``."""
     path.unlink(missing_ok=True)
     os.mkfifo(path, 0o600)
 
@@ -149,7 +152,7 @@ def pump_pipe(path: Path, log: BoundedLog, *, pause_s: float) -> LogPump:
 
 
 def rotated(path: Path) -> Path:
-    """Return the path of the rotated log, which holds the bytes before those of ``path``."""
+    """Return the path of the rotated log, which holds the older bytes."""
     return path.with_name(path.name + ".1")
 
 
@@ -160,9 +163,9 @@ def remove(path: Path) -> None:
 
 
 def tail(path: Path, max_bytes: int = _MIB, *, lines: int | None = None) -> bytes:
-    """Return the end of a log and its rotated file: at most ``max_bytes``, and at most ``lines`` lines of these.
+    """Return the end of a log: at most ``max_bytes``, and at most ``lines``.
 
-    Empty if there is no log.
+    Includes the rotated file. Empty if there is no log.
     """
     data = b""
     for part in (path, rotated(path)):

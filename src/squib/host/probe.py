@@ -24,9 +24,9 @@ _SLOW_LOOP_S = 0.020  # 1 µs per turn means interpretation; a real CPU takes 10
 
 @dataclass(frozen=True)
 class KVMProbe:
-    """``present``: ``/dev/kvm`` exists.
+    """Whether ``/dev/kvm`` is ``present``, and ``usable`` for a stock guest.
 
-    ``usable``: it can run a stock guest. ``reason`` explains the result.
+    ``reason`` explains the result.
     """
 
     usable: bool

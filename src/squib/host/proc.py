@@ -1,4 +1,4 @@
-"""Start processes. No other module does.
+"""Start processes; no other module does.
 
 `run` starts tools that end by themselves; `spawn` starts processes that outlive the engine. Both can pass a locked file
 to the process. The lock is held until that process, and every child that inherited the file, has ended. It therefore
@@ -131,7 +131,7 @@ async def run(
 
 
 async def _kill_group(starting: asyncio.Task[asyncio.subprocess.Process]) -> None:
-    """Wait until the tool has started, then kill its process group and reap it.
+    """Kill and reap the tool and its process group, once it has started.
 
     The tool may have ended already while processes that it started still run.
     """
@@ -161,7 +161,10 @@ def _failure(program: Path, status: int, stderr: bytes) -> ToolFailed:
 
 
 async def _read_lines(stream: asyncio.StreamReader, on_line: Callable[[str], None]) -> bytes:
-    """Read ``stream`` to its end and return its bytes; pass each line to ``on_line`` without its newline."""
+    """Return all bytes of ``stream``; pass each line to ``on_line``.
+
+    Lines have no newline.
+    """
     received = bytearray()
     reported_bytes = 0
     while chunk := await stream.read(1 << 16):
@@ -190,7 +193,9 @@ def spawn(
 
     It inherits only ``lock``, which the caller holds, and ``pass_fds``. Its output goes to ``log_path``, a file or a
     named pipe. Writing to the pipe never blocks the process and needs no reader: output that does not fit is lost. The
-    environment contains only PATH. The process leaves no core dump. Raises `DependencyMissing`, `HostError`.
+    environment contains only PATH. The process leaves no core dump.
+
+    Raises `DependencyMissing`, `HostError`.
     """
     program = find_tool(argv[0])
     # The process has the pipe open for reading too, so writes do not fail while no engine reads it.
@@ -218,10 +223,10 @@ def spawn(
 
 @contextlib.contextmanager
 def _no_core_dump() -> Iterator[None]:
-    """Let processes that are started in the block inherit a core size limit of 0.
+    """Set a core size limit of 0 for processes started in the block.
 
-    prlimit(2) on the child is no alternative: once the child runs as another user, that needs CAP_SYS_RESOURCE, which
-    a container may lack.
+    prlimit(2) on the child is no alternative: once the child runs as another user, that needs CAP_SYS_RESOURCE, which a
+    container may lack.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
@@ -232,9 +237,10 @@ def _no_core_dump() -> Iterator[None]:
 
 
 def spawn_daemon(argv: Sequence[str], *, log_path: Path, pass_fds: Sequence[int] = ()) -> int:
-    """Start one of squib's own programs (the engine) in a new session; return its pid.
+    """Start one of squib's own programs in a new session; return its pid.
 
-    It inherits this process's environment. Nothing here waits for it: after this process ends, init reaps it.
+    The program (the engine) inherits this process's environment. Nothing here waits for it: after this process ends,
+    init reaps it.
     """
     log_fd = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
@@ -254,8 +260,8 @@ def spawn_daemon(argv: Sequence[str], *, log_path: Path, pass_fds: Sequence[int]
 
 
 def call(argv: Sequence[str]) -> int:
-    """Run a command on this terminal and return its exit status, as `squib doctor --fix` does.
+    """Run a command on this terminal and return its exit status.
 
-    Its output goes to standard error, because squib's standard output is for results.
+    `squib doctor --fix` uses this. The output goes to standard error, because squib's standard output is for results.
     """
     return subprocess.call(argv, stdout=2)

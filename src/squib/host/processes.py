@@ -41,7 +41,7 @@ class ProcessIdentity:
 
 
 def describe_exit(returncode: int | None) -> str:
-    """Say how a process ended, such as ``exited with status 1`` or ``was killed by SIGSEGV``.
+    """Describe how a process ended, such as ``was killed by SIGSEGV``.
 
     ``returncode`` is the exit status, or minus the signal's number; ``None`` if it is not known.
     """
@@ -54,7 +54,10 @@ def describe_exit(returncode: int | None) -> str:
 
 
 class Process:
-    """A process that outlives the engine: a child of this engine, or one that a former engine started."""
+    """A process that outlives the engine that started it.
+
+    It is a child of this engine, or was started by a former one.
+    """
 
     def __init__(self, pid: int, pidfd: int) -> None:
         """Take over ``pidfd``. See `adopt`, `squib.host.proc.spawn`."""
@@ -76,7 +79,7 @@ class Process:
         return not self._ended.is_set()
 
     async def wait(self) -> None:
-        """Wait until the process has ended and, if it is a child, was reaped."""
+        """Wait until the process has ended; a child is then reaped."""
         await self._ended.wait()
 
     async def kill(self) -> None:
@@ -98,7 +101,10 @@ class Process:
 
 
 def _reap(pidfd: int) -> int | None:
-    """Reap a child that has ended; return its exit status, or minus the number of the signal that ended it."""
+    """Reap a child that has ended; return its exit status.
+
+    Returns minus the signal's number if a signal ended it, and ``None`` if it has not ended.
+    """
     ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
     if ended is None:
         return None
@@ -116,7 +122,7 @@ def find(identity: ProcessIdentity) -> list[int]:
 
 
 def holders(lock_path: Path) -> list[int]:
-    """Return the pids of all processes but this one that hold the lock of the file at ``lock_path``.
+    """Return the pids of other processes that hold the lock at ``lock_path``.
 
     Finds only processes that this user may inspect: root finds all, other users their own.
     """
@@ -160,9 +166,11 @@ def _stat(pid: int) -> list[str]:
 
 
 def terminate(pid: int, lock_path: Path, *, timeout_s: float) -> bool:
-    """Send SIGTERM to a process that holds a lock; continue it if it is stopped. Return whether it ends in time.
+    """Send SIGTERM to a lock's holder; return whether it ends in time.
 
-    Raises `ProcessLookupError` if it has ended, or holds the lock no more.
+    A stopped process is continued.
+
+    Raises `ProcessLookupError` if the process has ended, or holds the lock no more.
     """
     pidfd = os.pidfd_open(pid)
     try:
@@ -198,13 +206,19 @@ def _is_same(entry: os.DirEntry[str], wanted: os.stat_result) -> bool:
 
 
 def _is_locked(pid: int, fd: str) -> bool:
-    """Return whether this open file holds the lock, not just another open file of it (``proc_pid_fdinfo(5)``)."""
+    """Return whether the open file ``fd`` holds the lock.
+
+    Another open file of the same path does not (``proc_pid_fdinfo(5)``).
+    """
     lines = Path(f"/proc/{pid}/fdinfo/{fd}").read_text().splitlines()
     return any(line.startswith("lock:") and {"FLOCK", "WRITE"} <= {*line.split()} for line in lines)
 
 
 def adopt(identity: ProcessIdentity) -> Process | None:
-    """Watch the process of a former engine that matches ``identity``; return ``None`` if no process does."""
+    """Watch the process of a former engine that matches ``identity``.
+
+    Returns ``None`` if no process matches.
+    """
     for pid in find(identity):
         with contextlib.suppress(ProcessLookupError):
             pidfd = os.pidfd_open(pid)
@@ -215,9 +229,11 @@ def adopt(identity: ProcessIdentity) -> Process | None:
 
 
 def kill(identity: ProcessIdentity, *, timeout_s: float = 10.0) -> None:
-    """Send SIGKILL to every process that matches, and wait until the lock is free and the cgroups are empty.
+    """Kill every process that matches, and wait until all have ended.
 
-    Idempotent. Children of this process are reaped. Raises `HostError` after ``timeout_s``.
+    Returns when the lock is free and the cgroups are empty. Idempotent. Children of this process are reaped.
+
+    Raises `HostError` after ``timeout_s``.
     """
     deadline = time.monotonic() + timeout_s
     while _is_there(identity):
@@ -241,7 +257,10 @@ def _kill_found(identity: ProcessIdentity) -> list[int]:
 
 
 def _is_there(identity: ProcessIdentity) -> bool:
-    """Return whether a process matches, even one that this user may not inspect. Cheaper than `find`."""
+    """Return whether a process matches, even one this user cannot inspect.
+
+    Cheaper than `find`.
+    """
     if any(cgroup.members(group) for group in identity.cgroups):
         return True
     if not identity.lock_path.exists():

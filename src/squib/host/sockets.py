@@ -61,9 +61,8 @@ def is_served(path: Path) -> bool:
 def connect(path: Path, *, blocking: bool = True) -> socket.socket:
     """Connect to the socket at ``path``.
 
-    Raises `FileNotFoundError`, `ConnectionRefusedError`.
-
-    Without ``blocking``, raises `BlockingIOError` if the listener's backlog is full.
+    Raises `FileNotFoundError`, `ConnectionRefusedError`; without ``blocking`` also `BlockingIOError`, if the listener's
+    backlog is full.
     """
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     client.setblocking(blocking)

@@ -59,7 +59,10 @@ def start_engine(argv: list[str]) -> tuple[int, int]:
 
 
 def read_verdict(pipe: int) -> bool:
-    """Read ``pipe`` to its end; return whether the last byte says that VMs need an engine."""
+    """Read ``pipe`` to its end; return whether VMs need an engine.
+
+    The last byte decides. If the pipe is empty, no VM needs an engine.
+    """
     last = NOT_NEEDED
     while data := os.read(pipe, 4096):
         last = data[-1:]
@@ -67,12 +70,15 @@ def read_verdict(pipe: int) -> bool:
 
 
 def recent_restarts(restarts: list[float], now: float) -> list[float]:
-    """Return the times in ``restarts`` that lie within the last WINDOW_S seconds."""
+    """Return the times in ``restarts`` of the last WINDOW_S seconds."""
     return [at for at in restarts if now - at < WINDOW_S]
 
 
 def _write_to(log: str) -> None:
-    """Send standard output and error to the file ``log``, since the engine may have rotated the inherited one."""
+    """Send standard output and error to the file ``log``.
+
+    The engine may have rotated the inherited file.
+    """
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for standard in (1, 2):
         os.dup2(fd, standard)

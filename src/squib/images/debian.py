@@ -50,7 +50,9 @@ async def build_rootfs(runtime: Runtime, build: Build, target: Path) -> None:
 
     A pipe connects mmdebstrap to sqfstar.
 
-    Steps: ``bootstrap: …``, ``squashfs``. Raises `ToolFailed`, `DependencyMissing`.
+    Steps: ``bootstrap: …``, ``squashfs``.
+
+    Raises `ToolFailed`, `DependencyMissing`.
     """
     proc.find_tool("sqfstar")  # before the long step
     read_end, write_end = os.pipe()

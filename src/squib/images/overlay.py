@@ -1,7 +1,4 @@
-"""Overlays: the private writable layer of each VM.
-
-An overlay is a sparse copy of an empty ext4 file system.
-"""
+"""Overlays: each VM's private writable layer, a sparse ext4 file system."""
 
 from __future__ import annotations
 
@@ -32,8 +29,9 @@ class OverlayStore:
 
         Takes milliseconds after the first of a size.
 
-        Step: ``format disk``, if the cache has no empty file system of this size. Raises `DiskFull`,
-        `DependencyMissing`, `ToolFailed`.
+        Step: ``format disk``, if the cache has no empty file system of this size.
+
+        Raises `DiskFull`, `DependencyMissing`, `ToolFailed`.
         """
         empty = await self._empty(size_mib, on_progress)
         await asyncio.to_thread(files.sparse_copy, empty, target)
@@ -50,7 +48,7 @@ class OverlayStore:
 
 
 def _options(size_mib: int) -> list[str]:
-    """Return options for a file system that takes little space.
+    """Return mkfs options for a file system that takes little space.
 
     It takes 0.1 MiB at 16 MiB, 0.25 at 10 GiB, and 1.1 at 100 GiB. A sparse file reads as zeros, and
     ``assume_storage_prezeroed`` tells mkfs so. Otherwise a guest writes zeros into the inode tables in its first

@@ -1,7 +1,4 @@
-"""Packing a user's directory or a tar into a root filesystem.
-
-The tar is one such as ``docker export`` writes.
-"""
+"""Pack a directory or a ``docker export`` tar into a root filesystem."""
 
 from __future__ import annotations
 
@@ -41,9 +38,10 @@ async def pack_rootfs(source: Path, target: Path) -> Rootfs:
     """Pack a directory or a tar into the new squashfs ``target``.
 
     The tar is plain, or compressed with gzip, bzip2, xz or zstd. Owners, modes, links and times are kept as far as this
-    user may read them. An existing ``target`` is not touched. Raises `InvalidArgument`, `ToolFailed`,
-    `DependencyMissing`, `DiskFull`; a failure leaves nothing. Neither does SIGKILL: the tools end with this process,
-    and the file has no name until it is complete.
+    user may read them. An existing ``target`` is not touched. A failure leaves no file. Neither does SIGKILL: the tools
+    end with this process, and the file has no name until it is complete.
+
+    Raises `InvalidArgument`, `ToolFailed`, `DependencyMissing`, `DiskFull`.
     """
     try:
         if target.exists() or target.is_symlink():
@@ -67,11 +65,12 @@ async def pack_rootfs(source: Path, target: Path) -> Rootfs:
 
 @contextlib.contextmanager
 def _new_file(target: Path) -> Iterator[int]:
-    """Create a file that gets its name at the end of the block.
+    """Create a file that is named ``target`` when the block succeeds.
 
-    The name is ``target``. If the block fails, the file does not get it. Until the end of the block the file has no
-    name, so the kernel removes it if this process is killed. Where the file system has no such files, it has a
-    temporary name. Raises `OSError`, `FileExistsError` if ``target`` exists by then.
+    Until then it has no name, so the kernel removes it if this process is killed. If the file system does not support
+    unnamed files, it has a temporary name.
+
+    Raises `OSError`, `FileExistsError` if ``target`` exists by then.
     """
     partial = None
     try:
@@ -101,10 +100,7 @@ def _open_directory(path: Path) -> Iterator[int]:
 
 
 def _path_of(file: int) -> Path:
-    """Return the path by which a process can open the file again.
-
-    The process inherits the open file.
-    """
+    """Return the path that reopens an inherited file in another process."""
     return Path(f"/proc/self/fd/{file}")
 
 

@@ -1,7 +1,4 @@
-"""The runtimes: the root filesystems that squib can build.
-
-Their packages are listed here too.
-"""
+"""The runtimes: root filesystems that squib can build, and their packages."""
 
 from __future__ import annotations
 

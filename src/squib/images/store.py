@@ -1,7 +1,4 @@
-"""The images in the cache: one root filesystem for each runtime.
-
-squib builds them.
-"""
+"""The cache's images: root filesystems that squib builds, one per runtime."""
 
 from __future__ import annotations
 
@@ -47,9 +44,9 @@ class ImageStore:
         )
 
     def list(self) -> list[Entry]:
-        """List all images by name, then those without a name.
+        """List all images by name, damaged ones too, then unnamed ones.
 
-        Damaged images are listed too. Files are not hashed.
+        Files are not hashed.
         """
         return self._cache.list()
 
@@ -71,19 +68,19 @@ class ImageStore:
         return self._cache.named_digests()
 
     async def ensure(self, runtime_name: str, on_progress: OnProgress = no_progress) -> Image:
-        """Return the image of a runtime.
-
-        It is built if it is absent or its recipe has changed.
+        """Return a runtime's image; build it if absent or of another recipe.
 
         Raises `NotFound` for an unknown runtime, `ToolFailed`, `DependencyMissing`, `DiskFull`, `ImageCorrupt`.
         """
         return await self.build(runtime_name, on_progress)
 
     async def build(self, name: str, on_progress: OnProgress = no_progress, *, rebuild: bool = False) -> Image:
-        """Return the image as `ensure` does.
+        """Return a runtime's image as `ensure` does, or build it again.
 
         With ``rebuild``, it is built again from today's packages. The former image stays, under its digest, until
         `prune`. Steps: ``waiting for another build``, ``bootstrap: …``, ``squashfs``, ``digest``.
+
+        Raises what `ensure` raises.
         """
         runtime = find_runtime(name)
 
@@ -96,15 +93,14 @@ class ImageStore:
     def remove(self, ref: str) -> None:
         """Remove the image with this name or digest.
 
-        The caller checks that no VM uses it. Raises `NotFound`.
+        The caller checks that no VM uses it.
+
+        Raises `NotFound`.
         """
         self._cache.remove(ref)
 
     def prune(self, *, keep: Collection[str] = ()) -> None:
-        """Remove the images that are not needed.
-
-        These have no name, and their digests are not in ``keep``.
-        """
+        """Remove unnamed images whose digests are not in ``keep``."""
         self._cache.prune(keep=keep)
 
 

@@ -1,7 +1,6 @@
-"""Linux kernel files: their format, their version and their ELF kernel.
+"""Linux kernel files: format, version, and the ELF kernel in a bzImage.
 
-The ELF kernel is the plain one inside a bzImage. The header is described in the kernel's
-``Documentation/arch/x86/boot.rst``.
+The header is described in the kernel's ``Documentation/arch/x86/boot.rst``.
 """
 
 from __future__ import annotations
@@ -23,10 +22,7 @@ def is_bzimage(data: bytes) -> bool:
 
 
 def is_elf_kernel(data: bytes) -> bool:
-    """Return whether the data is an ELF executable for x86-64.
-
-    A ``vmlinux`` is one.
-    """
+    """Return whether ``data`` is an x86-64 ELF executable (``vmlinux``)."""
     return data[:6] == b"\x7fELF\x02\x01" and data[0x10:0x14] == b"\x02\x00\x3e\x00"
 
 
@@ -47,9 +43,7 @@ def version(data: bytes, *, source: Path) -> str:
 
 
 def extract_elf(data: bytes, *, source: Path) -> bytes:
-    """Return the ELF kernel (``vmlinux``) in a bzImage.
-
-    The bzImage decompresses it when it starts.
+    """Return the decompressed ELF kernel (``vmlinux``) of a bzImage.
 
     Raises `InvalidArgument`, `DependencyMissing`.
     """

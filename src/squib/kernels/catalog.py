@@ -1,7 +1,4 @@
-"""squib's own kernel: Debian's cloud kernel and some of its modules.
-
-The modules are those that a guest needs to boot.
-"""
+"""squib's kernel: Debian's cloud kernel and the modules for a guest's boot."""
 
 from __future__ import annotations
 
@@ -83,7 +80,9 @@ class KernelStore:
     def get(self, ref: str = DEFAULT_KERNEL) -> Kernel:
         """Return a kernel by name or digest.
 
-        Its files must match their stamps. Raises `NotFound`, `ImageCorrupt`.
+        Its files must match their stamps.
+
+        Raises `NotFound`, `ImageCorrupt`.
         """
         return _kernel(self._cache.get(ref))
 
@@ -100,27 +99,25 @@ class KernelStore:
         return {self._cache.folder(entry.digest) / _ELF for entry in self._cache.list() if entry.digest}
 
     async def ensure(self, on_progress: OnProgress = no_progress, *, rebuild: bool = False) -> Kernel:
-        """Return squib's kernel.
+        """Return squib's kernel; fetch it if absent or of another recipe.
 
-        It is fetched if it is absent or of another recipe. With ``rebuild``, the newest is fetched.
+        With ``rebuild``, fetches the newest. Steps: ``bootstrap: …``, ``modules``, ``digest``.
 
-        Steps: ``bootstrap: …``, ``modules``, ``digest``. Raises `ToolFailed`, `DependencyMissing`, `DiskFull`,
-        `ImageCorrupt`.
+        Raises `ToolFailed`, `DependencyMissing`, `DiskFull`, `ImageCorrupt`.
         """
         return _kernel(await self._cache.ensure(DEFAULT_KERNEL, _recipe_key(), _make, on_progress, rebuild=rebuild))
 
     def remove(self, ref: str = DEFAULT_KERNEL) -> None:
         """Remove a kernel by name or digest.
 
-        The caller checks that no VM uses it. Raises `NotFound`.
+        The caller checks that no VM uses it.
+
+        Raises `NotFound`.
         """
         self._cache.remove(ref)
 
     def prune(self, *, keep: Collection[str] = ()) -> None:
-        """Remove the kernels that are not needed.
-
-        These have no name, and their digests are not in ``keep``.
-        """
+        """Remove unnamed kernels whose digests are not in ``keep``."""
         self._cache.prune(keep=keep)
 
 
@@ -154,9 +151,9 @@ async def _make(build: Build, target: Path) -> dict[str, str]:
 
 
 def _extract_files(package: Path, unpacked: Path, target: Path) -> dict[str, str]:
-    """Unpack the kernel's files from the package.
+    """Unpack the package, and copy the files that squib uses to ``target``.
 
-    Those that squib uses are copied into ``target``.
+    Returns the kernel's version and modules.
     """
     _unpack(package, unpacked)
     image = _only(unpacked, "boot/vmlinuz-*")

@@ -20,8 +20,9 @@ def decompress(data: bytes, *, source: Path) -> bytes:
 
     Return other data unchanged.
 
-    zstd and lz4 run the tools of those names. ``source`` is for messages. Raises `InvalidArgument` for damaged data,
-    `DependencyMissing`.
+    zstd and lz4 run the tools of those names. ``source`` is for messages.
+
+    Raises `InvalidArgument` for damaged data, `DependencyMissing`.
     """
     try:
         if data.startswith(_XZ):
@@ -40,9 +41,11 @@ def decompress(data: bytes, *, source: Path) -> bytes:
 
 
 def _finished(decompressor: lzma.LZMADecompressor | zlib._Decompress, data: bytes) -> bytes:
-    """Decompress one stream and drop what follows it.
+    """Decompress one stream, and ignore the bytes after it.
 
-    A kernel has its decompressed size there.
+    In a kernel they are its decompressed size.
+
+    Raises `EOFError` if the data is truncated.
     """
     plain = decompressor.decompress(data)
     if not decompressor.eof:

@@ -1,8 +1,7 @@
-"""cpio archives in the "newc" format.
+"""cpio archives in the "newc" format, which the kernel unpacks at boot.
 
-The kernel unpacks such an archive as its initramfs. The format is in the kernel's
-``Documentation/driver-api/early-userspace/buffer-format.rst``. An archive has no times or owners, and its inode numbers
-count up, so equal entries give equal bytes.
+The format is described in the kernel's ``Documentation/driver-api/early-userspace/buffer-format.rst``. An archive has
+no times or owners, and its inode numbers count up, so equal entries give equal bytes.
 """
 
 from __future__ import annotations

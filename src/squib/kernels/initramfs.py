@@ -1,6 +1,6 @@
-"""Initramfs archives: the agent as ``/init``, and its modules.
+"""Initramfs archives: the agent as ``/init``, and the modules it loads.
 
-The agent loads the modules (``protocol/agent.md``).
+How the agent loads them is in ``protocol/agent.md``.
 """
 
 from __future__ import annotations
@@ -27,11 +27,10 @@ _SUFFIX = ".cpio"
 
 
 class InitramfsStore:
-    """The initramfs archives in the cache.
+    """The cache's initramfs archives, one per kernel, agent and modules.
 
-    There is one for each kernel, agent and set of modules. Archives are not compressed: a guest needs as long to
-    decompress one as to read the plain one. An archive's name is ``<kernel>-<agent>-v<format>.<modules>.cpio``, with
-    three truncated digests.
+    Archives are not compressed: a guest needs as long to decompress one as to read the plain one. An archive's name is
+    ``<kernel>-<agent>-v<format>.<modules>.cpio``, with three truncated digests.
     """
 
     def __init__(self, home: Home) -> None:
@@ -39,12 +38,11 @@ class InitramfsStore:
         self._agents: dict[tuple[Path, Stamp], str] = {}
 
     async def ensure(self, kernel: Kernel, agent: Path, on_progress: OnProgress = no_progress) -> Path:
-        """Return the archive for a kernel and an agent binary.
+        """Return the archive for a kernel and an agent; build it if absent.
 
-        It is built if the cache has none. Takes milliseconds.
+        Takes milliseconds. Step: ``initramfs``, if the archive is built.
 
-        Step: ``initramfs``, if the archive is built. Raises `InvalidArgument` if the agent is missing or a module is
-        damaged, `DiskFull`.
+        Raises `InvalidArgument` if the agent is missing or a module is damaged, `DiskFull`.
         """
         agent_key = await asyncio.to_thread(self._agent_key, agent)
         if kernel.path.is_relative_to(self._home.kernels):
@@ -60,10 +58,10 @@ class InitramfsStore:
         return await build_file(self._home, "initramfs", self._home.initramfs / name, make, on_progress)
 
     def prune(self, *, kernels: Collection[Path], agent: Path) -> None:
-        """Remove the archives of other kernels and other agents.
+        """Remove all archives but those of ``kernels`` with ``agent``.
 
-        The kernels to keep are those at the paths ``kernels``; the agent to keep is ``agent``. If all archives have the
-        same agent, it is assumed to be ``agent``, which saves hashing it. Without an agent binary nothing is removed.
+        If all archives have the same agent, it is assumed to be ``agent``, which saves hashing it. If they differ and
+        the agent binary is missing, nothing is removed.
         """
         archives = list(self._home.initramfs.glob(f"*{_SUFFIX}"))
         needed = {_kernel_key(path) for path in kernels}

@@ -1,8 +1,7 @@
-"""Kernel modules: the ones that a guest needs, and their load order.
+"""Kernel modules: the ones a guest needs, their load order and contents.
 
-Their bytes are decompressed. Dependencies come from the modules themselves: the kernel's build adds a ``depends=``
-entry to ``.modinfo``. The file ``modules.dep`` is absent, since ``depmod`` writes it when a package is configured, and
-squib only unpacks packages.
+Dependencies come from the modules themselves: the kernel's build adds a ``depends=`` entry to ``.modinfo``. The file
+``modules.dep`` is absent, since ``depmod`` writes it when a package is configured, and squib only unpacks packages.
 """
 
 from __future__ import annotations
@@ -62,11 +61,13 @@ def module_name(file_name: str) -> str | None:
 
 
 def load_order(tree: Path, wanted: Iterable[str]) -> tuple[Module, ...]:
-    """Return the ``wanted`` modules of ``tree`` with their dependencies.
+    """Return the ``wanted`` modules and their dependencies in load order.
 
-    Each module comes after those that it depends on. ``tree`` is a ``/lib/modules/<version>``. A wanted module that it
-    lacks is skipped: it is built in, or the guest reports at boot that it is missing. Raises `InvalidArgument` if a
-    dependency is neither in ``tree`` nor built in, or a module is damaged; `DependencyMissing`.
+    Each module comes after those it depends on. ``tree`` is a ``/lib/modules/<version>``. A wanted module that it lacks
+    is skipped: it is built in, or the guest reports at boot that it is missing.
+
+    Raises `InvalidArgument` if a dependency is neither in ``tree`` nor built in, if modules depend on each other, or if
+    a module is damaged; `DependencyMissing`.
     """
     files = _module_files(tree)
     builtin = _builtin_names(tree)

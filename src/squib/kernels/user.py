@@ -16,9 +16,10 @@ from squib.kernels.catalog import Kernel
 def inspect(path: Path) -> Kernel:
     """Return the kernel in a file: a bzImage or an ELF ``vmlinux`` for x86-64.
 
-    Its modules are searched in ``modules/<version>`` and ``lib/modules/<version>`` beside it, then in the host's
-    ``/lib/modules/<version>``. If there are none, everything is assumed to be built in. Raises `InvalidArgument` if the
-    file is missing, is not a kernel, or is for another architecture.
+    Its modules are searched in ``modules/<version>`` and ``lib/modules/<version>`` in the same directory, then in the
+    host's ``/lib/modules/<version>``. If there are none, everything is assumed to be built in.
+
+    Raises `InvalidArgument` if the file is missing, is not a kernel, or is for another architecture.
     """
     try:
         with open_regular(path) as file:

@@ -1,6 +1,6 @@
-"""The engine's database of VMs and leases.
+"""The engine's database: VMs and leases in an SQLite file.
 
-It is an SQLite file that only the engine opens.
+Only the engine opens the file.
 
 There are two kinds of writes. A *promise* is written before its act: a new VM, a lease, a changed spec. If it cannot be
 written, the act does not happen. A *fact* is written after its act: a changed state, a released lease, a removed VM. If
@@ -200,9 +200,9 @@ class Store:
     def change_state(
         self, vm_id: str, *, expected: Collection[VMState], to: VMState, reason: str = "", **columns: object
     ) -> bool:
-        """Change the state of a VM from one of ``expected`` to ``to``.
+        """Change a VM's state from one of ``expected`` to ``to``.
 
-        Other ``columns`` are changed with it. Returns whether the state was changed: not if the VM is in another state,
+        Changes the other ``columns`` with it. Returns whether the state was changed: not if the VM is in another state,
         is absent or unreadable.
         """
         values: dict[str, object] = {"state": to, "reason": reason, **columns}
@@ -263,10 +263,7 @@ class Store:
         return [record for record in self.all_vms() if isinstance(record, VMRecord)]
 
     def all_vms(self) -> list[VMRecord | BrokenRecord]:
-        """Return all VMs, oldest first.
-
-        Those whose rows cannot be read are included.
-        """
+        """Return all VMs, oldest first, also those with unreadable rows."""
         return list(self._read(self._query(f"{_SELECT} ORDER BY created_at, vm_id")))
 
     def _read(self, rows: Iterable[tuple[object, ...]]) -> Iterator[VMRecord | BrokenRecord]:
@@ -283,7 +280,9 @@ class Store:
     def add_lease(self, owner: Owner, kind: LeaseKind, key: str) -> None:
         """Store that an owner is about to take a resource.
 
-        Idempotent. Raises `DiskFull`.
+        Idempotent.
+
+        Raises `DiskFull`.
         """
         self.flush()  # an earlier lease with this key may be among the facts
         with self._transaction():
@@ -365,10 +364,7 @@ def _from_row(values: dict[str, object]) -> VMRecord | BrokenRecord:
 
 
 def _describe(column: str, error: ValueError | RecursionError) -> str:
-    """Say what is wrong with a column.
-
-    The text does not contain the values of the VM's environment.
-    """
+    """Describe what is wrong with a column, without the VM's variables."""
     if isinstance(error, ValidationError):
         problem = error.errors(include_input=False, include_url=False)[0]
         text = f"{'.'.join(map(str, (column, *problem['loc'])))} is invalid: {problem['msg']}"

@@ -1,7 +1,7 @@
 """The database schema, and the numbered steps that create it.
 
 Each step runs in one transaction and increments ``PRAGMA user_version``. Before the first step, a copy of the file is
-kept beside it. The same steps create a new database, so there is only one path to the current schema.
+kept in the same directory. The same steps create a new database, so there is only one path to the current schema.
 """
 
 from __future__ import annotations
@@ -35,10 +35,7 @@ def _create(db: sqlite3.Connection) -> None:
 
 
 def _specs_and_owners(db: sqlite3.Connection) -> None:
-    """Migrate to schema 2.
-
-    Each VM gets a versioned spec, a driver and a bond. Leases may have any owner.
-    """
+    """Migrate to schema 2: VM specs, drivers, bonds; leases of any owner."""
     db.execute("ALTER TABLE vms ADD COLUMN spec TEXT NOT NULL DEFAULT ''")
     db.execute("ALTER TABLE vms ADD COLUMN driver TEXT NOT NULL DEFAULT 'qemu'")
     db.execute("ALTER TABLE vms ADD COLUMN bound INTEGER NOT NULL DEFAULT 0")
@@ -114,9 +111,9 @@ def _roll_back(db: sqlite3.Connection) -> None:
 
 
 def backup_path(path: Path, version: int) -> Path:
-    """Return the path of the copy from before a migration.
+    """Return the path of the backup of a database with schema ``version``.
 
-    The migration is from schema ``version``. The copy is kept.
+    The backup is made before a migration, and kept.
     """
     return path.with_name(f"{path.name}.v{version}")
 

@@ -106,9 +106,9 @@ class Owner:
         return cls(OwnerKind.VM, vm_id)
 
     def key(self, role: str = "") -> str:
-        """Return a key that is unique among all owners.
+        """Return the owner's unique key, such as ``vm/vm-7k2m/vmm``.
 
-        It is, for example, ``vm/vm-7k2m/vmm`` for the role ``vmm``.
+        ``role`` is its last part: ``vmm``.
         """
         return "/".join(part for part in (self.kind, self.id, role) if part)
 
@@ -126,10 +126,7 @@ class LeaseKind(StrEnum):
 
 @dataclass(frozen=True)
 class Lease:
-    """A note that an owner holds a resource of the host.
-
-    The owner may also be about to take it.
-    """
+    """A note that an owner holds or is about to take a host resource."""
 
     lease_id: int
     owner: Owner

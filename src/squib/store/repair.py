@@ -1,8 +1,6 @@
-"""The repair of a damaged database.
+"""Repair a damaged database: make a new one from the rows that can be read.
 
-The database is set aside, and a new one is made from the rows that can be read.
-
-The damaged file is kept beside the new one, as ``squib.db.damaged``. The VMs whose rows are lost are found by their
+The damaged file is kept as ``squib.db.damaged`` in the same directory. The VMs whose rows are lost are found by their
 directories (`squib.core.reconcile`).
 """
 
@@ -28,10 +26,10 @@ _LOG_FILES = ("-wal", "-shm")
 def repair_if_damaged(path: Path) -> None:
     """Check the database at ``path``, and replace it if it is damaged.
 
-    A missing file is fine.
+    A missing file is fine. If the repair is interrupted, the next call repeats it.
 
-    If this is interrupted, the next call repeats it. Raises `DatabaseFailed` if the file cannot be opened, for example
-    because another program has locked it, and `DiskFull`.
+    Raises `DatabaseFailed` if the file cannot be opened, for example because another program has locked it, and
+    `DiskFull`.
     """
     if not path.exists():
         return
@@ -103,10 +101,7 @@ def _salvage(path: Path) -> tuple[int, dict[str, list[dict[str, object]]]]:
 
 
 def _readable_rows(db: sqlite3.Connection, table: str) -> Iterator[dict[str, object]]:
-    """Yield the rows outside the damaged part.
-
-    These are the rows before the first damaged page, then those after the last one.
-    """
+    """Yield the rows before the first damaged page and after the last one."""
     seen = set()
     for order in ("ASC", "DESC"):
         with contextlib.suppress(sqlite3.DatabaseError):

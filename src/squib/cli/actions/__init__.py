@@ -1,4 +1,1 @@
-"""What several commands do.
-
-They run a command, boot a VM, copy files, or act on each VM.
-"""
+"""What several commands share: run a command, boot a VM, copy files."""

@@ -1,4 +1,4 @@
-"""Run a command in a VM with this process's input and output, and forward signals to it."""
+"""Run a command in a VM with this process's input, output and signals."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def start_in_background(output: Output, engine: EngineClient, ref: str, re
 
 
 async def follow(output: Output, ref: str, process: AsyncProcess) -> int:
-    """Print the output of a background command until it ends, and return its status.
+    """Print a background command's output until it ends; return its status.
 
     Output starts with the oldest that is kept. The command keeps running if this process ends.
     """
@@ -94,7 +94,7 @@ async def _collect(output: Output, ref: str, command: Command) -> CommandEnd:
 
 @contextlib.asynccontextmanager
 async def _interruptible(command: Command) -> AsyncIterator[None]:
-    """In the block, the first Ctrl-C is sent to the command.
+    """Send the first Ctrl-C in the block to the command.
 
     The second ends this process and kills the command.
     """

@@ -1,7 +1,4 @@
-"""Copy files to, from and between VMs.
-
-This is for ``upload``, ``download`` and ``cp``.
-"""
+"""Copy files to, from and between VMs: ``upload``, ``download`` and ``cp``."""
 
 from __future__ import annotations
 
@@ -123,9 +120,11 @@ class Copy:
             )
 
     async def between(self, paths: Sequence[str]) -> None:
-        """Copy between this machine and a VM, or between two VMs.
+        """Copy from a VM, to a VM, or between two VMs, depending on ``paths``.
 
-        The paths say which.
+        The last path is the target. A path in a VM is written ``VM:PATH``.
+
+        Raises `InvalidArgument` if the sources are in different places, or if no path is in a VM.
         """
         *sources, target = (_Place.of(path) for path in paths)
         _check(sources)

@@ -43,9 +43,9 @@ async def for_each(
 async def change_each(
     output: Output, refs: Sequence[str], doing: str, change: Callable[[EngineClient, str], Awaitable[VMInfo]]
 ) -> int:
-    """Change the state of each VM and print its name.
+    """Change the state of each VM, print its name, and return the exit status.
 
-    With --json, prints all VMs. Returns the exit status. ``doing`` describes the change while it is in progress:
+    With --json, prints all changed VMs at the end. ``doing`` describes the change while it is in progress:
     ``starting``.
     """
 

@@ -1,7 +1,4 @@
-"""Select the fixes of `squib doctor` that ``--fix`` runs.
-
-These install packages, and build kernels and images.
-"""
+"""Select the fixes that ``squib doctor --fix`` runs: packages and builds."""
 
 from __future__ import annotations
 
@@ -37,10 +34,10 @@ Step = Run | BuildKernel | BuildImage
 
 
 def plan(fixes: Sequence[Fix]) -> list[Step]:
-    """Plan the steps for ``fixes``.
+    """Plan the steps for ``fixes``: one call of apt-get, then the builds.
 
-    First come all packages in one call of apt-get, then the builds, which may need them. Other commands, such as those
-    that delete files or end processes, are left to the user.
+    Builds may need the packages. Other commands, such as those that delete files or end processes, are left to the
+    user.
     """
     packages: list[str] = []
     builds: list[Step] = []

@@ -12,9 +12,9 @@ from squib.sdk.client import EngineClient
 
 
 async def ensure_assets(output: Output, engine: EngineClient, config: VMConfig) -> None:
-    """Build the kernel and the image of a VM, and show the progress.
+    """Build the kernel and the image of a VM if the cache lacks them.
 
-    Those in the cache are not built.
+    Shows the progress.
     """
     if config.kernel_path is None:
         with steps(output, "kernel") as report:

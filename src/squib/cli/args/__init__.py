@@ -1,4 +1,1 @@
-"""The arguments that commands share.
-
-These are flags, and how their values are parsed.
-"""
+"""The flags that commands share, and how their values are parsed."""

@@ -15,9 +15,10 @@ _HINT = "use a file with lines such as KEY=value"
 def read_env_file(path: str) -> dict[str, str]:
     """Read a file of environment variables in Docker's format.
 
-    There is one variable per line: ``K=V``, or ``K`` to copy it from this environment. Empty lines and lines that start
-    with ``#`` are skipped. Values are not interpreted: quotes are part of them. Raises `InvalidArgument`, which names
-    the file and the line.
+    Each line is ``K=V``, or ``K`` to copy the variable from this process's environment. Empty lines and lines that
+    start with ``#`` are skipped. Values are not interpreted: quotes are part of them.
+
+    Raises `InvalidArgument`, which names the file and the line.
     """
     from squib.models import check_env
 

@@ -250,10 +250,12 @@ def make_vm_config(
 
 
 def parse_env(entries: Sequence[str] | None, files: Sequence[str] | None = None) -> dict[str, str]:
-    """Parse environment variables.
+    """Parse the values of ``--env`` and ``--env-file`` into variables.
 
-    Those in ``files`` come first, then ``entries``, which take precedence. ``K=V`` sets a variable; ``K`` alone copies
-    it from this process's environment. Raises `InvalidArgument`.
+    ``K=V`` sets a variable; ``K`` alone copies it from this process's environment. ``entries`` take precedence over
+    ``files``.
+
+    Raises `InvalidArgument`.
     """
     variables: dict[str, str] = {}
     for file in files or ():
@@ -292,10 +294,12 @@ def make_request(
     background: bool = False,
     pty: bool = False,
 ) -> ExecRequest:
-    """Make a command from flags.
+    """Make a command from the flags of ``exec``, ``run`` and ``connect``.
 
-    The flags are those of ``exec``, ``run`` and ``connect``. The command is ``words``, or a login shell without them.
-    With ``pty``, the command gets a terminal like that of this process. Raises `InvalidArgument`, which names the flag.
+    If ``words`` is ``None``, the command is a login shell. With ``pty``, it gets a terminal with this terminal's size
+    and type.
+
+    Raises `InvalidArgument`, which names the flag.
     """
     from pydantic import ValidationError
 

@@ -17,9 +17,9 @@ _BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def parse_size_mib(text: str, *, flag: str) -> int:
-    """Parse a size in MiB.
+    """Parse a size in MiB, such as ``512``, ``512m``, ``512mb`` or ``1.5GiB``.
 
-    Examples: ``512`` (MiB), ``512m``, ``512mb``, ``1g``, ``1.5GiB``. Units are powers of 1024.
+    Units are powers of 1024; the default is MiB.
 
     Raises `InvalidArgument`, which names ``flag``, for other text and for a fraction of a MiB.
     """
@@ -31,9 +31,9 @@ def parse_size_mib(text: str, *, flag: str) -> int:
 
 
 def parse_duration_s(text: str, *, flag: str, max_s: float = math.inf) -> float:
-    """Parse a time in seconds.
+    """Parse a time in seconds, such as ``30``, ``500ms``, ``5m`` or ``1h30m``.
 
-    Examples: ``30`` (seconds), ``30s``, ``500ms``, ``5m``, ``1h30m``.
+    The default unit is seconds.
 
     Raises `InvalidArgument`, which names ``flag``, for other text and for more than ``max_s``.
     """
@@ -58,10 +58,7 @@ def show_mib(mib: int) -> str:
 
 
 def show_bytes(count: int) -> str:
-    """Format a size with at most three significant digits.
-
-    Examples: ``831 B``, ``61.4 MiB``, ``10 GiB``.
-    """
+    """Format a size in at most three digits, such as ``61.4 MiB``."""
     value = float(count)
     for unit in _BYTE_UNITS:
         if value < 1000 or unit == _BYTE_UNITS[-1]:
@@ -71,9 +68,9 @@ def show_bytes(count: int) -> str:
 
 
 def show_age(since: datetime, now: datetime) -> str:
-    """Format the time since ``since`` in its largest unit.
+    """Format the time since ``since`` in its largest unit, such as ``12m``.
 
-    Examples: ``40s``, ``12m``, ``5h``, ``3d``.
+    Units are ``s``, ``m``, ``h`` and ``d``.
     """
     seconds = max(0, int((now - since) / timedelta(seconds=1)))
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):

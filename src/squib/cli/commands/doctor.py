@@ -103,9 +103,9 @@ def _show_fixes(output: Output, checks: Sequence[Check]) -> None:
 
 
 async def _repair(output: Output, engine: EngineClient, checks: Sequence[Check]) -> bool:
-    """Install packages and build assets.
+    """Install packages and build assets; return if there was anything to do.
 
-    Returns whether there was anything to do. Raises `ToolFailed`.
+    Raises `ToolFailed`.
     """
     import asyncio
     import shlex

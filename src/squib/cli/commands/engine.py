@@ -127,9 +127,9 @@ async def _facts(client: EngineClient) -> dict[str, object]:
 
 
 async def _check_no_vm_runs(client: EngineClient, home: Home, found: EngineProcess) -> None:
-    """Raise `WrongState` if VMs run.
+    """Check that no VM runs.
 
-    Raises `EngineUnavailable` if the engine cannot say so.
+    Raises `WrongState` if one runs, and `EngineUnavailable` if the engine does not answer.
     """
     from squib.sdk.local import describe_silence
 
@@ -146,9 +146,9 @@ async def _check_no_vm_runs(client: EngineClient, home: Home, found: EngineProce
 
 
 def _may_answer(home: Home, found: EngineProcess | None) -> bool:
-    """Return whether a request can get an answer.
+    """Return whether an engine runs that can answer a request.
 
-    Otherwise it would start an engine, or wait for one that is stopped.
+    Without one, a request would start an engine, or wait for one that is stopped.
     """
     from squib.sdk.local import engine_answers
 

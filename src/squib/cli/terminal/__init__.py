@@ -1,4 +1,1 @@
-"""This terminal: raw mode, detach keys, and attaching.
-
-It is attached to a terminal in a VM.
-"""
+"""This terminal: raw mode, detach keys, and attaching to a VM's terminal."""

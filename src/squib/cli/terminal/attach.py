@@ -68,10 +68,10 @@ async def open_shell(output: Output, engine: EngineClient, ref: str, request: Ex
 async def run_terminal(
     output: Output, engine: EngineClient, ref: str, what: ExecRequest | Attach, options: AttachOptions
 ) -> int:
-    """Attach this terminal to one in the VM ``ref``.
+    """Attach to a terminal in the VM ``ref``; return the command's status.
 
-    Returns the command's status, or 0 if the user detaches. This terminal is raw meanwhile, and restored afterwards. A
-    lost connection is restored. If this process ends, the command keeps running.
+    Returns 0 if the user detaches. This terminal is raw meanwhile, and restored afterwards. A lost connection is
+    restored. If this process ends, the command keeps running.
 
     Raises as `open_terminal`; `EngineUnavailable` if a lost connection does not come back.
     """
@@ -101,9 +101,9 @@ async def run_terminal(
 
 
 async def _note_if_stopped(output: Output, engine: EngineClient, ref: str) -> None:
-    """Print the VM state if the VM is no longer running.
+    """Print the VM's state if the VM is not running.
 
-    This may be why the command ended.
+    The end of the VM may be why the command ended.
     """
     with contextlib.suppress(SquibError):
         vm = await engine.vm(ref)
@@ -163,10 +163,7 @@ class _Attachment:
     # --- input --------------------------------------------------------------------------------------------------
 
     async def _read_keys(self) -> None:
-        """Read input until the user detaches or the terminal is closed.
-
-        The user detaches by typing the detach keys.
-        """
+        """Read input until the detach keys come or the terminal closes."""
         matcher = KeyMatcher(self._options.keys.sequence)
         with contextlib.suppress(OSError):
             async for chunk in read_chunks(self._in):
@@ -199,10 +196,7 @@ class _Attachment:
 
     @contextlib.contextmanager
     def _watching(self) -> Iterator[None]:
-        """Follow the window size, and keep the terminal raw.
-
-        It is made raw again when this process continues after a stop.
-        """
+        """Follow the window size; restore raw mode after SIGCONT."""
 
         def on_continued() -> None:
             self._mode.enter()
@@ -259,10 +253,7 @@ class _Attachment:
         return shown if past > len(data) else shown + self._replay.end() + data[past:]
 
     def _undo(self) -> None:
-        """Reset the terminal modes that a program changed.
-
-        The program can no longer reset them.
-        """
+        """Reset the terminal modes that a program left changed."""
         if os.isatty(self._out):
             with contextlib.suppress(OSError):
                 os.write(self._out, self._modes.undo() + b"\r\n")

@@ -14,10 +14,7 @@ _CONTROLS = {chr(code + 0x40): code for code in range(0x20)} | {chr(code + 0x60)
 
 @dataclass(frozen=True)
 class DetachKeys:
-    """Detach keys, as text and as bytes.
-
-    The text is that of the flag, and the bytes are what a terminal sends for it.
-    """
+    """Detach keys: the flag's text, and the bytes that a terminal sends."""
 
     text: str = ""
     sequence: bytes = b""
@@ -74,9 +71,6 @@ class KeyMatcher:
         return text[:split], False
 
     def _prefix_length(self, text: bytes) -> int:
-        """Return the length of a possible start of the sequence.
-
-        It is the longest end of ``text`` that may be the start.
-        """
+        """Return the length of an unfinished match at the end of ``text``."""
         longest = min(len(text), len(self._sequence) - 1)
         return next((length for length in range(longest, 0, -1) if self._sequence.startswith(text[-length:])), 0)

@@ -1,7 +1,4 @@
-"""Track the terminal modes that a program in a VM changes.
-
-They can then be reset if the program cannot reset them.
-"""
+"""Track the terminal modes that a program in a VM changes, to reset them."""
 
 from __future__ import annotations
 
@@ -25,10 +22,7 @@ _KNOWN = _ON_AT_FIRST | _OFF_AT_FIRST
 
 
 class ModeTracker:
-    """Follows a terminal's output and records its modes.
-
-    It records which modes differ from their defaults.
-    """
+    """A record of the terminal modes that a program's output has changed."""
 
     def __init__(self) -> None:
         self._changed: set[int] = set()
@@ -36,10 +30,7 @@ class ModeTracker:
         self._tail = b""
 
     def feed(self, data: bytes) -> None:
-        """Process the next piece of output.
-
-        The piece may end inside a sequence.
-        """
+        """Process the next piece of output; it may end inside a sequence."""
         text = self._tail + data
         for found in _SEQUENCE.finditer(text):
             self._take(found)
@@ -72,10 +63,7 @@ class ModeTracker:
             self._others.discard(undo)
 
     def undo(self) -> bytes:
-        """Return the sequences that reset what has changed.
-
-        They reset the changed modes and the character attributes.
-        """
+        """Return sequences that reset modes and character attributes."""
         last = [mode for mode in _ALTERNATE_SCREENS if mode in self._changed]
         order = sorted(self._changed - set(last)) + last
         modes = b"".join(b"\x1b[?%d%c" % (mode, b"l"[0] if mode in _OFF_AT_FIRST else b"h"[0]) for mode in order)
@@ -119,9 +107,6 @@ class ReplayFilter:
         return text[:split]
 
     def end(self) -> bytes:
-        """Return the output that is still held back.
-
-        This is for the end of the replay.
-        """
+        """End the replay: return the output that is still held back."""
         held, self._held = self._held, b""
         return held

@@ -29,9 +29,9 @@ Modes = list[Any]
 
 
 class RawMode:
-    """A context manager that makes the terminal ``fd`` raw.
+    """A context manager for raw mode on the terminal ``fd``.
 
-    It always restores the terminal at the end. In raw mode, every byte passes unchanged in both directions: no echo, no
+    The terminal is always restored at the end. In raw mode, every byte passes unchanged in both directions: no echo, no
     line editing, no signals from keys and no flow control.
     """
 
@@ -76,10 +76,7 @@ class RawMode:
 
 
 def _made_raw(modes: Modes) -> Modes:
-    """Return raw modes, like ``cfmakeraw(3)``.
-
-    They also have no flow control of input.
-    """
+    """Return raw modes: ``cfmakeraw(3)``, and no flow control of input."""
     iflag, oflag, cflag, lflag, ispeed, ospeed, characters = modes
     characters = list(characters)
     characters[termios.VMIN], characters[termios.VTIME] = 1, 0
@@ -96,10 +93,7 @@ def _made_raw(modes: Modes) -> Modes:
 
 @contextlib.contextmanager
 def _may_write_from_the_background() -> Iterator[None]:
-    """Block SIGTTOU.
-
-    It would stop a background process that changes its terminal.
-    """
+    """Block SIGTTOU, so that a background process may change its terminal."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
     try:
         yield
@@ -108,10 +102,7 @@ def _may_write_from_the_background() -> Iterator[None]:
 
 
 def terminal_size(fd: int) -> PtySize:
-    """Return the size of the terminal ``fd``.
-
-    It is 24 rows and 80 columns if the size is unknown.
-    """
+    """Return the size of the terminal ``fd``; if unknown, 24 × 80."""
     try:
         cols, rows = os.get_terminal_size(fd)
     except OSError:
@@ -120,9 +111,6 @@ def terminal_size(fd: int) -> PtySize:
 
 
 def terminal_type() -> dict[str, str]:
-    """Return ``TERM`` for a program on this terminal.
-
-    Returns nothing if the program's image may not know this type.
-    """
+    """Return ``TERM`` if every image is likely to know it, else nothing."""
     name = os.environ.get("TERM", "")
     return {"TERM": name} if name in _COMMON_TYPES else {}

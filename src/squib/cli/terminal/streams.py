@@ -1,7 +1,7 @@
-"""Read standard input and write standard output without blocking.
+"""Read and write standard streams without blocking the event loop.
 
-The event loop is not blocked. The descriptors may be shared with other processes (a terminal is), so they must not be
-made non-blocking. Instead they are polled first, then read or written in pieces that cannot block.
+The descriptors may be shared with other processes (a terminal is), so they must not be made non-blocking. Instead they
+are polled first, then read or written in pieces that cannot block.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def is_writable(fd: int) -> bool:
 
 @contextlib.contextmanager
 def opened_nonblocking(fd: int) -> Iterator[int]:
-    """Return a descriptor to write to instead of ``fd``.
+    """Yield a second, non-blocking descriptor of the terminal ``fd``.
 
-    If ``fd`` is a terminal, the result is a second, non-blocking one. A terminal may have room for less than one piece,
-    so that writing to it would block the event loop.
+    Yields ``fd`` itself if it is another kind of file or cannot be opened again. A terminal may have room for less than
+    one piece, so that writing to ``fd`` would block the event loop.
     """
     try:
         if not os.isatty(fd):
@@ -69,10 +69,7 @@ def opened_nonblocking(fd: int) -> Iterator[int]:
 
 
 async def _wait(fd: int, event: int) -> None:
-    """Wait until ``fd`` can be read or written without blocking.
-
-    At most ``PIPE_BUF`` bytes can be written.
-    """
+    """Wait until ``fd`` can be read, or can take ``PIPE_BUF`` bytes."""
     poll = select.poll()
     poll.register(fd, event)
     if poll.poll(0):  # always true for regular files, which an event loop cannot watch
@@ -96,9 +93,9 @@ def _set(future: asyncio.Future[None]) -> None:
 
 @contextlib.contextmanager
 def ended_by_broken_pipe(fd: int) -> Iterator[None]:
-    """Raise `BrokenPipeError` in the block if the reader is gone.
+    """Raise `BrokenPipeError` in the block when the pipe ``fd`` has no reader.
 
-    It is raised as soon as ``fd`` is a pipe without a reader, even if nothing is written.
+    It is raised at once, even if nothing is written. Other kinds of files are not watched.
     """
     task = asyncio.current_task()
     assert task is not None
@@ -126,9 +123,9 @@ def ended_by_broken_pipe(fd: int) -> Iterator[None]:
 
 
 def _watch_errors(fd: int, callback: Callable[[], None]) -> Callable[[], None]:
-    """Call back when the pipe ``fd`` reports an error.
+    """Call ``callback`` when the pipe ``fd`` reports an error.
 
-    This is the only event on its writing end.
+    An error is the only event that the writing end reports as readable. Returns a function that stops the watch.
     """
     loop = asyncio.get_running_loop()
     watched = os.dup(fd)  # the event loop allows one reader per descriptor, and `_wait` may use this one

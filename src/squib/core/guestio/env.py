@@ -19,10 +19,12 @@ def get_env(engine: Engine, ref: str) -> dict[str, str]:
 
 
 async def change_env(engine: Engine, ref: str, *, set: Mapping[str, str], unset: Collection[str]) -> dict[str, str]:
-    """Set and unset variables; return the environment of later commands.
+    """Set and unset variables for later commands; return their environment.
 
-    The VM may be in any state. Unsetting a variable that is not set has no effect. Raises `InvalidArgument` if a
-    variable is in both, or if the environment is too large to start a command with; `NotFound`.
+    The VM may be in any state. Unsetting a variable that is not set has no effect.
+
+    Raises `InvalidArgument` if a variable is in both, or if the environment is too large to start a command with;
+    `NotFound`.
     """
     if both := sorted(set.keys() & unset):
         raise InvalidArgument(f"{both[0]!r} is both in set and in unset", hint="remove it from one of them")
@@ -44,10 +46,10 @@ async def change_env(engine: Engine, ref: str, *, set: Mapping[str, str], unset:
 async def sync_env(engine: Engine, ref: str) -> None:
     """Send the environment to the guest if it has changed.
 
-    Called before each command starts.
+    Called before each command starts, so that a change does not depend on the guest: it may be paused, and a new engine
+    does not know which environment the guest has.
 
-    A change thus does not depend on the guest: it may be paused, and a new engine does not know which environment the
-    guest has. Raises `AgentError`, `NotFound`.
+    Raises `AgentError`, `NotFound`.
     """
     record = engine.store.get_vm(ref)
     vm = engine.vm_of(record)

@@ -121,9 +121,9 @@ async def stream(command: Command) -> AsyncIterator[bytes]:
 
 
 async def receive(command: Command) -> AsyncGenerator[bytes, None]:
-    """Yield what `stream` yields, except its last ``ERROR`` frame.
+    """Yield the command's frames as `stream` does, but raise its errors.
 
-    Raises `AgentUnreachable` instead of adding that frame.
+    Raises `AgentUnreachable` if the guest is lost, stalls or sends something else.
     """
     timeout_s = math.inf if command.timeout_s is None else command.timeout_s + _TIMEOUT_GRACE_S
     async with watched_response(command.engine, command.vm_id, command.response, timeout_s=timeout_s) as response:

@@ -65,19 +65,13 @@ async def read(
 
 
 async def list_directory(engine: Engine, ref: str, path: str, *, as_user: str | None = None) -> GuestStream:
-    """List the entries of a directory.
-
-    They are yielded as lines of JSON (protocol/agent.md).
-    """
+    """List a directory's entries, as lines of JSON (protocol/agent.md)."""
     vm = _acting(engine, ref, as_user)
     return await _start(engine, vm, vm.files.list(vm.resolve(path)))
 
 
 async def watch(engine: Engine, ref: str, path: str, *, recursive: bool, as_user: str | None = None) -> GuestStream:
-    """Follow the changes in a directory.
-
-    They are yielded as lines of JSON (protocol/agent.md).
-    """
+    """Follow the changes in a directory, as JSON lines (protocol/agent.md)."""
     vm = _acting(engine, ref, as_user)
     return await _start(engine, vm, vm.files.watch(vm.resolve(path), recursive=recursive))
 
@@ -130,12 +124,10 @@ async def write_tar(
     parents: bool = False,
     as_user: str | None = None,
 ) -> dict[str, int]:
-    """Unpack a tar archive into a directory.
+    """Unpack a tar archive into the directory ``path``.
 
-    Returns the numbers of ``entries`` and ``bytes`` of the archive.
-
-    With ``create`` the directory is new. It appears when the archive is complete, or not at all. With ``parents`` too,
-    missing parent directories are created.
+    Returns how many ``entries`` and ``bytes`` were unpacked. With ``create``, the directory is new. It appears when the
+    archive is complete, or not at all. With ``parents`` too, missing parent directories are created.
     """
     vm = _acting(engine, ref, as_user)
     path = vm.resolve(path)
@@ -179,7 +171,7 @@ async def rename(engine: Engine, ref: str, source: str, target: str, *, as_user:
 async def remove(engine: Engine, ref: str, path: str, *, recursive: bool, as_user: str | None = None) -> None:
     """Remove a file or an empty directory.
 
-    With ``recursive``, a directory is removed with its contents.
+    With ``recursive``, removes a directory with its contents.
     """
     vm = _acting(engine, ref, as_user)
     await vm.files.remove(vm.resolve(path), recursive=recursive)

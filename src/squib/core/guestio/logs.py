@@ -23,15 +23,19 @@ _CHUNK_BYTES = 1 << 16
 def console(engine: Engine, ref: str, *, lines: int | None) -> bytes:
     """Return the last ``lines`` of a VM's console since its last start.
 
-    All lines are returned by default. Raises `NotFound`.
+    If ``lines`` is ``None``, returns all lines, at most `MAX_BYTES`.
+
+    Raises `NotFound`.
     """
     return tail(_console_path(engine, ref), MAX_BYTES, lines=lines)
 
 
 def follow_console(engine: Engine, ref: str, *, lines: int | None) -> AsyncIterator[bytes]:
-    """Yield what `console` returns, then what the guest prints.
+    """Yield a VM's console as `console` does, then follow it.
 
-    It ends when the VM ends. Raises `NotFound`.
+    Ends when the VM ends.
+
+    Raises `NotFound`.
     """
     vm_id = engine.store.get_vm(ref).vm_id
 
@@ -50,10 +54,7 @@ def engine_log(engine: Engine, *, lines: int | None) -> bytes:
 
 
 def follow_engine_log(engine: Engine, *, lines: int | None) -> AsyncIterator[bytes]:
-    """Yield what `engine_log` returns, then what the engine logs.
-
-    It has no end.
-    """
+    """Yield the engine's log as `engine_log` does, then follow it for ever."""
     return _follow(engine.home.engine_log, lines, lambda: False)
 
 
@@ -65,7 +66,7 @@ def _console_path(engine: Engine, ref: str) -> Path:
 async def _follow(path: Path, lines: int | None, ended: Callable[[], bool]) -> AsyncIterator[bytes]:
     """Yield the end of a log and what is added to it, until ``ended``.
 
-    The log is followed across rotations.
+    Goes on with the new file when the log is rotated.
     """
     file: BinaryIO | None = None
     try:

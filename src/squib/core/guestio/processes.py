@@ -1,6 +1,4 @@
-"""The processes of a guest, for any client.
-
-A process is a command that `squib.core.guestio.exec` has started.
+"""Processes: the commands that any client has started in a VM.
 
 All functions raise `WrongState` if the VM does not run, `NotFound` and `AgentUnreachable`; those with a process ID also
 raise `NoSuchProcess`.
@@ -15,9 +13,9 @@ from squib.models import ProcessInfo, PtySize
 
 
 async def list_processes(engine: Engine, ref: str) -> list[ProcessInfo]:
-    """List the processes of a guest, oldest first.
+    """List processes, oldest first.
 
-    These are running processes, and ended background processes that the guest still keeps.
+    The list contains running processes, and ended background processes that the guest still keeps.
     """
     return await agent_of(engine, ref).processes()
 
@@ -30,11 +28,10 @@ async def get_process(engine: Engine, ref: str, process_id: str) -> ProcessInfo:
 async def attach(
     engine: Engine, ref: str, process_id: str, *, stdout: int = 0, stderr: int = 0, none: bool = False
 ) -> Command:
-    """Attach to a process, to follow its output.
+    """Attach to a process: follow its output from these offsets to its end.
 
-    `squib.core.guestio.exec.stream` yields the output, starting at these offsets, and the end of the process. Output
-    that the guest no longer keeps is skipped. With ``none`` only the end is reported. Detaching does not affect the
-    process.
+    `squib.core.guestio.exec.stream` yields the frames. Output that the guest no longer keeps is skipped. With ``none``,
+    only the end is reported. Detaching does not affect the process.
     """
     work = agent_of(engine, ref).output(process_id, stdout=stdout, stderr=stderr, none=none)
     response = await within_timeout(work, ref, "show the output")
@@ -52,7 +49,7 @@ async def write_stdin(engine: Engine, ref: str, process_id: str, body: Body, *, 
 async def send_signal(engine: Engine, ref: str, process_id: str, signal: int) -> None:
     """Send a signal to a process group.
 
-    If the process has a terminal, the signal goes to the foreground process group of the terminal.
+    If the process has a terminal, the signal goes to the terminal's foreground process group.
     """
     await agent_of(engine, ref).signal(process_id, signal)
 
@@ -63,7 +60,7 @@ async def resize(engine: Engine, ref: str, process_id: str, size: PtySize) -> No
 
 
 async def kill_process(engine: Engine, ref: str, process_id: str) -> None:
-    """Kill a process and its descendants, and forget it.
+    """Kill a process and its descendants, and forget the process.
 
     Returns when they have ended.
     """

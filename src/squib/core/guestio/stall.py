@@ -1,7 +1,7 @@
-"""The stall watchdog: it fails requests to guests that make no progress.
+"""The stall watchdog: fails requests to guests that make no progress.
 
-So no caller waits for ever. Only the time for which the engine waits for the guest counts: not the time of a slow
-client or of a paused VM.
+Without it, a caller could wait for ever. Only the time for which the engine waits for the guest counts: not the time of
+a slow client or of a paused VM.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Progress:
 async def _wait_for_stall(
     engine: Engine, vm_id: str, progress: Callable[[], Progress], timeout_s: float = math.inf
 ) -> AgentTimeout:
-    """Return the error when the guest has stalled or taken too long.
+    """Wait until the guest stalls or times out, and return the error.
 
-    It has stalled after `STALL_TIMEOUT_S` without progress. It has taken too long when the engine has waited for it for
+    The guest stalls after `STALL_TIMEOUT_S` without progress. It times out when the engine has waited for it for
     ``timeout_s`` in total.
     """
     waited_s = stalled_s = 0.0
@@ -107,10 +107,7 @@ class WatchedUpload:
         self._waiting = True
 
     def progress(self) -> Progress:
-        """Return how far the guest has taken the body.
-
-        This is how many bytes it has taken, and whether the engine waits for it.
-        """
+        """Return the bytes taken, and whether the guest is waited for."""
         return Progress(self._waiting, self._taken_bytes)
 
 

@@ -1,7 +1,4 @@
-"""The terminals of guests, their readers, and their input.
-
-A terminal is a background process with a pty.
-"""
+"""Terminals: background processes with a pty, their readers and input."""
 
 from __future__ import annotations
 
@@ -145,9 +142,11 @@ async def start_terminal(engine: Engine, ref: str, request: ExecRequest) -> Term
 async def attach_terminal(
     engine: Engine, ref: str, process_id: str, *, offset: int, size: PtySize | None
 ) -> TerminalAttachment:
-    """Attach to a process's terminal, and set its ``size``.
+    """Attach to a process's terminal from ``offset``, and set its ``size``.
 
-    The output starts at ``offset``. Raises `NoTerminal`, and what `squib.core.guestio.processes.attach` raises.
+    If ``size`` is ``None``, the terminal keeps its size.
+
+    Raises `NoTerminal`, and what `squib.core.guestio.processes.attach` raises.
     """
     info = await processes.get_process(engine, ref, process_id)
     if info.pty is None:
@@ -168,10 +167,10 @@ async def _begun(terminal: TerminalAttachment) -> TerminalAttachment:
 
 
 class InputWriter:
-    """A writer of input to a terminal, in order.
+    """A writer of terminal input, in order and one request at a time.
 
-    It sends one request at a time. Other clients may write too. Input that arrives during a request is sent with the
-    next one. Holds at most `_MAX_WAITING_BYTES` and one piece.
+    Other clients may write too. Input that arrives during a request is sent with the next one. Holds at most
+    `_MAX_WAITING_BYTES` and one piece.
     """
 
     def __init__(self, terminal: TerminalAttachment) -> None:

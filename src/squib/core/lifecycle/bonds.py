@@ -1,6 +1,4 @@
-"""Bonds: a bound VM is deleted when its client is gone.
-
-`squib run` and ``with VM()`` create bound VMs.
+"""Bonds: a VM of `squib run` or ``with VM()`` is deleted with its client.
 
 The database stores that a VM is bound, from its creation on. A client holds a bound VM with a request that stays open.
 When the last such request ends because its client has disconnected or ended, the VM is deleted. It is also deleted if
@@ -27,7 +25,9 @@ GRACE_S = 10.0
 async def hold_vm(engine: Engine, ref: str, *, if_bound: bool = False) -> None:
     """Bind the VM ``ref`` to the caller and wait until it has been deleted.
 
-    With ``if_bound``, return at once if it is not bound. Raises `NotFound`, `DiskFull`.
+    With ``if_bound``, return at once if it is not bound.
+
+    Raises `NotFound`, `DiskFull`.
     """
     vm_id = engine.store.find(ref).vm_id
     if not engine.store.get_vm(vm_id).bound:
@@ -51,10 +51,7 @@ async def release_vm(engine: Engine, ref: str) -> None:
 
 
 async def client_left(engine: Engine, ref: str) -> None:
-    """Delete the VM ``ref`` after its client has disconnected.
-
-    It is not deleted if another client holds it, or if it is no longer bound.
-    """
+    """Delete a bound VM after its client has left, unless others hold it."""
     with suppress(NotFound, RecordCorrupt):
         record = engine.store.get_vm(ref)
         if record.bound and not engine.holders[record.vm_id]:

@@ -108,9 +108,9 @@ async def _create(
 
 
 def new_id() -> str:
-    """Return a new VM ID, such as ``vm-7k2mq9xd``.
+    """Return a new random VM ID (40 bits), such as ``vm-7k2mq9xd``.
 
-    It has 40 random bits, and no characters that look alike.
+    No two characters of its alphabet look alike.
     """
     return "vm-" + "".join(secrets.choice(ID_ALPHABET) for _ in range(_ID_LENGTH))
 

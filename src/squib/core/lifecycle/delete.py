@@ -18,7 +18,9 @@ async def delete_vm(engine: Engine, ref: str) -> None:
     """Delete the VM ``ref``, in any state. Its other verbs are superseded.
 
     When this returns, its processes, cgroup, disk and directory are removed. If another call deletes it at the same
-    time, both succeed. Raises `NotFound`.
+    time, both succeed.
+
+    Raises `NotFound`.
     """
     vm_id = engine.store.find(ref).vm_id
 

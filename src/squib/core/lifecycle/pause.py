@@ -19,10 +19,12 @@ _ASK_AGAIN_S = 0.5
 
 
 async def pause_vm(engine: Engine, ref: str) -> VMRecord:
-    """Pause the VM ``ref``: stop its vCPUs. A paused VM is not changed.
+    """Pause the VM ``ref``: stop its vCPUs.
 
-    Its commands and their timeouts stop with it. Raises `WrongState` if the VM does not run, `NotFound`, and
-    `ToolFailed` if the VMM does not respond. The state is then settled when the VMM responds again.
+    A paused VM is not changed. Its commands and their timeouts stop with it. If the VMM does not respond, the state is
+    settled when it responds again.
+
+    Raises `WrongState` if the VM does not run, `NotFound`, and `ToolFailed` if the VMM does not respond.
     """
     vm_id = engine.store.find(ref).vm_id
 
@@ -72,9 +74,9 @@ async def resume_vm(engine: Engine, ref: str) -> VMRecord:
 
 
 def _settle_later(engine: Engine, vm_id: str, vm: RunningVM) -> None:
-    """Settle the state after a failed command to the VMM.
+    """Ask the VMM for its state until it responds, in the background.
 
-    In the background, ask the VMM until it responds, and store the answer.
+    The answer is stored. A command to the VMM that failed leaves its state unknown.
     """
     engine.background(_settle(engine, vm_id, vm), name=f"settle {vm_id}")
 

@@ -1,6 +1,6 @@
 """Release the host resources of an owner: its leases, newest first.
 
-No other code does. Each step is idempotent.
+No other module releases them. Each step is idempotent.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ async def release_owner(engine: Engine, owner: Owner, kinds: frozenset[LeaseKind
 async def kill_all(engine: Engine) -> None:
     """Kill all VMs of an engine whose state directory was removed.
 
-    No other engine can adopt them.
+    No other engine could adopt them.
     """
     for vm_id, vm in list(engine.running.items()):
         log.warning("the state directory %s was removed: killing VM %s", engine.home.root, vm_id)

@@ -85,11 +85,10 @@ def _end(engine: Engine, record: VMRecord, state: VMState, reason: str) -> None:
 
 
 async def boot(engine: Engine, record: VMRecord, *, boot_timeout_s: float) -> None:
-    """Start the VMM of a VM, and wait for its agent.
+    """Start a VM's VMM, wait for its agent, and set the VM to ``running``.
 
-    The VM is then set to ``running``. The caller has the VM's turn.
-
-    A failure or a cancellation releases all resources that were taken. The caller then settles the state.
+    The caller has the VM's turn. A failure or a cancellation releases all resources that were taken. The caller then
+    settles the state.
     """
     # Shielded: a cancelled start must not leave its VMM behind.
     async with AsyncUndo(lambda: asyncio.shield(release(engine, record.vm_id, RUN))):
@@ -243,8 +242,8 @@ async def _settle_when_it_ends(engine: Engine, vm_id: str, vm: RunningVM) -> Non
 
 
 def choose_uid() -> int:
-    """Choose the uid of a new VM's VMM.
+    """Choose a random uid for a new VM's VMM.
 
-    It is chosen at random, so that several engines on a host rarely choose the same.
+    Several engines on a host then rarely choose the same.
     """
     return FIRST_UID + random.SystemRandom().randrange(UID_COUNT)

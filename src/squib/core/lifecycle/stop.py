@@ -25,10 +25,12 @@ _GRACE_SHARE = 0.4
 
 
 async def stop_vm(engine: Engine, ref: str, *, timeout_s: float = DEFAULT_STOP_TIMEOUT_S) -> VMRecord:
-    """Stop the VM ``ref``.
+    """Stop the VM ``ref``: ask it to power off, kill it after ``timeout_s``.
 
-    The guest ends its processes, syncs its disk and powers off. After ``timeout_s`` the VMM is killed. A start is
-    cancelled, and a stop with a later deadline is superseded. A VM that does not run is not changed. Raises `NotFound`.
+    The guest ends its processes and syncs its disk. A start is cancelled, and a stop with a later deadline is
+    superseded. A VM that does not run is not changed.
+
+    Raises `NotFound`.
     """
     vm_id = engine.store.get_vm(ref).vm_id
 
@@ -66,9 +68,9 @@ async def _power_off_and_settle(
 
 
 async def _power_off(vm: RunningVM, state: VMState, timeout_s: float) -> str:
-    """Ask the guest to power off, and wait until its VMM ends.
+    """Ask the guest to power off, wait for its VMM, and return the outcome.
 
-    The wait takes at most ``timeout_s``. Returns the outcome as text.
+    Waits at most ``timeout_s``. The outcome is the reason that is stored with the VM's state.
     """
     try:
         async with asyncio.timeout(timeout_s):

@@ -1,6 +1,4 @@
-"""The states of a VM and the transitions between them.
-
-One table has every state change.
+"""The states of a VM, and one table of all transitions between them.
 
     creating ──> created ──> starting ──> running ──> stopping ──> stopped
         │                       │  ^       ^   │  │                   │
@@ -61,9 +59,9 @@ def transition(store: Store, record: VMRecord, to: VMState, *, reason: str = "",
 
 
 def wrong_state(record: VMRecord, wanted: str) -> WrongState:
-    """Return the error for an operation that the state does not allow.
+    """Return the error for an operation that the VM's state does not allow.
 
-    ``wanted`` is the operation, such as ``pause it``. The state is the current one of the VM.
+    ``wanted`` names the operation in the message, such as ``pause it``.
     """
     why = f" ({record.reason})" if record.reason else ""
     hint = {

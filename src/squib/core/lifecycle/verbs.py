@@ -23,9 +23,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, order=True)
 class Urgency:
-    """The urgency of a verb.
+    """A verb's urgency: ordered by rank, then by the earlier deadline.
 
-    Verbs are ordered by rank first, then by the earlier deadline (in the event loop's time).
+    Deadlines are in the event loop's time.
     """
 
     rank: int

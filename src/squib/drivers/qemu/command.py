@@ -65,10 +65,11 @@ class Descriptors:
 
 @dataclass(frozen=True)
 class Acceleration:
-    """How guest code runs: KVM, or TCG with a cache of ``tb_size_mib`` for translated code.
+    """How guest code runs: KVM, or TCG with a cache for translated code.
 
-    The cache uses memory only as it fills. A boot fills 64 MiB. With a cache of that size every command takes twice as
-    long to start, and Python programs run a third longer. From 128 MiB on, more makes no difference.
+    The cache has ``tb_size_mib`` MiB and uses memory only as it fills. A boot fills 64 MiB. With a cache of that size
+    every command takes twice as long to start, and Python programs run a third longer. From 128 MiB on, more makes no
+    difference.
     """
 
     kvm: bool

@@ -1,4 +1,4 @@
-"""Copy the output of the guest's serial console, and of QEMU itself, into logs of bounded size."""
+"""Copy the guest's serial console and QEMU's own output into bounded logs."""
 
 from __future__ import annotations
 

@@ -167,7 +167,10 @@ def _user_name() -> str:
 
 
 def _vms_may_open(device: Path) -> bool:
-    """Return whether a VMM with its own user and the device's group may open ``device``."""
+    """Return whether VMMs, with the device's group, may open ``device``.
+
+    If the engine runs as root, VMMs have their own users.
+    """
     mode = device.stat().st_mode
     return os.geteuid() != 0 or mode & 0o060 == 0o060 or mode & 0o006 == 0o006
 
@@ -231,7 +234,10 @@ def _memory_copy(source: int, name: str, opened: contextlib.ExitStack) -> int:
 
 
 async def _never_ran(qmp: QMP) -> bool:
-    """Return whether the guest has never run, because the former engine ended before the seal."""
+    """Return whether the former engine ended before the guest ran.
+
+    The guest runs after the seal.
+    """
     status = await qmp.execute("query-status", timeout_s=_ADOPT_TIMEOUT_S)
     return isinstance(status, dict) and status.get("status") == "prelaunch"
 
@@ -239,7 +245,10 @@ async def _never_ran(qmp: QMP) -> bool:
 async def _launch_failed(
     process: Process, output: LogPump, paths: QemuPaths, error: HostError | ToolFailed
 ) -> BootFailed:
-    """Return the error for a QEMU that was launched and does not run the guest, with the end of its log."""
+    """Return the error for a QEMU that was launched but runs no guest.
+
+    Its detail is the end of QEMU's log.
+    """
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_END_TIMEOUT_S):
             await process.wait()
@@ -251,7 +260,7 @@ async def _launch_failed(
 
 
 async def _program_check() -> Check:
-    """Check that QEMU is installed, is new enough, and has the machine type that squib uses."""
+    """Check QEMU: installed, new enough, and with the machine type q35."""
     name = "qemu"
     try:
         version = (await proc.run([PROGRAM, "--version"], timeout_s=_TOOL_TIMEOUT_S)).stdout.decode()
@@ -271,6 +280,6 @@ async def _program_check() -> Check:
 
 
 def parse_version(text: str) -> tuple[int, ...]:
-    """Return the version number in the output of ``qemu --version``; empty if it has none."""
+    """Return the version in the output of ``qemu --version``, else empty."""
     found = re.search(r"version (\d+(?:\.\d+)*)", text)
     return tuple(map(int, found[1].split("."))) if found else ()

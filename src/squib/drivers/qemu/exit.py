@@ -40,7 +40,10 @@ class Evidence:
 
 
 def exit_reason(evidence: Evidence) -> ExitReason:
-    """Return why QEMU ended: by its SHUTDOWN event, else by its exit status, else by the guest's console."""
+    """Return why QEMU ended, by its SHUTDOWN event if there is one.
+
+    Otherwise the exit status or the guest's console gives the reason.
+    """
     reason = _reason(evidence)
     return ExitReason(reason.kind, printable(reason.text), printable_lines(reason.detail))
 
@@ -96,7 +99,10 @@ def _panicked(console: str) -> ExitReason:
 
 
 def _powered_off(console: str) -> ExitReason:
-    """Return the reason, with the agent's message if the agent powered off because of its own fatal error."""
+    """Return the reason for a power-off of the guest.
+
+    It contains the agent's message if the agent powered off because of its own fatal error.
+    """
     where = console.rfind(_AGENT_FATAL)
     if where < 0:
         return ExitReason(ExitKind.POWERED_OFF, "the guest powered off")

@@ -80,7 +80,10 @@ class QMP(asyncio.Protocol):
         return answer.get("return")
 
     async def drained(self, *, timeout_s: float = 1.0) -> None:
-        """Wait until QEMU has closed the connection, so that all its events have arrived; at most ``timeout_s``."""
+        """Wait, at most ``timeout_s``, until QEMU closes the connection.
+
+        All its events have then arrived.
+        """
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._closed.wait(), timeout_s)
 
