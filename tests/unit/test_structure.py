@@ -65,7 +65,7 @@ def test_one_module_starts_processes() -> None:
 def test_no_other_module_starts_processes_by_another_name() -> None:
     words = ("create_subprocess", "os.system(", "os.popen(", "os.spawn", "os.fork(", "os.posix_spawn", "os.execv")
     found = {name_of(path) for path in FILES if any(word in path.read_text() for word in words)}
-    # Two programs of their own become another one: the jailer the VMM that it confined, the watchdog the next engine.
+    # Two programs of their own: the jailer becomes the VMM that it confined, the watchdog starts the next engine.
     assert found == {"host/proc.py", "host/jailer.py", "host/watchdog.py"}
 
 

@@ -70,11 +70,15 @@ def end_engine(home: Home, number: int = signal.SIGTERM) -> None:
 
 
 def stray_watchdogs(home: Home) -> list[int]:
-    """The watchdogs that no engine has as its child. One whose engine has just died has a moment to act on that."""
+    """The watchdogs without an engine: none is their parent, and none is their child.
+
+    One whose engine has just died has a moment to act on that.
+    """
 
     def strays() -> list[int]:
         running = engines(home)
-        return [pid for pid in watchdogs(home) if parent(pid) not in running]
+        of_engines = {parent(pid) for pid in running}
+        return [pid for pid in watchdogs(home) if parent(pid) not in running and pid not in of_engines]
 
     with contextlib.suppress(AssertionError):
         until(lambda: not strays(), "they stay", within_s=2)

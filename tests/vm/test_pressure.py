@@ -8,6 +8,7 @@ from squib import VM
 from squib.paths import Home
 from tests.processes import until
 
+pytestmark = pytest.mark.alone
 _TRIES, _SLOW_S = 20, 2.0
 _HOG = ["python3", "-c", "taken = []\nwhile True: taken.append(b'1' * (1 << 20))"]
 
