@@ -7,6 +7,7 @@ import logging.handlers
 import math
 import time
 
+from squib.errors import EngineStartFailed
 from squib.paths import Home
 
 _LOG_BYTES = 4 << 20
@@ -15,9 +16,18 @@ _MAX_KEPT = 500
 
 
 def log_to_file(home: Home) -> None:
-    """Write the log to the state directory, to at most two files of 4 MiB."""
-    home.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handler = logging.handlers.RotatingFileHandler(home.engine_log, maxBytes=_LOG_BYTES, backupCount=1)
+    """Write the log to the state directory, to at most two files of 4 MiB.
+
+    Creates the state directory if it is missing. Raises `EngineStartFailed` if one of them cannot be written.
+    """
+    try:
+        home.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handler = logging.handlers.RotatingFileHandler(home.engine_log, maxBytes=_LOG_BYTES, backupCount=1)
+    except OSError as error:
+        raise EngineStartFailed(
+            f"the engine's log {home.engine_log} cannot be written: {error.strerror}",
+            hint="set SQUIB_HOME to a writable directory",
+        ) from error
     handler.addFilter(RepeatFilter())
     logging.basicConfig(
         level=logging.INFO, handlers=[handler], format="%(asctime)s %(levelname)s %(name)s: %(message)s"

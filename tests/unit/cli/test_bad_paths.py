@@ -1,5 +1,6 @@
 """Commands that get a path of any kind: the error is named, and is never a fault in squib."""
 
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -8,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from squib.api.logfile import log_to_file
 from squib.errors import EngineStartFailed
+from squib.paths import Home
 from tests.fakes.engine import Rig
 from tests.unit.cli.conftest import Squib
 
@@ -22,6 +25,18 @@ def _socket(folder: Path) -> Path:
 def _loop(folder: Path) -> Path:
     (folder / "loop").symlink_to("loop")
     return folder / "loop"
+
+
+def _fifo(folder: Path) -> Path:
+    os.mkfifo(folder / "fifo")
+    return folder / "fifo"
+
+
+def _unreadable(folder: Path) -> Path:
+    if os.geteuid() == 0:
+        pytest.skip("root can read every file")
+    (folder / "unreadable").touch(mode=0)
+    return folder / "unreadable"
 
 
 def _below_file(folder: Path) -> Path:
@@ -38,6 +53,9 @@ PATHS: dict[str, Callable[[Path], str | Path]] = {
     "socket": _socket,
     "full": lambda _: "/dev/full",
     "loop": _loop,
+    "fifo": _fifo,
+    "read error": lambda _: "/proc/self/mem",
+    "unreadable": _unreadable,
     "long name": lambda folder: folder / ("n" * 5000),
     "long path": lambda folder: str(folder) + "/n" * 5000,
     "NUL": lambda folder: f"{folder}/a\0b",
@@ -104,3 +122,9 @@ async def test_a_directory_in_place_of_a_file_of_the_engine_is_named(name: str, 
         async with rig.engine():
             pass
     assert caught.value.hint == f"remove it: rmdir {path}"
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    home = Home(_below_file(tmp_path))
+    with pytest.raises(EngineStartFailed, match=r"engine\.log cannot be written: Not a directory"):
+        log_to_file(home)

@@ -72,7 +72,7 @@ async def _examine(engine: EngineClient) -> list[Check]:
     except TimeoutError:
         reason, fix = f"no answer within {_ANSWER_TIMEOUT_S:g} s", Fix(argv=("squib", "logs", "--engine"))
     except SquibError as error:
-        reason = "\n".join(filter(None, (error.message, error.detail, error.hint)))
+        reason = "; ".join(filter(None, (error.message, error.detail, error.hint)))
     if engine.home is None:
         return [Check(name="engine", status=CheckStatus.FAIL, detail=reason, fix=fix)]
     from squib.core.doctor import check_host
