@@ -1,4 +1,4 @@
-"""The connections of one listening socket: how many there may be, and how long one may take to send a request."""
+"""The connections of a listening socket, and their limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How routes reach the engine, and how they notice that a client disconnects."""
+"""The engine of a request, and the end of its client's connection."""
 
 from __future__ import annotations
 

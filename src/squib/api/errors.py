@@ -1,4 +1,4 @@
-"""How the API reports errors: the HTTP status of each code, and the body of an error response."""
+"""HTTP statuses of errors, and the body of an error response."""
 
 from __future__ import annotations
 

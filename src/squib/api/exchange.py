@@ -1,4 +1,4 @@
-"""One request and its response: the limits of the body, and the end of a connection whose body was not read."""
+"""One request and its response: limits of the body, unread bodies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of every request before a route sees it: Host header, token and body size. Plain ASGI."""
+"""Checks before any route: Host header, token and body size. Plain ASGI."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:]+)(:[0-9]+)?")
 
 
 class Guards:
-    """Reject requests with an unknown Host, without the token (if one is set), or with too large a body.
+    """Reject requests with an unknown Host, a wrong token or a large body.
 
     The Host check keeps a web page from reaching a local engine through DNS rebinding. Browsers do not apply the
     same-origin policy to WebSockets, so a WebSocket's Origin is checked too. A request keeps the engine active.
@@ -54,7 +54,7 @@ class Guards:
                 exchange.limit(MAX_BODY_BYTES)
         except SquibError as error:
             if scope["type"] == "http":
-                exchange.close()  # whoever has no access keeps no connection
+                exchange.close()  # a client without access cannot occupy connections
             await refuse(error, scope, receive, send)
             return
         with self._engine.activity():
@@ -93,6 +93,9 @@ async def refuse(error: SquibError, scope: Scope, receive: Receive, send: Send) 
 
 
 def host_of(header: str) -> str:
-    """Return the host of a Host header without its port: ``[::1]:80`` gives ``[::1]``. Empty if invalid."""
+    """Return the host of a Host header without its port.
+
+    ``[::1]:80`` gives ``[::1]``. Empty if invalid.
+    """
     found = _HOST.fullmatch(header.lower())
     return found[1] if found else ""

@@ -1,4 +1,4 @@
-"""The engine's log: a file of limited size, in which a repeated fault has one line a minute."""
+"""The engine's log: of limited size, a repeated fault once a minute."""
 
 from __future__ import annotations
 

@@ -202,7 +202,10 @@ class BuildRequest(RequestModel):
 
 
 class ProgressEvent(ResponseModel):
-    """One line of a progress stream: a step or, as the last line, the result or the error."""
+    """One line of a progress stream.
+
+    The last line holds the result or the error, the others a step.
+    """
 
     progress: Progress | None = None
     vm: VMInfo | None = None

@@ -1,4 +1,7 @@
-"""The engine as a process: it serves the API on the state directory's unix socket and optionally on TCP."""
+"""The engine as a process, which serves the API.
+
+It listens on the state directory's unix socket, and optionally on TCP.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,9 @@ async def serve(
     on_ready: Callable[[str | None, str | None], None],
     on_needed: Callable[[bool], None] = lambda needed: None,
 ) -> None:
-    """Run the engine until SIGTERM or SIGINT, or until it has been idle for ``idle_exit_s``. VMs keep running.
+    """Run the engine until a signal, or until it has been idle.
+
+    The signals are SIGTERM and SIGINT, the idle time is ``idle_exit_s``. VMs keep running.
 
     ``on_ready`` is called with the URL and the token of the TCP listener (or ``None``) once requests are served.
     ``on_needed`` is called with whether VMs need an engine: with ``True`` before a VMM is started, with ``False`` at

@@ -1,4 +1,4 @@
-"""Streamed responses: bytes that a guest sends, and the progress of a long operation."""
+"""Streamed responses: bytes from a guest, and progress."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _NEWER_FIELDS = {"image": {"damage"}, "kernel": {"in_use_by", "damage"}}
 
 
 class ProgressResponse(StreamingResponse):
-    """Run a long operation and stream its progress: a JSON `ProgressEvent` a line.
+    """Run a long operation and stream its progress as lines of JSON.
 
     The last line holds the result or the error. If the client disconnects earlier, the operation is cancelled, and
     the request ends when the operation has cleaned up.
@@ -84,7 +84,10 @@ class ProgressResponse(StreamingResponse):
 
 
 def _line(event: ProgressEvent) -> bytes:
-    """Encode an event as one line of ASCII: a message may quote bytes that are not UTF-8."""
+    """Encode an event as one line of ASCII.
+
+    A message may quote bytes that are not UTF-8.
+    """
     fields = event.model_dump(mode="json", exclude_none=True, exclude=_NEWER_FIELDS)
     if event.vm is not None:
         fields["vm"] = event.vm.model_dump(mode="json")  # with its nulls, as in every other response
@@ -92,6 +95,6 @@ def _line(event: ProgressEvent) -> bytes:
 
 
 def accepts_ndjson(request: Request) -> bool:
-    """Return whether the client asks for a stream of JSON lines in its ``Accept`` header."""
+    """Return whether the ``Accept`` header asks for a stream of JSON lines."""
     accepted = request.headers.get("accept", "").split(",")
     return NDJSON in (kind.partition(";")[0].strip().lower() for kind in accepted)

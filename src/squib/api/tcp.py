@@ -103,7 +103,7 @@ def bind(tcp: TcpOptions) -> socket.socket:
 async def listening(
     engine: Engine, tcp: TcpOptions, listener: socket.socket | None = None
 ) -> AsyncIterator[tuple[str, str]]:
-    """Serve the API on a TCP address for the duration of the block; yield the URL and the token.
+    """Serve the API on a TCP address; yield the URL and the token.
 
     Raises `InvalidArgument` if the address cannot be bound.
     """

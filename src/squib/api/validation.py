@@ -17,9 +17,9 @@ _MESSAGES = {
 
 
 def describe_validation(problems: Collection[Mapping[str, object]]) -> str:
-    """Return validation errors as one line: each field, what is wrong with it, and its value.
+    """Return validation errors as one line.
 
-    Long values and values of an environment are left out.
+    It names each field, what is wrong with it, and its value. Long values and values of an environment are left out.
     """
     return "; ".join(map(_describe_problem, problems))
 

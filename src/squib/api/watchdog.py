@@ -1,4 +1,4 @@
-"""The engine's side of the watchdog: a process that starts another engine if this one dies while VMs need it.
+"""The engine's side of the watchdog, which restarts it if it dies.
 
 `squib.host.watchdog` is the program. If it is killed, the engine starts another.
 """
@@ -44,7 +44,7 @@ class Watchdog:
         self._inherited = inherited
 
     def start(self) -> None:
-        """Start the process unless it was inherited, and start it again whenever it ends."""
+        """Start the process unless it was inherited; restart it when it ends."""
         if self._inherited:
             self._inherit(*self._inherited)
         if not self._process:

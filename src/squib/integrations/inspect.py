@@ -155,10 +155,7 @@ class SquibSandboxEnvironment(SandboxEnvironment):
 
     @classmethod
     def config_files(cls) -> list[str]:
-        """Return the name of the file that configures a task's VMs.
-
-        It is returned if the file lies beside the task.
-        """
+        """Return the name of the file next to a task that configures its VMs."""
         return ["squib.toml"]
 
     @classmethod

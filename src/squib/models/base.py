@@ -1,6 +1,6 @@
-"""The base classes of all models, and common checks.
+"""The base classes of all models, and checks of names and environments.
 
-The base classes set how strict models are. The checks are those of names and environments.
+The base classes set how strict models are: requests are strict, responses and stored values are lenient.
 """
 
 from __future__ import annotations
@@ -39,19 +39,16 @@ class ResponseModel(BaseModel):
 
 
 class StoredModel(BaseModel):
-    """A frozen value in a file of the state directory.
+    """A value in a file of the state directory: frozen and lenient.
 
-    Fields that a newer squib wrote are ignored.
+    Unknown fields, which a newer squib may have written, are ignored.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 def known_fields(model: type[BaseModel]) -> BeforeValidator:
-    """Drop the unknown fields of a part of a `ResponseModel`.
-
-    The part is a `RequestModel`.
-    """
+    """Drop unknown fields of a `RequestModel` inside a `ResponseModel`."""
 
     def drop(value: Any) -> Any:
         return {key: value[key] for key in value if key in model.model_fields} if isinstance(value, dict) else value

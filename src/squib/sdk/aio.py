@@ -166,7 +166,7 @@ class AsyncVM:
         return AsyncFiles(self._engine, self.vm_id)
 
     async def home(self, user: str | None = None) -> str:
-        """Return the home directory of a user of the guest, by default of the VM's user.
+        """Return the home directory of a user, by default of the VM's user.
 
         Raises `NoSuchUser`, `WrongState` if the VM is not running, and `AgentUnreachable`.
         """
@@ -237,7 +237,7 @@ class AsyncVM:
 
     @asynccontextmanager
     async def _states_seen(self) -> AsyncIterator[None]:
-        """If the block fails because of the VM's state, or leaves it in ``error``, fetch the state."""
+        """Fetch the state if the block fails because of it or in a boot."""
         try:
             yield
         except (WrongState, BootError):
@@ -264,7 +264,7 @@ class AsyncVM:
         await self._discard()
 
     async def _discard(self) -> None:
-        """Delete the VM and close the connections, to the end even if this task is cancelled meanwhile."""
+        """Delete the VM and close the connections, even if cancelled."""
         await to_its_end(asyncio.create_task(self._delete_and_close(), name="delete VM"))
 
     async def _delete_and_close(self) -> None:
@@ -352,7 +352,7 @@ class AsyncVM:
         timeout: float | None = None,
         pty: bool | PtySize = False,
     ) -> AsyncProcess:
-        """Start a background command, which keeps running after this program exits.
+        """Start a background command, which outlives this program.
 
         ``cmd``, ``env``, ``cwd``, ``user``, ``sudo`` and ``timeout`` are as in `run`. With ``stdin``, write to the
         command through `AsyncProcess.stdin`; otherwise its standard input is empty. With ``pty``, the command gets a

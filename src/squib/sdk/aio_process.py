@@ -51,7 +51,7 @@ class OutputChunk:
 
 
 class AsyncStdin:
-    """The standard input of a command spawned with ``stdin=True`` or a terminal."""
+    """The standard input of a command with ``stdin=True`` or a terminal."""
 
     def __init__(self, engine: EngineClient, path: str) -> None:
         self._engine = engine
@@ -163,7 +163,7 @@ class AsyncProcess:
         return self._end
 
     async def signal(self, number: int) -> None:
-        """Send a signal to the process group; in a terminal, to the foreground one.
+        """Send a signal to the process group, or a terminal's foreground one.
 
         If the command has exited, do nothing.
         """
@@ -279,5 +279,5 @@ async def find_process(engine: EngineClient, vm_id: str, process_id: str) -> Asy
 
 
 async def list_processes(engine: EngineClient, vm_id: str) -> list[ProcessInfo]:
-    """List a VM's running processes and its kept background ones, oldest first."""
+    """List running processes and kept background ones, oldest first."""
     return read_list(ProcessInfo, await engine.request("GET", f"/vms/{check_ref(vm_id)}/processes"), "processes")

@@ -145,7 +145,7 @@ class EngineClient(HTTPClient):
     async def listen(
         self, host: str, port: int, *, token: str = "", allowed_hosts: Sequence[str] = ()
     ) -> AsyncGenerator[tuple[str, str], None]:
-        """Have the local engine serve its API on a TCP address until the generator is closed.
+        """Have the local engine serve on TCP until the generator is closed.
 
         Yields the URL and the token, and again if another engine has taken over. Raises `InvalidArgument` if the
         address cannot be used, and `EngineUnavailable` when the engine has ended.
@@ -163,7 +163,7 @@ class EngineClient(HTTPClient):
             await self._wait_for_engine()
 
     async def _wait_for_engine(self) -> None:
-        """Wait for the engine that replaces one that was lost, but do not start one."""
+        """Wait for the engine that replaces a lost one, without starting one."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_REPLACEMENT_S):
                 while self._home:
@@ -204,7 +204,9 @@ class EngineClient(HTTPClient):
     async def build_image(
         self, name: str, *, rebuild: bool = False, on_progress: OnProgress = lambda _: None
     ) -> ImageInfo:
-        """Build a runtime's image if it is not cached, or always with ``rebuild``.
+        """Build a runtime's image if it is not cached.
+
+        With ``rebuild``, build it always.
 
         Raises `NotFound`, `ToolFailed`, `DependencyMissing`, `DiskFull`.
         """
@@ -240,7 +242,7 @@ class EngineClient(HTTPClient):
     async def _with_progress(
         self, path: str, body: dict[str, Any], on_progress: OnProgress, result: str
     ) -> dict[str, Any]:
-        """Send a request, report its progress, and return the event with ``result``.
+        """Send a request, report progress, return the event with ``result``.
 
         Unknown events are ignored. An engine that cannot stream responds with the result only.
         """

@@ -1,4 +1,4 @@
-"""The client for the engine's file API, used by `AsyncFiles` and by copying."""
+"""The client for the engine's file API."""
 
 from __future__ import annotations
 
@@ -42,7 +42,10 @@ class FileClient:
         self._user = user
 
     def acting_as(self, user: str | None) -> FileClient:
-        """Return a client for the same files that acts with the rights of ``user`` (default: the VM's user)."""
+        """Return a client that acts with the rights of ``user``.
+
+        The default is the VM's user.
+        """
         return self if user is None else FileClient(self._engine, self._ref, user)
 
     def _query(self, *pairs: tuple[str, str | int | bool | None]) -> str:
@@ -75,7 +78,9 @@ class FileClient:
         return self._query(("path", check_path(path)), ("offset", offset), ("length", length))
 
     async def read_tar(self, path: GuestPath, *, xattrs: bool = False) -> AsyncGenerator[bytes, None]:
-        """Yield a file or directory as a tar archive, with ``xattrs`` also their ``user`` extended attributes.
+        """Yield a file or directory as a tar archive.
+
+        With ``xattrs``, it holds the extended attributes of the ``user`` namespace.
 
         If ``path`` ends with ``/.``, archive the directory's contents only.
         """
@@ -85,7 +90,7 @@ class FileClient:
                 yield chunk
 
     async def lines(self, what: str, path: GuestPath, **options: bool) -> AsyncGenerator[dict[str, Any], None]:
-        """Yield the lines of a ``list`` or ``watch`` response, without the end line."""
+        """Yield the lines of a ``list`` or ``watch`` response but the last."""
         url = f"/{what}" + self._query(("path", check_path(path)), *options.items())
         decoder = LineDecoder()
         async with aclosing(self._receive(url, path)) as chunks:

@@ -1,4 +1,7 @@
-"""File objects for guest files, as `Files.open` and `AsyncFiles.open` return them."""
+"""File objects for guest files.
+
+`Files.open` and `AsyncFiles.open` return them.
+"""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class AsyncFiles:
     async def read(
         self, path: GuestPath, offset: int = 0, length: int | None = None, *, user: str | None = None
     ) -> bytes:
-        """Read a file into memory: at most ``length`` bytes, starting at ``offset``.
+        """Read at most ``length`` bytes of a file, from ``offset`` on.
 
         Without ``length``, raises `InvalidArgument` if there are more than 256 MiB. Use `stream`, `open` or `download`
         for large files.
@@ -72,7 +72,7 @@ class AsyncFiles:
     def stream(
         self, path: GuestPath, offset: int = 0, length: int | None = None, *, user: str | None = None
     ) -> AsyncGenerator[bytes, None]:
-        """Yield at most ``length`` bytes of a file in chunks, starting at ``offset``.
+        """Yield chunks of a file: at most ``length`` bytes from ``offset`` on.
 
         By default, yield the whole file. The guest sends only as fast as the caller reads.
         """

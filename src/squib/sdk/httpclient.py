@@ -55,7 +55,7 @@ class HTTPClient:
 
     @property
     def home(self) -> Home | None:
-        """The local engine's state directory, or ``None`` for a remote engine."""
+        """The local engine's state directory; ``None`` for a remote engine."""
         return self._home
 
     @property
@@ -94,7 +94,9 @@ class HTTPClient:
     async def request(
         self, method: str, path: str, body: object | None = None, *, timeout_s: float | None = math.inf
     ) -> Any:
-        """Send ``body`` as JSON and return the parsed response, ``None`` if it is empty.
+        """Send ``body`` as JSON; return the parsed response.
+
+        The result is ``None`` if the response is empty.
 
         ``timeout_s`` is as in `stream`, and at most 90 s for a GET request. Raises the engine's `SquibError`,
         `EngineUnavailable`, `EngineStartFailed`.
@@ -196,7 +198,7 @@ class HTTPClient:
         return True
 
     def not_responding(self, what: str) -> EngineUnavailable:
-        """Return the error for a request that an engine does not respond to."""
+        """Return the error for an engine that does not respond to a request."""
         if self._home is None:
             return EngineUnavailable(f"the engine {self._url} does not respond to {what}", hint=REMOTE_HINT)
         reason, hint = describe_silence(self._home)
@@ -216,7 +218,7 @@ class HTTPClient:
 
 
 class _Body:
-    """A request body that comes in chunks, and whether sending it has begun: only before that it can be sent again."""
+    """A request body in chunks, which is sent again only if unsent so far."""
 
     def __init__(self, chunks: AsyncIterable[bytes]) -> None:
         self._chunks = chunks

@@ -39,7 +39,7 @@ class Liveness:
         self._heard_at = asyncio.get_running_loop().time()
 
     async def responds(self) -> bool:
-        """Return whether the engine responds, or has sent something just now."""
+        """Return whether the engine responds or has just sent something."""
         if asyncio.get_running_loop().time() - self._heard_at < PROBE_TIMEOUT_S:
             return True
         if self._asking is None or self._asking.done():
@@ -62,7 +62,10 @@ class Liveness:
 
 
 class Watcher:
-    """Watches one connection: calls ``give_up`` if a read or write waits for an engine that does not respond."""
+    """Gives up on a connection whose engine does not respond.
+
+    Calls ``give_up`` if a read or write waits for such an engine.
+    """
 
     def __init__(self, liveness: Liveness, give_up: Callable[[], Awaitable[None]]) -> None:
         self.lost = False

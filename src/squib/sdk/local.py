@@ -65,7 +65,9 @@ def find_engine(home: Home) -> EngineProcess | None:
 
 
 async def stop_engine(home: Home) -> int | None:
-    """Stop the engine and wait until it has ended; return its pid, ``None`` if no engine runs. Its VMs keep running.
+    """Stop the engine and wait for its end; return its pid.
+
+    Returns ``None`` if no engine runs. Its VMs keep running.
 
     A stopped process is continued, so that it can end. Raises `EngineUnavailable` if it does not end within 10 s.
     """
@@ -83,7 +85,7 @@ async def stop_engine(home: Home) -> int | None:
 
 
 def describe_silence(home: Home) -> tuple[str, str]:
-    """Return what is known of an engine that does not respond, and what to type."""
+    """Return why an engine does not respond, and what to type."""
     found = find_engine(home)
     if found is None:
         return "no process of it is found", f"see its log: {home.engine_log}"
@@ -177,7 +179,7 @@ def _verdict(answer: bytes) -> dict[str, Any] | None:
 
 
 async def _read_all(fd: int) -> bytes | None:
-    """Read a pipe to its end; return ``None`` after `START_TIMEOUT_S` seconds."""
+    """Read a pipe to its end; ``None`` after `START_TIMEOUT_S` seconds."""
     reader = asyncio.StreamReader()
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb", buffering=0)

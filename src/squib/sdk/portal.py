@@ -1,4 +1,4 @@
-"""The event loop in a background thread that runs the asyncio API for the synchronous API."""
+"""The background event loop that runs asyncio for the synchronous API."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _END = object()
 
 
 class Portal:
-    """An event loop in its own thread, and the engine clients that all `VM` objects share.
+    """A background event loop, and the engine clients that `VM` objects share.
 
     `get` creates one portal per process, on first use. A forked process gets its own.
     """
@@ -64,7 +64,7 @@ class Portal:
             return cls._current
 
     def engine(self) -> EngineClient:
-        """Return the client for the engine of ``$SQUIB_URL`` or ``$SQUIB_HOME``."""
+        """Return the client for ``$SQUIB_URL`` or ``$SQUIB_HOME``."""
         engine = EngineClient()
         return self._engines.setdefault(engine.key, engine)
 

@@ -1,4 +1,4 @@
-"""Background commands: `Process`, the synchronous version of `squib.AsyncProcess`."""
+"""`Process`, the synchronous version of `squib.AsyncProcess`."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ _TCP_KEEPALIVE = (
 
 
 class NotProcessed(httpx.ReadError):
-    """The connection ended, and the engine cannot have processed the request."""
+    """The connection ended before the engine processed the request."""
 
 
 class NotResponding(httpx.ReadTimeout):
@@ -72,7 +72,10 @@ class Backend(httpcore.AsyncNetworkBackend):
 
 
 async def connect(path: Path, timeout_s: float | None = None) -> socket.socket:
-    """Connect to the Unix socket at ``path``, and wait while its backlog is full. Raises `TimeoutError`, `OSError`."""
+    """Connect to a Unix socket, and wait while its backlog is full.
+
+    Raises `TimeoutError`, `OSError`.
+    """
     async with asyncio.timeout(timeout_s):
         while True:
             try:
@@ -169,7 +172,9 @@ _connections: WeakSet[Connection] = WeakSet()
 
 
 def _close_in_child() -> None:
-    """Close the connections that a forked process has inherited: they tell the engine that its parent lives.
+    """Close the connections that a forked process has inherited.
+
+    They would tell the engine that its parent lives.
 
     Their descriptors stay in use, so that objects which close them close no other file.
     """

@@ -72,7 +72,7 @@ class Files:
         errors: str = "strict",
         user: str | None = None,
     ) -> IO[Any]:
-        """Open a file as an `io` object: ``r`` and ``rb`` read, ``w`` and ``wb`` write.
+        """Open a file as an `io` object; ``r``, ``rb``, ``w`` or ``wb``.
 
         ``r`` and ``w`` use text with ``encoding`` and ``errors``; ``rb`` and ``wb`` use bytes. Files opened for reading
         are seekable; files opened for writing are not. A written file appears atomically when it is closed, with

@@ -1,4 +1,7 @@
-"""The httpx transport to an engine: httpcore's connection pool with the connections of `squib.sdk.streams`."""
+"""The httpx transport to an engine.
+
+It is httpcore's connection pool with the connections of `squib.sdk.streams`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ _MAX_IDLE = 20
 
 
 class EngineTransport(httpx.AsyncBaseTransport):
-    """A transport over the Unix socket ``socket_path``, or over TCP if that is ``None``.
+    """A transport over a Unix socket, or over TCP without one.
 
     Set ``tls`` for https URLs. Reads and writes with a timeout, which may be infinite, raise `NotResponding` if the
     engine does not respond.

@@ -59,7 +59,7 @@ class VM:
 
     @property
     def _vm(self) -> AsyncVM:
-        """The VM, which its first use makes independent of this program, unless that is a ``with`` block."""
+        """The VM. Its first use outside a ``with`` block makes it independent."""
         if self._async_vm in self._portal.undecided:
             self._portal.run(self._async_vm._keep())
             self._portal.undecided.pop(self._async_vm, None)

@@ -1,4 +1,4 @@
-"""``/v1/vms/{ref}/env``: the VM-wide environment variables, which every command gets."""
+"""``/v1/vms/{ref}/env``: the environment of all commands in a VM."""
 
 from __future__ import annotations
 
@@ -33,5 +33,8 @@ async def change(engine: EngineDep, ref: Ref, body: EnvChange) -> Response:
 
 
 def _answer(env: dict[str, str]) -> Response:
-    """Encode as ASCII: values may hold lone surrogates, which pydantic's JSON encoder rejects."""
+    """Encode as ASCII.
+
+    Values may hold lone surrogates, which pydantic's JSON encoder rejects.
+    """
     return Response(json.dumps({"env": env}), media_type="application/json")

@@ -129,7 +129,10 @@ async def write(
 
 @router.delete("", status_code=204)
 async def remove(engine: EngineDep, ref: Ref, path: Path, as_user: AsUser, recursive: bool = False) -> None:
-    """Remove a file or an empty directory; with ``recursive``, a directory and its content."""
+    """Remove a file or an empty directory.
+
+    With ``recursive``, a directory is removed with its content.
+    """
     await files.remove(engine, ref, path, recursive=recursive, as_user=as_user)
 
 
@@ -144,7 +147,10 @@ async def stat(engine: EngineDep, ref: Ref, path: Path, as_user: AsUser, follow:
 
 @router.get("/list", response_class=Response, responses={200: {"content": {NDJSON: {}}}})
 async def list_directory(engine: EngineDep, ref: Ref, path: Path, as_user: AsUser) -> Response:
-    """List a directory: a JSON `FileInfo` a line, in no order, then ``{"end": true}``."""
+    """List a directory, one JSON `FileInfo` per line, in no order.
+
+    The last line is ``{"end": true}``.
+    """
     return ProxyResponse(await files.list_directory(engine, ref, path, as_user=as_user), NDJSON)
 
 

@@ -22,7 +22,10 @@ log = logging.getLogger("squib.listeners")
 
 
 class ListenerResponse(StreamingResponse):
-    """Describe a listener in one line, and close it when the client disconnects."""
+    """The address of a listener, which closes when the client disconnects.
+
+    The response is one line.
+    """
 
     def __init__(self, url: str, token: str, listener: contextlib.AsyncExitStack) -> None:
         super().__init__(self._lines(url, token), media_type=NDJSON)

@@ -1,4 +1,7 @@
-"""``/v1/vms/{ref}/logs`` and ``/v1/engine/logs``: a VM's console and the engine's log, as raw bytes."""
+"""A VM's console and the engine's log, as raw bytes.
+
+``/v1/vms/{ref}/logs`` and ``/v1/engine/logs``.
+"""
 
 from __future__ import annotations
 

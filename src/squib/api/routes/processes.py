@@ -1,4 +1,4 @@
-"""``/v1/vms/{ref}/processes``: running commands and background commands that have ended."""
+"""``/v1/vms/{ref}/processes``: running and background commands."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Offset = Annotated[int, Query(ge=0, lt=1 << 63)]
 
 @router.get("", response_model=ProcessList)
 async def list_processes(engine: EngineDep, ref: Ref) -> Response:
-    """List running commands, and background commands that have ended and are kept. Oldest first."""
+    """List running commands and ended background commands, oldest first."""
     return ascii_json(ProcessList(processes=await processes.list_processes(engine, ref)))
 
 
@@ -47,7 +47,7 @@ async def kill(engine: EngineDep, ref: Ref, process_id: ProcessId) -> None:
 async def output(
     engine: EngineDep, ref: Ref, process_id: ProcessId, stdout: Offset = 0, stderr: Offset = 0, none: bool = False
 ) -> StreamingResponse:
-    """Attach to a command: stream its output as frames (``protocol/agent.md``) until it ends.
+    """Stream a command's output as frames until it ends.
 
     Output starts at the offsets given, or at the oldest byte that is kept. With ``none`` only the end is reported.
     Disconnecting does not affect the command.
@@ -69,7 +69,10 @@ async def stdin(
 
 @router.post("/{process_id}/signal", status_code=204)
 async def signal(engine: EngineDep, ref: Ref, process_id: ProcessId, body: SignalRequest) -> None:
-    """Send a signal to a command's process group; in a terminal, to its foreground process group."""
+    """Send a signal to a command's process group.
+
+    In a terminal, it is sent to the foreground process group.
+    """
     await processes.send_signal(engine, ref, process_id, body.signal)
 
 

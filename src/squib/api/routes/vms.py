@@ -106,9 +106,10 @@ async def delete(engine: EngineDep, ref: Ref) -> None:
 
 @router.post("/{ref}/hold", status_code=204)
 async def hold(engine: EngineDep, ref: Ref, request: Request, if_bound: bool = False) -> None:
-    """Bind a VM's lifetime to this request: if the client disconnects, for any reason, the VM is deleted.
+    """Bind a VM's lifetime to this request.
 
-    On the unix socket it is also deleted when the client's process has ended and others still have its connection.
+    If the client disconnects, for any reason, the VM is deleted. On the unix socket it is also deleted when the
+    client's process has ended and others still have its connection.
 
     If several clients hold a VM, it is deleted when the last one disconnects. The response comes when the VM has been
     deleted by other means. An engine that exits deletes nothing: the client sends this request to the next engine

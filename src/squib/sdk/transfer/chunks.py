@@ -1,4 +1,4 @@
-"""Convert caller data to byte chunks, and run blocking readers and writers in threads."""
+"""Convert data to chunks of bytes; run blocking I/O in threads."""
 
 from __future__ import annotations
 
@@ -152,7 +152,10 @@ async def _result(future: asyncio.Future[T]) -> T:
 
 
 class _Outcome:
-    """Pass the result of a block from a thread to a future of the event loop: ``value``, or the error raised."""
+    """Pass a block's result from a thread to a future of the event loop.
+
+    The result is ``value``, or the error raised.
+    """
 
     value: Any = None
 
@@ -181,13 +184,13 @@ class _Outcome:
 
 
 def _look_at(future: asyncio.Future[Any]) -> None:
-    """Mark the exception as retrieved, so that asyncio does not log it if nothing awaits the future."""
+    """Mark the exception as retrieved, so that asyncio does not log it."""
     if not future.cancelled():
         future.exception()
 
 
 class Resumable(Generic[T]):
-    """An async generator whose `next` can be cancelled and called again without losing an item."""
+    """An async generator whose `next` can be cancelled without losing an item."""
 
     def __init__(self, items: AsyncGenerator[T, None]) -> None:
         self._items = items
@@ -249,7 +252,10 @@ class ThreadReader:
         return b""
 
     def cancel(self) -> None:
-        """Make current and later reads raise `concurrent.futures.CancelledError`. Call it in the event loop."""
+        """Make reads raise `concurrent.futures.CancelledError` from now on.
+
+        Call it in the event loop.
+        """
         self._cancelled = True
         if self._reading:
             self._reading.cancel()

@@ -92,7 +92,7 @@ async def _download_file(
 
 
 class _NewFile:
-    """A download in progress: written to a temporary file next to ``place``, and renamed by `finish`."""
+    """A download to a temporary file, which `finish` renames to ``place``."""
 
     def __init__(self, place: Path, info: FileInfo) -> None:
         with local_errors(place):
@@ -113,7 +113,7 @@ class _NewFile:
             self._written += len(data)
 
     def finish(self, data: bytes) -> None:
-        """Write the last data, set the attributes, and rename the file to its final name."""
+        """Write the last data, set the attributes, and rename the file."""
         self.write(data)
         with local_errors(self._place):
             os.ftruncate(self._fd, self._written)
@@ -143,7 +143,7 @@ def _resolve_file(place: Path) -> Path:
 async def _download_with_xattrs(
     client: FileClient, source: Named, place: Path, info: FileInfo, counter: Counter
 ) -> CopyResult:
-    """Download a file as an archive, which keeps its owner and extended attributes."""
+    """Download a file as an archive, which keeps owner and attributes."""
     counter.total = info.size
     async with aclosing(counted(client.read_tar(source.path, xattrs=True), counter.add)) as chunks:
 

@@ -1,4 +1,4 @@
-"""Local files in a transfer: convert operating system errors, and check free disk space."""
+"""Errors and free disk space of local files in a transfer."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _write_all(fd: int, data: bytes) -> None:
 
 
 def check_room(fd: int, size: int, what: str, place: os.PathLike[str]) -> None:
-    """Raise `DiskFull` if ``size`` more bytes would leave too little free space.
+    """Raise `DiskFull` if ``size`` more bytes leave too little space.
 
     ``fd`` is an open file on the disk. ``what`` and ``place`` are for the message.
     """

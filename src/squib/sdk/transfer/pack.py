@@ -52,7 +52,7 @@ def measure(directory: str) -> int:
 
 
 class Packing:
-    """An archive of a directory's contents, and of the directory itself as ``./``.
+    """An archive of a directory: itself as ``./``, and its contents.
 
     It keeps permission bits including set-id, symbolic and hard links, FIFOs, times in nanoseconds, numeric owners, and
     names byte for byte. ``entries`` and ``bytes`` (of file content) count what is packed so far. ``left_out`` lists
@@ -221,7 +221,7 @@ def _decimal(nanoseconds: int) -> str:
 
 
 def read_xattrs(file: int | str) -> Xattrs:
-    """Return the extended attributes of a file or directory in the ``user`` namespace, up to 256 KiB."""
+    """Return the ``user`` extended attributes of a file, up to 256 KiB."""
     found = []
     left = _MAX_XATTRS
     try:
@@ -255,7 +255,10 @@ def _open_file(found: _Found) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """An entry to pack: ``name`` in the open directory ``directory``, and ``member`` in the archive."""
+    """An entry to pack.
+
+    It is ``name`` in the open directory ``directory``, and ``member`` in the archive.
+    """
 
     directory: int
     name: str
@@ -295,7 +298,7 @@ def _below(fd: int, path: str, prefix: str) -> Iterator[_Found]:
 
 @contextlib.contextmanager
 def _opened(name: str, parent: int) -> Iterator[int | None]:
-    """Yield a descriptor of a directory, or ``None`` if it was removed or replaced."""
+    """Yield a directory's descriptor; ``None`` if it was removed or replaced."""
     try:
         fd = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
     except (FileNotFoundError, NotADirectoryError):

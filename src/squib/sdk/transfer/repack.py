@@ -1,4 +1,4 @@
-"""An archive on its way from one guest to another: read as untrusted input, and written anew without privileges.
+"""Rewrite an untrusted archive on its way between two guests.
 
 The destination unpacks it as root. So nothing of the source's headers is forwarded as it is: a second reader might
 understand them in another way than the first.
@@ -30,7 +30,7 @@ async def repacked(archive: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes
 
 
 def repack(archive: Readable) -> Iterator[bytes]:
-    """Yield an archive with the files, directories and links of an untrusted one, in pieces of about 256 KiB.
+    """Yield an untrusted archive anew, in pieces of about 256 KiB.
 
     Permission bits, owners, times and extended attributes of the ``user`` namespace are kept; set-id bits, the sticky
     bit and other attributes are not. Blocks.

@@ -1,4 +1,4 @@
-"""What uploads, downloads and relays share: names and places, what is there, and progress."""
+"""Names, places and progress of uploads, downloads and relays."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def targets(sources: Sequence[Named], target: str, is_directory: bool) -> Iterat
 
 
 def refuse_slash(source: Named, target: str, place: str) -> None:
-    """Raise `NotADirectory` if a file is copied to a missing directory, such as ``new/``."""
+    """Raise `NotADirectory` if a file is copied to a missing ``directory/``."""
     if place == target and target.endswith("/"):
         raise NotADirectory(
             f"cannot copy the file {escaped(source.path)} to {escaped(target)}: the directory does not exist",

@@ -1,4 +1,4 @@
-"""Unpack an untrusted archive from a guest, and never write outside the target directory.
+"""Unpack an untrusted archive without writing outside the target.
 
 No full path of the archive is passed to the kernel. Each component is opened or created relative to its parent
 directory, and symbolic links are never followed. A forbidden entry raises an error that names it; entries unpacked
@@ -39,7 +39,7 @@ Names = tuple[bytes, ...]
 
 @dataclass(frozen=True)
 class Limits:
-    """The maximum number of entries and of file bytes (``None``: limited by free disk space only)."""
+    """The most entries and file bytes; ``None``: as many as the disk holds."""
 
     max_entries: int = 500_000
     max_bytes: int | None = None
@@ -204,7 +204,10 @@ class _Unpacking:
             os.link(last, name, src_dir_fd=directory, dst_dir_fd=parent, follow_symlinks=False)
 
     def _finish_directories(self) -> None:
-        """Set the modes and times of directories, children first: a parent's mode may deny access to them."""
+        """Set the modes and times of directories, children first.
+
+        A parent's mode may deny access to them.
+        """
         for path in sorted(self._directories, reverse=True):
             with local_errors(path or b"."):
                 self._set_attributes(self._tree.reopen(_split_path(path)), *self._directories[path])
@@ -268,7 +271,7 @@ class _Tree:
 
     @contextlib.contextmanager
     def existing(self, names: Sequence[bytes]) -> Iterator[int | None]:
-        """Yield a descriptor of the directory ``names``, or ``None`` if it does not exist."""
+        """Yield a descriptor of the directory ``names``; ``None`` if missing."""
         with contextlib.ExitStack() as stack:
             fd: int | None = self._fds[0]
             for name in names:
@@ -281,7 +284,7 @@ class _Tree:
             yield fd
 
     def check_room(self, member: Member, size: int) -> None:
-        """Raise `DiskFull` if ``size`` more bytes of ``member`` would leave too little free space."""
+        """Raise `DiskFull` if ``size`` more bytes leave too little space."""
         what = f"'{escaped(member.path)}' in the archive ({member.size} bytes)"
         check_room(self._fds[0], size, what, self._target)
 
@@ -305,7 +308,7 @@ class _Tree:
 
 
 def _split(member: Member) -> Names:
-    """Validate a member's name and return its components, empty for the target itself."""
+    """Return the components of a valid member name, none for the target."""
     path = member.path
     if not path or b"\0" in path:
         raise refused(path, "invalid name")
