@@ -1,7 +1,7 @@
 """Run a tiny guest that shows if ``/dev/kvm`` runs a stock x86-64 kernel.
 
-A program, not a library. `squib.host.probe` runs this file as a script with a bare interpreter, so it imports nothing
-from squib. It prints one line for each step that the guest reports, as it happens: ``name value monotonic-seconds``.
+A program, not a library. `squib.host.probe` runs this file as a script with a bare interpreter, so it does not import
+squib. It prints one line for each step that the guest reports, as it happens: ``name value monotonic-seconds``.
 
 The guest runs at the address where a stock Linux kernel is linked (0xffffffff80001000), in 64-bit mode and ring 0. It
 reports each of these steps through an I/O port:
