@@ -24,7 +24,7 @@ PROGRAM = (sys.executable, __file__)
 
 
 async def find_drivers() -> Drivers:
-    return Drivers.of(FakeDriver())
+    return Drivers.of(FakeDriver(forks=False))
 
 
 if __name__ == "__main__":

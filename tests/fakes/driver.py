@@ -86,6 +86,8 @@ class FakeDriver:
 
     behaviour: str = "--ok"
     first: list[str] = field(default_factory=list)
+    forks: bool = True
+    """Whether VMMs are forks of this process, which have its command line."""
     launched: list[MachineSpec] = field(default_factory=list)
     name: str = "fake"
     accelerator: str = "none"
@@ -117,15 +119,9 @@ class FakeDriver:
         with FileLock(identity.lock_path) as lock:
             if not lock.try_acquire():
                 raise WrongState("a VMM of this VM still runs")
-            listener = sockets.listen(agent_socket(folder))
-            fd = listener.fileno()
-            process = proc.spawn(
-                [sys.executable, vmm.__file__, str(fd), self.first.pop(0) if self.first else self.behaviour],
-                lock=lock,
-                pass_fds=(fd,),
-                log_path=folder / "vmm.log",
-            )
-            listener.close()
+            behaviour = self.first.pop(0) if self.first else self.behaviour
+            with sockets.listen(agent_socket(folder)) as listener:
+                process = self._start(listener, behaviour, lock, folder / "vmm.log")
             for group in identity.cgroups:
                 (group / "cgroup.procs").write_text(str(process.pid))
             try:
@@ -134,6 +130,13 @@ class FakeDriver:
                 await FakeMachine(process, folder).kill()
                 raise
         return FakeMachine(process, folder)
+
+    def _start(self, listener: socket.socket, behaviour: str, lock: FileLock, log_path: Path) -> Process:
+        if self.forks:
+            pid = vmm.fork(listener, behaviour, lock.fileno(), log_path)
+            return Process(pid, os.pidfd_open(pid))
+        argv = [sys.executable, vmm.__file__, str(listener.fileno()), behaviour]
+        return proc.spawn(argv, lock=lock, pass_fds=(listener.fileno(),), log_path=log_path)
 
     async def adopt(self, folder: Path, identity: ProcessIdentity) -> FakeMachine | None:
         process = processes.adopt(identity)
