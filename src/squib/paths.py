@@ -33,17 +33,14 @@ class QemuPaths:
 
     @property
     def vmm_log(self) -> Path:
-        """Return the log of what QEMU printed.
-
-        The engine copies it from the `output_pipe`.
-        """
+        """Return QEMU's log, which the engine copies from `output_pipe`."""
         return self.root / "vmm.log"
 
     @property
     def output_pipe(self) -> Path:
-        """Return the named pipe of QEMU's standard output and error.
+        """Return the named pipe for QEMU's standard output and error.
 
-        A guest can make QEMU print without end.
+        It is not a file, because a guest can make QEMU print without end.
         """
         return self.root / "output.pipe"
 
@@ -91,9 +88,9 @@ class Home:
 
     @classmethod
     def from_environment(cls) -> Home:
-        """``$SQUIB_HOME``, else ``~/.squib``.
+        """Return the state directory ``$SQUIB_HOME``, by default ``~/.squib``.
 
-        Raises `InvalidArgument` if it is not an absolute path.
+        Raises `InvalidArgument` if the path is not absolute, or the home directory is not known.
         """
         value = os.environ.get("SQUIB_HOME") or "~/.squib"
         try:
@@ -115,9 +112,9 @@ class Home:
 
     @property
     def start_lock(self) -> Path:
-        """Return the lock of a client that starts an engine.
+        """Return the lock that a client holds while it starts an engine.
 
-        The client holds it during the start, so that only one client starts an engine.
+        It ensures that only one client starts an engine.
         """
         return self.root / "start.lock"
 
@@ -135,10 +132,7 @@ class Home:
 
     @property
     def token(self) -> Path:
-        """Return the file of the token that `squib serve` on TCP made.
-
-        Its mode is 0600.
-        """
+        """Return the token file (mode 0600) of `squib serve` on TCP."""
         return self.root / "token"
 
     @property
@@ -151,15 +145,15 @@ class Home:
     def owner(self, kind: str, owner_id: str) -> Path:
         """Return the directory of an owner of leases.
 
-        It is, for example, ``vms/vm-7k2m`` or ``templates/…``.
+        Examples are ``vms/vm-7k2m`` and ``templates/…``.
         """
         return self.root / f"{kind}s" / owner_id
 
     @property
     def cache(self) -> Path:
-        """Return the directory of things that can be made again.
+        """Return the directory of files that can be built again.
 
-        These are kernels, images, initramfs archives and empty overlays.
+        It holds kernels, images, initramfs archives and empty overlays.
         """
         return self.root / "cache"
 
@@ -181,7 +175,10 @@ class Home:
 
     @property
     def building(self) -> Path:
-        """Half-made things. Whatever is here and not locked may be deleted."""
+        """Return the directory of unfinished builds.
+
+        Everything in it that is not locked may be deleted.
+        """
         return self.cache / "building"
 
     @property
@@ -189,15 +186,12 @@ class Home:
         return self.cache / "locks"
 
     def build_lock(self, what: str) -> Path:
-        """Return the lock of the process that builds ``what``.
+        """Return the lock that is held by the process that builds ``what``.
 
-        Nothing that this process starts holds it. ``what`` is, for example, ``image-base``.
+        The processes that it starts do not hold this lock. ``what`` is, for example, ``image-base``.
         """
         return self.locks / f"build-{what}.lock"
 
     def tools_lock(self, what: str) -> Path:
-        """Return the lock of the tools that build ``what``.
-
-        The build of ``what`` started them. The lock is held for as long as one of them lives.
-        """
+        """Return the lock held while any tool that builds ``what`` runs."""
         return self.locks / f"tools-{what}.lock"

@@ -1,4 +1,4 @@
-"""Undo a step if what follows it fails: with an error, a cancellation or Ctrl-C."""
+"""Undo a step if a later step fails, is cancelled or is interrupted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The connections of a listening socket, and their limits."""
+"""The HTTP server of one listening socket, with limits on its connections.
+
+The limits are the number of open connections, and how long a client may take to send the head of a request.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine of a request, and the end of its client's connection."""
+"""How routes reach the engine and notice that a client disconnects."""
 
 from __future__ import annotations
 

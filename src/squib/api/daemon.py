@@ -2,7 +2,7 @@
 
 `squib.sdk.local` starts it with ``--ready-fd FD``: it writes one JSON object to the descriptor when it answers requests
 (``{}``) or could not start (``{"error": …}``), and closes it. Its watchdog (`squib.host.watchdog`) starts it with
-``--watchdog FD PID``. If another engine is faster, that one serves everybody: this one ends, and reports success.
+``--watchdog FD PID``. If another engine already serves the state directory, this process ends and reports success.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""HTTP statuses of errors, and the body of an error response."""
+"""The API's error responses: the HTTP status of each code, and the body."""
 
 from __future__ import annotations
 

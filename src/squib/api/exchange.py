@@ -1,4 +1,7 @@
-"""One request and its response: limits of the body, unread bodies."""
+"""One request and its response, with limits on the size and time of the body.
+
+A response that is sent before the whole body was read closes the connection.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks before any route: Host header, token and body size. Plain ASGI."""
+"""Checks of every request before its route: Host, token and body size."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:]+)(:[0-9]+)?")
 
 
 class Guards:
-    """Reject requests with an unknown Host, a wrong token or a large body.
+    """ASGI middleware that checks the Host header, token and body size.
 
-    The Host check keeps a web page from reaching a local engine through DNS rebinding. Browsers do not apply the
-    same-origin policy to WebSockets, so a WebSocket's Origin is checked too. A request keeps the engine active.
+    The Host header must name an allowed host. This keeps a web page from reaching a local engine through DNS rebinding.
+    Browsers do not apply the same-origin policy to WebSockets, so a WebSocket's Origin is checked too. The token is
+    checked if one is set. The engine counts as active during a request.
     """
 
     def __init__(self, app: ASGIApp, engine: Engine, *, allowed_hosts: Collection[str], token: str | None) -> None:
@@ -93,9 +94,9 @@ async def refuse(error: SquibError, scope: Scope, receive: Receive, send: Send) 
 
 
 def host_of(header: str) -> str:
-    """Return the host of a Host header without its port.
+    """Return the host of a Host header without its port, empty if invalid.
 
-    ``[::1]:80`` gives ``[::1]``. Empty if invalid.
+    ``[::1]:80`` gives ``[::1]``.
     """
     found = _HOST.fullmatch(header.lower())
     return found[1] if found else ""

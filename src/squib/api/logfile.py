@@ -1,4 +1,7 @@
-"""The engine's log: of limited size, a repeated fault once a minute."""
+"""The engine's log file: limited in size and in repetitions of a fault.
+
+A repeated fault has one line a minute.
+"""
 
 from __future__ import annotations
 
@@ -35,12 +38,12 @@ def log_to_file(home: Home) -> None:
 
 
 class RepeatFilter(logging.Filter):
-    """Pass each warning and error once a minute.
+    """A filter that passes each warning and error at most once a minute.
 
-    The next one says how many were left out.
+    The next one that passes says how many were left out.
 
-    Two records are the same if their text is; of other packages' records, whose text may name a connection, the first
-    line of the format and the kind of exception count.
+    Records of squib are equal if their text is equal. Records of other packages, whose text may name a connection, are
+    equal if the first line of the format and the type of the exception are equal.
     """
 
     def __init__(self) -> None:

@@ -57,7 +57,7 @@ async def while_client_runs(request: Request, work: Coroutine[Any, Any, T]) -> T
 
 
 def _open_peer(request: Request) -> int | None:
-    """Return a pidfd of the process that opened the connection, or ``None``."""
+    """Return a pidfd of the client's process, ``None`` if it is not known."""
     connection = request.scope.get("state", {}).get("connection")
     if not isinstance(connection, TransportSocket) or connection.family != socket.AF_UNIX:
         return None

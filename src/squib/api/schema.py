@@ -59,7 +59,7 @@ class StartRequest(RequestModel):
 
 
 class StopRequest(RequestModel):
-    """How long the guest may take to power off, in seconds. 0 forces it off at once."""
+    """The seconds that the guest may take to power off; 0 forces it off."""
 
     timeout_s: float = Field(default=DEFAULT_STOP_TIMEOUT_S, ge=0, le=MAX_VERB_TIMEOUT_S)
 
@@ -202,10 +202,7 @@ class BuildRequest(RequestModel):
 
 
 class ProgressEvent(ResponseModel):
-    """One line of a progress stream.
-
-    The last line holds the result or the error, the others a step.
-    """
+    """A line of a progress stream: a step or, at the end, result or error."""
 
     progress: Progress | None = None
     vm: VMInfo | None = None

@@ -1,6 +1,6 @@
-"""The engine as a process, which serves the API.
+"""The engine process, which serves the API on a unix socket and on TCP.
 
-It listens on the state directory's unix socket, and optionally on TCP.
+The unix socket is in the state directory. TCP is optional.
 """
 
 from __future__ import annotations
@@ -34,14 +34,16 @@ async def serve(
     on_ready: Callable[[str | None, str | None], None],
     on_needed: Callable[[bool], None] = lambda needed: None,
 ) -> None:
-    """Run the engine until a signal, or until it has been idle.
+    """Run the engine until SIGTERM or SIGINT, or ``idle_exit_s`` idle seconds.
 
-    The signals are SIGTERM and SIGINT, the idle time is ``idle_exit_s``. VMs keep running.
+    By default it has no idle limit. It also ends if the state directory is removed, and then kills the VMs. Otherwise
+    VMs keep running.
 
     ``on_ready`` is called with the URL and the token of the TCP listener (or ``None``) once requests are served.
     ``on_needed`` is called with whether VMs need an engine: with ``True`` before a VMM is started, with ``False`` at
-    most a second after the last VMM has ended, and at the end. Raises `EngineStartFailed`, `InvalidArgument` if the
-    address cannot be bound.
+    most a second after the last VMM has ended, and at the end.
+
+    Raises `EngineStartFailed`, and `InvalidArgument` if the address cannot be bound.
     """
     async with contextlib.AsyncExitStack() as stack:
         tcp_socket = stack.enter_context(bind(tcp)) if tcp else None

@@ -1,4 +1,4 @@
-"""Streamed responses: bytes from a guest, and progress."""
+"""Streamed responses: bytes from a guest, and progress of long operations."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ _NEWER_FIELDS = {"image": {"damage"}, "kernel": {"in_use_by", "damage"}}
 
 
 class ProgressResponse(StreamingResponse):
-    """Run a long operation and stream its progress as lines of JSON.
+    """A long operation whose progress is streamed as JSON lines.
 
-    The last line holds the result or the error. If the client disconnects earlier, the operation is cancelled, and
-    the request ends when the operation has cleaned up.
+    Each line is a `ProgressEvent`, and the last one holds the result or the error. If the client disconnects earlier,
+    the operation is cancelled, and the request ends when the operation has cleaned up.
     """
 
     def __init__(self, work: Work) -> None:
@@ -84,7 +84,7 @@ class ProgressResponse(StreamingResponse):
 
 
 def _line(event: ProgressEvent) -> bytes:
-    """Encode an event as one line of ASCII.
+    """Encode an event as one line of ASCII JSON.
 
     A message may quote bytes that are not UTF-8.
     """
@@ -95,6 +95,6 @@ def _line(event: ProgressEvent) -> bytes:
 
 
 def accepts_ndjson(request: Request) -> bool:
-    """Return whether the ``Accept`` header asks for a stream of JSON lines."""
+    """Return whether the client's ``Accept`` header asks for JSON lines."""
     accepted = request.headers.get("accept", "").split(",")
     return NDJSON in (kind.partition(";")[0].strip().lower() for kind in accepted)

@@ -31,7 +31,9 @@ class TcpOptions:
     """A TCP address to serve.
 
     ``host`` may be an IPv6 address, with or without brackets. If ``token`` is empty, one is generated and kept in the
-    state directory. Raises `InvalidArgument`.
+    state directory.
+
+    Raises `InvalidArgument`.
     """
 
     host: str
@@ -103,7 +105,7 @@ def bind(tcp: TcpOptions) -> socket.socket:
 async def listening(
     engine: Engine, tcp: TcpOptions, listener: socket.socket | None = None
 ) -> AsyncIterator[tuple[str, str]]:
-    """Serve the API on a TCP address; yield the URL and the token.
+    """Serve the API on TCP during the block, which gets the URL and the token.
 
     Raises `InvalidArgument` if the address cannot be bound.
     """

@@ -17,7 +17,7 @@ _MESSAGES = {
 
 
 def describe_validation(problems: Collection[Mapping[str, object]]) -> str:
-    """Return validation errors as one line.
+    """Return validation errors as one line of fields, problems and values.
 
     It names each field, what is wrong with it, and its value. Long values and values of an environment are left out.
     """

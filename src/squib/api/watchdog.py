@@ -1,6 +1,7 @@
-"""The engine's side of the watchdog, which restarts it if it dies.
+"""The engine's side of the watchdog, which restarts the engine if it dies.
 
-`squib.host.watchdog` is the program. If it is killed, the engine starts another.
+The watchdog starts another engine only if VMs need one. `squib.host.watchdog` is its program. If the watchdog is
+killed, the engine starts another.
 """
 
 from __future__ import annotations
@@ -28,10 +29,9 @@ _END_TIMEOUT_S = 1.0
 class Watchdog:
     """The watchdog of an engine of ``home``.
 
-    ``engine_argv`` starts the next engine.
-
-    ``inherited`` is the pipe and the PID of the watchdog that started this engine. Until `set_needed` says otherwise,
-    VMs need an engine: those of an earlier one may run.
+    ``engine_argv`` starts the next engine. ``inherited`` is the pipe and the PID of the watchdog that started this
+    engine. Until `set_needed` is called, the watchdog assumes that VMs need an engine, because VMs of an earlier engine
+    may run.
     """
 
     def __init__(self, home: Home, engine_argv: Sequence[str], inherited: tuple[int, int] | None = None) -> None:
@@ -44,7 +44,7 @@ class Watchdog:
         self._inherited = inherited
 
     def start(self) -> None:
-        """Start the process unless it was inherited; restart it when it ends."""
+        """Start the process unless inherited, and restart it when it ends."""
         if self._inherited:
             self._inherit(*self._inherited)
         if not self._process:
@@ -61,7 +61,7 @@ class Watchdog:
             self._write()
 
     async def end(self) -> None:
-        """End the process, and wait for its end: this engine ends in order."""
+        """End the process and wait for its end, because this engine exits."""
         self.set_needed(False)
         if self._keeper:
             self._keeper.cancel()

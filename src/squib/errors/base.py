@@ -1,7 +1,4 @@
-"""The base class, and the errors of all parts of squib.
-
-These are the errors of squib itself, its engine, the host and the agent.
-"""
+"""`SquibError`, and errors of squib, its engine, the host and the agent."""
 
 from __future__ import annotations
 
@@ -153,10 +150,7 @@ class ToolFailed(HostError):
 
 
 class DiskFull(HostError, OSError):
-    """A disk of the host is full.
-
-    It is the disk of the state directory, or of the destination of a copy.
-    """
+    """The disk of the state directory or of a copy's destination is full."""
 
     code = "disk_full"
     _errno = errno.ENOSPC
@@ -238,7 +232,7 @@ class AgentVersionMismatch(AgentError):
 class GuestFailed(AgentError):
     """The guest's operating system refused an operation.
 
-    The reason has no class of its own.
+    This class is for reasons that have no class of their own.
     """
 
     code = "guest_failed"

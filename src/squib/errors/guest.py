@@ -30,10 +30,9 @@ class NotExecutable(ExecError, PermissionError):
 
 
 class ArgumentsTooLong(ExecError, OSError):
-    """The arguments and the environment of a command are too long.
+    """A command's arguments and environment exceed the guest kernel's limits.
 
-    They take more than the guest's kernel allows. Linux allows 128 KiB for one string and, usually, 2 MiB for all of
-    them.
+    Linux allows 128 KiB for one string and, usually, 2 MiB for all of them.
     """
 
     code = "arguments_too_long"
@@ -82,10 +81,7 @@ class NoTerminal(ExecError, OSError):
 
 
 class CommandResult(Protocol):
-    """What `CommandFailed` and `CommandTimeout` know of a command.
-
-    It is a `squib.ExecResult`.
-    """
+    """The fields of the `squib.ExecResult` that an error has as ``result``."""
 
     @property
     def exit_code(self) -> int: ...
@@ -125,9 +121,9 @@ class CommandTimeout(ExecError, TimeoutError):
 
 
 class OutputTooLarge(ExecError):
-    """A command wrote more than ``max_output`` bytes, and was killed.
+    """A command with ``truncate="error"`` exceeded ``max_output`` bytes.
 
-    It was run with ``truncate="error"``.
+    The command was killed.
     """
 
     code = "output_too_large"
@@ -204,10 +200,7 @@ class ArchiveRefused(FileError):
 
 
 class TransferFailed(FileError):
-    """A copy is incomplete.
-
-    A file could not be read or written to its end, or it changed meanwhile.
-    """
+    """A copy is incomplete: a file changed or could not be fully copied."""
 
     code = "transfer_failed"
     _errno = errno.EIO

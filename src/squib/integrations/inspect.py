@@ -84,10 +84,7 @@ class SquibSandboxEnvironment(SandboxEnvironment):
 
     @classmethod
     async def start(cls, config: SquibSandboxConfig) -> SquibSandboxEnvironment:
-        """Start a VM that lives until `close`.
-
-        It lives at most as long as this program.
-        """
+        """Start a VM that lives until `close` or the end of this program."""
         vm = AsyncVM(
             project=PROJECT,
             runtime=config.runtime,
@@ -103,10 +100,7 @@ class SquibSandboxEnvironment(SandboxEnvironment):
         return environment
 
     async def make_working_dir(self) -> None:
-        """Create the working directory for the configured user.
-
-        Does so only if it is missing.
-        """
+        """Create the working directory, owned by the configured user."""
         await self.vm.run(
             ["install", "-d", "-o", self._config.user, self._config.working_dir], user="root", cwd="/", check=True
         )
@@ -143,9 +137,9 @@ class SquibSandboxEnvironment(SandboxEnvironment):
 
     @classmethod
     async def cli_cleanup(cls, id: str | None) -> None:
-        """Delete the VM ``id``, or all VMs that Inspect has started.
+        """Delete the VM ``id``, or with ``None`` all VMs that Inspect started.
 
-        The command is ``inspect sandbox cleanup squib``.
+        ``inspect sandbox cleanup squib`` calls this.
         """
         for info in await AsyncVM.list(project=PROJECT):
             if id in (None, info.vm_id, info.name):
@@ -155,7 +149,10 @@ class SquibSandboxEnvironment(SandboxEnvironment):
 
     @classmethod
     def config_files(cls) -> list[str]:
-        """Return the name of the file next to a task that configures its VMs."""
+        """Return the names of the files that Inspect looks for next to a task.
+
+        ``squib.toml`` configures the task's VMs.
+        """
         return ["squib.toml"]
 
     @classmethod
@@ -183,9 +180,8 @@ class SquibSandboxEnvironment(SandboxEnvironment):
     ) -> ExecResult[str]:
         """Run a command.
 
-        A command that times out is killed with its descendants, and not run again.
-
-        A command that cannot be found, a user and a directory that do not exist give a failed result, as from a shell.
+        A command that times out is killed with its descendants, and not run again. If the command, the user or the
+        directory does not exist, the result is a failure, as from a shell.
         """
         try:
             result = await self.vm.run(
@@ -209,10 +205,7 @@ class SquibSandboxEnvironment(SandboxEnvironment):
         return ExecResult(result.ok, result.exit_code, result.stdout, result.stderr)
 
     async def write_file(self, file: str, contents: str | bytes) -> None:
-        """Write a file as the configured user.
-
-        Missing parent directories are created.
-        """
+        """Write a file as the configured user, and create missing parents."""
         data = contents.encode() if isinstance(contents, str) else contents
         await self.vm.files.write(self._resolve(file), data, parents=True, user=self._config.user)
 

@@ -1,6 +1,4 @@
-"""A sandbox for LangChain's Deep Agents.
-
-The agent's shell and files are in a VM.
+"""A sandbox for LangChain's Deep Agents: their shell and files are in a VM.
 
     with SquibSandbox.create() as sandbox:
         agent = create_deep_agent(model=..., backend=sandbox)

@@ -1,7 +1,7 @@
-"""The plain values that cross squib's boundaries.
+"""The values that cross squib's boundaries: requests in, descriptions out.
 
-These are requests to squib, and descriptions from it. All are frozen. Sizes are in MiB and times in seconds unless the
-name says otherwise. User input is checked here and only here, so a value that exists is valid.
+All are frozen. Sizes are in MiB and times in seconds unless the name says otherwise. User input is checked here and
+only here, so a value that exists is valid.
 """
 
 from squib.models.assets import AssetRef, CachedRef, HostFileRef, ImageInfo, KernelInfo, OnProgress, Progress

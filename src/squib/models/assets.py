@@ -15,9 +15,9 @@ _KERNEL_REF = re.compile(r"[0-9][A-Za-z0-9_.+~-]{0,62}|(sha256:)?[0-9a-f]{6,64}"
 
 
 def check_kernel_ref(value: str) -> str:
-    """Check a reference to a kernel.
+    """Check that a kernel reference is a version or the start of a digest.
 
-    It must be a version, or the first 6 to 64 hex digits of a digest.
+    A digest is given by its first 6 to 64 hex digits, optionally after ``sha256:``.
     """
     if not _KERNEL_REF.fullmatch(value):
         raise ValueError(f"invalid kernel {value!r}: use a version, or the first 6 or more digits of a digest")
@@ -84,10 +84,7 @@ class CachedRef(StoredModel):
 
 
 class HostFileRef(StoredModel):
-    """A kernel or root filesystem that the user brings.
-
-    It is given by an absolute path on the host.
-    """
+    """A user's kernel or root filesystem, by absolute path on the host."""
 
     kind: Literal["file"] = "file"
     path: str

@@ -1,7 +1,4 @@
-"""The base classes of all models, and checks of names and environments.
-
-The base classes set how strict models are: requests are strict, responses and stored values are lenient.
-"""
+"""The base classes of all models, and checks of names and environments."""
 
 from __future__ import annotations
 
@@ -24,13 +21,13 @@ E = TypeVar("E", bound=StrEnum)
 
 
 class RequestModel(BaseModel):
-    """A value that a caller sends: frozen, and unknown fields are rejected."""
+    """A frozen value that a caller sends; unknown fields are rejected."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ResponseModel(BaseModel):
-    """A value that a caller receives: frozen, and unknown fields are ignored.
+    """A frozen value that a caller receives; unknown fields are ignored.
 
     A client can therefore read the answers of a newer engine.
     """
@@ -39,16 +36,19 @@ class ResponseModel(BaseModel):
 
 
 class StoredModel(BaseModel):
-    """A value in a file of the state directory: frozen and lenient.
+    """A frozen value in the state directory; unknown fields are ignored.
 
-    Unknown fields, which a newer squib may have written, are ignored.
+    An older squib can therefore read what a newer one wrote.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 def known_fields(model: type[BaseModel]) -> BeforeValidator:
-    """Drop unknown fields of a `RequestModel` inside a `ResponseModel`."""
+    """Return a validator that drops fields which ``model`` does not have.
+
+    It lets a `ResponseModel` contain a `RequestModel`, which would otherwise reject fields of a newer engine.
+    """
 
     def drop(value: Any) -> Any:
         return {key: value[key] for key in value if key in model.model_fields} if isinstance(value, dict) else value
@@ -57,15 +57,18 @@ def known_fields(model: type[BaseModel]) -> BeforeValidator:
 
 
 def known_values(enum: type[E], fallback: E) -> BeforeValidator:
-    """Read a value that this version does not know as ``fallback``."""
+    """Return a validator that replaces unknown values with ``fallback``.
+
+    A value is unknown if ``enum`` does not have it.
+    """
     known = {member.value for member in enum}
     return BeforeValidator(lambda value: fallback if isinstance(value, str) and value not in known else value)
 
 
 def check_name(value: str) -> str:
-    """Check a name or ID.
+    """Check that a name or ID matches `NAME_PATTERN`.
 
-    It must have 1 to 63 letters, digits, ``_``, ``.`` or ``-``, and start with a letter or digit.
+    It has 1 to 63 letters, digits, ``_``, ``.`` or ``-``, and starts with a letter or digit.
     """
     if not _NAME.fullmatch(value):
         raise ValueError(
@@ -85,9 +88,9 @@ def check_env_name(name: str) -> str:
 
 
 def check_env(value: dict[str, str]) -> dict[str, str]:
-    """Check environment variables.
+    """Check the names, values and size of environment variables.
 
-    Names must be C identifiers, values must have no NUL, and all must be within Linux's size limits.
+    Names are C identifiers, and values have no NUL. A variable may take 128 KiB, and all of them together 1 MiB.
     """
     total = 0
     for name, text in value.items():

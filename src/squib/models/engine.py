@@ -30,9 +30,9 @@ class Fix(ResponseModel):
     as_root: bool = False
 
     def command(self) -> tuple[str, ...]:
-        """Return the arguments to run, with ``sudo`` if it is necessary.
+        """Return the arguments to run, with ``sudo`` if it is needed.
 
-        It is necessary if the command needs root and this process is not root.
+        ``sudo`` is added if only root can run the command and this process is not root.
         """
         return ("sudo", *self.argv) if self.as_root and os.geteuid() != 0 else self.argv
 

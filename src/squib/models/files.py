@@ -16,9 +16,9 @@ _MAX_ID = 2**32 - 1
 
 
 def check_file_name(value: str) -> str:
-    """Check a file name.
+    """Check that a file name has 1 to 255 bytes, and no ``/`` or NUL.
 
-    It must have 1 to 255 bytes without ``/`` and NUL, or be ``/`` for the root directory.
+    The name ``/`` is allowed: it is the root directory.
     """
     size = len(os.fsencode(value))
     if value != "/" and (not 0 < size <= MAX_FILE_NAME_BYTES or "/" in value or "\0" in value):

@@ -23,9 +23,10 @@ class PtySize(RequestModel):
 class ExecRequest(RequestModel):
     """A command to run in a guest.
 
-    Give exactly one of ``argv`` (no shell), ``shell`` (``/bin/sh -c``) and ``login`` (the user's login shell).
-    ``sudo`` runs it as root on behalf of ``user``. A ``background`` command outlives its client. With ``pty`` it gets a
-    terminal of that size, and all output is standard output. With a ``timeout_s`` of 0 it has no time limit.
+    Give exactly one of ``argv`` (no shell), ``shell`` (``/bin/sh -c``) and ``login`` (the user's login shell). ``sudo``
+    runs the command as root on behalf of ``user``. A ``background`` command outlives its client. With ``pty`` the
+    command gets a terminal of that size, and all output is standard output. With a ``timeout_s`` of 0 it has no time
+    limit.
     """
 
     argv: list[GuestString] | None = Field(default=None, min_length=1)
@@ -53,9 +54,9 @@ class ExecRequest(RequestModel):
 
 
 class OutputRange(ResponseModel):
-    """The part of an output stream that is still kept.
+    """The range of an output stream that is still kept, in bytes.
 
-    These are the bytes ``start`` up to ``end``. ``end`` is also the number of bytes written so far.
+    ``start`` is included and ``end`` is not. ``end`` is also the number of bytes written so far.
     """
 
     start: int = Field(default=0, ge=0)
@@ -63,13 +64,11 @@ class OutputRange(ResponseModel):
 
 
 class ProcessInfo(ResponseModel):
-    """A process in a guest.
+    """A running command, or a background command that has ended and is kept.
 
-    It is a running command, or a background command that has ended and is kept.
-
-    ``id`` is unique in this VM until the VM stops. ``exit_code`` is set once it has ended, as a shell shows it: 128 + n
-    after ``signal`` n, 124 after its timeout. ``readers`` counts the clients that follow its output. ``argv`` is cut
-    after 2 KiB.
+    ``id`` is unique in this VM until the VM stops. ``exit_code`` is set once the command has ended, as a shell shows
+    it: 128 + n after ``signal`` n, 124 after a timeout. ``readers`` counts the clients that follow the output. ``argv``
+    is truncated to 2 KiB.
     """
 
     id: str

@@ -1,6 +1,6 @@
-"""Errors as JSON, between an engine and its client.
+"""Errors as JSON, from which a client raises the engine's error again.
 
-The engine sends the code of an error, and the client raises the same class again.
+The JSON holds the error's code, which selects the class.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ERROR_CODE_HEADER = "squib-error-code"
 def to_wire(error: SquibError) -> dict[str, str]:
     """Return the JSON form of an error.
 
-    It has ``code``, ``message``, ``hint`` and, if not empty, ``detail``.
+    The fields are ``code``, ``message``, ``hint`` and, if not empty, ``detail``.
     """
     wire = {"code": error.code or InternalError.code, "message": error.message, "hint": error.hint}
     return wire | {"detail": error.detail} if error.detail else wire

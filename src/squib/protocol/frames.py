@@ -1,4 +1,4 @@
-"""Frames, which carry a command's output to the engine and clients.
+"""Frames, which carry a command's output from the agent to engine and clients.
 
 A frame is a header of 13 bytes (kind, payload length, offset in its stream; big endian) and a payload of at most
 64 KiB: see ``protocol/agent.md``. Guests are not trusted: an invalid frame raises `FrameError`.

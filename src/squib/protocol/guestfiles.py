@@ -1,6 +1,4 @@
-"""Files of a guest on the wire.
-
-Paths and queries go to the guest. File descriptions and events come from it.
+"""Paths, queries, file descriptions and events of guest files on the wire.
 
 A path is bytes. In Python it is a `str` with lone surrogates for bytes that are not UTF-8 (`os.fsdecode`); in a query
 it is percent-encoded. Guests are not trusted: an invalid line raises `AgentProtocolError` (``protocol/agent.md``).
@@ -29,11 +27,9 @@ M = TypeVar("M", bound=ResponseModel)
 
 
 def check_path(path: GuestPath) -> str:
-    """Return a guest path as text.
+    """Return a guest path, absolute or relative, as text.
 
-    Raises `InvalidArgument` if it is empty, too long, or has ``~`` or a NUL byte.
-
-    It may be relative.
+    Raises `InvalidArgument` if it is empty, is too long, contains a NUL byte, or is ``~`` or starts with ``~/``.
     """
     text = os.fsdecode(path)
     shown = text if len(text) <= _SHOWN else text[:_SHOWN] + "…"

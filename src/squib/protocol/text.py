@@ -15,17 +15,17 @@ _CONTROL_SEQUENCE = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]")
 
 
 def printable(text: str, max_chars: int = _MAX_CHARS) -> str:
-    """Return ``text`` as one printable line.
+    """Return ``text`` as one line without unprintable characters.
 
-    Runs of whitespace become a space. Other unprintable characters are replaced.
+    Runs of whitespace become a space. Control sequences are removed, and other unprintable characters are replaced.
     """
     return _replaced(" ".join(_without_sequences(text[:max_chars]).split()))
 
 
 def printable_lines(text: str) -> str:
-    """Return ``text`` as printable lines.
+    """Return the lines of ``text`` without unprintable characters.
 
-    Its lines are kept. Tabs become spaces, and other unprintable characters are replaced.
+    Tabs become spaces. Control sequences are removed, and other unprintable characters are replaced.
     """
     lines = _without_sequences(text).split("\n")
     return "\n".join(_replaced(line.rstrip("\r").replace("\t", " ")) for line in lines)

@@ -102,7 +102,10 @@ class AsyncVM:
                 await client.close()
 
     async def _register(self) -> None:
-        """Create the VM unless it exists. It is bound until this call has its ID, so that none is left unknown."""
+        """Create the VM unless it exists.
+
+        The VM is created bound, and released when this call has its ID. So an interrupted call leaves no VM behind.
+        """
         if self._info is None:
             await self._create()
             async with AsyncUndo(self._undo_create):
@@ -166,7 +169,7 @@ class AsyncVM:
         return AsyncFiles(self._engine, self.vm_id)
 
     async def home(self, user: str | None = None) -> str:
-        """Return the home directory of a user, by default of the VM's user.
+        """Return the home directory of a guest user, by default the VM's user.
 
         Raises `NoSuchUser`, `WrongState` if the VM is not running, and `AgentUnreachable`.
         """
@@ -226,7 +229,10 @@ class AsyncVM:
         return self
 
     async def delete(self) -> None:
-        """Delete the VM permanently, in any state. `status` is ``deleted`` afterwards. Idempotent."""
+        """Delete the VM permanently, in any state.
+
+        `status` is ``deleted`` afterwards. Idempotent.
+        """
         with suppress(NotFound):
             await self._engine.delete_vm(self.vm_id)
         self._set_deleted()
@@ -237,7 +243,7 @@ class AsyncVM:
 
     @asynccontextmanager
     async def _states_seen(self) -> AsyncIterator[None]:
-        """Fetch the state if the block fails because of it or in a boot."""
+        """Fetch the VM's state after a `WrongState` or `BootError`."""
         try:
             yield
         except (WrongState, BootError):
@@ -249,7 +255,10 @@ class AsyncVM:
             raise
 
     async def close(self) -> None:
-        """Close this object's connections. The VM keeps running, unless it is bound: then it is deleted. Idempotent."""
+        """Close this object's connections, and delete the VM if it is bound.
+
+        A VM that is not bound keeps running. Idempotent.
+        """
         if self._bond.active:
             await self._discard()
         elif self._owns_engine:
@@ -264,7 +273,7 @@ class AsyncVM:
         await self._discard()
 
     async def _discard(self) -> None:
-        """Delete the VM and close the connections, even if cancelled."""
+        """Delete the VM and close the connections, even when cancelled."""
         await to_its_end(asyncio.create_task(self._delete_and_close(), name="delete VM"))
 
     async def _delete_and_close(self) -> None:
@@ -278,7 +287,9 @@ class AsyncVM:
     async def wait_for_ready(self, timeout: float = 30.0) -> None:
         """Wait until the VM, started by another client, is running.
 
-        ``timeout`` is in seconds. Raises `BootTimeout`, and `WrongState` if the VM is not starting.
+        ``timeout`` is in seconds.
+
+        Raises `BootTimeout`, and `WrongState` if the VM is not starting.
         """
         try:
             async with asyncio.timeout(timeout):
@@ -352,7 +363,7 @@ class AsyncVM:
         timeout: float | None = None,
         pty: bool | PtySize = False,
     ) -> AsyncProcess:
-        """Start a background command, which outlives this program.
+        """Start a background command that outlives this program.
 
         ``cmd``, ``env``, ``cwd``, ``user``, ``sudo`` and ``timeout`` are as in `run`. With ``stdin``, write to the
         command through `AsyncProcess.stdin`; otherwise its standard input is empty. With ``pty``, the command gets a

@@ -51,7 +51,7 @@ class OutputChunk:
 
 
 class AsyncStdin:
-    """The standard input of a command with ``stdin=True`` or a terminal."""
+    """The standard input of a command spawned with ``stdin`` or ``pty``."""
 
     def __init__(self, engine: EngineClient, path: str) -> None:
         self._engine = engine
@@ -163,9 +163,9 @@ class AsyncProcess:
         return self._end
 
     async def signal(self, number: int) -> None:
-        """Send a signal to the process group, or a terminal's foreground one.
+        """Send a signal to the command's process group.
 
-        If the command has exited, do nothing.
+        In a terminal, send it to the foreground process group. If the command has exited, do nothing.
         """
         with suppress(NoSuchProcess):
             await self._engine.request("POST", f"{self._path}/signal", {"signal": number})
@@ -279,5 +279,5 @@ async def find_process(engine: EngineClient, vm_id: str, process_id: str) -> Asy
 
 
 async def list_processes(engine: EngineClient, vm_id: str) -> list[ProcessInfo]:
-    """List running processes and kept background ones, oldest first."""
+    """List running commands and ended background commands, oldest first."""
     return read_list(ProcessInfo, await engine.request("GET", f"/vms/{check_ref(vm_id)}/processes"), "processes")

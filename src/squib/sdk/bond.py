@@ -26,9 +26,9 @@ class Bond:
             self._holding = await self._stack.enter_async_context(holding)
 
     async def release(self, vm_id: str) -> None:
-        """Make the VM independent of this program.
+        """Make the VM independent of this program. Idempotent.
 
-        Idempotent. Raises `DiskFull`.
+        Raises `DiskFull`.
         """
         if self.active:
             with suppress(NotFound):

@@ -32,10 +32,11 @@ class EngineClient(HTTPClient):
     `close` it, or use it as an async context manager.
 
     With ``url`` (default ``$SQUIB_URL``) the engine is remote, and ``token`` defaults to ``$SQUIB_TOKEN``. Without a
-    URL it is the local engine of ``home`` (default ``$SQUIB_HOME``), which is started if it is not running. Raises
-    `InvalidArgument` for an invalid URL or token.
+    URL it is the local engine of ``home`` (default ``$SQUIB_HOME``), which is started if it is not running.
 
-    Every request ends: if the engine does not respond, it raises `EngineUnavailable` after about 20 s.
+    Every request ends: if the engine does not respond, it fails with `EngineUnavailable` after about 20 s.
+
+    Raises `InvalidArgument` for an invalid URL or token.
     """
 
     async def info(self) -> EngineInfo:
@@ -61,7 +62,9 @@ class EngineClient(HTTPClient):
         """Register a VM without starting it.
 
         With ``bound``, the engine deletes the VM unless `bind_lifetime` is called within 10 s. ``on_progress`` gets
-        each step of building the kernel and image. Raises `NameTaken`, `DiskFull`, and the errors of `build_image`.
+        each step of building the kernel and image.
+
+        Raises `NameTaken`, `DiskFull`, and the errors of `build_image`.
         """
         body = {"config": config.model_dump(exclude_unset=True), "start": False} | ({"bound": True} if bound else {})
         return await self._create(body, on_progress)
@@ -71,7 +74,7 @@ class EngineClient(HTTPClient):
     ) -> VMInfo:
         """Create and boot a VM; remove it if the boot fails.
 
-        Raises as `create_vm` and `start_vm`.
+        Raises the errors of `create_vm` and `start_vm`.
         """
         body = {"config": config.model_dump(exclude_unset=True), "start": True, "boot_timeout_s": boot_timeout_s}
         return await self._create(body, on_progress)
@@ -145,10 +148,12 @@ class EngineClient(HTTPClient):
     async def listen(
         self, host: str, port: int, *, token: str = "", allowed_hosts: Sequence[str] = ()
     ) -> AsyncGenerator[tuple[str, str], None]:
-        """Have the local engine serve on TCP until the generator is closed.
+        """Make the engine serve its API on TCP until the generator is closed.
 
-        Yields the URL and the token, and again if another engine has taken over. Raises `InvalidArgument` if the
-        address cannot be used, and `EngineUnavailable` when the engine has ended.
+        Yields the URL and the token, and again if another engine has taken over. The engine must be local.
+
+        Raises `InvalidArgument` if the address cannot be used, `EngineUnavailable` when the engine has ended, and
+        `Unsupported` if this client is connected over TCP.
         """
         body: dict[str, Any] = {"host": host, "port": port, "token": token, "allowed_hosts": list(allowed_hosts)}
         opened = False
@@ -163,7 +168,12 @@ class EngineClient(HTTPClient):
             await self._wait_for_engine()
 
     async def _wait_for_engine(self) -> None:
-        """Wait for the engine that replaces a lost one, without starting one."""
+        """Wait until a new local engine replaces the lost one, at most 10 s.
+
+        This client does not start it.
+
+        Raises `EngineUnavailable` if there is none.
+        """
         with suppress(TimeoutError):
             async with asyncio.timeout(_REPLACEMENT_S):
                 while self._home:
@@ -175,9 +185,9 @@ class EngineClient(HTTPClient):
     async def vm_logs(self, ref: str, *, lines: int | None = None, follow: bool = False) -> AsyncIterator[bytes]:
         """Yield the last ``lines`` (default: all) of a VM's console log.
 
-        Raises `NotFound`.
-
         With ``follow``, also yield new output until the VM stops.
+
+        Raises `NotFound`.
         """
         async for chunk in self._chunks(f"{_vm_path(ref)}/logs", lines=lines, follow=follow):
             yield chunk
@@ -204,7 +214,7 @@ class EngineClient(HTTPClient):
     async def build_image(
         self, name: str, *, rebuild: bool = False, on_progress: OnProgress = lambda _: None
     ) -> ImageInfo:
-        """Build a runtime's image if it is not cached.
+        """Build a runtime's image if ``rebuild`` is set or it is not cached.
 
         With ``rebuild``, build it always.
 
@@ -242,7 +252,7 @@ class EngineClient(HTTPClient):
     async def _with_progress(
         self, path: str, body: dict[str, Any], on_progress: OnProgress, result: str
     ) -> dict[str, Any]:
-        """Send a request, report progress, return the event with ``result``.
+        """Send a request, report progress, and return the ``result`` event.
 
         Unknown events are ignored. An engine that cannot stream responds with the result only.
         """

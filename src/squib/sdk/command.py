@@ -1,4 +1,7 @@
-"""Start commands in a VM and stream their output."""
+"""Start commands in a VM and stream their output.
+
+`AsyncVM.run` and the command line use this module.
+"""
 
 from __future__ import annotations
 
@@ -127,7 +130,7 @@ async def start_command(
 
 
 async def start_background(engine: EngineClient, ref: str, request: ExecRequest) -> str:
-    """Start a background command; return its ID, such as ``p3``.
+    """Start a background command in a VM and return its id, such as ``p3``.
 
     The command is not attached: its output is buffered. If the call is cancelled, the command is killed, because the
     caller does not have its id.

@@ -60,7 +60,9 @@ class AsyncEnv:
     async def unset(self, *names: str) -> EnvVars:
         """Remove variables and return the remaining ones.
 
-        Names that are not set are ignored. Raises `InvalidArgument`, `NotFound`.
+        Names that are not set are ignored.
+
+        Raises `InvalidArgument`, `NotFound`.
         """
         return _read(await self._engine.request("PATCH", self._path, {"unset": names}))
 

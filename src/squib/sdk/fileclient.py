@@ -1,4 +1,4 @@
-"""The client for the engine's file API."""
+"""The client for the engine's file API, for `AsyncFiles` and copying."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class FileClient:
         self._user = user
 
     def acting_as(self, user: str | None) -> FileClient:
-        """Return a client that acts with the rights of ``user``.
+        """Return a client for the same files with the rights of ``user``.
 
-        The default is the VM's user.
+        With ``None``, return this client.
         """
         return self if user is None else FileClient(self._engine, self._ref, user)
 
@@ -80,9 +80,8 @@ class FileClient:
     async def read_tar(self, path: GuestPath, *, xattrs: bool = False) -> AsyncGenerator[bytes, None]:
         """Yield a file or directory as a tar archive.
 
-        With ``xattrs``, it holds the extended attributes of the ``user`` namespace.
-
-        If ``path`` ends with ``/.``, archive the directory's contents only.
+        With ``xattrs``, the archive has extended attributes of the ``user`` namespace too. If ``path`` ends with
+        ``/.``, it has the directory's contents only.
         """
         query = self._query(("path", check_path(path)), ("xattrs", xattrs))
         async with aclosing(self._receive(f"/tar{query}", path)) as chunks:
@@ -90,7 +89,10 @@ class FileClient:
                 yield chunk
 
     async def lines(self, what: str, path: GuestPath, **options: bool) -> AsyncGenerator[dict[str, Any], None]:
-        """Yield the lines of a ``list`` or ``watch`` response but the last."""
+        """Yield the entries of a ``list`` or ``watch`` response.
+
+        Raises `TransferFailed` if the response has no end line.
+        """
         url = f"/{what}" + self._query(("path", check_path(path)), *options.items())
         decoder = LineDecoder()
         async with aclosing(self._receive(url, path)) as chunks:

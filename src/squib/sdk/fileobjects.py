@@ -1,7 +1,4 @@
-"""File objects for guest files.
-
-`Files.open` and `AsyncFiles.open` return them.
-"""
+"""The file objects that `Files.open` and `AsyncFiles.open` return."""
 
 from __future__ import annotations
 

@@ -53,10 +53,11 @@ class AsyncFiles:
     async def read(
         self, path: GuestPath, offset: int = 0, length: int | None = None, *, user: str | None = None
     ) -> bytes:
-        """Read at most ``length`` bytes of a file, from ``offset`` on.
+        """Read at most ``length`` bytes of a file, starting at ``offset``.
 
-        Without ``length``, raises `InvalidArgument` if there are more than 256 MiB. Use `stream`, `open` or `download`
-        for large files.
+        Use `stream`, `open` or `download` for large files.
+
+        Raises `InvalidArgument` if there are more than 256 MiB and no ``length`` is given.
         """
         return await self._client.acting_as(user).read_all(path, offset=offset, length=length)
 
@@ -65,14 +66,16 @@ class AsyncFiles:
     ) -> str:
         """Read a whole file as text, without newline translation.
 
-        ``encoding`` and ``errors`` are as in `bytes.decode`. Raises `UnicodeDecodeError`, and what `read` raises.
+        ``encoding`` and ``errors`` are as in `bytes.decode`.
+
+        Raises `UnicodeDecodeError`, and the errors of `read`.
         """
         return (await self.read(path, user=user)).decode(encoding, errors)
 
     def stream(
         self, path: GuestPath, offset: int = 0, length: int | None = None, *, user: str | None = None
     ) -> AsyncGenerator[bytes, None]:
-        """Yield chunks of a file: at most ``length`` bytes from ``offset`` on.
+        """Yield at most ``length`` bytes of a file in chunks, from ``offset``.
 
         By default, yield the whole file. The guest sends only as fast as the caller reads.
         """

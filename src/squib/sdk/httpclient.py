@@ -55,7 +55,7 @@ class HTTPClient:
 
     @property
     def home(self) -> Home | None:
-        """The local engine's state directory; ``None`` for a remote engine."""
+        """The local engine's state directory, ``None`` for a remote engine."""
         return self._home
 
     @property
@@ -94,12 +94,11 @@ class HTTPClient:
     async def request(
         self, method: str, path: str, body: object | None = None, *, timeout_s: float | None = math.inf
     ) -> Any:
-        """Send ``body`` as JSON; return the parsed response.
+        """Send ``body`` as JSON and return the parsed response.
 
-        The result is ``None`` if the response is empty.
+        An empty response gives ``None``. ``timeout_s`` is as in `stream`, and at most 90 s for a GET request.
 
-        ``timeout_s`` is as in `stream`, and at most 90 s for a GET request. Raises the engine's `SquibError`,
-        `EngineUnavailable`, `EngineStartFailed`.
+        Raises the engine's `SquibError`, `EngineUnavailable`, `EngineStartFailed`.
         """
         content = None if body is None else json.dumps(body).encode()
         if method == "GET" and timeout_s is not None:
@@ -123,12 +122,12 @@ class HTTPClient:
     ) -> AsyncIterator[httpx.Response]:
         """Send a request and stream its response.
 
-        Raises the errors of `request`.
-
-        Raises `EngineUnavailable` if no data arrives for ``timeout_s`` seconds. By default it waits as long as the
-        engine responds to other requests; ``None`` waits for ever.
+        ``timeout_s`` is how many seconds to wait for data. By default it waits as long as the engine responds to other
+        requests; ``None`` waits for ever.
 
         A request is sent again if the engine cannot have processed it, or if it is a GET or a DELETE.
+
+        Raises `EngineUnavailable` if no data arrives in time, and the other errors of `request`.
         """
         headers = {"accept": accept} | ({"content-type": "application/json"} if isinstance(content, bytes) else {})
         http = self._client()
@@ -198,7 +197,7 @@ class HTTPClient:
         return True
 
     def not_responding(self, what: str) -> EngineUnavailable:
-        """Return the error for an engine that does not respond to a request."""
+        """Return the error for an engine that does not respond to ``what``."""
         if self._home is None:
             return EngineUnavailable(f"the engine {self._url} does not respond to {what}", hint=REMOTE_HINT)
         reason, hint = describe_silence(self._home)
@@ -218,7 +217,10 @@ class HTTPClient:
 
 
 class _Body:
-    """A request body in chunks, which is sent again only if unsent so far."""
+    """A request body in chunks that records whether sending has begun.
+
+    Once sending has begun, the request cannot be sent again.
+    """
 
     def __init__(self, chunks: AsyncIterable[bytes]) -> None:
         self._chunks = chunks

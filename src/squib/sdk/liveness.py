@@ -39,7 +39,7 @@ class Liveness:
         self._heard_at = asyncio.get_running_loop().time()
 
     async def responds(self) -> bool:
-        """Return whether the engine responds or has just sent something."""
+        """Return whether the engine responds, or has just sent something."""
         if asyncio.get_running_loop().time() - self._heard_at < PROBE_TIMEOUT_S:
             return True
         if self._asking is None or self._asking.done():
@@ -62,9 +62,9 @@ class Liveness:
 
 
 class Watcher:
-    """Gives up on a connection whose engine does not respond.
+    """Watches one connection, and calls ``give_up`` if the engine is lost.
 
-    Calls ``give_up`` if a read or write waits for such an engine.
+    The engine is lost if a read or write waits for it and it does not respond to probes.
     """
 
     def __init__(self, liveness: Liveness, give_up: Callable[[], Awaitable[None]]) -> None:

@@ -65,11 +65,12 @@ def find_engine(home: Home) -> EngineProcess | None:
 
 
 async def stop_engine(home: Home) -> int | None:
-    """Stop the engine and wait for its end; return its pid.
+    """Stop the engine, wait until it has ended, and return its pid.
 
-    Returns ``None`` if no engine runs. Its VMs keep running.
+    Returns ``None`` if no engine runs. VMs keep running. A process that a signal has stopped is continued, so that it
+    can end.
 
-    A stopped process is continued, so that it can end. Raises `EngineUnavailable` if it does not end within 10 s.
+    Raises `EngineUnavailable` if the process does not end within 10 s.
     """
     from squib.host import processes
 
@@ -85,7 +86,7 @@ async def stop_engine(home: Home) -> int | None:
 
 
 def describe_silence(home: Home) -> tuple[str, str]:
-    """Return why an engine does not respond, and what to type."""
+    """Return why an engine does not respond, and a hint for the user."""
     found = find_engine(home)
     if found is None:
         return "no process of it is found", f"see its log: {home.engine_log}"
@@ -179,7 +180,7 @@ def _verdict(answer: bytes) -> dict[str, Any] | None:
 
 
 async def _read_all(fd: int) -> bytes | None:
-    """Read a pipe to its end; ``None`` after `START_TIMEOUT_S` seconds."""
+    """Read a pipe to its end, or return ``None`` after `START_TIMEOUT_S`."""
     reader = asyncio.StreamReader()
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb", buffering=0)

@@ -1,4 +1,4 @@
-"""The background event loop that runs asyncio for the synchronous API."""
+"""The event loop in a thread that runs the asyncio API for blocking calls."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _END = object()
 
 
 class Portal:
-    """A background event loop, and the engine clients that `VM` objects share.
+    """An event loop in a thread, with the engine clients of all `VM` objects.
 
     `get` creates one portal per process, on first use. A forked process gets its own.
     """
@@ -64,7 +64,7 @@ class Portal:
             return cls._current
 
     def engine(self) -> EngineClient:
-        """Return the client for ``$SQUIB_URL`` or ``$SQUIB_HOME``."""
+        """Return the shared client for ``$SQUIB_URL`` or ``$SQUIB_HOME``."""
         engine = EngineClient()
         return self._engines.setdefault(engine.key, engine)
 

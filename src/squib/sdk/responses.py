@@ -38,7 +38,10 @@ def read_list(model: type[M], answer: object, name: str) -> list[M]:
 
 
 def not_understood(what: str) -> EngineUnavailable:
-    """Return the error for a response that no known engine sends."""
+    """Return the error for a response that this client cannot read.
+
+    The engine has another version, or the server is not an engine.
+    """
     return EngineUnavailable(
         f"invalid response ({what}): the engine has another version, or the server is not a squib engine",
         hint="squib version shows both versions; check SQUIB_URL",

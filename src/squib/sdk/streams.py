@@ -40,7 +40,7 @@ _TCP_KEEPALIVE = (
 
 
 class NotProcessed(httpx.ReadError):
-    """The connection ended before the engine processed the request."""
+    """The connection ended before the engine could process the request."""
 
 
 class NotResponding(httpx.ReadTimeout):
@@ -72,7 +72,7 @@ class Backend(httpcore.AsyncNetworkBackend):
 
 
 async def connect(path: Path, timeout_s: float | None = None) -> socket.socket:
-    """Connect to a Unix socket, and wait while its backlog is full.
+    """Connect to the Unix socket at ``path``; wait while its backlog is full.
 
     Raises `TimeoutError`, `OSError`.
     """
@@ -174,9 +174,8 @@ _connections: WeakSet[Connection] = WeakSet()
 def _close_in_child() -> None:
     """Close the connections that a forked process has inherited.
 
-    They would tell the engine that its parent lives.
-
-    Their descriptors stay in use, so that objects which close them close no other file.
+    While they are open, the engine takes the parent process for alive. Their descriptors stay in use, so that objects
+    which close them close no other file.
     """
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for connection in list(_connections):

@@ -72,11 +72,12 @@ class Files:
         errors: str = "strict",
         user: str | None = None,
     ) -> IO[Any]:
-        """Open a file as an `io` object; ``r``, ``rb``, ``w`` or ``wb``.
+        """Open a file as an `io` object, for reading or for writing.
 
-        ``r`` and ``w`` use text with ``encoding`` and ``errors``; ``rb`` and ``wb`` use bytes. Files opened for reading
-        are seekable; files opened for writing are not. A written file appears atomically when it is closed, with
-        missing parent directories. If the ``with`` block raises, the file is not written.
+        ``r`` and ``rb`` read, ``w`` and ``wb`` write. ``r`` and ``w`` use text with ``encoding`` and ``errors``; ``rb``
+        and ``wb`` use bytes. Files opened for reading are seekable; files opened for writing are not. A written file
+        appears atomically when it is closed, with missing parent directories. If the ``with`` block raises, the file is
+        not written.
         """
         return open_sync(self._portal, self._files._client.acting_as(user), path, mode, encoding, errors)
 

@@ -106,9 +106,9 @@ class Terminal:
     async def send(self, data: bytes) -> None:
         """Send ``data`` as terminal input.
 
-        Blocks while the terminal's buffer is full.
+        Blocks while the terminal's buffer is full. If the command has exited, do nothing.
 
-        If the command has exited, do nothing. Raises `EngineUnavailable` if the connection is lost.
+        Raises `EngineUnavailable` if the connection is lost.
         """
         for start in range(0, len(data), _PIECE_BYTES):
             await self._send(data[start : start + _PIECE_BYTES])

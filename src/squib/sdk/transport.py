@@ -1,6 +1,6 @@
 """The httpx transport to an engine.
 
-It is httpcore's connection pool with the connections of `squib.sdk.streams`.
+It uses httpcore's connection pool with the connections of `squib.sdk.streams`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MAX_IDLE = 20
 
 
 class EngineTransport(httpx.AsyncBaseTransport):
-    """A transport over a Unix socket, or over TCP without one.
+    """A transport over a Unix socket, or over TCP without ``socket_path``.
 
     Set ``tls`` for https URLs. Reads and writes with a timeout, which may be infinite, raise `NotResponding` if the
     engine does not respond.

@@ -59,7 +59,10 @@ class VM:
 
     @property
     def _vm(self) -> AsyncVM:
-        """The VM. Its first use outside a ``with`` block makes it independent."""
+        """The VM, which stops depending on this program when it is first used.
+
+        `_bound_vm` returns it without this change, for VMs that stay bound.
+        """
         if self._async_vm in self._portal.undecided:
             self._portal.run(self._async_vm._keep())
             self._portal.undecided.pop(self._async_vm, None)

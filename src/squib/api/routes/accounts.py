@@ -17,6 +17,6 @@ router = APIRouter(prefix="/vms/{ref}/account", tags=["files"])
 
 @router.get("", response_model=Account)
 async def get(engine: EngineDep, ref: Ref, user: User) -> Response:
-    """Describe a user of the guest, by default the VM's user."""
+    """Describe a guest user, by default the VM's user, with home directory."""
     account = await files.account(engine, ref, user)
     return Response(json.dumps(account.model_dump(mode="json")).encode("ascii"), media_type="application/json")

@@ -20,5 +20,8 @@ async def get_engine(engine: EngineDep) -> EngineInfo:
 
 @router.get("/doctor")
 async def get_doctor(engine: EngineDep) -> CheckList:
-    """Check the host and the state directory. Takes about a second."""
+    """Check whether the host can run VMs and the state directory is in order.
+
+    This takes about a second.
+    """
     return CheckList(checks=[*await doctor.check_host(engine.home), *doctor.check_engine(engine)])

@@ -1,4 +1,4 @@
-"""``/v1/vms/{ref}/env``: the environment of all commands in a VM."""
+"""``/v1/vms/{ref}/env``: the environment variables of all commands in a VM."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def change(engine: EngineDep, ref: Ref, body: EnvChange) -> Response:
 
 
 def _answer(env: dict[str, str]) -> Response:
-    """Encode as ASCII.
+    """Return the variables as ASCII JSON.
 
     Values may hold lone surrogates, which pydantic's JSON encoder rejects.
     """

@@ -1,6 +1,6 @@
 """``/v1/vms/{ref}/files``: read, write and copy files of a guest.
 
-Queries, bodies and responses are those of the guest agent (``protocol/agent.md``).
+Queries, bodies and responses have the guest agent's format (``protocol/agent.md``).
 """
 
 from __future__ import annotations
@@ -74,7 +74,10 @@ Parents = Annotated[bool, Query(description="create missing parent directories")
 
 
 def _info_response(info: FileInfo) -> Response:
-    """Encode as ASCII: a name may hold bytes that are not UTF-8."""
+    """Return a file description as ASCII JSON.
+
+    A file name may hold bytes that are not UTF-8.
+    """
     return Response(json.dumps(info.model_dump(mode="json")).encode("ascii"), media_type="application/json")
 
 
@@ -129,10 +132,7 @@ async def write(
 
 @router.delete("", status_code=204)
 async def remove(engine: EngineDep, ref: Ref, path: Path, as_user: AsUser, recursive: bool = False) -> None:
-    """Remove a file or an empty directory.
-
-    With ``recursive``, a directory is removed with its content.
-    """
+    """Remove a file or empty directory; with ``recursive``, any directory."""
     await files.remove(engine, ref, path, recursive=recursive, as_user=as_user)
 
 
@@ -147,7 +147,7 @@ async def stat(engine: EngineDep, ref: Ref, path: Path, as_user: AsUser, follow:
 
 @router.get("/list", response_class=Response, responses={200: {"content": {NDJSON: {}}}})
 async def list_directory(engine: EngineDep, ref: Ref, path: Path, as_user: AsUser) -> Response:
-    """List a directory, one JSON `FileInfo` per line, in no order.
+    """List a directory as JSON lines, one `FileInfo` each, in no order.
 
     The last line is ``{"end": true}``.
     """

@@ -22,9 +22,9 @@ log = logging.getLogger("squib.listeners")
 
 
 class ListenerResponse(StreamingResponse):
-    """The address of a listener, which closes when the client disconnects.
+    """A JSON line that describes a listener, which is closed on disconnect.
 
-    The response is one line.
+    The response does not end until the client disconnects.
     """
 
     def __init__(self, url: str, token: str, listener: contextlib.AsyncExitStack) -> None:

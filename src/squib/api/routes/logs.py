@@ -1,6 +1,6 @@
-"""A VM's console and the engine's log, as raw bytes.
+"""``/v1/vms/{ref}/logs`` and ``/v1/engine/logs``: logs as raw bytes.
 
-``/v1/vms/{ref}/logs`` and ``/v1/engine/logs``.
+The first is a VM's console log, the second the engine's log.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""``/v1/vms/{ref}/processes``: running and background commands."""
+"""``/v1/vms/{ref}/processes``: running and ended commands.
+
+Of the commands that have ended, only background commands are kept.
+"""
 
 from __future__ import annotations
 
@@ -47,10 +50,10 @@ async def kill(engine: EngineDep, ref: Ref, process_id: ProcessId) -> None:
 async def output(
     engine: EngineDep, ref: Ref, process_id: ProcessId, stdout: Offset = 0, stderr: Offset = 0, none: bool = False
 ) -> StreamingResponse:
-    """Stream a command's output as frames until it ends.
+    """Attach to a command and stream its output as frames until it ends.
 
-    Output starts at the offsets given, or at the oldest byte that is kept. With ``none`` only the end is reported.
-    Disconnecting does not affect the command.
+    ``protocol/agent.md`` describes the frames. Output starts at the offsets given, or at the oldest byte that is kept.
+    With ``none`` only the end is reported. Disconnecting does not affect the command.
     """
     command = await processes.attach(engine, ref, process_id, stdout=stdout, stderr=stderr, none=none)
     return CommandResponse(command)
@@ -71,7 +74,7 @@ async def stdin(
 async def signal(engine: EngineDep, ref: Ref, process_id: ProcessId, body: SignalRequest) -> None:
     """Send a signal to a command's process group.
 
-    In a terminal, it is sent to the foreground process group.
+    In a terminal, send it to the foreground process group.
     """
     await processes.send_signal(engine, ref, process_id, body.signal)
 

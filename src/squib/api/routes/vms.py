@@ -26,7 +26,7 @@ _PROGRESS = "with Accept: application/x-ndjson, a ProgressEvent a line; the last
 
 @router.get("")
 async def list_all(engine: EngineDep, project: Name | None = None) -> VMList:
-    """List all VMs or those of a project, oldest first."""
+    """List all VMs, or the VMs of one project, oldest first."""
     return VMList(vms=list_vms(engine, project=project))
 
 
@@ -106,15 +106,13 @@ async def delete(engine: EngineDep, ref: Ref) -> None:
 
 @router.post("/{ref}/hold", status_code=204)
 async def hold(engine: EngineDep, ref: Ref, request: Request, if_bound: bool = False) -> None:
-    """Bind a VM's lifetime to this request.
+    """Bind a VM to this request: it is deleted if the client disconnects.
 
-    If the client disconnects, for any reason, the VM is deleted. On the unix socket it is also deleted when the
-    client's process has ended and others still have its connection.
-
+    On the unix socket the VM is also deleted when the client's process has ended and others still have its connection.
     If several clients hold a VM, it is deleted when the last one disconnects. The response comes when the VM has been
-    deleted by other means. An engine that exits deletes nothing: the client sends this request to the next engine
-    again, which waits 10 s for it. With ``if_bound``, a VM that is not bound is left as it is, and the response comes
-    at once.
+    deleted by other means. With ``if_bound``, a VM that is not bound is left as it is, and the response comes at once.
+
+    An engine that exits deletes nothing: the client repeats the request to the next engine, which waits 10 s for it.
     """
     try:
         await while_connected(request, while_client_runs(request, hold_vm(engine, ref, if_bound=if_bound)))

@@ -1,4 +1,4 @@
-"""Convert data to chunks of bytes; run blocking I/O in threads."""
+"""Byte chunks of a caller's data, and threads for blocking reads or writes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ Data = bytes | bytearray | memoryview | str | IO[bytes] | Iterable[bytes] | Asyn
 def chunks_of(data: Data) -> AsyncGenerator[bytes, None]:
     """Yield the bytes of ``data`` in chunks.
 
-    Files and synchronous iterables are read in a thread. Raises `InvalidArgument` if ``data`` has an unsupported type.
-    If an item of a file or iterable is not bytes, the error is raised during iteration.
+    Files and synchronous iterables are read in a thread.
+
+    Raises `InvalidArgument` if ``data`` has an unsupported type. If an item of a file or iterable is not bytes, the
+    error is raised during iteration.
     """
     if isinstance(data, str):
         data = data.encode()
@@ -152,9 +154,9 @@ async def _result(future: asyncio.Future[T]) -> T:
 
 
 class _Outcome:
-    """Pass a block's result from a thread to a future of the event loop.
+    """A block in a thread whose outcome settles a future of the event loop.
 
-    The result is ``value``, or the error raised.
+    The outcome is ``value``, or the error that the block raised.
     """
 
     value: Any = None
@@ -184,13 +186,19 @@ class _Outcome:
 
 
 def _look_at(future: asyncio.Future[Any]) -> None:
-    """Mark the exception as retrieved, so that asyncio does not log it."""
+    """Mark a future's exception as retrieved.
+
+    Otherwise asyncio logs it if nothing awaits the future.
+    """
     if not future.cancelled():
         future.exception()
 
 
 class Resumable(Generic[T]):
-    """An async generator whose `next` can be cancelled without losing an item."""
+    """An async generator that loses no item if `next` is cancelled.
+
+    `next` can then be called again.
+    """
 
     def __init__(self, items: AsyncGenerator[T, None]) -> None:
         self._items = items
@@ -252,9 +260,9 @@ class ThreadReader:
         return b""
 
     def cancel(self) -> None:
-        """Make reads raise `concurrent.futures.CancelledError` from now on.
+        """Make current and later reads raise `CancelledError`.
 
-        Call it in the event loop.
+        The error is `concurrent.futures.CancelledError`. Call this method in the event loop.
         """
         self._cancelled = True
         if self._reading:

@@ -92,7 +92,7 @@ async def _download_file(
 
 
 class _NewFile:
-    """A download to a temporary file, which `finish` renames to ``place``."""
+    """A download to a temporary file beside ``place``, renamed by `finish`."""
 
     def __init__(self, place: Path, info: FileInfo) -> None:
         with local_errors(place):
@@ -143,7 +143,7 @@ def _resolve_file(place: Path) -> Path:
 async def _download_with_xattrs(
     client: FileClient, source: Named, place: Path, info: FileInfo, counter: Counter
 ) -> CopyResult:
-    """Download a file as an archive, which keeps owner and attributes."""
+    """Download a file as an archive, with owner and extended attributes."""
     counter.total = info.size
     async with aclosing(counted(client.read_tar(source.path, xattrs=True), counter.add)) as chunks:
 

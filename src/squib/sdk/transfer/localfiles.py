@@ -1,4 +1,4 @@
-"""Errors and free disk space of local files in a transfer."""
+"""Local files in a transfer: their errors, and the free disk space."""
 
 from __future__ import annotations
 
@@ -45,8 +45,9 @@ _ERRORS: dict[int, type[SquibError]] = {
 def local_errors(path: str | bytes | os.PathLike[str]) -> Iterator[None]:
     """Convert an `OSError` for ``path`` to a `SquibError`.
 
-    For example `NoSuchFile`, `PermissionDenied` or `DiskFull`; `TransferFailed` for other errors. Raises
-    `InvalidArgument` if ``path`` contains a NUL character.
+    For example to `NoSuchFile`, `PermissionDenied` or `DiskFull`; other errors become `TransferFailed`.
+
+    Raises `InvalidArgument` if ``path`` contains a NUL character.
     """
     if b"\0" in os.fsencode(path):
         raise InvalidArgument(f"invalid path {escaped(path)}: it contains a NUL character")
@@ -97,7 +98,7 @@ def _write_all(fd: int, data: bytes) -> None:
 
 
 def check_room(fd: int, size: int, what: str, place: os.PathLike[str]) -> None:
-    """Raise `DiskFull` if ``size`` more bytes leave too little space.
+    """Raise `DiskFull` if ``size`` more bytes leave too little free space.
 
     ``fd`` is an open file on the disk. ``what`` and ``place`` are for the message.
     """

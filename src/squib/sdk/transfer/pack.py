@@ -37,7 +37,9 @@ _TYPES = {
 def measure(directory: str) -> int:
     """Return how many bytes of files `Packing` would send now.
 
-    Blocks. Raises the same errors as `Packing.chunks`.
+    Blocks.
+
+    Raises the errors of `Packing.chunks`.
     """
     total = 0
     linked: set[tuple[int, int]] = set()
@@ -52,7 +54,7 @@ def measure(directory: str) -> int:
 
 
 class Packing:
-    """An archive of a directory: itself as ``./``, and its contents.
+    """An archive of a directory, as ``./``, and its contents.
 
     It keeps permission bits including set-id, symbolic and hard links, FIFOs, times in nanoseconds, numeric owners, and
     names byte for byte. ``entries`` and ``bytes`` (of file content) count what is packed so far. ``left_out`` lists
@@ -72,11 +74,10 @@ class Packing:
     def chunks(self) -> Iterator[bytes]:
         """Yield the archive in chunks of about 256 KiB.
 
-        Call it once. Blocks while reading.
+        Call it once. Blocks while reading. A file that grows during packing is truncated to its initial size.
 
-        A file that grows during packing is truncated to its initial size. Raises `TransferFailed` for a file that
-        shrinks, `InvalidArgument` for a tree of more than 100 levels, and `NoSuchFile`, `NotADirectory`,
-        `PermissionDenied` or another `FileError` for an entry that cannot be read.
+        Raises `TransferFailed` for a file that shrinks, `InvalidArgument` for a tree of more than 100 levels, and
+        `NoSuchFile`, `NotADirectory`, `PermissionDenied` or another `FileError` for an entry that cannot be read.
         """
         for found in _walk(self._directory):
             with local_errors(found.path):
@@ -221,7 +222,10 @@ def _decimal(nanoseconds: int) -> str:
 
 
 def read_xattrs(file: int | str) -> Xattrs:
-    """Return the ``user`` extended attributes of a file, up to 256 KiB."""
+    """Return the ``user`` extended attributes of a file, up to 256 KiB.
+
+    ``file`` may be a directory. Attributes beyond the limit are left out.
+    """
     found = []
     left = _MAX_XATTRS
     try:
@@ -255,9 +259,9 @@ def _open_file(found: _Found) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """An entry to pack.
+    """A directory entry to pack.
 
-    It is ``name`` in the open directory ``directory``, and ``member`` in the archive.
+    ``name`` is its name in the open directory ``directory``, ``member`` its name in the archive.
     """
 
     directory: int
@@ -298,7 +302,7 @@ def _below(fd: int, path: str, prefix: str) -> Iterator[_Found]:
 
 @contextlib.contextmanager
 def _opened(name: str, parent: int) -> Iterator[int | None]:
-    """Yield a directory's descriptor; ``None`` if it was removed or replaced."""
+    """Yield a descriptor of a directory, ``None`` if removed or replaced."""
     try:
         fd = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
     except (FileNotFoundError, NotADirectoryError):

@@ -40,8 +40,8 @@ async def relay(
 ) -> CopyResult:
     """Copy files and directories from one VM to another through this process.
 
-    The rules are those of `AsyncFiles.upload`, and what `squib.sdk.transfer.repack` says of archives: the destination
-    must not trust the source.
+    The rules are as for `AsyncFiles.upload`. Archives are rewritten (`squib.sdk.transfer.repack`), because the
+    destination must not trust the source.
     """
     check_owner(owner, keep_owner)
     named = [Named.of(check_path(path)) for path in paths]

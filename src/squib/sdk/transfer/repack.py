@@ -1,7 +1,7 @@
-"""Rewrite an untrusted archive on its way between two guests.
+"""Rewrite an untrusted archive on its way from one guest to another.
 
-The destination unpacks it as root. So nothing of the source's headers is forwarded as it is: a second reader might
-understand them in another way than the first.
+The destination unpacks the archive as root. So nothing of the source's headers is forwarded as it is: a second reader
+might understand them in another way than the first.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ async def repacked(archive: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes
 
 
 def repack(archive: Readable) -> Iterator[bytes]:
-    """Yield an untrusted archive anew, in pieces of about 256 KiB.
+    """Yield a rewritten copy of an untrusted archive, in 256 KiB pieces.
 
-    Permission bits, owners, times and extended attributes of the ``user`` namespace are kept; set-id bits, the sticky
-    bit and other attributes are not. Blocks.
+    Files, directories and links are kept, with permission bits, owners, times and extended attributes of the ``user``
+    namespace; set-id bits, the sticky bit and other attributes are not. Blocks.
+
     Raises `ArchiveRefused` for devices and FIFOs, as a download does, and `TransferFailed` if the guest reports an
     error.
     """

@@ -120,7 +120,7 @@ class TarReader:
             self._input.exactly(-member.size % BLOCK)
 
     def content(self) -> Iterator[bytes]:
-        """Yield the current member's content, at most `CHUNK` bytes at once."""
+        """Yield the current member's content in pieces of up to 256 KiB."""
         while self._left:
             piece = self._input.some(min(self._left, CHUNK))
             self._left -= len(piece)
@@ -288,7 +288,10 @@ def _text(field: bytes) -> bytes:
 
 
 def _number(field: bytes) -> int:
-    """Parse a number of a header: octal, or GNU's binary format."""
+    """Parse a header number: octal digits, or GNU's binary format.
+
+    Raises `ArchiveRefused` if it is neither.
+    """
     if field[0] in (_POSITIVE, _NEGATIVE):
         return int.from_bytes(field[1:], "big") - (256 ** (len(field) - 1) if field[0] == _NEGATIVE else 0)
     digits = _OCTAL.fullmatch(field)

@@ -80,7 +80,7 @@ def targets(sources: Sequence[Named], target: str, is_directory: bool) -> Iterat
 
 
 def refuse_slash(source: Named, target: str, place: str) -> None:
-    """Raise `NotADirectory` if a file is copied to a missing ``directory/``."""
+    """Raise `NotADirectory` for a file copied to a missing ``directory/``."""
     if place == target and target.endswith("/"):
         raise NotADirectory(
             f"cannot copy the file {escaped(source.path)} to {escaped(target)}: the directory does not exist",

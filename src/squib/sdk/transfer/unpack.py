@@ -1,4 +1,4 @@
-"""Unpack an untrusted archive without writing outside the target.
+"""Unpack an untrusted archive, and write only inside the target directory.
 
 No full path of the archive is passed to the kernel. Each component is opened or created relative to its parent
 directory, and symbolic links are never followed. A forbidden entry raises an error that names it; entries unpacked
@@ -39,7 +39,10 @@ Names = tuple[bytes, ...]
 
 @dataclass(frozen=True)
 class Limits:
-    """The most entries and file bytes; ``None``: as many as the disk holds."""
+    """The maximum number of entries and of file bytes in an archive.
+
+    If ``max_bytes`` is ``None``, only the free disk space limits the bytes.
+    """
 
     max_entries: int = 500_000
     max_bytes: int | None = None
@@ -204,9 +207,9 @@ class _Unpacking:
             os.link(last, name, src_dir_fd=directory, dst_dir_fd=parent, follow_symlinks=False)
 
     def _finish_directories(self) -> None:
-        """Set the modes and times of directories, children first.
+        """Set the attributes of directories, children before parents.
 
-        A parent's mode may deny access to them.
+        A parent's mode may deny access to its children.
         """
         for path in sorted(self._directories, reverse=True):
             with local_errors(path or b"."):
@@ -271,7 +274,7 @@ class _Tree:
 
     @contextlib.contextmanager
     def existing(self, names: Sequence[bytes]) -> Iterator[int | None]:
-        """Yield a descriptor of the directory ``names``; ``None`` if missing."""
+        """Yield a descriptor of a directory, ``None`` if it does not exist."""
         with contextlib.ExitStack() as stack:
             fd: int | None = self._fds[0]
             for name in names:
@@ -284,7 +287,10 @@ class _Tree:
             yield fd
 
     def check_room(self, member: Member, size: int) -> None:
-        """Raise `DiskFull` if ``size`` more bytes leave too little space."""
+        """Raise `DiskFull` if ``size`` more bytes leave too little free space.
+
+        ``member`` is for the message.
+        """
         what = f"'{escaped(member.path)}' in the archive ({member.size} bytes)"
         check_room(self._fds[0], size, what, self._target)
 
@@ -308,7 +314,12 @@ class _Tree:
 
 
 def _split(member: Member) -> Names:
-    """Return the components of a valid member name, none for the target."""
+    """Validate a member's name and return its components.
+
+    The target itself has none.
+
+    Raises `ArchiveRefused` if the name is not valid.
+    """
     path = member.path
     if not path or b"\0" in path:
         raise refused(path, "invalid name")

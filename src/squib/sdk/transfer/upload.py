@@ -108,7 +108,7 @@ def _has_xattrs(path: str) -> bool:
 async def _upload_with_xattrs(
     client: FileClient, source: Named, place: str, mode: int | None, parents: bool, counter: Counter
 ) -> CopyResult:
-    """Upload a file as an archive, which keeps owner and attributes."""
+    """Upload a file as an archive, with owner and extended attributes."""
     there = await stat_or_none(client, place)
     if there is not None and there.type is not FileType.FILE:
         raise NotAFile(f"{escaped(place)} is a {there.type}, not a regular file")
