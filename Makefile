@@ -52,7 +52,7 @@ vm-test: setup  ## Tests on real VMs
 	$(BIN)/python -m squib doctor --fix
 	$(BIN)/pytest tests/unit -m slow -n 3 --dist worksteal
 	$(BIN)/pytest tests/contract -m vm
-	$(BIN)/pytest tests/vm -m "not alone" -n 2 --dist loadfile
+	$(BIN)/pytest tests/vm -m "not alone" -n 2 --dist loadfile --no-loadscope-reorder
 	$(BIN)/pytest tests/vm -m alone
 
 test-suites: setup  ## Two public suites for sandboxes, on real VMs (optional)
