@@ -88,7 +88,9 @@ func sweep(dir int, names map[string]bool, shown string, depth int) error {
 			return nil // not a directory
 		}
 		defer syscall.Close(fd)
-		problems = append(problems, sweep(fd, names, join(shown, name), depth-1))
+		if err := sweep(fd, names, join(shown, name), depth-1); err != nil {
+			problems = append(problems, err)
+		}
 		return nil
 	})
 	for _, name := range found {

@@ -26,8 +26,8 @@ type CommandLimits struct {
 	Processes int64 // of one command
 }
 
-// LimitsFor returns the limits in a guest with total bytes of memory, of which available bytes are
-// free when no command runs.
+// LimitsFor returns the limits for a guest. total is its memory in bytes. available is the part that
+// is free when no command runs.
 func LimitsFor(total, available int64) CommandLimits {
 	reserve := min(max(total/reserveShare, reserveLeast), reserveMost)
 	together := max(available-reserve, total/2)

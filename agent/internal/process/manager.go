@@ -82,7 +82,7 @@ func (m *Manager) List() []*Process {
 	return slices.SortedFunc(maps.Values(m.sessions), func(a, b *Process) int { return a.Started.Compare(b.Started) })
 }
 
-// Forget removes a session. Readers of its output continue.
+// Forget removes a session whose command has ended. Readers of its output continue.
 func (m *Manager) Forget(p *Process) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -96,26 +96,7 @@ func (m *Manager) forget(p *Process) {
 	delete(m.sessions, p.ID)
 	m.kept = slices.DeleteFunc(m.kept, func(other *Process) bool { return other == p })
 	p.Log.forget()
-	if isClosed(p.done) {
-		p.release()
-	}
-}
-
-// settle releases the cgroup of an ended command, unless the session is known and has processes.
-func (m *Manager) settle(p *Process) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.sessions[p.ID] != p || !p.Lives() {
-		p.release()
-	}
-	m.prepare()
-}
-
-// prepare creates the cgroup of the next command, which then starts sooner.
-func (m *Manager) prepare() {
-	if m.cgroups != nil {
-		m.cgroups.Prepare(sessionID(m.last + 1))
-	}
+	p.release()
 }
 
 // Finish notes that the request of a foreground command has ended. The session is forgotten when
@@ -128,12 +109,15 @@ func (m *Manager) Finish(p *Process) {
 	time.AfterFunc(tidyDelay, m.tidy)
 }
 
-// tidy removes what is left of finished sessions, and prepares for the next command.
+// tidy releases what ended sessions no longer need, and creates the cgroup of the next command, which
+// then starts sooner.
 func (m *Manager) tidy() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.sweep()
-	m.prepare()
+	if m.cgroups != nil {
+		m.cgroups.Prepare(sessionID(m.last + 1))
+	}
 }
 
 // sweep releases the cgroups of sessions without processes, and forgets the finished ones. It is
@@ -178,11 +162,10 @@ func (m *Manager) keepEnded(p *Process) {
 func sessionID(number int) string { return "p" + strconv.Itoa(number) }
 
 // Start runs a command, and returns its session and a reader of all its output. When a foreground
-// session is no longer needed, the caller calls Kill and Forget. If the command cannot be started,
+// request has ended, the caller calls Finish, or Kill and Forget. If the command cannot be started,
 // the error is an *Error.
 func (m *Manager) Start(spec Spec) (*Process, *Reader, error) {
 	m.mu.Lock()
-	m.sweep()
 	m.last++
 	id, guest, stopped := sessionID(m.last), m.env, m.stopped
 	m.mu.Unlock()
@@ -219,7 +202,7 @@ func (m *Manager) Start(spec Spec) (*Process, *Reader, error) {
 		}
 		m.keepEnded(p)
 		if p.Background {
-			m.settle(p)
+			m.tidy()
 		}
 	}()
 	return p, reader, nil

@@ -121,7 +121,7 @@ def find_damage(folder: Path, file: StoredFile) -> str | None:
 def visible_damage(folder: Path, file: StoredFile) -> str:
     """Describe the damage to a file that shows without reading it.
 
-    Empty if there is none.
+    The result is empty if the file shows no damage.
     """
     path = folder / file.path
     stamp = stamp_of(path)

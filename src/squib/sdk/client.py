@@ -172,7 +172,7 @@ class EngineClient(HTTPClient):
 
         This client does not start it.
 
-        Raises `EngineUnavailable` if there is none.
+        Raises `EngineUnavailable` if no engine listens by then.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(_REPLACEMENT_S):

@@ -60,7 +60,7 @@ def read_event(line: str) -> dict[str, Any]:
 
 
 def error_of(status: int, body: bytes, headers: Mapping[str, str]) -> SquibError:
-    """Parse the error in a response; `EngineUnavailable` if there is none."""
+    """Return the error of a response, `EngineUnavailable` if it names none."""
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError):
