@@ -3,6 +3,7 @@
 package porttest
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -71,6 +72,10 @@ func (p *Port) Read(b []byte) (int, error) {
 		return 0, io.EOF
 	}
 	n, err := conn.Read(b)
+	if errors.Is(err, syscall.ECONNRESET) {
+		// The host has closed its end before it read everything. A device has no such error.
+		err = io.EOF
+	}
 	if err == io.EOF {
 		p.mu.Lock()
 		p.guest = nil
