@@ -81,6 +81,29 @@ class VMPaths:
 
 
 @dataclass(frozen=True)
+class FirecrackerRelease:
+    """The directory of an installed Firecracker.
+
+    Its two programs are of one release, and never change.
+    """
+
+    root: Path
+
+    @property
+    def vmm(self) -> Path:
+        return self.root / "firecracker"
+
+    @property
+    def jailer(self) -> Path:
+        return self.root / "jailer"
+
+    @property
+    def record(self) -> Path:
+        """Return the file that says what was installed."""
+        return self.root / "release.json"
+
+
+@dataclass(frozen=True)
 class Home:
     """The state directory."""
 
@@ -148,6 +171,19 @@ class Home:
         Examples are ``vms/vm-7k2m`` and ``templates/…``.
         """
         return self.root / f"{kind}s" / owner_id
+
+    @property
+    def bin(self) -> Path:
+        """Return the directory of programs that ``squib install`` installed."""
+        return self.root / "bin"
+
+    @property
+    def firecracker(self) -> Path:
+        """Return the link to the directory of the installed Firecracker.
+
+        It is replaced by one rename (`squib.drivers.firecracker.installed`).
+        """
+        return self.bin / "firecracker"
 
     @property
     def cache(self) -> Path:

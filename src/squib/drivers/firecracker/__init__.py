@@ -1,0 +1,1 @@
+"""Firecracker: its versions, and how it gets onto this host."""

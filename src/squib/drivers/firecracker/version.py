@@ -1,0 +1,44 @@
+"""Versions of Firecracker: how they are written, and which are supported."""
+
+from __future__ import annotations
+
+import re
+
+from squib.errors import InvalidArgument, Unsupported
+
+Version = tuple[int, int, int]
+
+MINIMUM_VERSION = (1, 10)
+"""The oldest supported version. Compare it with a `Version` as it is."""
+
+_VERSION = re.compile(r"(?<![\w.])v?(\d{1,6})\.(\d{1,6})\.(\d{1,6})(?![\w.])")
+
+
+def parse_version(text: str) -> Version:
+    """Return the first version in ``text``.
+
+    ``text`` is a version, such as ``1.16.1`` or ``v1.16.1``, or what ``firecracker --version`` or ``jailer --version``
+    prints. A suffix such as ``-dev`` is ignored.
+
+    Raises `InvalidArgument` if there is none.
+    """
+    found = _VERSION.search(text)
+    if found is None:
+        raise InvalidArgument(f"no version in {text[:100]!r}: one such as 1.16.1 was expected")
+    major, minor, patch = map(int, found.groups())
+    return major, minor, patch
+
+
+def show_version(version: Version) -> str:
+    """Return a version as users write it, without the ``v``."""
+    return ".".join(map(str, version))
+
+
+def check_supported(version: Version) -> None:
+    """Check that squib works with a version. Raises `Unsupported`."""
+    if version < MINIMUM_VERSION:
+        minimum = ".".join(map(str, MINIMUM_VERSION))
+        raise Unsupported(
+            f"Firecracker {show_version(version)} is too old: squib needs {minimum} or later",
+            hint="squib install firecracker",
+        )
