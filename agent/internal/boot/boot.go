@@ -20,6 +20,8 @@ type Guest struct {
 	// Records are the records of temporary files, on the disk.
 	Records *files.Records
 
+	parameters map[string]string
+
 	// overlay is the root directory of the writable filesystem below the overlayfs. No path leads
 	// to it after the switch of the root, but PowerOff must leave it clean.
 	overlay *os.File
@@ -44,6 +46,7 @@ func Run() (*Guest, error) {
 		do   func() error
 	}{
 		{"mount /proc, /sys, /dev", mountKernel},
+		{"read the kernel's command line", func() (err error) { guest.parameters, err = readParameters("/proc/cmdline"); return err }},
 		{"open /dev/console", func() (err error) { guest.Console, err = OpenConsole(); return err }},
 		{"load modules", func() error { return loadModules(modulesDir, modulesList) }},
 		{"assemble the root", guest.assembleRoot},
@@ -64,18 +67,18 @@ func Run() (*Guest, error) {
 
 // assembleRoot mounts the base and the overlay, and joins them at newRoot.
 func (g *Guest) assembleRoot() error {
-	disks, err := findDisks("/sys/block", deviceTimeout, baseSerial, overlaySerial)
+	disks, err := findDisks("/sys/block", deviceTimeout, g.parameters, baseDisk, overlayDisk)
 	if err != nil {
 		return err
 	}
-	base, err := filesystemOf(disks[baseSerial])
+	base, err := filesystemOf(disks[baseDisk])
 	if err != nil {
 		return err
 	}
-	if err := mountBase(disks[baseSerial], base); err != nil {
+	if err := mountBase(disks[baseDisk], base); err != nil {
 		return err
 	}
-	if err := mount(disks[overlaySerial], overlayDir, "ext4", syscall.MS_NOATIME, ""); err != nil {
+	if err := mount(disks[overlayDisk], overlayDir, "ext4", syscall.MS_NOATIME, ""); err != nil {
 		return err
 	}
 	if g.overlay, err = os.Open(overlayDir); err != nil {

@@ -24,20 +24,40 @@ func TestDisksAreFoundBySerial(t *testing.T) {
 	write(t, sys+"/vda/serial", []byte("squib-overlay\n"))
 	write(t, sys+"/vdb/serial", []byte("other"))
 	write(t, sys+"/loop0/size", []byte("0"))
-	if _, err := findDisks(sys, 0, baseSerial, overlaySerial); err == nil || !strings.Contains(err.Error(), "squib-base") || !strings.Contains(err.Error(), "/dev/vdb") {
+	if _, err := findDisks(sys, 0, nil, baseDisk, overlayDisk); err == nil || !strings.Contains(err.Error(), "base") || !strings.Contains(err.Error(), "/vdb") {
 		t.Errorf("a missing disk: %v", err)
 	}
 	found := make(chan map[string]string)
 	go func() {
-		disks, err := findDisks(sys, 10*time.Second, baseSerial, overlaySerial)
+		disks, err := findDisks(sys, 10*time.Second, nil, baseDisk, overlayDisk)
 		if err != nil {
 			t.Error(err)
 		}
 		found <- disks
 	}()
 	write(t, sys+"/vdc/serial", []byte("squib-base"))
-	if disks := <-found; disks[baseSerial] != "/dev/vdc" || disks[overlaySerial] != "/dev/vda" {
+	if disks := <-found; disks[baseDisk] != "/dev/vdc" || disks[overlayDisk] != "/dev/vda" {
 		t.Errorf("got %v", disks)
+	}
+}
+
+// A VMM that cannot give disks a serial number names their devices on the kernel's command line.
+func TestDisksAreFoundByTheKernelsCommandLine(t *testing.T) {
+	dir := t.TempDir()
+	cmdline := write(t, dir+"/cmdline", []byte("quiet squib.disk.base=vdx squib.disk.overlay=vdb root=/dev/vda squib.disk.base=vda\n"))
+	parameters, err := readParameters(cmdline)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sys := dir + "/block"
+	write(t, sys+"/vda/size", []byte("0"))
+	if _, err := findDisks(sys, 0, parameters, baseDisk, overlayDisk); err == nil || !strings.Contains(err.Error(), "overlay") {
+		t.Errorf("a missing disk: %v", err)
+	}
+	write(t, sys+"/vdb/size", []byte("0"))
+	disks, err := findDisks(sys, 0, parameters, baseDisk, overlayDisk)
+	if err != nil || disks[baseDisk] != "/dev/vda" || disks[overlayDisk] != "/dev/vdb" {
+		t.Errorf("got %v, %v", disks, err)
 	}
 }
 

@@ -11,37 +11,58 @@ import (
 	"time"
 )
 
-// Serial numbers of the disks that form the root.
+// The disks that form the root.
 const (
-	baseSerial    = "squib-base"
-	overlaySerial = "squib-overlay"
+	baseDisk    = "base"
+	overlayDisk = "overlay"
 )
 
-// findDisks returns the device for each serial number. A disk may appear some time after its driver
-// was loaded.
-func findDisks(sysBlock string, timeout time.Duration, serials ...string) (map[string]string, error) {
+// serialPrefix and a disk's name are its serial number.
+const serialPrefix = "squib-"
+
+// findDisks returns the device of each disk by its name. The parameter squib.disk.NAME names the
+// device; without it the disk is found by its serial number. A disk may appear some time after its
+// driver was loaded.
+func findDisks(sysBlock string, timeout time.Duration, parameters map[string]string, names ...string) (map[string]string, error) {
 	for wait, waited := time.Millisecond, time.Duration(0); ; wait = min(2*wait, 50*time.Millisecond) {
-		found := map[string]string{}
-		files, _ := filepath.Glob(sysBlock + "/*/serial")
-		for _, file := range files {
-			serial, _ := os.ReadFile(file)
-			found[strings.TrimSpace(string(serial))] = "/dev/" + filepath.Base(filepath.Dir(file))
-		}
+		present := disksByName(sysBlock, parameters)
 		var missing []string
-		for _, serial := range serials {
-			if found[serial] == "" {
-				missing = append(missing, serial)
+		for _, name := range names {
+			if present[name] == "" {
+				missing = append(missing, name)
 			}
 		}
 		if len(missing) == 0 {
-			return found, nil
+			return present, nil
 		}
 		if waited >= timeout {
-			return nil, fmt.Errorf("no disk has the serial number %s; disks by serial number: %v", strings.Join(missing, ", "), found)
+			devices, _ := filepath.Glob(sysBlock + "/*")
+			return nil, fmt.Errorf("disks without a device: %s; found %v among %v", strings.Join(missing, ", "), present, devices)
 		}
 		time.Sleep(wait)
 		waited += wait
 	}
+}
+
+func disksByName(sysBlock string, parameters map[string]string) map[string]string {
+	found := map[string]string{}
+	files, _ := filepath.Glob(sysBlock + "/*/serial")
+	for _, file := range files {
+		serial, _ := os.ReadFile(file)
+		if name, ok := strings.CutPrefix(strings.TrimSpace(string(serial)), serialPrefix); ok {
+			found[name] = "/dev/" + filepath.Base(filepath.Dir(file))
+		}
+	}
+	for parameter, device := range parameters {
+		name, ok := strings.CutPrefix(parameter, diskParameter)
+		if !ok {
+			continue
+		}
+		if _, err := os.Stat(filepath.Join(sysBlock, device)); err == nil {
+			found[name] = "/dev/" + device
+		}
+	}
+	return found
 }
 
 // filesystemOf returns the type of a filesystem, from its superblock.

@@ -19,13 +19,13 @@ const (
 func (g *Guest) Fatal(err error) {
 	g.Console.Print("fatal: " + err.Error())
 	g.Console.drain()
-	powerOff()
+	g.powerOff()
 }
 
 // PowerOff terminates all processes, leaves the disk clean, and powers off. childless returns the
 // reaper's channel.
 func (g *Guest) PowerOff(grace time.Duration, childless func() <-chan struct{}) {
-	time.AfterFunc(grace+killTimeout+syncTimeout, powerOff)
+	time.AfterFunc(grace+killTimeout+syncTimeout, g.powerOff)
 	syscall.Sync()
 	syscall.Kill(-1, syscall.SIGTERM)
 	syscall.Kill(-1, syscall.SIGCONT)
@@ -35,7 +35,7 @@ func (g *Guest) PowerOff(grace time.Duration, childless func() <-chan struct{}) 
 	}
 	syscall.Sync()
 	g.detach()
-	powerOff()
+	g.powerOff()
 }
 
 // detach makes the overlay's filesystem read-only and thereby clean. If something in the guest
@@ -54,11 +54,19 @@ func (g *Guest) detach() {
 	}
 }
 
-func powerOff() {
+// powerOff ends the VM. If that needs a restart, a line on the console tells the host that the
+// guest was meant to power off.
+func (g *Guest) powerOff() {
 	if os.Getpid() != 1 {
 		os.Exit(1) // this is a host, which reboot(2) would power off
 	}
-	syscall.Reboot(syscall.LINUX_REBOOT_CMD_POWER_OFF)
+	command := syscall.LINUX_REBOOT_CMD_POWER_OFF
+	if g.parameters[powerOffParameter] == "restart" {
+		command = syscall.LINUX_REBOOT_CMD_RESTART
+		g.Console.Print("power off")
+		g.Console.drain()
+	}
+	syscall.Reboot(command)
 	select {} // PID 1 must not return
 }
 
