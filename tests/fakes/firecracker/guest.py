@@ -1,0 +1,158 @@
+"""The guest of a stub VMM: a fake agent behind vsock, in a thread of its own.
+
+A guest that is paused answers nothing: its thread waits. Before the agent listens, connections wait too, as they do
+until a real guest's kernel has its vsock driver.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from tests.fakes.firecracker.process import Context, write_all
+from tests.fakes.firecracker.settings import die
+
+if TYPE_CHECKING:
+    import asyncio
+
+AGENT_PORT = 1024
+_FIRST_PORT = 1 << 30
+"""The first port of the host's end, as in Firecracker's muxer."""
+BEHAVIOURS = ("ok", "hang", "no-agent", "panic", "panic-when-set-up", "deaf", "crash")
+"""How guests behave.
+
+``hang`` accepts connections and says nothing; ``no-agent`` has nothing listening; ``panic`` and ``panic-when-set-up``
+panic and reboot, which ends a VMM with status 0; ``deaf`` does not power off; ``crash`` makes the VMM end with 148.
+"""
+
+
+class Guest:
+    """A guest with this vsock listener and console; ``on_exit`` is called with the VMM's exit status."""
+
+    def __init__(
+        self, context: Context, listener: socket.socket | None, console: int | None, on_exit: Callable[[int], None]
+    ) -> None:
+        self._context, self._listener, self._console, self._on_exit = context, listener, console, on_exit
+        self._behaviour = context.settings.values["guest"]
+        self._port = _FIRST_PORT - 1
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ended: asyncio.Event | None = None
+        self._running, self._frozen = threading.Event(), threading.Event()
+        self._running.set()
+
+    def start(self) -> None:
+        """Boot."""
+        threading.Thread(target=self._run, daemon=True, name="fc_vcpu 0").start()
+
+    def pause(self) -> None:
+        """Stop the guest; return when it does nothing any more."""
+        if not self._running.is_set():
+            return
+        self._running.clear()
+        self._frozen.clear()
+        if self._loop:
+            self._loop.call_soon_threadsafe(self._freeze)
+            self._frozen.wait()
+
+    def resume(self) -> None:
+        """Let the guest go on."""
+        self._running.set()
+
+    def ctrl_alt_del(self) -> None:
+        """Press the keys that reboot a guest, which ends its VMM."""
+        if self._loop and self._ended and self._behaviour != "deaf":
+            self._loop.call_soon_threadsafe(self._ended.set)
+
+    def _freeze(self) -> None:
+        self._frozen.set()
+        self._running.wait()
+
+    def _print(self, text: str) -> None:
+        if self._console is not None:
+            write_all(self._console, text.encode() + b"\r\n")
+
+    def _run(self) -> None:
+        self._print("[    0.000000] Linux version 6.0-fake")
+        if self._behaviour == "crash":
+            self._on_exit(148)
+            return
+        if self._behaviour == "panic":
+            self._panic()
+            return
+        sys.path.extend(self._context.settings.values["python_path"])
+        import asyncio
+
+        asyncio.run(self._serve())
+
+    def _panic(self) -> None:
+        self._print("[    0.500000] Kernel panic - not syncing: fake")
+        self._on_exit(0)
+
+    async def _serve(self) -> None:
+        import asyncio
+
+        from tests.fakes.agent import FakeAgent
+
+        guest = self
+
+        class PanicsWhenSetUp(FakeAgent):
+            async def answer(self, stream: Any, session: Any, stream_id: int) -> None:
+                if stream.method == "POST":
+                    guest._panic()
+                    await asyncio.Event().wait()
+                await super().answer(stream, session, stream_id)
+
+        kind = PanicsWhenSetUp if self._behaviour == "panic-when-set-up" else FakeAgent
+        agent = kind(ignore_poweroff=self._behaviour == "deaf")
+        self._ended = agent.poweroff
+        self._loop = asyncio.get_running_loop()
+        self._running.wait()
+
+        async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            if await self._connect(reader, writer):
+                await agent.serve(reader, writer)
+            writer.close()
+
+        server = await asyncio.start_unix_server(connected, sock=self._listener) if self._listener else None
+        self._print("[    0.700000] fake agent")
+        await agent.poweroff.wait()
+        if server:
+            server.close()
+        self._print("[    1.000000] reboot: Restarting system")
+        self._on_exit(0)
+        await asyncio.Event().wait()  # the connections last as long as the VMM
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Read ``CONNECT PORT`` and answer it; return whether the agent is connected now."""
+        import asyncio
+
+        words = (await reader.readline()).split()
+        if len(words) != 2 or words[0].lower() != b"connect" or not words[1].isdigit():
+            return False
+        self._port += 1
+        if int(words[1]) != AGENT_PORT or self._behaviour == "no-agent" or not await self._obey("before", writer):
+            return False
+        writer.write(b"OK %d\n" % self._port)
+        await writer.drain()
+        if self._behaviour == "hang":
+            await asyncio.Event().wait()
+        return await self._obey("after", writer)
+
+    async def _obey(self, when: str, writer: asyncio.StreamWriter) -> bool:
+        """Misbehave at a connection, if the settings say so; return whether it is to be served."""
+        import asyncio
+
+        fault = self._context.settings.fault(when, "vsock")
+        if fault is None:
+            return True
+        if fault.do == "die":
+            die(fault)
+        if fault.do == "hang":
+            await asyncio.Event().wait()
+        if fault.do == "answer":
+            writer.write(fault.message.encode() + b"\n")
+            await writer.drain()
+        return False

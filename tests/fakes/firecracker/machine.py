@@ -1,0 +1,271 @@
+"""The microVM: what has been configured, its state, and what each operation does to them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from tests.fakes.firecracker.guest import Guest
+from tests.fakes.firecracker.process import Context, host_path, open_nonblocking, reason, write_all
+from tests.fakes.firecracker.schema import INVALID_VCPU_COUNT, Operation
+
+AFTER_BOOT = "The requested operation is not supported after starting the microVM."
+BEFORE_BOOT = "The requested operation is not supported before starting the microVM."
+_TOO_SMALL = "The memory size (MiB) is smaller than the previously set balloon device target size."
+_BAD_SIZE = "The memory size (MiB) is either 0, or not a multiple of the configured page size."
+_BAD_METRICS = "Metrics error: Cannot initialize the metrics system due to bad user input:"
+_NO_BALLOON = "No balloon device found."
+
+
+class Refused(Exception):
+    """A request that cannot be served in this state; the text is Firecracker's ``fault_message``."""
+
+
+class Machine:
+    """One microVM; ``on_exit`` is called by the guest's thread when the guest has ended."""
+
+    def __init__(self, context: Context, on_exit: Callable[[int], None]) -> None:
+        self._context, self._on_exit = context, on_exit
+        self.state = "Not started"
+        self._boot: dict[str, Any] = {}
+        self._config: dict[str, Any] = {
+            "vcpu_count": 1, "mem_size_mib": 128, "smt": False, "track_dirty_pages": False, "huge_pages": "None",
+        }  # fmt: skip
+        self._drives: list[dict[str, Any]] = []
+        self._vsock: dict[str, Any] | None = None
+        self._entropy: dict[str, Any] | None = None
+        self._balloon: dict[str, Any] | None = None
+        self._serial: str | None = None
+        self._listener: socket.socket | None = None
+        self._metrics: int | None = None
+        self._guest: Guest | None = None
+
+    def perform(self, operation: Operation, body: dict[str, Any]) -> Any:
+        """Perform an operation, and return the body of its answer or ``None``; raise `Refused`."""
+        started = self.state != "Not started"
+        if operation.phase == "after" and not started:
+            raise Refused(BEFORE_BOOT)
+        if operation.phase == "before" and started:
+            if operation.path.startswith("/drives") and self._context.release >= (1, 16):
+                raise Refused("PCI is not enabled" if not self._context.options.pci else "Device ID in use")
+            raise Refused(AFTER_BOOT)
+        action = getattr(self, "_" + operation.method.lower() + _NAMES[operation.path])
+        return action(body)
+
+    def _get_instance(self, _: dict[str, Any]) -> Any:
+        return {
+            "id": self._context.options.instance_id, "state": self.state, "vmm_version": self._context.version,
+            "app_name": "Firecracker",
+        }  # fmt: skip
+
+    def _get_version(self, _: dict[str, Any]) -> Any:
+        return {"firecracker_version": self._context.version}
+
+    def _get_config(self, _: dict[str, Any]) -> Any:
+        boot = {"kernel_image_path": "", "initrd_path": None, "boot_args": None} | self._boot
+        return {
+            "balloon": self._balloon, "drives": self._drives, "boot-source": boot, "cpu-config": None, "logger": None,
+            "machine-config": self._config, "metrics": None, "mmds-config": None, "network-interfaces": [],
+            "vsock": self._vsock, "entropy": self._entropy,
+        } | ({"pmem": [], "memory-hotplug": None} if self._context.release >= (1, 14) else {})  # fmt: skip
+
+    def _put_boot(self, body: dict[str, Any]) -> None:
+        _open(body["kernel_image_path"], os.O_RDONLY, "Boot source error: The kernel file cannot be opened:")
+        if body.get("initrd_path") is not None:
+            text = "Boot source error: The initrd file cannot be opened due to invalid path or invalid permissions."
+            _open(body["initrd_path"], os.O_RDONLY, text)
+        self._boot = body
+
+    def _put_drive(self, body: dict[str, Any]) -> None:
+        others = [drive for drive in self._drives if drive["drive_id"] != body["drive_id"]]
+        if body["is_root_device"] and any(drive["is_root_device"] for drive in others):
+            raise Refused("Drive config error: A root block device already exists!")
+        failed = "Drive config error: Unable to create the virtio block device:"
+        if body.get("path_on_host") is None or body.get("socket") is not None:
+            raise Refused(f"{failed} Invalid block config.")
+        access = os.O_RDONLY if body.get("is_read_only") else os.O_RDWR
+        text = f"{failed} Virtio backend error: Error manipulating the backing file:"
+        _open(body["path_on_host"], access, text, name_after=True)
+        defaults = {
+            "partuuid": None, "cache_type": "Unsafe", "is_read_only": False, "rate_limiter": None,
+            "io_engine": "Sync", "socket": None,
+        }  # fmt: skip
+        same = [drive["drive_id"] == body["drive_id"] for drive in self._drives]
+        position = same.index(True) if True in same else len(same)
+        self._drives[position : position + 1] = [defaults | body]
+        self._drives.sort(key=lambda drive: not drive["is_root_device"])
+
+    def _patch_drive(self, body: dict[str, Any]) -> None:
+        failed = "Drive config error: Unable to patch the block device:"
+        drive = next((drive for drive in self._drives if drive["drive_id"] == body["drive_id"]), None)
+        if drive is None:
+            raise Refused(f"{failed} Device not found. Please verify the request arguments.")
+        if body.get("path_on_host") is not None:
+            access = os.O_RDONLY if drive["is_read_only"] else os.O_RDWR
+            _open(body["path_on_host"], access, f"{failed} Error manipulating the backing file:", name_after=True)
+        drive |= body
+
+    def _get_machine(self, _: dict[str, Any]) -> Any:
+        return self._config
+
+    def _put_machine(self, body: dict[str, Any]) -> None:
+        defaults = {"smt": False, "track_dirty_pages": False, "huge_pages": "None"}
+        self._patch_machine(defaults | body)
+
+    def _patch_machine(self, body: dict[str, Any]) -> None:
+        config = self._config | body
+        if config["smt"] and config["vcpu_count"] > 1 and config["vcpu_count"] % 2:
+            raise Refused(INVALID_VCPU_COUNT)
+        if config["mem_size_mib"] == 0 or (config["huge_pages"] == "2M" and config["mem_size_mib"] % 2):
+            raise Refused(f"Machine config error: {_BAD_SIZE}")
+        if self._balloon and config["mem_size_mib"] < self._balloon["amount_mib"]:
+            raise Refused(f"Machine config error: {_TOO_SMALL}")
+        if config.get("cpu_template") == "None":
+            del config["cpu_template"]
+        self._config = config
+
+    def _put_vsock(self, body: dict[str, Any]) -> None:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            listener.bind(host_path(body["uds_path"]))
+            listener.listen(128)
+        except OSError as error:
+            listener.close()
+            failed = "Vsock config error: Cannot create backend for vsock device:"
+            raise Refused(f"{failed} Error binding to the host-side Unix socket: {reason(error)}") from None
+        if self._listener:
+            self._listener.close()
+        self._listener = listener
+        self._vsock = {name: body[name] for name in ("guest_cid", "uds_path")}
+
+    def _put_entropy(self, body: dict[str, Any]) -> None:
+        self._entropy = {"rate_limiter": None} | body
+
+    def _get_balloon(self, _: dict[str, Any]) -> Any:
+        if self._balloon is None:
+            kind = "Balloon config error" if self.state == "Not started" else "Internal VMM error"
+            raise Refused(f"{kind}: {_NO_BALLOON}")
+        return self._balloon
+
+    def _put_balloon(self, body: dict[str, Any]) -> None:
+        if body["amount_mib"] > self._config["mem_size_mib"]:
+            raise Refused("Balloon config error: Amount of pages requested is too large.")
+        defaults: dict[str, Any] = {"stats_polling_interval_s": 0}
+        if self._context.release >= (1, 14):
+            defaults |= {"free_page_hinting": False, "free_page_reporting": False}
+        self._balloon = defaults | body
+
+    def _patch_balloon(self, body: dict[str, Any]) -> None:
+        balloon = self._active_balloon()
+        if body["amount_mib"] > self._config["mem_size_mib"]:
+            raise Refused(f"{self._balloon_error()}: Amount of pages requested is too large.")
+        balloon["amount_mib"] = body["amount_mib"]
+
+    def _get_statistics(self, _: dict[str, Any]) -> Any:
+        balloon = self._active_balloon("Internal VMM error")
+        if not balloon["stats_polling_interval_s"]:
+            raise Refused("Internal VMM error: Statistics for the balloon device are not enabled")
+        mib = balloon["amount_mib"]
+        return {"target_pages": mib * 256, "actual_pages": mib * 256, "target_mib": mib, "actual_mib": mib}
+
+    def _patch_statistics(self, body: dict[str, Any]) -> None:
+        balloon = self._active_balloon()
+        if bool(balloon["stats_polling_interval_s"]) != bool(body["stats_polling_interval_s"]):
+            raise Refused(f"{self._balloon_error()}: Cannot enable/disable the statistics after boot.")
+        balloon |= body
+
+    def _active_balloon(self, kind: str = "") -> dict[str, Any]:
+        if self._balloon is None:
+            raise Refused(f"{kind or self._balloon_error()}: {_NO_BALLOON}")
+        return self._balloon
+
+    def _balloon_error(self) -> str:
+        return "Balloon update error" if self._context.release >= (1, 14) else "Balloon config error"
+
+    def _put_logger(self, body: dict[str, Any]) -> None:
+        log = self._context.log
+        try:
+            if "log_path" in body:
+                log.open(body["log_path"])
+        except OSError as error:
+            raise Refused(f"Logger error: Failed to open target file: {reason(error)}") from None
+        log.level = body.get("level", "Info").lower().replace("warning", "warn")
+        log.show_level = body.get("show_level", log.show_level)
+        log.show_origin = body.get("show_log_origin", log.show_origin)
+
+    def _put_metrics(self, body: dict[str, Any]) -> None:
+        self.open_metrics(body["metrics_path"])
+
+    def open_metrics(self, path: str) -> None:
+        """Open the file of the metrics; raise `Refused`."""
+        if self._metrics is not None:
+            raise Refused(f"{_BAD_METRICS} Reinitialization of metrics not allowed.")
+        try:
+            self._metrics = open_nonblocking(path)
+        except OSError as error:
+            raise Refused(f"{_BAD_METRICS} {reason(error)}") from None
+
+    def _put_serial(self, body: dict[str, Any]) -> None:
+        self._serial = body.get("serial_out_path")
+
+    def _put_action(self, body: dict[str, Any]) -> None:
+        action, started = body["action_type"], self.state != "Not started"
+        if action == "InstanceStart":
+            if started:
+                raise Refused(AFTER_BOOT)
+            self._start()
+            return
+        if not started:
+            raise Refused(BEFORE_BOOT)
+        assert self._guest
+        if action == "SendCtrlAltDel":
+            self._guest.ctrl_alt_del()
+        elif self._metrics is None:
+            raise Refused("Internal VMM error: Metrics error: Logger was not initialized.")
+        else:
+            write_all(self._metrics, b'{"utc_timestamp_ms":0,"vmm":{"panic_count":0}}\n')
+
+    def _start(self) -> None:
+        if not self._boot:
+            raise Refused("Start microvm error: Cannot start microvm without kernel configuration.")
+        console: int | None = 1
+        if self._serial is not None:
+            try:
+                console = open_nonblocking(self._serial)
+            except OSError as error:
+                raise Refused(f"Start microvm error: Could not attach device: {reason(error)}") from None
+        if "console=ttyS0" not in (self._boot.get("boot_args") or ""):
+            console = None
+        self._guest = Guest(self._context, self._listener, console, self._on_exit)
+        self._guest.start()
+        self.state = "Running"
+
+    def _patch_vm(self, body: dict[str, Any]) -> None:
+        assert self._guest
+        if body["state"] == "Paused":
+            self._guest.pause()
+            self.state = "Paused"
+        else:
+            self._guest.resume()
+            self.state = "Running"
+
+
+_NAMES = {
+    "/": "_instance", "/version": "_version", "/vm/config": "_config", "/machine-config": "_machine",
+    "/boot-source": "_boot", "/drives/{drive_id}": "_drive", "/vsock": "_vsock", "/entropy": "_entropy",
+    "/balloon": "_balloon", "/balloon/statistics": "_statistics", "/logger": "_logger", "/metrics": "_metrics",
+    "/serial": "_serial", "/actions": "_action", "/vm": "_vm",
+}  # fmt: skip
+
+
+def _open(path: str, access: int, failed: str, *, name_after: bool = False) -> None:
+    """Check that a file can be opened like this."""
+    try:
+        fd = os.open(host_path(path), access | os.O_CLOEXEC)
+        if access == os.O_RDONLY and not name_after:
+            os.read(fd, 1)
+        os.close(fd)
+    except OSError as error:
+        raise Refused(f"{failed} {reason(error)}{f' {path}' if name_after else ''}") from None

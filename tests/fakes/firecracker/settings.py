@@ -1,0 +1,69 @@
+"""How the stub behaves: a small JSON file beside the programs, read again at each call."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, NamedTuple
+
+DEFAULTS: dict[str, Any] = {
+    "version": "1.16.1",
+    "guest": "ok",
+    "faults": [],
+    "record": False,
+    "lifetime_s": 600,
+    "python_path": [],
+}
+
+
+class Fault(NamedTuple):
+    """Misbehaviour at one call.
+
+    ``call`` is ``PUT /drives/overlay``, ``PUT /actions InstanceStart``, ``PATCH /vm Paused``, ``vsock``, ``launch`` or,
+    of the jailer, ``jailer STEP``.
+    ``do`` is ``refuse`` (close the connection), ``answer`` (with ``status`` and ``message``), ``hang`` or ``die`` (with
+    ``status``, or by ``signal``).
+    ``when`` is ``before`` the call takes effect or ``after`` it. The first ``skip`` calls are served as usual, and
+    so are all others after ``times`` faults, unless that is 0.
+    """
+
+    call: str
+    do: str
+    when: str = "before"
+    status: int = 0
+    message: str = ""
+    signal: int = 0
+    skip: int = 0
+    times: int = 0
+
+
+class Settings:
+    """The settings of a running stub. Faults may change while it runs; everything else is read once."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._calls: dict[tuple[str, str], int] = {}
+        self.values = self._read()
+
+    def _read(self) -> dict[str, Any]:
+        with open(self._path, encoding="utf-8") as file:  # noqa: PTH123 (pathlib takes 10 ms to import)
+            return DEFAULTS | json.load(file)
+
+    def fault(self, when: str, *names: str) -> Fault | None:
+        """Return what is to go wrong ``when`` the call with any of these names is served."""
+        for values in self._read()["faults"]:
+            fault = Fault(**values)
+            if fault.when != when or fault.call not in names:
+                continue
+            count = self._calls.get((fault.call, when), 0)
+            self._calls[fault.call, when] = count + 1
+            if count >= fault.skip and not (fault.times and count >= fault.skip + fault.times):
+                return fault
+        return None
+
+
+def die(fault: Fault) -> None:
+    """End this process as the fault says."""
+    if fault.signal:
+        os.kill(os.getpid(), fault.signal)
+    os._exit(fault.status)
