@@ -39,6 +39,11 @@ def snapshot(root: Path, *, without: Path | None = None, times: bool = True) -> 
     return found
 
 
+def names_in(folder: Path) -> list[str]:
+    """The names in a directory, sorted."""
+    return sorted(path.name for path in folder.iterdir())
+
+
 def header(name: str, type_: bytes = tarfile.REGTYPE, *, size: int = 0, link: str = "", mode: int = 0o644) -> bytes:
     """One block: the ustar header of a member."""
     info = tarfile.TarInfo(name)

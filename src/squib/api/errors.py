@@ -45,6 +45,7 @@ HTTP_STATUS = {
     "tool_failed": 500,
     "image_corrupt": 500,
     "record_corrupt": 500,
+    "download_failed": 502,
     "boot_failed": 502,
     "agent_unreachable": 502,
     "agent_lost": 502,

@@ -20,6 +20,7 @@ from squib.core.lifecycle.delete import remove
 from squib.core.lifecycle.release import RUN, release, release_owner
 from squib.core.lifecycle.start import watch
 from squib.drivers.base import Machine
+from squib.drivers.firecracker import installed as firecracker
 from squib.errors import DiskFull, SquibError
 from squib.guest.agent import AgentClient
 from squib.host import cgroup, processes
@@ -55,6 +56,7 @@ async def reconcile(engine: Engine) -> None:
         if vm.bound:
             expect_client(engine, vm.vm_id)
     await building.sweep(engine.home)
+    firecracker.sweep(engine.home)
     references.prune(engine)
 
 

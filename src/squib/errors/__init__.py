@@ -25,6 +25,7 @@ and ``except FileNotFoundError`` work. So catch `SquibError` first where both ca
     ├── HostError
     │   ├── DependencyMissing       dependency_missing
     │   ├── ToolFailed              tool_failed
+    │   ├── DownloadFailed          download_failed
     │   └── DiskFull                disk_full
     ├── Unsupported                 unsupported
     ├── ImageCorrupt                image_corrupt
@@ -82,6 +83,7 @@ from squib.errors.base import (
     DatabaseFailed,
     DependencyMissing,
     DiskFull,
+    DownloadFailed,
     EngineError,
     EngineStartFailed,
     EngineUnavailable,
@@ -152,6 +154,7 @@ __all__ = [
     "DependencyMissing",
     "DirectoryNotEmpty",
     "DiskFull",
+    "DownloadFailed",
     "EngineError",
     "EngineStartFailed",
     "EngineUnavailable",

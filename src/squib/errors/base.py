@@ -149,6 +149,12 @@ class ToolFailed(HostError):
     code = "tool_failed"
 
 
+class DownloadFailed(HostError):
+    """A file could not be downloaded, or is not the one that was expected."""
+
+    code = "download_failed"
+
+
 class DiskFull(HostError, OSError):
     """The disk of the state directory or of a copy's destination is full."""
 

@@ -15,6 +15,7 @@ from squib.core.lifecycle.pause import resume_vm
 from squib.core.lifecycle.start import start_vm
 from squib.core.lifecycle.stop import stop_vm
 from squib.core.lifecycle.transitions import TRANSITIONS, UP, sources
+from squib.drivers.firecracker.installed import make_unfinished
 from squib.errors import EngineStartFailed
 from squib.models import ExecRequest, VMState
 from squib.protocol.frames import FrameDecoder, FrameKind
@@ -110,6 +111,14 @@ async def test_a_lease_without_a_vm_is_released(rig: Rig) -> None:
     async with rig.engine() as engine:
         assert engine.store.leases() == []
         assert not (rig.home.vms / "vm-gone").exists()
+
+
+@pytest.mark.anyio
+async def test_what_a_killed_install_left_is_removed(rig: Rig) -> None:
+    rig.home.root.mkdir()
+    unfinished = make_unfinished(rig.home)
+    async with rig.engine():
+        assert not unfinished.root.exists()
 
 
 @pytest.mark.anyio
