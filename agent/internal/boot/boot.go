@@ -48,7 +48,7 @@ func Run() (*Guest, error) {
 		{"mount /proc, /sys, /dev", mountKernel},
 		{"read the kernel's command line", func() (err error) { guest.parameters, err = readParameters("/proc/cmdline"); return err }},
 		{"open /dev/console", func() (err error) { guest.Console, err = OpenConsole(); return err }},
-		{"load modules", func() error { return loadModules(modulesDir, modulesList) }},
+		{"load modules", func() error { return loadModules(modulesDir, modulesList, loadModule) }},
 		{"assemble the root", guest.assembleRoot},
 		{"enter the root", enterRoot},
 		{"mount in the root", mountInRoot},

@@ -1,9 +1,11 @@
 package boot
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -86,12 +88,31 @@ func TestFilesystemsAreToldByTheirSuperblock(t *testing.T) {
 
 func TestNoModulesListMeansNoModules(t *testing.T) {
 	dir := t.TempDir()
-	if err := loadModules(dir, dir+"/modules.list"); err != nil {
+	if err := loadModules(dir, dir+"/modules.list", loadModule); err != nil {
 		t.Error(err)
 	}
 	write(t, dir+"/modules.list", []byte("absent.ko\n"))
-	if err := loadModules(dir, dir+"/modules.list"); err == nil || !strings.Contains(err.Error(), "absent.ko") {
+	if err := loadModules(dir, dir+"/modules.list", loadModule); err == nil || !strings.Contains(err.Error(), "absent.ko") {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestModulesForMissingHardwareAreSkipped(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir+"/modules.list", []byte("kvm.ko\nkvm_amd.ko\nkvm_intel.ko\ntun.ko\nbad.ko\nlast.ko\n"))
+	results := map[string]error{
+		"kvm.ko": syscall.EEXIST, "kvm_amd.ko": syscall.ENODEV, "kvm_intel.ko": syscall.EOPNOTSUPP, "bad.ko": syscall.ENOEXEC,
+	}
+	var tried []string
+	err := loadModules(dir, dir+"/modules.list", func(path string) error {
+		tried = append(tried, filepath.Base(path))
+		return results[filepath.Base(path)]
+	})
+	if !errors.Is(err, syscall.ENOEXEC) || !strings.Contains(err.Error(), "bad.ko") {
+		t.Error(err)
+	}
+	if got := strings.Join(tried, " "); got != "kvm.ko kvm_amd.ko kvm_intel.ko tun.ko bad.ko" {
+		t.Error(got)
 	}
 }
 

@@ -81,6 +81,10 @@ func mountInRoot() error {
 	for name, target := range map[string]string{"fd": "", "stdin": "/0", "stdout": "/1", "stderr": "/2"} {
 		os.Symlink("/proc/self/fd"+target, "/dev/"+name)
 	}
+	// Devices for guests that run VMs, with the modes that udev gives them. Other guests lack them.
+	for _, device := range []string{"/dev/kvm", "/dev/net/tun", "/dev/vhost-vsock"} {
+		os.Chmod(device, 0o666)
+	}
 	// Without cgroup v2 in the kernel, commands run without cgroups.
 	mount("cgroup2", CgroupDir, "cgroup2", noExec, "nsdelegate")
 	return err
