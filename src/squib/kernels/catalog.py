@@ -37,8 +37,9 @@ class Kernel:
     ``digest`` covers squib's own kernel with all its files, but only the one file of a user's kernel. ``path`` is the
     file that boots fastest: for squib's own the plain ELF kernel, which QEMU enters through PVH. The guest then need
     not decompress it, which saves 0.5 s under TCG. ``bzimage`` is the same kernel for a VMM that needs that format.
-    ``modules`` names the modules to load. ``modules_dir`` is the ``/lib/modules/<version>`` with these and their
-    dependencies; if it is ``None``, everything is assumed to be built in.
+    ``modules`` names the modules to load, and ``nested_modules`` those that a guest with nested virtualization loads
+    after them. ``modules_dir`` is the ``/lib/modules/<version>`` with these and their dependencies; if it is ``None``,
+    everything is assumed to be built in.
     """
 
     version: str
@@ -50,6 +51,7 @@ class Kernel:
     size_bytes: int
     built_at: datetime
     config: Path | None = None
+    nested_modules: tuple[str, ...] = ()
 
 
 class KernelStore:
@@ -133,11 +135,12 @@ def _kernel(artifact: Artifact) -> Kernel:
         size_bytes=artifact.size_bytes,
         built_at=artifact.built_at,
         config=folder / _CONFIG,
+        nested_modules=tuple(artifact.info.get("nested_modules", "").split()),
     )
 
 
 def _recipe_key() -> str:
-    recipe = [_RECIPE_VERSION, SUITE, _PACKAGE, modules.GUEST_MODULES]
+    recipe = [_RECIPE_VERSION, SUITE, _PACKAGE, modules.GUEST_MODULES, modules.NESTED_MODULES]
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
 
 
@@ -166,12 +169,14 @@ def _extract_files(package: Path, unpacked: Path, target: Path) -> dict[str, str
     (target / _CONFIG).write_text(config)
     (target / _MODULES).mkdir()
     shutil.copyfile(tree / "modules.builtin", target / _MODULES / "modules.builtin")
-    loaded = modules.load_order(tree, modules.GUEST_MODULES)
+    loaded = modules.load_order(tree, (*modules.GUEST_MODULES, *modules.NESTED_MODULES))
     if "CONFIG_MODULE_SIG_FORCE=y" not in config.splitlines():
         loaded = tuple(map(modules.without_signature, loaded))
     for module in loaded:
         (target / _MODULES / module.file_name).write_bytes(module.data)
-    return {"version": version, "modules": " ".join(module.name for module in loaded)}
+    names = [module.name for module in loaded]
+    count = len(modules.load_order(tree, modules.GUEST_MODULES))  # they come first
+    return {"version": version, "modules": " ".join(names[:count]), "nested_modules": " ".join(names[count:])}
 
 
 def _unpack(package: Path, folder: Path) -> None:

@@ -24,21 +24,27 @@ from squib.paths import Home
 _FORMAT_VERSION = 1
 _KEY_DIGITS = 16
 _SUFFIX = ".cpio"
+_NESTED = ".nested"
 
 
 class InitramfsStore:
     """The cache's initramfs archives, one per kernel, agent and modules.
 
     Archives are not compressed: a guest needs as long to decompress one as to read the plain one. An archive's name is
-    ``<kernel>-<agent>-v<format>.<modules>.cpio``, with three truncated digests.
+    ``<kernel>-<agent>-v<format>.<modules>.cpio``, with three truncated digests. Guests with nested virtualization have
+    an archive of their own, ``….nested.cpio``, so that other guests neither unpack nor load its modules.
     """
 
     def __init__(self, home: Home) -> None:
         self._home = home
         self._agents: dict[tuple[Path, Stamp], str] = {}
 
-    async def ensure(self, kernel: Kernel, agent: Path, on_progress: OnProgress = no_progress) -> Path:
+    async def ensure(
+        self, kernel: Kernel, agent: Path, on_progress: OnProgress = no_progress, *, nested: bool = False
+    ) -> Path:
         """Return the archive for a kernel and an agent; build it if absent.
+
+        With ``nested``, the guest also loads the modules for VMs of its own.
 
         Takes milliseconds. Step: ``initramfs``, if the archive is built.
 
@@ -48,12 +54,13 @@ class InitramfsStore:
         if kernel.path.is_relative_to(self._home.kernels):
             content_key = kernel.digest.removeprefix("sha256:")[:_KEY_DIGITS]  # it covers the modules
         else:
-            content_key = _modules_key(await asyncio.to_thread(_load_modules, kernel))
-        name = f"{_kernel_key(kernel.path)}-{agent_key}-v{_FORMAT_VERSION}.{content_key}{_SUFFIX}"
+            content_key = _modules_key(await asyncio.to_thread(_load_modules, kernel, nested))
+        suffix = f"{_NESTED}{_SUFFIX}" if nested else _SUFFIX
+        name = f"{_kernel_key(kernel.path)}-{agent_key}-v{_FORMAT_VERSION}.{content_key}{suffix}"
 
         async def make(build: Build, path: Path) -> None:
             build.report(Progress(step="initramfs"))
-            await asyncio.to_thread(_write, path, kernel, agent)
+            await asyncio.to_thread(_write, path, kernel, agent, nested)
 
         return await build_file(self._home, "initramfs", self._home.initramfs / name, make, on_progress)
 
@@ -86,8 +93,9 @@ class InitramfsStore:
         return self._agents[known_as]
 
 
-def _load_modules(kernel: Kernel) -> tuple[Module, ...]:
-    return modules.load_order(kernel.modules_dir, kernel.modules) if kernel.modules_dir else ()
+def _load_modules(kernel: Kernel, nested: bool) -> tuple[Module, ...]:
+    names = (*kernel.modules, *kernel.nested_modules) if nested else kernel.modules
+    return modules.load_order(kernel.modules_dir, names) if kernel.modules_dir else ()
 
 
 def _read_agent(agent: Path) -> bytes:
@@ -101,9 +109,9 @@ def _unreadable(agent: Path, error: OSError) -> InvalidArgument:
     return InvalidArgument(f"the guest agent {agent} cannot be read: {error.strerror}")
 
 
-def _write(path: Path, kernel: Kernel, agent: Path) -> None:
+def _write(path: Path, kernel: Kernel, agent: Path, nested: bool) -> None:
     with path.open("xb") as file:
-        file.writelines(cpio.archive(entries(_read_agent(agent), _load_modules(kernel))))
+        file.writelines(cpio.archive(entries(_read_agent(agent), _load_modules(kernel, nested))))
 
 
 def entries(init: bytes, loaded: Sequence[Module]) -> Iterator[cpio.Entry]:

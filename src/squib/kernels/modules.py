@@ -27,6 +27,9 @@ GUEST_MODULES = (
 )
 """The modules that the agent needs to boot, unless they are built in. Each loads after its dependencies."""
 
+NESTED_MODULES = ("kvm_amd", "kvm_intel", "tun", "vhost_vsock")
+"""The modules of a guest that runs VMs itself. The agent skips the KVM module of the other CPU vendor."""
+
 _SIGNATURE_MARK = b"~Module signature appended~\n"
 _SIGNATURE_INFO = struct.Struct(">8xI")  # struct module_signature: the last field is the length of the signature
 _SUFFIXES = (".ko", ".ko.xz", ".ko.gz", ".ko.zst")

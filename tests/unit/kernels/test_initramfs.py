@@ -33,8 +33,9 @@ def kernel(tmp_path: Path) -> Kernel:
     tree.mkdir()
     (tree / "virtio_blk.ko").write_bytes(module("virtio_blk", "ring"))
     (tree / "ring.ko").write_bytes(module("ring"))
-    now = datetime.now(UTC)
-    return Kernel(VERSION, "sha256:0", tmp_path / "vmlinux", None, tree, ("ring", "virtio_blk"), 1, now)
+    (tree / "kvm.ko").write_bytes(module("kvm", "ring"))
+    names, now = ("ring", "virtio_blk"), datetime.now(UTC)
+    return Kernel(VERSION, "sha256:0", tmp_path / "vmlinux", None, tree, names, 1, now, nested_modules=("kvm",))
 
 
 @pytest.mark.anyio
@@ -49,6 +50,23 @@ async def test_it_holds_the_files_of_the_contract(home: Home, kernel: Kernel, ag
     assert found["dev/console"].device == (5, 1)
     parents = [str(Path(name).parent) for name in found]
     assert all(parent == "." or list(found).index(parent) < index for index, parent in enumerate(parents))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("cached", [False, True])
+async def test_a_nested_guest_has_an_archive_with_more_modules(
+    home: Home, kernel: Kernel, agent: Path, cached: bool
+) -> None:
+    if cached:
+        kernel = replace(kernel, path=home.kernels / "sha256-0" / "vmlinux", digest=f"sha256:{'5c' * 32}")
+    store = InitramfsStore(home)
+    plain, nested = await store.ensure(kernel, agent), await store.ensure(kernel, agent, nested=True)
+    assert read_archive(nested.read_bytes())["squib/modules.list"].data == b"ring.ko\nvirtio_blk.ko\nkvm.ko\n"
+    assert "squib/modules/kvm.ko" not in read_archive(plain.read_bytes())
+    store.prune(kernels=[kernel.path], agent=agent)
+    assert plain.exists() and nested.exists()
+    store.prune(kernels=[], agent=agent)
+    assert list(home.initramfs.iterdir()) == []
 
 
 @pytest.mark.anyio

@@ -31,12 +31,14 @@ def test_its_modules_are_found_beside_it(tmp_path: Path, tree: str) -> None:
     folder = tmp_path / tree / VERSION
     folder.mkdir(parents=True)
     (folder / "overlay.ko").write_bytes(module("overlay"))
+    (folder / "tun.ko").write_bytes(module("tun"))
     path = tmp_path / "boot" / "vmlinuz"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(bzimage())
     kernel = user.inspect(path)
     assert kernel.modules_dir is not None and kernel.modules_dir.resolve() == folder
     assert [found.name for found in modules.load_order(kernel.modules_dir, kernel.modules)] == ["overlay"]
+    assert [found.name for found in modules.load_order(kernel.modules_dir, kernel.nested_modules)] == ["tun"]
 
 
 def test_modules_of_another_version_are_ignored(tmp_path: Path) -> None:
