@@ -92,10 +92,11 @@ class FakeDriver:
     name: str = "fake"
     accelerator: str = "none"
     groups: tuple[int, ...] = ()
+    nested: bool = False
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(pause=True)
+        return Capabilities(pause=True, nested=self.nested, no_nested="it is a fake", nested_hint="modprobe fake")
 
     def console_log(self, folder: Path) -> Path:
         return folder / "console.log"

@@ -63,7 +63,8 @@ class MachineSpec:
 
     Only the engine opens the paths; the VMM inherits open files.
 
-    ``boot_args`` is appended to the driver's kernel command line.
+    ``boot_args`` is appended to the driver's kernel command line. ``nested``: the guest's CPU has the extensions for
+    running VMs.
     """
 
     vm_id: str
@@ -74,15 +75,22 @@ class MachineSpec:
     disks: tuple[Disk, ...]
     nics: tuple[Nic, ...] = ()
     boot_args: str = ""
+    nested: bool = False
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a driver supports in addition to running a guest with disks."""
+    """What a driver supports in addition to running a guest with disks.
+
+    If ``nested`` is false, ``no_nested`` may say why, and ``nested_hint`` the command that enables it.
+    """
 
     pause: bool = False
     mapped_memory: bool = False
     nics: bool = False
+    nested: bool = False
+    no_nested: str = ""
+    nested_hint: str = ""
 
 
 def check_supported(driver: str, capabilities: Capabilities, spec: MachineSpec) -> None:
@@ -95,6 +103,16 @@ def check_supported(driver: str, capabilities: Capabilities, spec: MachineSpec) 
     for feature, is_wanted in wanted.items():
         if is_wanted and not supported[feature]:
             raise Unsupported(f"the driver {driver} does not support {feature}")
+    if spec.nested:
+        check_nested(driver, capabilities)
+
+
+def check_nested(driver: str, capabilities: Capabilities) -> None:
+    """Check that the driver supports nested virtualization. Raises `Unsupported` with the reason."""
+    if not capabilities.nested:
+        reason = f": {capabilities.no_nested}" if capabilities.no_nested else ""
+        message = f"the driver {driver} does not support nested virtualization{reason}"
+        raise Unsupported(message, hint=capabilities.nested_hint)
 
 
 class ExitKind(StrEnum):

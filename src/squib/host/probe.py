@@ -17,6 +17,7 @@ from squib.errors import ToolFailed
 from squib.host import kvmguest, proc
 
 _DEVICE = Path("/dev/kvm")
+_MODULES = Path("/sys/module")
 _ATTEMPTS = 3
 _START_TIMEOUT_S = 10.0  # for starting an interpreter on a very busy host; kvmguest.LIMIT_S limits the guest itself
 # The whole loop takes at least 0.4 s if it is interpreted, and 0.1 ms on a CPU. On an emulated host with nested
@@ -46,6 +47,32 @@ class Verdict:
     usable: bool
     reason: str
     certain: bool = True
+
+
+@dataclass(frozen=True)
+class NestingProbe:
+    """Whether the host's KVM lets guests run VMs.
+
+    If not, ``reason`` says why, and ``command`` enables it, if a command can.
+    """
+
+    usable: bool
+    reason: str = ""
+    command: str = ""
+
+
+def probe_nesting(sys_module: Path = _MODULES) -> NestingProbe:
+    """Read the parameter ``nested`` of the host's KVM module."""
+    for module in ("kvm_amd", "kvm_intel"):
+        try:
+            value = (sys_module / module / "parameters" / "nested").read_text().strip()
+        except OSError:
+            continue
+        if value in ("1", "Y"):
+            return NestingProbe(True)
+        enable = f"modprobe -r {module} && modprobe {module} nested=1   (as root, while no VM runs)"
+        return NestingProbe(False, f"the host's module {module} has nested={value}", enable)
+    return NestingProbe(False, f"neither kvm_amd nor kvm_intel shows a parameter nested in {sys_module}")
 
 
 async def probe_kvm(device: Path = _DEVICE) -> KVMProbe:

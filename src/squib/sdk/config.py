@@ -26,6 +26,7 @@ class VMOptions(TypedDict, total=False):
     kernel_path: str | os.PathLike[str] | None
     rootfs_path: str | os.PathLike[str] | None
     boot_args: str
+    nested: bool
     env_vars: dict[str, str]
     cwd: str | None
     user: str | None

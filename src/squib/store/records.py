@@ -30,6 +30,7 @@ class VMSpec(StoredModel):
     kernel: AssetRef
     rootfs: AssetRef
     boot_args: str = ""
+    nested: bool = False
     env_vars: Env = Field(default_factory=dict, repr=False)
     cwd: str | None = None
     user: str | None = None

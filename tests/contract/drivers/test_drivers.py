@@ -180,6 +180,8 @@ async def test_a_driver_refuses_what_it_cannot_do(machine: Subject, tmp_path: Pa
         refused.append(replace(machine.spec, memory=MappedMemory(128, tmp_path / "memory")))
     if not able.nics:
         refused.append(replace(machine.spec, nics=(Nic("tap0", "02:00:00:00:00:01"),)))
+    if not able.nested:
+        refused.append(replace(machine.spec, nested=True))
     for spec in refused:
         with pytest.raises(Unsupported, match=machine.driver.name):
             await machine.launch(spec)

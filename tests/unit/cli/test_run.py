@@ -130,11 +130,12 @@ def test_json_is_silent_but_for_the_result(squib: Squib) -> None:
 
 CREATE = (
     "create --name new --project ci --cpus 2 --memory 1g --disk 20gb --runtime python3.13 --boot-args quiet "
-    "-e A=1 --boot-timeout 2m"
+    "--nested -e A=1 --boot-timeout 2m"
 )
 
 
 def test_create_passes_its_flags_on_and_prints_the_id(squib: Squib, engine: Served, requests: Recorder) -> None:
+    engine.rig.driver.nested = True
     ended = squib(*CREATE.split())
     assert (ended.status, ended.text) == (0, engine.rig.driver.launched[-1].vm_id + "\n")
     assert requests.body("POST /vms") == {
@@ -148,6 +149,7 @@ def test_create_passes_its_flags_on_and_prints_the_id(squib: Squib, engine: Serv
             "kernel_path": None,
             "rootfs_path": None,
             "boot_args": "quiet",
+            "nested": True,
             "env_vars": {"A": "1"},
         },
         "start": True,

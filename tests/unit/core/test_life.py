@@ -34,6 +34,7 @@ from squib.errors import (
     RecordCorrupt,
     Superseded,
     ToolFailed,
+    Unsupported,
     WrongState,
 )
 from squib.guest.agent import AgentClient
@@ -62,6 +63,30 @@ def nothing_left(engine: Engine, rig: Rig) -> None:
     assert list(rig.home.vms.iterdir()) == []
     assert rig.vmms() == []
     assert engine.running == {}
+
+
+@pytest.mark.anyio
+async def test_a_nested_vm_is_nested_at_every_start_and_refused_where_that_cannot_work(rig: Rig) -> None:
+    async with rig.running() as engine:
+        with pytest.raises(Unsupported, match="nested virtualization: it is a fake") as refused:
+            await make(engine, rig.config, nested=True)
+        assert refused.value.hint == "modprobe fake"
+        nothing_left(engine, rig)
+        rig.driver.nested = True
+        vm = await make(engine, rig.config, start=True, nested=True)
+        await stop_vm(engine, vm.vm_id, timeout_s=5)
+        await start_vm(engine, vm.vm_id)
+        plain = await make(engine, rig.config, start=True)
+        nested, again, other = rig.driver.launched
+        assert (nested.nested, again.nested, other.nested) == (True, True, False)
+        assert nested.initramfs == again.initramfs != other.initramfs
+        await stop_vm(engine, vm.vm_id, timeout_s=5)
+        rig.driver.nested = False
+        with pytest.raises(Unsupported):
+            await start_vm(engine, vm.vm_id)
+        assert get_vm(engine, vm.vm_id).state is VMState.ERROR
+        await delete_vm(engine, vm.vm_id)
+        await delete_vm(engine, plain.vm_id)
 
 
 @pytest.mark.anyio

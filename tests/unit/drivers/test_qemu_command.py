@@ -1,6 +1,7 @@
 """QEMU's command line: what a machine has, and what it has not."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ FDS = Descriptors(kernel=3, initramfs=4, disks=(5, 6), memory=7, qmp=8, agent=9,
 TCG, KVM = Acceleration(kvm=False), Acceleration(kvm=True)
 
 
-def line(accel: Acceleration = TCG) -> list[str]:
-    return command_line(SPEC, FDS, accel, program="qemu-system-x86_64")
+def line(accel: Acceleration = TCG, spec: MachineSpec = SPEC) -> list[str]:
+    return command_line(spec, FDS, accel, program="qemu-system-x86_64")
 
 
 def values(option: str, argv: list[str]) -> list[str]:
@@ -81,9 +82,15 @@ def test_memory_is_shared_with_its_file_so_that_it_can_become_a_template() -> No
 
 def test_the_accelerator_decides_the_processor() -> None:
     assert values("-accel", line(KVM)) == ["kvm"]
-    assert values("-cpu", line(KVM)) == ["host"]
+    assert values("-cpu", line(KVM)) == ["host,-svm,-vmx"]
     assert values("-accel", line(TCG)) == ["tcg,thread=multi,tb-size=256"]
-    assert values("-cpu", line(TCG)) == ["max,-erms,-la57"]
+    assert values("-cpu", line(TCG)) == ["max,-erms,-la57,-svm"]
+
+
+def test_only_a_nested_guest_gets_the_extensions_for_running_vms() -> None:
+    nested = replace(SPEC, nested=True)
+    assert values("-cpu", line(KVM, nested)) == ["host"]
+    assert values("-cpu", line(TCG, nested)) == ["max,-erms,-la57,+svm"]
 
 
 def test_the_users_boot_arguments_come_last() -> None:

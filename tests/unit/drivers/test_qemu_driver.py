@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from squib.drivers.base import Driver, ExitKind, Machine, MachineSpec
+from squib.drivers.base import Driver, ExitKind, Machine, MachineSpec, check_nested
 from squib.drivers.qemu import driver as qemu_driver
 from squib.drivers.qemu.driver import QemuDriver, parse_version
 from squib.drivers.qemu.machine import QemuMachine
-from squib.errors import BootFailed, DependencyMissing, HostError, WrongState
+from squib.errors import BootFailed, DependencyMissing, HostError, Unsupported, WrongState
 from squib.host import logs, processes
 from squib.host.jail import Jail, JailMode
-from squib.host.probe import KVMProbe
+from squib.host.probe import KVMProbe, NestingProbe
 from squib.host.processes import ProcessIdentity
 from squib.models import CheckStatus
 from squib.paths import VMPaths, process_lock
@@ -98,6 +98,21 @@ def test_it_is_a_driver() -> None:
     assert driver.name == "qemu"
     assert driver.accelerator == "tcg"
     assert driver.groups == ()
+
+
+def test_it_runs_nested_guests_under_emulation_and_where_the_hosts_kvm_allows_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(qemu_driver, "_vms_may_open", lambda device: True)
+    refusal = NestingProbe(False, "the host's module kvm_amd has nested=0", "modprobe kvm_amd nested=1")
+    monkeypatch.setattr(qemu_driver, "probe_nesting", lambda: refusal)
+    assert QemuDriver(NO_KVM, NO_JAIL).capabilities.nested
+    kvm = QemuDriver(KVMProbe(usable=True, reason="", present=True), NO_JAIL)
+    with pytest.raises(Unsupported, match=f"qemu .*nested virtualization: {refusal.reason}") as refused:
+        check_nested(kvm.name, kvm.capabilities)
+    assert refused.value.hint == refusal.command
+    monkeypatch.setattr(qemu_driver, "probe_nesting", lambda: NestingProbe(True))
+    check_nested(kvm.name, kvm.capabilities)
 
 
 @pytest.mark.anyio

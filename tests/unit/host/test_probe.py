@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from squib.host import kvmguest
-from squib.host.probe import KVMProbe, judge, probe_kvm
+from squib.host.probe import KVMProbe, judge, probe_kvm, probe_nesting
 
 USABLE = "cs 8 1.0\nsse2 8 1.0\nidt 8 1.0\nresumed 8 1.000000\nlooped 8 1.000012\nend HLT 1.0\n"
 
@@ -113,6 +113,27 @@ async def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert not result.usable
     assert result.present
     assert "group kvm" in result.reason
+
+
+@pytest.mark.parametrize(
+    ("module", "value", "usable"),
+    [("kvm_amd", "1", True), ("kvm_amd", "0", False), ("kvm_intel", "Y", True), ("kvm_intel", "N", False)],
+)
+def test_the_hosts_module_says_if_guests_may_run_vms(tmp_path: Path, module: str, value: str, usable: bool) -> None:
+    parameters = tmp_path / module / "parameters"
+    parameters.mkdir(parents=True)
+    (parameters / "nested").write_text(f"{value}\n")
+    probe = probe_nesting(tmp_path)
+    assert probe.usable == usable
+    if not usable:
+        assert f"{module} has nested={value}" in probe.reason
+        assert f"modprobe {module} nested=1" in probe.command
+
+
+def test_without_a_module_of_kvm_guests_run_no_vms(tmp_path: Path) -> None:
+    probe = probe_nesting(tmp_path)
+    assert not probe.usable
+    assert probe.reason and not probe.command
 
 
 def test_the_guest_needs_nothing_of_squib() -> None:

@@ -72,6 +72,7 @@ def test_a_record_comes_back_as_it_was_from_a_new_store(path: Path) -> None:
         vcpu_count=3,
         mem_size_mib=512,
         boot_args="quiet",
+        nested=True,
         env_vars={"A": "é\n'\"", "B": ""},
     )
     record = make_record(

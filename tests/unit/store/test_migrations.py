@@ -51,6 +51,7 @@ def test_an_older_database_keeps_its_vms(path: Path, dump: Path) -> None:
         spec = stopped.spec
         assert (spec.project, spec.vcpu_count, spec.mem_size_mib, spec.disk_size_mib) == ("shop", 2, 512, 2048)
         assert (spec.boot_args, spec.env_vars) == ("quiet", {"TOKEN": "it's", "RAW": "\udcff"})
+        assert not spec.nested
         leases = [(lease.kind, lease.key) for lease in store.leases(Owner.vm("vm-running1"))]
         assert leases == [
             (LeaseKind.PROCESS, "vm/vm-running1/vmm"),

@@ -54,6 +54,9 @@ Rootfs = Annotated[
     ),
 ]
 BootArgs = Annotated[str | None, typer.Option(metavar="ARGS", help="Extra arguments for the kernel's command line.")]
+Nested = Annotated[
+    bool, typer.Option("--nested", help="Give the VM a working /dev/kvm, so that it can run VMs itself.")
+]
 Env = Annotated[
     list[str] | None,
     typer.Option(
@@ -190,6 +193,7 @@ _FLAG_OF_FIELD = {
     "kernel_path": "--kernel",
     "rootfs_path": "--rootfs",
     "boot_args": "--boot-args",
+    "nested": "--nested",
     "env_vars": "--env",
     "env": "--env",
     "user": "--user",
@@ -216,6 +220,7 @@ def make_vm_config(
     kernel: str | None,
     rootfs: str | None,
     boot_args: str | None,
+    nested: bool,
     env: Sequence[str] | None,
     env_file: Sequence[str] | None,
     user: str | None = None,
@@ -240,6 +245,8 @@ def make_vm_config(
         options["runtime"] = runtime
     if boot_args is not None:
         options["boot_args"] = boot_args
+    if nested:
+        options["nested"] = True
     if env or env_file:
         options["env_vars"] = parse_env(env, env_file)
     if user is not None:

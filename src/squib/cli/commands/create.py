@@ -35,6 +35,7 @@ async def create(
     kernel: options.Kernel = None,
     rootfs: options.Rootfs = None,
     boot_args: options.BootArgs = None,
+    nested: options.Nested = False,
     env: options.Env = None,
     env_file: options.EnvFile = None,
     user: options.VMUser = None,
@@ -62,7 +63,7 @@ async def create(
     boot_timeout_s = parse_duration_s(boot_timeout, flag="--boot-timeout", max_s=MAX_VERB_TIMEOUT_S)
     config = options.make_vm_config(
         name=name, project=project, vcpus=vcpus, memory=memory, disk=disk, runtime=runtime, kernel=kernel,
-        rootfs=rootfs, boot_args=boot_args, env=env, env_file=env_file, user=user, workdir=workdir,
+        rootfs=rootfs, boot_args=boot_args, nested=nested, env=env, env_file=env_file, user=user, workdir=workdir,
     )  # fmt: skip
     async with options.connect() as engine:
         async with late_steps(output, f"creating VM {name}" if name else "creating a VM") as report:

@@ -43,6 +43,7 @@ async def run(
     kernel: options.Kernel = None,
     rootfs: options.Rootfs = None,
     boot_args: options.BootArgs = None,
+    nested: options.Nested = False,
     env: options.Env = None,
     env_file: options.EnvFile = None,
     user: options.User = None,
@@ -80,7 +81,7 @@ async def run(
     boot_timeout_s = parse_duration_s(boot_timeout, flag="--boot-timeout", max_s=MAX_VERB_TIMEOUT_S)
     config = options.make_vm_config(
         name=name, project=project, vcpus=vcpus, memory=memory, disk=disk, runtime=runtime, kernel=kernel,
-        rootfs=rootfs, boot_args=boot_args, env=env, env_file=env_file,
+        rootfs=rootfs, boot_args=boot_args, nested=nested, env=env, env_file=env_file,
     )  # fmt: skip
     async with options.connect() as engine:
         await launch.ensure_assets(output, engine, config)

@@ -16,6 +16,7 @@ from squib.core.lifecycle.bonds import expect_client
 from squib.core.lifecycle.delete import remove
 from squib.core.lifecycle.start import DEFAULT_BOOT_TIMEOUT_S, boot, choose_uid
 from squib.core.lifecycle.verbs import Turn
+from squib.drivers.base import check_nested
 from squib.host.files import disk_errors
 from squib.images import rootfs
 from squib.images.runtimes import RUNTIMES
@@ -66,6 +67,8 @@ async def _create(
     vm_id = config.vm_id or new_id()
     engine.store.check_free(vm_id, config.name or vm_id)
     driver = engine.drivers.default
+    if config.nested:
+        check_nested(driver.name, driver.capabilities)
     record = VMRecord(
         vm_id=vm_id,
         name=config.name or vm_id,
@@ -121,7 +124,7 @@ async def _find_kernel(engine: Engine, config: VMConfig, on_progress: OnProgress
         kernel = await asyncio.to_thread(user.inspect, Path(config.kernel_path))
     else:
         kernel = await engine.kernels.ensure(on_progress)
-    await engine.initramfs.ensure(kernel, engine.agent_binary, on_progress)
+    await engine.initramfs.ensure(kernel, engine.agent_binary, on_progress, nested=config.nested)
     return HostFileRef(path=str(kernel.path)) if config.kernel_path else CachedRef(digest=kernel.digest)
 
 
@@ -142,6 +145,7 @@ def _spec(config: VMConfig, *, kernel: AssetRef, rootfs: AssetRef) -> VMSpec:
         kernel=kernel,
         rootfs=rootfs,
         boot_args=config.boot_args,
+        nested=config.nested,
         env_vars=config.env_vars,
         cwd=config.cwd,
         user=config.user,

@@ -130,12 +130,13 @@ async def _machine_spec(engine: Engine, record: VMRecord) -> MachineSpec:
         vcpu_count=spec.vcpu_count,
         memory=FreshMemory(spec.mem_size_mib),
         kernel=kernel.path,
-        initramfs=await engine.initramfs.ensure(kernel, engine.agent_binary),
+        initramfs=await engine.initramfs.ensure(kernel, engine.agent_binary, nested=spec.nested),
         disks=(
             Disk("base", base, read_only=True),
             Disk("overlay", engine.home.vm(record.vm_id).overlay, read_only=False),
         ),
         boot_args=spec.boot_args,
+        nested=spec.nested,
     )
 
 

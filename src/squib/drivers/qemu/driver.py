@@ -23,7 +23,7 @@ from squib.host import jail, logs, proc, processes, sockets
 from squib.host.jail import Credentials, Jail
 from squib.host.locks import FileLock
 from squib.host.logs import LogPump
-from squib.host.probe import KVMProbe
+from squib.host.probe import KVMProbe, NestingProbe, probe_nesting
 from squib.host.processes import Process, ProcessIdentity, describe_exit
 from squib.models import Check, CheckStatus, Fix
 from squib.paths import QemuPaths
@@ -52,7 +52,6 @@ class QemuDriver:
     """
 
     name = "qemu"
-    capabilities = Capabilities(pause=True)
 
     def __init__(self, probe: KVMProbe, confinement: Jail) -> None:
         if probe.usable and not _vms_may_open(_KVM):
@@ -61,6 +60,12 @@ class QemuDriver:
         self._probe = probe
         self._jail = confinement
         self._acceleration = Acceleration(kvm=probe.usable)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        # A host's module may be loaded anew, with another parameter, while the engine runs.
+        nesting = probe_nesting() if self._acceleration.kvm else NestingProbe(True)
+        return Capabilities(pause=True, nested=nesting.usable, no_nested=nesting.reason, nested_hint=nesting.command)
 
     @property
     def accelerator(self) -> str:
