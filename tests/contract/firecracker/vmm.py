@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,12 @@ class _Connection(http.client.HTTPConnection):
 class Vmm:
     """A running VMM. Its working directory has a ``kernel`` and a ``disk`` that no guest could use."""
 
-    def __init__(self, process: subprocess.Popen[bytes], folder: Path, version: str) -> None:
-        self.process, self.folder, self.version = process, folder, version
+    def __init__(self, process: subprocess.Popen[bytes] | None, folder: Path, version: str) -> None:
+        self.process, self.folder = process, folder
+        self.version = version
         self.release = tuple(map(int, version.split(".")[:2]))
         self._connection = _Connection(folder / "api.sock")
+        self._connection.connect()
 
     def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         """Make a request; return status and JSON. ``bytes`` are sent as they are."""
@@ -79,11 +82,28 @@ class Vmm:
         self.ok("PUT", "/vsock", VSOCK)
         self.ok("PUT", "/actions", START)
 
+    def timeout(self, timeout_s: float) -> None:
+        """Give up on answers after this time."""
+        assert self._connection.sock
+        self._connection.sock.settimeout(timeout_s)
+
     def close(self) -> None:
         """End the VMM if it still runs."""
         self._connection.close()
-        self.process.kill()
-        self.process.communicate()
+        if self.process:
+            self.process.kill()
+            self.process.communicate()
+
+
+def wait_for_api(path: Path) -> None:
+    """Wait until a VMM listens whose output is not read."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as link:
+            link.connect(os.path.relpath(path))
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"nothing listens on {path}")
 
 
 def binary(name: str, folder: Path) -> tuple[Path, str]:

@@ -7,12 +7,11 @@ until a real guest's kernel has its vsock driver.
 from __future__ import annotations
 
 import socket
-import sys
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tests.fakes.firecracker.process import Context, write_all
+from tests.fakes.firecracker.process import Context, load_guest, write_all
 from tests.fakes.firecracker.settings import die
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ class Guest:
         if self._behaviour == "panic":
             self._panic()
             return
-        sys.path.extend(self._context.settings.values["python_path"])
+        load_guest(self._context.settings)
         import asyncio
 
         asyncio.run(self._serve())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import sysconfig
 from pathlib import Path
@@ -31,10 +32,11 @@ class Stub:
         """Change settings (`settings.DEFAULTS`): faults of programs that run, everything of those that start later."""
         if unknown := changes.keys() - DEFAULTS.keys():
             raise ValueError(f"unknown settings: {unknown}")
-        values = json.loads(self._settings.read_text()) if self._settings.exists() else {}
-        new = self._settings.with_suffix(".new")
-        new.write_text(json.dumps(values | changes))
-        new.replace(self._settings)
+        self._settings.touch()
+        with self._settings.open("r+b", buffering=0) as file:  # in place: programs that run have it open
+            old = file.read()
+            new = json.dumps(json.loads(old or "{}") | changes).encode()
+            os.pwrite(file.fileno(), new.ljust(len(old)), 0)
 
     def fail(self, call: str, do: str, **details: Any) -> None:
         """Add a fault (`settings.Fault`)."""

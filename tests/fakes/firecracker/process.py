@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
+import sys
 import time
 from typing import NamedTuple
 
@@ -11,7 +13,9 @@ from tests.fakes.firecracker.arguments import parse_version
 from tests.fakes.firecracker.settings import Settings
 
 ROOT = "STUB_CHROOT"
-"""Set by the stub jailer: this process is to behave as if its working directory were ``/``."""
+"""Set by the stub jailer. ``UID:GID``: make the working directory the root, and become this user.
+
+Anything else: behave as if the working directory were ``/``."""
 _MUSL = {errno.EADDRINUSE: "Address in use", errno.ENAMETOOLONG: "Filename too long"}
 _LEVELS = ("off", "error", "warn", "info", "debug", "trace")
 
@@ -26,10 +30,30 @@ class Options(NamedTuple):
 
 
 def host_path(path: str) -> str:
-    """Return where a path of the VMM is on the host. Without a jailer that is the path itself."""
+    """Return where a path of the VMM is on the host, relative to its working directory."""
     if os.environ.get(ROOT) and path.startswith("/"):
         return path.lstrip("/") or "."
     return path
+
+
+def enter_chroot(settings: Settings) -> None:
+    """Make the working directory the root, if the stub jailer could not do so because Python is not there."""
+    user = os.environ.get(ROOT, "")
+    if ":" not in user:
+        return
+    load_guest(settings)
+    time.tzset()
+    os.chroot(".")
+    uid, gid = map(int, user.split(":"))
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+
+
+def load_guest(settings: Settings) -> None:
+    """Import what guests are made of, which is not in the standard library."""
+    sys.path.extend(settings.values["python_path"])
+    importlib.import_module("tests.fakes.agent")
 
 
 def reason(error: OSError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -9,7 +10,7 @@ import sys
 
 from tests.fakes.firecracker.arguments import Argument, ArgumentError, Parsed, invalid_id, parse, parse_version
 from tests.fakes.firecracker.machine import Refused
-from tests.fakes.firecracker.process import Context, Log, Options, reason
+from tests.fakes.firecracker.process import Context, Log, Options, enter_chroot, reason
 from tests.fakes.firecracker.server import Server
 from tests.fakes.firecracker.settings import Fault, Settings, die
 
@@ -58,6 +59,7 @@ def main(settings_path: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     settings, log = Settings(settings_path), Log()
     signal.alarm(settings.values["lifetime_s"])
+    enter_chroot(settings)
     status = 0
     try:
         status = _run(settings, log)
@@ -77,7 +79,7 @@ def _run(settings: Settings, log: Log) -> int:
     try:
         parsed = parse(sys.argv[1:], ARGUMENTS, parse_version(version))
     except ArgumentError as error:
-        message = f"Arguments parsing error: {error} \n\nFor more information try --help."
+        message = f"Arguments parsing error: {error} \\n\\nFor more information try --help."
         raise Failed(BAD_ARGUMENTS, f"ParseArguments({error.debug()})", message) from None
     if "version" in parsed.values:
         print(f"Firecracker v{version}\n", flush=True)
@@ -150,10 +152,11 @@ def _bind(server: Server, context: Context) -> None:
         server.bind()
     except OSError as error:
         path = context.options.api_socket
-        failed = f"Failed to open the API socket at: {path}. Check that it is not already used."
-        raise Failed(
-            1, f'RunWithApi(FailedToBindSocket("{path}"))', f"RunWithApiError error: {failed} {reason(error)}"
-        ) from None
+        if error.errno == errno.EADDRINUSE:
+            failed = f"Failed to open the API socket at: {path}. Check that it is not already used."
+            raise Failed(1, f'RunWithApi(FailedToBindSocket("{path}"))', f"RunWithApiError error: {failed}") from None
+        failed = f"Failed to bind and run the HTTP server: IO error: {reason(error)}"
+        raise Failed(1, "RunWithApi(FailedToBindAndRunHttpServer)", f"RunWithApiError error: {failed}") from None
 
 
 def _obey(fault: Fault | None) -> None:

@@ -41,13 +41,12 @@ class Settings:
     """The settings of a running stub. Faults may change while it runs; everything else is read once."""
 
     def __init__(self, path: str) -> None:
-        self._path = path
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # from a chroot, the path leads nowhere
         self._calls: dict[tuple[str, str], int] = {}
         self.values = self._read()
 
     def _read(self) -> dict[str, Any]:
-        with open(self._path, encoding="utf-8") as file:  # noqa: PTH123 (pathlib takes 10 ms to import)
-            return DEFAULTS | json.load(file)
+        return DEFAULTS | json.loads(os.pread(self._fd, os.fstat(self._fd).st_size, 0))
 
     def fault(self, when: str, *names: str) -> Fault | None:
         """Return what is to go wrong ``when`` the call with any of these names is served."""
