@@ -18,7 +18,7 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -27,7 +27,9 @@ from squib.errors import HostError
 from squib.host import jailer, proc
 from squib.host.locks import FileLock
 from squib.host.processes import Process
+from squib.host.seccomp import without_outside
 from squib.models import Check, CheckStatus, Fix
+from squib.undo import Undo
 
 SYSTEM_FOLDERS = ("usr", "bin", "sbin", "etc", "opt", "nix", "gnu", "proc")
 """The directories that programs need to start, besides ``lib*``. QEMU opens ``/proc/self/fd/N``."""
@@ -108,6 +110,9 @@ class Plan:
     cgroups: tuple[str, ...] = ()
     credentials: Credentials | None = None
     view: View = View()
+    filter: bytes = b""
+    """A seccomp filter (`squib.host.seccomp`)."""
+    cwd: str = "/"
 
 
 class Confined:
@@ -143,7 +148,7 @@ class Launcher:
 
     def __init__(self, process: Process, connection: socket.socket) -> None:
         """Take over ``process`` and ``connection``."""
-        self._process = process
+        self.process = process
         self._connection = connection
 
     async def wait_for_report(self, wanted: str) -> str:
@@ -151,6 +156,21 @@ class Launcher:
 
         Raises `HostError` for any other report.
         """
+        name, text = await self._report()
+        if name == wanted:
+            return text
+        raise HostError(f"the VMM or its launcher ended before the VMM was {_STAGES[wanted]}")
+
+    async def wait_until_replaced(self) -> None:
+        """Wait until the launcher executes another program in its own place.
+
+        Also returns if the launcher is killed. Raises `HostError` if it fails.
+        """
+        await self._report()
+        self._connection.close()
+
+    async def _report(self) -> tuple[str, str]:
+        """Return the next report; empty if the launcher closes the connection."""
         try:
             async with asyncio.timeout(_REPORT_TIMEOUT_S):
                 message = await asyncio.get_running_loop().sock_recv(self._connection, 1 << 16)
@@ -159,11 +179,9 @@ class Launcher:
         except ConnectionResetError:
             message = b""
         name, _, text = message.decode().partition(" ")
-        if name == wanted:
-            return text
         if name == "error":
             raise HostError(f"the VMM cannot be started: {text}", hint="squib doctor")
-        raise HostError(f"the VMM or its launcher ended before the VMM was {_STAGES[wanted]}")
+        return name, text
 
     def send(self, data: bytes) -> None:
         """Send a message.
@@ -180,12 +198,12 @@ class Launcher:
         """
         self.send(b"s")
         await self.wait_for_report("sealed")
-        await self._process.wait()
+        await self.process.wait()
         self._connection.close()
 
     async def close(self) -> None:
         """Kill the launcher and close the connection. Idempotent."""
-        await self._process.kill()
+        await self.process.kill()
         self._connection.close()
 
 
@@ -198,22 +216,38 @@ async def start(plan: Plan, *, lock: FileLock, pass_fds: Sequence[int] = (), log
 
     Raises `HostError`.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.setblocking(False)
     async with contextlib.AsyncExitStack() as undo:
-        undo.callback(ours.close)
-        with theirs:
-            argv = [sys.executable, "-I", "-S", _LAUNCHER, str(theirs.fileno())]
-            process = proc.spawn(argv, lock=lock, pass_fds=(*pass_fds, theirs.fileno()), log_path=log_path)
-        launcher = Launcher(process, ours)
+        launcher = await start_launcher(asdict(plan), lock=lock, pass_fds=pass_fds, log_path=log_path)
         undo.push_async_callback(launcher.close)
-        launcher.send(marshal.dumps(asdict(plan)))
         pid = int(await launcher.wait_for_report("pid"))
         vmm = Process(pid, os.pidfd_open(pid))  # only this process reaps it: the pid cannot be reused
         undo.push_async_callback(vmm.kill)
         await launcher.wait_for_report("started")
         undo.pop_all()
         return Confined(vmm, launcher)
+
+
+async def start_launcher(
+    plan: Mapping[str, object],
+    *,
+    lock: FileLock,
+    pass_fds: Sequence[int] = (),
+    log_path: Path,
+    stdout_path: Path | None = None,
+) -> Launcher:
+    """Start a launcher with a plan. It inherits ``lock``, which the caller holds, and ``pass_fds``.
+
+    Raises `HostError`.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    with Undo(ours.close), theirs:
+        argv = [sys.executable, "-I", "-S", _LAUNCHER, str(theirs.fileno())]
+        fds = (*pass_fds, theirs.fileno())
+        process = proc.spawn(argv, lock=lock, pass_fds=fds, log_path=log_path, stdout_path=stdout_path)
+    launcher = Launcher(process, ours)
+    launcher.send(marshal.dumps(plan))
+    return launcher
 
 
 def plan(
@@ -233,7 +267,7 @@ def plan(
     """
     program = proc.find_tool(argv[0]).resolve()
     seen = View() if jail.mode is JailMode.NONE else view(program, devices)
-    return Plan(jail.mode.value, str(program), tuple(argv), tuple(map(str, cgroups)), credentials, seen)
+    return Plan(jail.mode.value, str(program), tuple(argv), tuple(map(str, cgroups)), credentials, seen, without_outside())
 
 
 def view(program: Path, devices: Sequence[str] = (), *, root: Path = Path("/")) -> View:

@@ -1,6 +1,7 @@
 """Start a VMM in a jail, and remove all files from its view.
 
-In order: join the VMM's cgroup, create its namespaces, start it, remove the files.
+In order: join the VMM's cgroup, create its namespaces, start it, remove the files. A VMM that brings its own jailer, as
+Firecracker does, gets a chroot prepared instead (`execute_with_chroot`).
 
 A program, not a library: see `squib.host.jail`. A bare interpreter runs it as a script. It imports nothing from squib,
 and no module whose import takes milliseconds (json, socket, signal, contextlib, typing, pathlib), because every launch
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 MOUNT_POINT = "/proc"
 """Where the new root is mounted for a moment. Any directory that exists on every host would do."""
+CHROOT_INODES = 64
+"""How many files a chroot can hold. Firecracker and its jailer create about fifteen."""
 OLD_ROOT, VIEW = "/old", "/view"
 """Directories in the new root: the former root, and the root that the VMM sees."""
 
@@ -41,19 +44,7 @@ OLD_ROOT, VIEW = "/old", "/view"
 NR_CLONE, NR_PIVOT_ROOT = {"x86_64": (56, 155), "aarch64": (220, 41)}[os.uname().machine]
 NR_PIDFD_SEND_SIGNAL, NR_MOUNT_SETATTR = 424, 442
 
-# linux/seccomp.h, linux/audit.h, linux/bpf_common.h
-PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
-SECCOMP_ALLOW, SECCOMP_KILL, SECCOMP_EPERM = 0x7FFF_0000, 0x8000_0000, 0x0005_0001
-BPF_LOAD, BPF_JUMP_IF_EQUAL, BPF_JUMP_IF_AT_LEAST, BPF_RETURN = 0x20, 0x15, 0x35, 0x06
-AUDIT_ARCH = {"x86_64": 0xC000_003E, "aarch64": 0xC000_00B7}[os.uname().machine]
-X32 = 0x4000_0000
-FORBIDDEN = {
-    "x86_64": (41, 248, 249, 250, 425),  # socket, add_key, request_key, keyctl, io_uring_setup
-    "aarch64": (198, 217, 218, 219, 425),
-}[os.uname().machine]
-"""System calls that reach outside the namespaces. Sockets of families such as vsock reach the hypervisor under this
-host; keyrings are shared; io_uring can create sockets too. A VMM inherits the sockets that it needs.
-"""
+PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2  # linux/prctl.h, linux/seccomp.h
 
 # linux/sched.h
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x0002_0000, 0x0400_0000, 0x0800_0000
@@ -65,7 +56,7 @@ NAMESPACES = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NE
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
 MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x4_0000
 MNT_DETACH = 2
-MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 1, 2, 4
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 1, 2, 4, 8
 AT_FDCWD, AT_RECURSIVE = -100, 0x8000
 
 # linux/prctl.h, linux/capability.h
@@ -80,21 +71,10 @@ SIG_DFL = None
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Instruction(ctypes.Structure):
-    """``struct sock_filter``."""
-
-    _fields_ = [
-        ("code", ctypes.c_uint16),
-        ("if_true", ctypes.c_uint8),
-        ("if_false", ctypes.c_uint8),
-        ("operand", ctypes.c_uint32),
-    ]
-
-
 class Program(ctypes.Structure):
     """``struct sock_fprog``."""
 
-    _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.POINTER(Instruction))]
+    _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p)]
 
 
 class Failed(Exception):
@@ -161,6 +141,8 @@ def main() -> int:
 
 def launch(plan: dict[str, Any], engine: int) -> None:
     join_cgroups(plan["cgroups"])
+    if plan["mode"] == "chroot":
+        execute_with_chroot(plan)
     view: View | None = None
     if plan["mode"] != "none":
         view = View()
@@ -239,6 +221,33 @@ def isolate(plan: dict[str, Any], view: View) -> None:
     with step("cannot detach the old root"):
         call(libc.umount2(OLD_ROOT.encode(), MNT_DETACH))
         os.rmdir(OLD_ROOT)  # noqa: PTH106
+
+
+def execute_with_chroot(plan: dict[str, Any]) -> None:
+    """Prepare a directory for a program that makes it its root; execute it.
+
+    Never returns. This process keeps its user and its capabilities: the program, such as Firecracker's jailer, drops
+    them. The directory is on a tmpfs that only this process sees, so it is gone when the process has ended.
+    """
+    os.umask(0o022)
+    with step("cannot create namespaces"):
+        call(libc.unshare(CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET))
+    with step("cannot make the mounts private"):
+        mount(None, "/", None, MS_REC | MS_PRIVATE)
+    with step(f"cannot mount {plan['base']}"):
+        options = f"mode=0755,size={plan['size_mib']}M,nr_inodes={CHROOT_INODES}"
+        mount("squib", plan["base"], "tmpfs", MS_NOSUID, options)
+        os.makedirs(plan["root"])  # noqa: PTH103
+    for file in plan["files"]:
+        with step(f"cannot mount {file['source']} in the chroot"):
+            target = f"{plan['root']}/{file['name']}"
+            os.mknod(target, 0o600)
+            mount(file["source"], target, None, MS_BIND)
+            read_only = MOUNT_ATTR_RDONLY if file["read_only"] else 0
+            restrict(target, read_only | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC)
+    with step(f"cannot execute {plan['program']}"):
+        reset_signals()
+        os.execve(plan["program"], plan["argv"], {})
 
 
 def enter_user_namespace() -> None:
@@ -328,18 +337,25 @@ def become_vmm(plan: dict[str, Any], status: int) -> None:
             if plan["mode"] != "none":
                 # chroot, not pivot_root: the kernel forbids a process in a chroot to create user namespaces.
                 os.chroot(VIEW)
-            os.chdir("/")
+            os.chdir(plan["cwd"])
             os.umask(0o077)
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            for number in (SIGPIPE, SIGXFSZ):  # the interpreter ignores them, and exec would keep that
-                libc.signal(number, SIG_DFL)
+            reset_signals()
             drop_privileges(plan["credentials"])
+            if plan["filter"]:
+                install_filter(plan["filter"])
         with step(f"cannot execute {plan['program']}"):
             os.execve(plan["program"], plan["argv"], {"PATH": os.environ["PATH"]})
     except Failed as error:
         os.write(status, str(error).encode())
     finally:
         os._exit(127)
+
+
+def reset_signals() -> None:
+    """Handle all signals as usual: the interpreter ignores two, and exec would keep that."""
+    for number in (SIGPIPE, SIGXFSZ):
+        libc.signal(number, SIG_DFL)
 
 
 def drop_privileges(credentials: dict[str, Any] | None) -> None:
@@ -358,25 +374,15 @@ def drop_privileges(credentials: dict[str, Any] | None) -> None:
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
     call(libc.capset(header, (ctypes.c_uint32 * 6)()))
     call(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-    forbid_system_calls()
 
 
-def forbid_system_calls() -> None:
-    """Make the system calls in `FORBIDDEN` fail with EPERM from now on.
+def install_filter(code: bytes) -> None:
+    """Install a seccomp filter.
 
-    This holds for this process and all programs that it executes.
+    It holds for this process and all programs that it executes.
     """
-    code = [
-        Instruction(BPF_LOAD, 0, 0, 4),  # struct seccomp_data: the architecture at 4, the number at 0
-        Instruction(BPF_JUMP_IF_EQUAL, 1, 0, AUDIT_ARCH),
-        Instruction(BPF_RETURN, 0, 0, SECCOMP_KILL),
-        Instruction(BPF_LOAD, 0, 0, 0),
-        Instruction(BPF_JUMP_IF_AT_LEAST, len(FORBIDDEN) + 1, 0, X32),
-        *(Instruction(BPF_JUMP_IF_EQUAL, len(FORBIDDEN) - at, 0, number) for at, number in enumerate(FORBIDDEN)),
-        Instruction(BPF_RETURN, 0, 0, SECCOMP_ALLOW),
-        Instruction(BPF_RETURN, 0, 0, SECCOMP_EPERM),
-    ]
-    program = Program(len(code), (Instruction * len(code))(*code))
+    instructions = ctypes.create_string_buffer(code, len(code))
+    program = Program(len(code) // 8, ctypes.addressof(instructions))
     call(libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0))
 
 

@@ -188,35 +188,43 @@ def spawn(
     lock: FileLock,
     pass_fds: Sequence[int] = (),
     log_path: Path,
+    stdout_path: Path | None = None,
 ) -> Process:
     """Start a process that outlives the engine, in a new session.
 
     It inherits only ``lock``, which the caller holds, and ``pass_fds``. Its output goes to ``log_path``, a file or a
-    named pipe. Writing to the pipe never blocks the process and needs no reader: output that does not fit is lost. The
-    environment contains only PATH. The process leaves no core dump.
+    named pipe; standard output to ``stdout_path`` instead, if it is given. Writing to a pipe never blocks the process
+    and needs no reader: output that does not fit is lost. The environment contains only PATH. The process leaves no
+    core dump.
 
     Raises `DependencyMissing`, `HostError`.
     """
     program = find_tool(argv[0])
-    # The process has the pipe open for reading too, so writes do not fail while no engine reads it.
-    log_fd = os.open(log_path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
-    try:
-        with _no_core_dump():
-            child = subprocess.Popen(
-                [program, *argv[1:]],
-                stdin=subprocess.DEVNULL,
-                stdout=log_fd,
-                stderr=log_fd,
-                cwd="/",
-                env={"PATH": _SYSTEM_PATH},
-                pass_fds=(lock.fileno(), *pass_fds),
-                start_new_session=True,
-                umask=0o077,
-            )
-    except OSError as error:
-        raise HostError(f"{program} cannot be started: {error.strerror}") from error
-    finally:
-        os.close(log_fd)
+    with contextlib.ExitStack() as opened:
+
+        def output(path: Path) -> int:
+            # The process has a pipe open for reading too, so writes do not fail while no engine reads it.
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+            opened.callback(os.close, fd)
+            return fd
+
+        log_fd = output(log_path)
+        stdout_fd = output(stdout_path) if stdout_path else log_fd
+        try:
+            with _no_core_dump():
+                child = subprocess.Popen(
+                    [program, *argv[1:]],
+                    stdin=subprocess.DEVNULL,
+                    stdout=stdout_fd,
+                    stderr=log_fd,
+                    cwd="/",
+                    env={"PATH": _SYSTEM_PATH},
+                    pass_fds=(lock.fileno(), *pass_fds),
+                    start_new_session=True,
+                    umask=0o077,
+                )
+        except OSError as error:
+            raise HostError(f"{program} cannot be started: {error.strerror}") from error
     child.returncode = 0  # `Process` waits for the child; this silences Popen's ResourceWarning
     return Process(child.pid, os.pidfd_open(child.pid))
 

@@ -7,8 +7,10 @@ directory and use the address ``/proc/self/fd/N/name``.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,3 +71,24 @@ def connect(path: Path, *, blocking: bool = True) -> socket.socket:
     with Undo(client.close), short_path(path) as name:
         client.connect(name)
     return client
+
+
+def connect_in(folder: int, name: str) -> socket.socket:
+    """Connect to the socket ``name`` in the directory open as ``folder``.
+
+    No symbolic link is followed, so whoever can write to the directory cannot lead this process to another socket.
+    The socket does not block.
+
+    Raises `FileNotFoundError`, `ConnectionRefusedError`, `BlockingIOError`.
+    """
+    found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        if not stat.S_ISSOCK(os.fstat(found).st_mode):
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "not a socket", name)
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        client.setblocking(False)
+        with Undo(client.close):
+            client.connect(f"/proc/self/fd/{found}")
+        return client
+    finally:
+        os.close(found)
