@@ -12,6 +12,9 @@ from pathlib import Path
 
 from squib.errors import InvalidArgument
 
+API_SOCKET, AGENT_SOCKET = "api.sock", "agent.sock"
+"""Firecracker's sockets, in its chroot."""
+
 
 def process_lock(folder: Path, role: str) -> Path:
     """Return the path of the lock that an owner's process holds.
@@ -59,6 +62,55 @@ class QemuPaths:
     def endpoints(self) -> tuple[Path, ...]:
         """Return the sockets and the pipe of a running VM."""
         return (self.agent_socket, self.qmp_socket, self.console_socket, self.output_pipe)
+
+
+@dataclass(frozen=True)
+class FirecrackerPaths:
+    """What the Firecracker driver keeps in its directory of a VM."""
+
+    root: Path
+
+    @property
+    def console_log(self) -> Path:
+        return self.root / "console.log"
+
+    @property
+    def vmm_log(self) -> Path:
+        """Return Firecracker's log, which the engine copies from `log_pipe`."""
+        return self.root / "vmm.log"
+
+    @property
+    def metrics_log(self) -> Path:
+        """Return Firecracker's metrics: a JSON object per line and minute."""
+        return self.root / "metrics.log"
+
+    @property
+    def console_pipe(self) -> Path:
+        return self.root / "console.pipe"
+
+    @property
+    def log_pipe(self) -> Path:
+        return self.root / "log.pipe"
+
+    @property
+    def metrics_pipe(self) -> Path:
+        return self.root / "metrics.pipe"
+
+    @property
+    def jail(self) -> Path:
+        """Return the directory on which the chroot is mounted.
+
+        Only Firecracker sees what is mounted; for others it is empty.
+        """
+        return self.root / "jail"
+
+    def endpoints(self) -> tuple[Path, ...]:
+        """Return the sockets and pipes of a running VM.
+
+        The sockets are here only without the jailer.
+        """
+        sockets = (self.root / API_SOCKET, self.root / AGENT_SOCKET)
+        return (*sockets, self.console_pipe, self.log_pipe, self.metrics_pipe)
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,14 @@ from squib.core.startup import open_engine
 from squib.drivers.registry import Drivers
 from squib.host import cgroup
 from squib.images.overlay import OverlayStore
+from squib.paths import Home
 from tests.fakes.driver import FakeDriver
 from tests.fakes.engine import write_overlay
 
 PROGRAM = (sys.executable, __file__)
 
 
-async def find_drivers() -> Drivers:
+async def find_drivers(home: Home) -> Drivers:
     return Drivers.of(FakeDriver(forks=False))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from squib.drivers.base import Capabilities, ExitKind, ExitReason, MachineSpec, check_supported
+from squib.drivers.base import Capabilities, ExitKind, ExitReason, MachineSpec, Problem, check_supported
 from squib.errors import WrongState
 from squib.host import proc, processes, sockets
 from squib.host.jail import Credentials
@@ -97,6 +97,11 @@ class FakeDriver:
     @property
     def capabilities(self) -> Capabilities:
         return Capabilities(pause=True, nested=self.nested, no_nested="it is a fake", nested_hint="modprobe fake")
+
+    unusable: Problem | None = None
+
+    def problem(self, *, jailer: bool = True) -> Problem | None:
+        return self.unusable
 
     def console_log(self, folder: Path) -> Path:
         return folder / "console.log"

@@ -24,7 +24,7 @@ from squib.host.jail import Credentials, JailMode
 from squib.host.locks import FileLock
 from squib.host.processes import ProcessIdentity
 from squib.models import ExecRequest
-from squib.paths import VMPaths, process_lock
+from squib.paths import Home, VMPaths, process_lock
 from tests.fakes.machines import machine_spec
 
 VMM = Credentials(0x7700_0002, 0x7700_0002)
@@ -66,7 +66,7 @@ def inspect(pid: int) -> dict[str, object]:
 
 async def boot(folder: Path) -> dict[str, object]:
     """Boot a VM and run a command in it."""
-    driver = (await find_drivers()).default
+    driver = (await find_drivers(Home.from_environment())).default
     found = await jail.probe_jail()
     paths = VMPaths(folder / "vm")
     paths.qemu.root.mkdir(parents=True)

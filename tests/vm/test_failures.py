@@ -171,7 +171,7 @@ def test_no_qemu(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(proc, "_SYSTEM_PATH", str(tools))
 
     async def main() -> None:
-        async with asyncio.timeout(5), open_engine(own, await find_drivers()) as engine:
+        async with asyncio.timeout(5), open_engine(own, await find_drivers(own)) as engine:
             with pytest.raises(DependencyMissing, match="qemu-system-x86_64 is not installed") as refused:
                 await create_vm(engine, VMConfig(), start=True, on_progress=lambda _: None)
             assert "squib doctor --fix" in refused.value.hint

@@ -64,7 +64,7 @@ def boot_files(home: Home) -> BootFiles:
 
 @pytest.fixture(scope="module")
 def driver() -> QemuDriver:
-    return asyncio.run(find_drivers()).default
+    return asyncio.run(find_drivers(Home.from_environment())).by_name["qemu"]
 
 
 @pytest.fixture

@@ -56,6 +56,12 @@ async def while_client_runs(request: Request, work: Coroutine[Any, Any, T]) -> T
             await asyncio.wait({task})
 
 
+def is_local(request: Request) -> bool:
+    """Return whether a request came over a unix socket, so from this host."""
+    connection = request.scope.get("state", {}).get("connection")
+    return isinstance(connection, TransportSocket) and connection.family == socket.AF_UNIX
+
+
 def _open_peer(request: Request) -> int | None:
     """Return a pidfd of the client's process, ``None`` if it is not known."""
     connection = request.scope.get("state", {}).get("connection")

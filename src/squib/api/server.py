@@ -47,7 +47,7 @@ async def serve(
     """
     async with contextlib.AsyncExitStack() as stack:
         tcp_socket = stack.enter_context(bind(tcp)) if tcp else None
-        engine = await stack.enter_async_context(open_engine(home, await find_drivers()))
+        engine = await stack.enter_async_context(open_engine(home, await find_drivers(home)))
         engine.on_needed = on_needed
         log.info("engine of %s: %s, %s", home.root, engine.drivers.default.name, engine.drivers.default.accelerator)
         unix_socket = sockets.listen(home.engine_socket)

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from squib.core.engine import Engine
 from squib.core.lifecycle.start import FIRST_UID, UID_COUNT
-from squib.drivers.registry import find_drivers
-from squib.errors import DependencyMissing, ImageCorrupt, NotFound
+from squib.drivers.registry import AUTO, Drivers, find_drivers
+from squib.errors import DependencyMissing, ImageCorrupt, NotFound, Unsupported
 from squib.guest.agent import AGENT_BINARY
 from squib.host import cgroup, proc
 from squib.images.runtimes import RUNTIMES
@@ -55,7 +55,7 @@ async def check_host(home: Home) -> list[Check]:
 
     Takes about a second: files are hashed, and KVM is tried with a small guest.
     """
-    drivers = await find_drivers()
+    drivers = await find_drivers(home)
     directory = _check_home(home)
     usable = directory.status is not CheckStatus.FAIL
     stored = await asyncio.to_thread(_check_stored, home) if usable else []
@@ -63,6 +63,7 @@ async def check_host(home: Home) -> list[Check]:
         _check_python(),
         directory,
         _check_space(home),
+        _check_driver(drivers),
         *[check for driver in drivers.by_name.values() for check in await driver.checks()],
         *(_check_tool(program, purpose) for program, purpose in (_TOOLS | _rootless_tools()).items()),
         cgroup.check(cgroup.find_layout()),
@@ -102,6 +103,15 @@ def _check_damaged_databases(home: Home) -> list[Check]:
     detail = f"the database was damaged and replaced; VMs that it lost are listed as error. Kept: {copies[-1]}"
     fix = Fix(argv=("rm", "--", *map(str, copies)))
     return [Check(name="database", status=CheckStatus.WARN, detail=detail, fix=fix)]
+
+
+def _check_driver(drivers: Drivers) -> Check:
+    try:
+        choice = drivers.choose(AUTO)
+    except Unsupported as error:
+        return Check(name="driver", status=CheckStatus.FAIL, detail=error.message)
+    detail = f"new VMs use {choice.driver.name} with {choice.driver.accelerator}: {choice.reason}"
+    return Check(name="driver", status=CheckStatus.OK, detail=detail)
 
 
 def _check_python() -> Check:

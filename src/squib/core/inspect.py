@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from squib.core.engine import Engine
-from squib.models import VMInfo, VMState
+from squib.models import VMDetails, VMInfo, VMState
 from squib.store.records import BrokenRecord, VMRecord
 
 
@@ -71,6 +71,13 @@ def list_vms(engine: Engine, *, project: str | None = None) -> list[VMInfo]:
     """Return all VMs, or those of one project; oldest first."""
     infos = [describe(record) for record in engine.store.all_vms()]
     return [info for info in infos if project is None or info.project == project]
+
+
+def get_details(engine: Engine, ref: str) -> VMDetails:
+    """Return all details of the VM with this ID or name. Raises `NotFound`."""
+    record = engine.store.find(ref)
+    reason = record.spec.driver_reason if isinstance(record, VMRecord) else ""
+    return VMDetails(**describe(record).model_dump(), driver_reason=reason)
 
 
 def get_vm(engine: Engine, ref: str) -> VMInfo:

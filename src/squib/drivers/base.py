@@ -76,13 +76,15 @@ class MachineSpec:
     nics: tuple[Nic, ...] = ()
     boot_args: str = ""
     nested: bool = False
+    jailer: bool = True
 
 
 @dataclass(frozen=True)
 class Capabilities:
     """What a driver supports in addition to running a guest with disks.
 
-    If ``nested`` is false, ``no_nested`` may say why, and ``nested_hint`` the command that enables it.
+    If ``nested`` is false, ``no_nested`` may say why, and ``nested_hint`` the command that enables it. ``no_jailer``:
+    it can run a VMM without its jail, for development. ``max_vcpus`` is the largest number of virtual CPUs.
     """
 
     pause: bool = False
@@ -91,6 +93,38 @@ class Capabilities:
     nested: bool = False
     no_nested: str = ""
     nested_hint: str = ""
+    no_jailer: bool = False
+    max_vcpus: int = 64
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a driver cannot run VMs on this host. ``hint`` is what to do."""
+
+    text: str
+    hint: str = "squib doctor"
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a VM needs of its driver besides a guest with disks."""
+
+    jailer: bool = True
+    nested: bool = False
+    vcpu_count: int = 1
+
+
+def lacking(capabilities: Capabilities, needs: Needs) -> Problem | None:
+    """Return which of a VM's ``needs`` a driver does not meet; ``None`` if it meets all."""
+    if needs.nested and not capabilities.nested:
+        reason = f": {capabilities.no_nested}" if capabilities.no_nested else ""
+        return Problem(f"it does not support nested virtualization{reason}", hint=capabilities.nested_hint)
+    if not needs.jailer and not capabilities.no_jailer:
+        return Problem("its VMs always run in squib's jail", hint="leave out --no-jailer")
+    if needs.vcpu_count > capabilities.max_vcpus:
+        text = f"it supports at most {capabilities.max_vcpus} CPUs, not {needs.vcpu_count}"
+        return Problem(text, hint="use fewer CPUs or another driver")
+    return None
 
 
 def check_supported(driver: str, capabilities: Capabilities, spec: MachineSpec) -> None:
@@ -98,21 +132,17 @@ def check_supported(driver: str, capabilities: Capabilities, spec: MachineSpec) 
 
     Raises `Unsupported` for the first one that it lacks.
     """
-    wanted = {"mapped memory": isinstance(spec.memory, MappedMemory), "network cards": bool(spec.nics)}
-    supported = {"mapped memory": capabilities.mapped_memory, "network cards": capabilities.nics}
-    for feature, is_wanted in wanted.items():
-        if is_wanted and not supported[feature]:
-            raise Unsupported(f"the driver {driver} does not support {feature}")
-    if spec.nested:
-        check_nested(driver, capabilities)
+    if isinstance(spec.memory, MappedMemory) and not capabilities.mapped_memory:
+        raise Unsupported(f"the driver {driver} does not support mapped memory")
+    if spec.nics and not capabilities.nics:
+        raise Unsupported(f"the driver {driver} does not support network cards")
+    if problem := lacking(capabilities, Needs(spec.jailer, spec.nested, spec.vcpu_count)):
+        raise unsupported(driver, problem)
 
 
-def check_nested(driver: str, capabilities: Capabilities) -> None:
-    """Check that the driver supports nested virtualization. Raises `Unsupported` with the reason."""
-    if not capabilities.nested:
-        reason = f": {capabilities.no_nested}" if capabilities.no_nested else ""
-        message = f"the driver {driver} does not support nested virtualization{reason}"
-        raise Unsupported(message, hint=capabilities.nested_hint)
+def unsupported(driver: str, problem: Problem) -> Unsupported:
+    """Return the error for a VM that a driver cannot run."""
+    return Unsupported(f"the driver {driver} cannot run this VM: {problem.text}", hint=problem.hint)
 
 
 class ExitKind(StrEnum):
@@ -221,6 +251,9 @@ class Driver(Protocol):
 
     @property
     def capabilities(self) -> Capabilities: ...
+
+    def problem(self, *, jailer: bool = True) -> Problem | None:
+        """Return why no VM can run on this host, with its jail or without; ``None`` if VMs can."""
 
     def console_log(self, folder: Path) -> Path:
         """Return the path of the console log in ``folder``.

@@ -18,10 +18,11 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from squib.errors import HostError
 from squib.host import jailer, proc
@@ -207,17 +208,22 @@ class Launcher:
         self._connection.close()
 
 
-async def start(plan: Plan, *, lock: FileLock, pass_fds: Sequence[int] = (), log_path: Path) -> Confined:
+async def start(
+    plan: Plan, *, lock: FileLock, pass_fds: Sequence[int] = (), log_path: Path, stdout_path: Path | None = None
+) -> Confined:
     """Start a VMM as planned; return when its program runs.
 
-    It inherits ``lock``, which the caller holds, and ``pass_fds``. Its output goes to ``log_path``. On an error or a
+    It inherits ``lock``, which the caller holds, and ``pass_fds``. Its output goes to ``log_path`` and ``stdout_path``
+    (`squib.host.proc.spawn`). On an error or a
     cancellation, every process whose pid the launcher has reported is killed. A VMM that was forked at that very moment
     can survive this: end it by its identity (`squib.host.processes.kill`).
 
     Raises `HostError`.
     """
     async with contextlib.AsyncExitStack() as undo:
-        launcher = await start_launcher(asdict(plan), lock=lock, pass_fds=pass_fds, log_path=log_path)
+        launcher = await start_launcher(
+            asdict(plan), lock=lock, pass_fds=pass_fds, log_path=log_path, stdout_path=stdout_path
+        )
         undo.push_async_callback(launcher.close)
         pid = int(await launcher.wait_for_report("pid"))
         vmm = Process(pid, os.pidfd_open(pid))  # only this process reaps it: the pid cannot be reused
@@ -228,7 +234,7 @@ async def start(plan: Plan, *, lock: FileLock, pass_fds: Sequence[int] = (), log
 
 
 async def start_launcher(
-    plan: Mapping[str, object],
+    plan: dict[str, Any],
     *,
     lock: FileLock,
     pass_fds: Sequence[int] = (),
@@ -267,7 +273,9 @@ def plan(
     """
     program = proc.find_tool(argv[0]).resolve()
     seen = View() if jail.mode is JailMode.NONE else view(program, devices)
-    return Plan(jail.mode.value, str(program), tuple(argv), tuple(map(str, cgroups)), credentials, seen, without_outside())
+    return Plan(
+        jail.mode.value, str(program), tuple(argv), tuple(map(str, cgroups)), credentials, seen, without_outside()
+    )
 
 
 def view(program: Path, devices: Sequence[str] = (), *, root: Path = Path("/")) -> View:

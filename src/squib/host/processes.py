@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -74,6 +75,14 @@ class Process:
         self._close()
         self._ended.set()
 
+    def has_ended(self) -> bool:
+        """Ask the kernel whether the process has ended; `running` may lag behind."""
+        if self._pidfd < 0:
+            return True
+        poller = select.poll()
+        poller.register(self._pidfd, select.POLLIN)
+        return bool(poller.poll(0))
+
     @property
     def running(self) -> bool:
         return not self._ended.is_set()
@@ -117,8 +126,12 @@ def find(identity: ProcessIdentity) -> list[int]:
     Those that hold the lock come first.
     """
     found = holders(identity.lock_path)
-    members = {pid for group in identity.cgroups for pid in cgroup.members(group)}
-    return [*found, *sorted(members.difference(found, {os.getpid()}))]
+    return [*found, *(pid for pid in members(identity.cgroups) if pid not in found)]
+
+
+def members(cgroups: Sequence[Path]) -> list[int]:
+    """Return the pids of all processes in these cgroups but this one."""
+    return sorted({pid for group in cgroups for pid in cgroup.members(group)} - {os.getpid()})
 
 
 def holders(lock_path: Path) -> list[int]:
@@ -219,10 +232,22 @@ def adopt(identity: ProcessIdentity) -> Process | None:
 
     Returns ``None`` if no process matches.
     """
-    for pid in find(identity):
+    return _adopt(lambda: find(identity))
+
+
+def adopt_member(cgroups: Sequence[Path]) -> Process | None:
+    """Watch the process that is in these cgroups; ``None`` if there is none.
+
+    Unlike `adopt` it does not search the whole host for the holder of a lock.
+    """
+    return _adopt(lambda: members(cgroups))
+
+
+def _adopt(find_pids: Callable[[], list[int]]) -> Process | None:
+    for pid in find_pids():
         with contextlib.suppress(ProcessLookupError):
             pidfd = os.pidfd_open(pid)
-            if pid in find(identity):  # still a match, so the pidfd is not of a newer process with its pid
+            if pid in find_pids():  # still a match, so the pidfd is not of a newer process with its pid
                 return Process(pid, pidfd)
             os.close(pidfd)
     return None
@@ -261,7 +286,7 @@ def _is_there(identity: ProcessIdentity) -> bool:
 
     Cheaper than `find`.
     """
-    if any(cgroup.members(group) for group in identity.cgroups):
+    if members(identity.cgroups):
         return True
     if not identity.lock_path.exists():
         return False

@@ -19,7 +19,7 @@ from squib.models.base import (
     check_env_name,
     check_name,
 )
-from squib.models.engine import Check, CheckStatus, EngineInfo, Fix
+from squib.models.engine import Check, CheckStatus, DriverChoice, EngineInfo, Fix
 from squib.models.files import (
     MAX_FILE_NAME_BYTES,
     Account,
@@ -30,7 +30,7 @@ from squib.models.files import (
     check_file_name,
 )
 from squib.models.process import MAX_TIMEOUT_S, ExecRequest, OutputRange, ProcessInfo, PtySize
-from squib.models.vm import DEFAULT_DISK_SIZE_MIB, VMConfig, VMInfo, VMState
+from squib.models.vm import DEFAULT_DISK_SIZE_MIB, VMConfig, VMDetails, VMInfo, VMState
 
 __all__ = [
     "DEFAULT_DISK_SIZE_MIB",
@@ -43,6 +43,7 @@ __all__ = [
     "CachedRef",
     "Check",
     "CheckStatus",
+    "DriverChoice",
     "EngineInfo",
     "Env",
     "EnvName",
@@ -66,6 +67,7 @@ __all__ = [
     "ResponseModel",
     "StoredModel",
     "VMConfig",
+    "VMDetails",
     "VMInfo",
     "VMState",
     "check_env",

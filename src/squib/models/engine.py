@@ -53,6 +53,14 @@ class Check(ResponseModel):
     fix: Fix | None = None
 
 
+class DriverChoice(ResponseModel):
+    """The driver that a new VM would get. ``reason`` says why."""
+
+    driver: str
+    accelerator: str
+    reason: str
+
+
 class EngineInfo(ResponseModel):
     """The engine that answered."""
 

@@ -56,7 +56,9 @@ class VMConfig(RequestModel):
     guest a working ``/dev/kvm``, so that it can run VMs itself. ``env_vars`` is the environment of every command.
     ``user`` runs commands and uses files where a request names no other, by default root. ``cwd``, an absolute path in
     the guest, is the working directory of commands, and relative paths of files begin there. It defaults to the user's
-    home.
+    home. ``driver`` is the VMM: ``firecracker``, ``qemu``, or by default ``auto``, the first of these that can run the
+    VM on the engine's host. ``jailer=False`` runs Firecracker without its jailer, as the engine's user: for development
+    only.
     """
 
     vm_id: Name | None = None
@@ -73,6 +75,8 @@ class VMConfig(RequestModel):
     env_vars: Env = Field(default_factory=dict, repr=False)
     cwd: GuestString | None = Field(default=None, max_length=MAX_PATH_BYTES)
     user: GuestString | None = Field(default=None, min_length=1)
+    driver: Name = "auto"
+    jailer: bool = True
 
     @field_validator("cwd")
     @classmethod
@@ -129,3 +133,12 @@ class VMInfo(ResponseModel):
     created_at: datetime
     started_at: datetime | None
     stopped_at: datetime | None
+
+
+class VMDetails(VMInfo):
+    """A VM, with what is rarely of interest.
+
+    ``driver_reason`` says why it has its driver.
+    """
+
+    driver_reason: str = ""

@@ -13,7 +13,18 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from squib.errors import EngineStartFailed, EngineUnavailable, InvalidArgument, NotFound, SquibError
-from squib.models import Check, EngineInfo, ImageInfo, KernelInfo, OnProgress, Progress, VMConfig, VMInfo
+from squib.models import (
+    Check,
+    DriverChoice,
+    EngineInfo,
+    ImageInfo,
+    KernelInfo,
+    OnProgress,
+    Progress,
+    VMConfig,
+    VMDetails,
+    VMInfo,
+)
 from squib.models.assets import check_kernel_ref
 from squib.protocol.errors import from_wire
 from squib.sdk.config import check_ref
@@ -55,6 +66,15 @@ class EngineClient(HTTPClient):
     async def vm(self, ref: str) -> VMInfo:
         """Look up a VM by ID or name. Raises `NotFound`."""
         return read_value(VMInfo, await self.request("GET", _vm_path(ref)))
+
+    async def vm_details(self, ref: str) -> VMDetails:
+        """Look up a VM in all details. Raises `NotFound`."""
+        return read_value(VMDetails, await self.request("GET", f"{_vm_path(ref)}/details"))
+
+    async def choose_driver(self, name: str, *, jailer: bool = True) -> DriverChoice:
+        """Return the driver that a VM with this ``driver`` would get. Raises `Unsupported`, with the reason."""
+        query = f"name={check_ref(name)}" + ("" if jailer else "&jailer=false")
+        return read_value(DriverChoice, await self.request("GET", f"/driver?{query}"))
 
     async def create_vm(
         self, config: VMConfig, *, bound: bool = False, on_progress: OnProgress | None = None

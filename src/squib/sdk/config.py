@@ -30,6 +30,8 @@ class VMOptions(TypedDict, total=False):
     env_vars: dict[str, str]
     cwd: str | None
     user: str | None
+    driver: str
+    jailer: bool
 
 
 def make_config(
@@ -37,7 +39,8 @@ def make_config(
 ) -> VMConfig:
     """Merge ``options`` into ``config`` and validate the result.
 
-    Relative paths become absolute, because the engine has another working directory. ``names`` is as in `describe`.
+    Relative paths become absolute, because the engine has another working directory. The default of ``driver`` is
+    ``$SQUIB_DRIVER``. ``names`` is as in `describe`.
 
     Raises `InvalidArgument`.
     """
@@ -46,6 +49,8 @@ def make_config(
     for name in ("kernel_path", "rootfs_path"):
         if isinstance(path := values.get(name), str | os.PathLike):
             values[name] = os.path.abspath(path)  # noqa: PTH100 (keeps symbolic links)
+    if "driver" not in values and (driver := os.environ.get("SQUIB_DRIVER")):
+        values["driver"] = driver
     try:
         return VMConfig.model_validate(values)
     except ValidationError as error:

@@ -34,6 +34,8 @@ class VMSpec(StoredModel):
     env_vars: Env = Field(default_factory=dict, repr=False)
     cwd: str | None = None
     user: str | None = None
+    jailer: bool = True
+    driver_reason: str = ""
 
     def to_json(self) -> str:
         """Encode the spec.

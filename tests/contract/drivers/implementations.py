@@ -100,7 +100,7 @@ async def _qemu(folder: Path, overlay: Path) -> tuple[Driver, MachineSpec]:
     initramfs = await InitramfsStore(home).ensure(kernel, AGENT_BINARY)
     await OverlayStore(home).create(overlay, 256)
     spec = machine_spec("vm-1", kernel=kernel.path, initramfs=initramfs, base=image.path, overlay=overlay)
-    return (await find_drivers()).by_name["qemu"], spec
+    return (await find_drivers(home)).by_name["qemu"], spec
 
 
 def broken(subject: Subject, folder: Path) -> MachineSpec:

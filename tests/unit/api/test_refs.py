@@ -46,6 +46,7 @@ WITH_SLASH = ["a/b", "/", "../..", "/etc/passwd", "a/"]
 ROUTES = [
     ("GET", "/v1/vms/{}", b""),
     ("DELETE", "/v1/vms/{}", b""),
+    ("GET", "/v1/vms/{}/details", b""),
     ("POST", "/v1/vms/{}/start", b"{}"),
     ("POST", "/v1/vms/{}/stop", b"{}"),
     ("POST", "/v1/vms/{}/hold", b""),

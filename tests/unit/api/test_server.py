@@ -39,7 +39,7 @@ Ready = tuple[str | None, str | None]
 
 @pytest.fixture(autouse=True)
 def faked(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def find_drivers() -> Drivers:
+    async def find_drivers(home: Home) -> Drivers:
         return Drivers.of(rig.driver)
 
     monkeypatch.setattr(server, "find_drivers", find_drivers)
@@ -378,7 +378,7 @@ def test_the_daemon_reports_that_it_answers_and_ends_when_idle(rig: Rig, monkeyp
 
 
 def test_the_daemon_reports_why_it_did_not_start(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def fail() -> Drivers:
+    async def fail(home: Home) -> Drivers:
         raise BootFailed("no VMM", hint="h", detail="d")
 
     monkeypatch.setattr(server, "find_drivers", fail)
@@ -393,7 +393,7 @@ def test_the_daemon_reports_why_it_did_not_start(rig: Rig, monkeypatch: pytest.M
 def test_the_daemon_lets_no_vmm_inherit_its_pipe(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     inheritable: list[bool] = []
 
-    async def look() -> Drivers:
+    async def look(home: Home) -> Drivers:
         inheritable.append(os.get_inheritable(int(sys.argv[3])))
         return Drivers.of(rig.driver)
 

@@ -20,7 +20,7 @@ from tests.fakes.engine import Rig
 def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
     driver = FakeDriver()
 
-    async def find_drivers() -> Drivers:
+    async def find_drivers(home: Home) -> Drivers:
         return Drivers.of(driver)
 
     monkeypatch.setattr(doctor, "find_drivers", find_drivers)

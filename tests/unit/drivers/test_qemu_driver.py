@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from squib.drivers.base import Driver, ExitKind, Machine, MachineSpec, check_nested
+from squib.drivers.base import Driver, ExitKind, Machine, MachineSpec, Needs, lacking
 from squib.drivers.qemu import driver as qemu_driver
 from squib.drivers.qemu.driver import QemuDriver, parse_version
 from squib.drivers.qemu.machine import QemuMachine
-from squib.errors import BootFailed, DependencyMissing, HostError, Unsupported, WrongState
+from squib.errors import BootFailed, DependencyMissing, HostError, WrongState
 from squib.host import logs, processes
 from squib.host.jail import Jail, JailMode
 from squib.host.probe import KVMProbe, NestingProbe
@@ -108,11 +108,11 @@ def test_it_runs_nested_guests_under_emulation_and_where_the_hosts_kvm_allows_it
     monkeypatch.setattr(qemu_driver, "probe_nesting", lambda: refusal)
     assert QemuDriver(NO_KVM, NO_JAIL).capabilities.nested
     kvm = QemuDriver(KVMProbe(usable=True, reason="", present=True), NO_JAIL)
-    with pytest.raises(Unsupported, match=f"qemu .*nested virtualization: {refusal.reason}") as refused:
-        check_nested(kvm.name, kvm.capabilities)
-    assert refused.value.hint == refusal.command
+    problem = lacking(kvm.capabilities, Needs(nested=True))
+    assert problem is not None and problem.text.endswith(f"nested virtualization: {refusal.reason}")
+    assert problem.hint == refusal.command
     monkeypatch.setattr(qemu_driver, "probe_nesting", lambda: NestingProbe(True))
-    check_nested(kvm.name, kvm.capabilities)
+    assert lacking(kvm.capabilities, Needs(nested=True)) is None
 
 
 @pytest.mark.anyio

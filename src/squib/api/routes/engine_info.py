@@ -1,4 +1,4 @@
-"""``/v1/engine`` and ``/v1/doctor``."""
+"""``/v1/engine``, ``/v1/driver`` and ``/v1/doctor``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from fastapi import APIRouter
 from squib.api.context import EngineDep
 from squib.api.schema import CheckList
 from squib.core import doctor
-from squib.models import EngineInfo
+from squib.drivers.base import Needs
+from squib.drivers.registry import AUTO
+from squib.models import DriverChoice, EngineInfo, Name
 
 router = APIRouter(tags=["engine"])
 
@@ -16,6 +18,13 @@ router = APIRouter(tags=["engine"])
 async def get_engine(engine: EngineDep) -> EngineInfo:
     """Describe this engine: version, accelerator, number of VMs."""
     return engine.info()
+
+
+@router.get("/driver")
+async def choose_driver(engine: EngineDep, name: Name = AUTO, jailer: bool = True) -> DriverChoice:
+    """Say which driver a new VM would get that asks for the driver ``name``, and why."""
+    choice = engine.drivers.choose(name, Needs(jailer=jailer))
+    return DriverChoice(driver=choice.driver.name, accelerator=choice.driver.accelerator, reason=choice.reason)
 
 
 @router.get("/doctor")

@@ -7,17 +7,18 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from squib.api.context import EngineDep, Ref, while_connected
-from squib.api.peer import while_client_runs
+from squib.api.peer import is_local, while_client_runs
 from squib.api.schema import CreateRequest, ProgressEvent, StartRequest, StopRequest, VMList
 from squib.api.streams import NDJSON, ProgressResponse, accepts_ndjson
-from squib.core.inspect import describe, get_vm, list_vms
+from squib.core.inspect import describe, get_details, get_vm, list_vms
 from squib.core.lifecycle.bonds import client_left, hold_vm, release_vm
 from squib.core.lifecycle.create import create_vm
 from squib.core.lifecycle.delete import delete_vm
 from squib.core.lifecycle.pause import pause_vm, resume_vm
 from squib.core.lifecycle.start import start_vm
 from squib.core.lifecycle.stop import stop_vm
-from squib.models import Name, OnProgress, VMInfo
+from squib.errors import Unsupported
+from squib.models import Name, OnProgress, VMDetails, VMInfo
 
 router = APIRouter(prefix="/vms", tags=["vms"])
 
@@ -39,6 +40,9 @@ async def create(engine: EngineDep, request: Request, body: CreateRequest) -> VM
     With ``Accept: application/x-ndjson`` the response streams the progress. If the client disconnects before the
     response is complete, the VM is removed.
     """
+
+    if not body.config.jailer and not is_local(request):
+        raise Unsupported("a VM without its jailer cannot be created over TCP", hint="leave out --no-jailer")
 
     async def work(on_progress: OnProgress) -> VMInfo:
         record = await create_vm(
@@ -63,6 +67,12 @@ async def create(engine: EngineDep, request: Request, body: CreateRequest) -> VM
 async def get(engine: EngineDep, ref: Ref) -> VMInfo:
     """Describe a VM."""
     return get_vm(engine, ref)
+
+
+@router.get("/{ref}/details")
+async def details(engine: EngineDep, ref: Ref) -> VMDetails:
+    """Describe a VM in all details."""
+    return get_details(engine, ref)
 
 
 @router.post("/{ref}/start")

@@ -11,6 +11,19 @@ from squib.models import VMConfig, VMInfo
 from squib.sdk.client import EngineClient
 
 
+async def check_driver(output: Output, engine: EngineClient, config: VMConfig) -> None:
+    """Check that the driver that a user asked for works, before anything is built.
+
+    With ``--verbose``, show which driver it is, and why. Raises `Unsupported`, with the reason.
+    """
+    if config.driver == "auto" and config.jailer and not output.verbose:
+        return
+    choice = await engine.choose_driver(config.driver, jailer=config.jailer)
+    output.detail(f"driver {choice.driver} ({choice.accelerator}): {choice.reason}")
+    if not config.jailer:
+        output.note("warning: --no-jailer: an attack on Firecracker's process meets only its seccomp filter")
+
+
 async def ensure_assets(output: Output, engine: EngineClient, config: VMConfig) -> None:
     """Build the kernel and the image of a VM if the cache lacks them.
 

@@ -53,6 +53,17 @@ Rootfs = Annotated[
         metavar="FILE", help="Root filesystem to use instead of --runtime: squashfs or ext4. It is never modified."
     ),
 ]
+Driver = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="VMM that runs the VM: firecracker, qemu, or auto (the first that works). Default: $SQUIB_DRIVER or auto.",
+    ),
+]
+NoJailer = Annotated[
+    bool,
+    typer.Option("--no-jailer", help="Run Firecracker without its jailer, as this user. For development only."),
+]
 BootArgs = Annotated[str | None, typer.Option(metavar="ARGS", help="Extra arguments for the kernel's command line.")]
 Nested = Annotated[
     bool, typer.Option("--nested", help="Give the VM a working /dev/kvm, so that it can run VMs itself.")
@@ -199,6 +210,7 @@ _FLAG_OF_FIELD = {
     "user": "--user",
     "cwd": "--workdir",
     "timeout_s": "--timeout",
+    "driver": "--driver",
 }
 
 
@@ -225,6 +237,8 @@ def make_vm_config(
     env_file: Sequence[str] | None,
     user: str | None = None,
     workdir: str | None = None,
+    driver: str | None = None,
+    no_jailer: bool = False,
 ) -> VMConfig:
     """Make a VM configuration from the flags of ``create`` and ``run``.
 
@@ -253,6 +267,10 @@ def make_vm_config(
         options["user"] = user
     if workdir is not None:
         options["cwd"] = workdir
+    if driver is not None:
+        options["driver"] = driver
+    if no_jailer:
+        options["jailer"] = False
     return make_config(None, options, names=_FLAG_OF_FIELD)
 
 

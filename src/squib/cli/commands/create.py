@@ -36,6 +36,8 @@ async def create(
     rootfs: options.Rootfs = None,
     boot_args: options.BootArgs = None,
     nested: options.Nested = False,
+    driver: options.Driver = None,
+    no_jailer: options.NoJailer = False,
     env: options.Env = None,
     env_file: options.EnvFile = None,
     user: options.VMUser = None,
@@ -50,6 +52,7 @@ async def create(
 
     The VM is ready for commands when this returns. If it does not boot, it is removed again.
     """
+    from squib.cli.actions.launch import check_driver
     from squib.cli.args.units import parse_duration_s
     from squib.cli.progress import late_steps
     from squib.cli.terminal.attach import check_terminal, open_shell
@@ -64,8 +67,10 @@ async def create(
     config = options.make_vm_config(
         name=name, project=project, vcpus=vcpus, memory=memory, disk=disk, runtime=runtime, kernel=kernel,
         rootfs=rootfs, boot_args=boot_args, nested=nested, env=env, env_file=env_file, user=user, workdir=workdir,
+        driver=driver, no_jailer=no_jailer,
     )  # fmt: skip
     async with options.connect() as engine:
+        await check_driver(output, engine, config)
         async with late_steps(output, f"creating VM {name}" if name else "creating a VM") as report:
             if no_start:
                 vm = await engine.create_vm(config, on_progress=report)

@@ -15,6 +15,6 @@ async def inspect(output: Output, vms: options.Refs) -> int:
     """
     from squib.cli.actions.each import for_each
 
-    found, status = await for_each(output, vms, lambda engine, ref: engine.vm(ref))
+    found, status = await for_each(output, vms, lambda engine, ref: engine.vm_details(ref))
     output.data(found)
     return status

@@ -44,6 +44,8 @@ async def run(
     rootfs: options.Rootfs = None,
     boot_args: options.BootArgs = None,
     nested: options.Nested = False,
+    driver: options.Driver = None,
+    no_jailer: options.NoJailer = False,
     env: options.Env = None,
     env_file: options.EnvFile = None,
     user: options.User = None,
@@ -81,9 +83,11 @@ async def run(
     boot_timeout_s = parse_duration_s(boot_timeout, flag="--boot-timeout", max_s=MAX_VERB_TIMEOUT_S)
     config = options.make_vm_config(
         name=name, project=project, vcpus=vcpus, memory=memory, disk=disk, runtime=runtime, kernel=kernel,
-        rootfs=rootfs, boot_args=boot_args, nested=nested, env=env, env_file=env_file,
+        rootfs=rootfs, boot_args=boot_args, nested=nested, env=env, env_file=env_file, driver=driver,
+        no_jailer=no_jailer,
     )  # fmt: skip
     async with options.connect() as engine:
+        await launch.check_driver(output, engine, config)
         await launch.ensure_assets(output, engine, config)
         # A signal has to wait for the answer, which says which VM to remove.
         vm = await shielded(engine.create_vm(config, bound=not keep))

@@ -16,7 +16,8 @@ from squib.core.lifecycle.bonds import expect_client
 from squib.core.lifecycle.delete import remove
 from squib.core.lifecycle.start import DEFAULT_BOOT_TIMEOUT_S, boot, choose_uid
 from squib.core.lifecycle.verbs import Turn
-from squib.drivers.base import check_nested
+from squib.drivers.base import Needs
+from squib.drivers.registry import Choice
 from squib.host.files import disk_errors
 from squib.images import rootfs
 from squib.images.runtimes import RUNTIMES
@@ -66,9 +67,8 @@ async def _create(
 ) -> VMRecord:
     vm_id = config.vm_id or new_id()
     engine.store.check_free(vm_id, config.name or vm_id)
-    driver = engine.drivers.default
-    if config.nested:
-        check_nested(driver.name, driver.capabilities)
+    needs = Needs(jailer=config.jailer, nested=config.nested, vcpu_count=config.vcpu_count)
+    choice = engine.drivers.choose(config.driver, needs)
     record = VMRecord(
         vm_id=vm_id,
         name=config.name or vm_id,
@@ -76,11 +76,12 @@ async def _create(
         reason="",
         spec=_spec(
             config,
+            choice,
             kernel=await _find_kernel(engine, config, on_progress),
             rootfs=await _find_rootfs(engine, config, on_progress),
         ),
-        driver=driver.name,
-        accelerator=driver.accelerator,
+        driver=choice.driver.name,
+        accelerator=choice.driver.accelerator,
         machine_id=secrets.token_hex(16),
         uid=choose_uid() if os.geteuid() == 0 else None,
         pid=None,
@@ -134,7 +135,7 @@ async def _find_rootfs(engine: Engine, config: VMConfig, on_progress: OnProgress
     return CachedRef(digest=(await engine.images.ensure(config.runtime, on_progress)).digest)
 
 
-def _spec(config: VMConfig, *, kernel: AssetRef, rootfs: AssetRef) -> VMSpec:
+def _spec(config: VMConfig, choice: Choice, *, kernel: AssetRef, rootfs: AssetRef) -> VMSpec:
     needed_mib = _USER_ROOTFS_MEM_SIZE_MIB if config.rootfs_path else RUNTIMES[config.runtime].min_memory_mib
     return VMSpec(
         project=config.project,
@@ -149,6 +150,8 @@ def _spec(config: VMConfig, *, kernel: AssetRef, rootfs: AssetRef) -> VMSpec:
         env_vars=config.env_vars,
         cwd=config.cwd,
         user=config.user,
+        jailer=config.jailer,
+        driver_reason=choice.reason,
     )
 
 

@@ -137,6 +137,7 @@ async def _machine_spec(engine: Engine, record: VMRecord) -> MachineSpec:
         ),
         boot_args=spec.boot_args,
         nested=spec.nested,
+        jailer=spec.jailer,
     )
 
 

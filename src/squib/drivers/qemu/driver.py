@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from squib.drivers.base import Capabilities, MachineSpec, check_supported
+from squib.drivers.base import Capabilities, MachineSpec, Problem, check_supported
 from squib.drivers.qemu import console
 from squib.drivers.qemu.command import Acceleration, Descriptors, command_line
 from squib.drivers.qemu.machine import QemuMachine, remove_endpoints
@@ -74,6 +74,9 @@ class QemuDriver:
     @property
     def groups(self) -> tuple[int, ...]:
         return (_KVM.stat().st_gid,) if self._acceleration.kvm else ()
+
+    def problem(self, *, jailer: bool = True) -> Problem | None:
+        return None
 
     def console_log(self, folder: Path) -> Path:
         return QemuPaths(folder).console_log

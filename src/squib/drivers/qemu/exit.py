@@ -13,14 +13,12 @@ import signal
 from dataclasses import dataclass
 
 from squib.drivers.base import ExitKind, ExitReason
+from squib.drivers.evidence import PANIC, last_lines, panicked, powered_off, rebooted
 from squib.host.processes import describe_exit
 from squib.protocol.text import printable, printable_lines
 
-_PANIC = "Kernel panic - not syncing"
-_AGENT_FATAL = "squib-agent: fatal:"
 _POWER_DOWN = "reboot: Power down"
 _RESTART = "reboot: Restarting system"
-_EVIDENCE_LINES = 12
 
 
 @dataclass(frozen=True)
@@ -61,12 +59,12 @@ def _reason(evidence: Evidence) -> ExitReason:
 
 
 def _by_event(cause: str, console: str) -> ExitReason:
-    if cause == "guest-panic" or (cause == "guest-reset" and _PANIC in console):
-        return _panicked(console)
+    if cause == "guest-panic" or (cause == "guest-reset" and PANIC in console):
+        return panicked(console)
     if cause == "guest-shutdown":
-        return _powered_off(console)
+        return powered_off(console)
     if cause == "guest-reset":
-        return ExitReason(ExitKind.GUEST_REBOOTED, "the guest rebooted, which ends its VM")
+        return rebooted()
     return ExitReason(ExitKind.KILLED, f"QEMU was shut down from outside the guest ({cause})")
 
 
@@ -82,33 +80,11 @@ def _by_signal(number: int, vmm_log: str) -> ExitReason:
 
 def _by_console(console: str) -> ExitReason:
     """Return the reason for a QEMU whose SHUTDOWN event no engine received."""
-    end = _last_lines(console)
-    if _PANIC in console:
-        return _panicked(console)
+    end = last_lines(console)
+    if PANIC in console:
+        return panicked(console)
     if _POWER_DOWN in end:
-        return _powered_off(console)
+        return powered_off(console)
     if _RESTART in end:
-        return ExitReason(ExitKind.GUEST_REBOOTED, "the guest rebooted, which ends its VM")
+        return rebooted()
     return ExitReason(ExitKind.UNKNOWN, "QEMU ended for an unknown reason while no engine was connected to it", end)
-
-
-def _panicked(console: str) -> ExitReason:
-    where = console.rfind(_PANIC)
-    line = console[where:].partition("\n")[0].strip() if where >= 0 else "the console does not show the reason"
-    return ExitReason(ExitKind.GUEST_PANICKED, f"the guest's kernel panicked: {line}", _last_lines(console))
-
-
-def _powered_off(console: str) -> ExitReason:
-    """Return the reason for a power-off of the guest.
-
-    It contains the agent's message if the agent powered off because of its own fatal error.
-    """
-    where = console.rfind(_AGENT_FATAL)
-    if where < 0:
-        return ExitReason(ExitKind.POWERED_OFF, "the guest powered off")
-    line = console[where:].partition("\n")[0].strip()
-    return ExitReason(ExitKind.POWERED_OFF, f"the guest powered off: {line}", _last_lines(console))
-
-
-def _last_lines(text: str) -> str:
-    return "\n".join(text.rstrip().splitlines()[-_EVIDENCE_LINES:])

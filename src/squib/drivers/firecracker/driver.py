@@ -1,0 +1,289 @@
+"""Launch Firecracker in its jailer, and adopt the machines of a former engine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from squib.drivers.base import Capabilities, Disk, MachineSpec, Problem, check_supported, unsupported
+from squib.drivers.firecracker import plan
+from squib.drivers.firecracker.api import ApiClient
+from squib.drivers.firecracker.machine import Endpoint, FirecrackerMachine, remove_endpoints, state
+from squib.drivers.firecracker.programs import Programs
+from squib.drivers.firecracker.requests import START, configuration
+from squib.drivers.firecracker.version import show_version
+from squib.errors import BootFailed, HostError, InvalidArgument, ToolFailed, Unsupported, WrongState
+from squib.host import chroot, jail, logs, processes
+from squib.host.jail import Credentials
+from squib.host.locks import FileLock
+from squib.host.logs import BoundedLog, LogPump
+from squib.host.probe import KVMProbe
+from squib.host.processes import Process, ProcessIdentity, describe_exit
+from squib.models import Check, CheckStatus, Fix
+from squib.paths import API_SOCKET, FirecrackerPaths
+from squib.protocol.text import printable_lines
+
+_HEAP_MIB = 64  # Firecracker uses 5 MiB; the rest is for its threads, its chroot and cached files
+_MAX_VCPUS = 32
+_API_TIMEOUT_S = 10.0
+_ADOPT_TIMEOUT_S = 5.0
+_END_TIMEOUT_S = 0.3  # the end of a process is noticed some milliseconds after the end of its connection
+_POLL_S = 0.002
+_LOG_BYTES = 4096
+_CONSOLE_PAUSE_S = 0.002
+_OUTPUT_PAUSE_S = 0.05
+_VMM_LOG_BYTES, _METRICS_LOG_BYTES = 64 * 1024, 256 * 1024
+_ELF = b"\x7fELF"
+
+
+class FirecrackerDriver:
+    """`squib.drivers.base.Driver` for Firecracker. One per engine.
+
+    ``programs`` are Firecracker's, or why there are none. ``kvm`` says whether KVM works, and ``can_jail`` whether
+    this engine may use the jailer: it is root, and this host has cgroups.
+    """
+
+    name = "firecracker"
+    accelerator = "kvm"
+    groups: tuple[int, ...] = ()
+    capabilities = Capabilities(pause=True, no_jailer=True, max_vcpus=_MAX_VCPUS)
+
+    def __init__(self, programs: Programs | Problem, kvm: KVMProbe, *, can_jail: bool) -> None:
+        self._programs = programs
+        self._kvm = kvm
+        self._can_jail = can_jail
+
+    def problem(self, *, jailer: bool = True) -> Problem | None:
+        if isinstance(self._programs, Problem):
+            return self._programs
+        if not self._kvm.usable:
+            return Problem(
+                f"KVM cannot run a guest here: {self._kvm.reason}",
+                hint="use --driver qemu, which works without KVM; squib doctor shows what KVM needs",
+            )
+        if jailer and not self._can_jail:
+            return Problem(
+                "its jailer needs root and cgroups (memory, cpu, pids)",
+                hint="run the engine as root, or use --driver qemu; for development only: --no-jailer",
+            )
+        return None
+
+    def console_log(self, folder: Path) -> Path:
+        return FirecrackerPaths(folder).console_log
+
+    def memory_overhead_mib(self, spec: MachineSpec) -> int:
+        return _HEAP_MIB + (plan.chroot_size_mib(self._programs) if isinstance(self._programs, Programs) else 0)
+
+    async def launch(
+        self,
+        spec: MachineSpec,
+        folder: Path,
+        identity: ProcessIdentity,
+        credentials: Credentials | None,
+        on_spawned: Callable[[int], None],
+    ) -> FirecrackerMachine:
+        check_supported(self.name, self.capabilities, spec)
+        programs = self._usable_programs(spec)
+        paths = FirecrackerPaths(folder)
+        async with contextlib.AsyncExitStack() as undo:
+            with FileLock(identity.lock_path) as lock:
+                if not lock.try_acquire() or processes.members(identity.cgroups):
+                    raise WrongState(f"a VMM of VM {spec.vm_id} is still running", hint=f"squib stop {spec.vm_id}")
+                undo.callback(remove_endpoints, paths)
+                undo.callback(processes.kill, identity)
+                pumps = _make_pipes(paths, credentials)
+                for pump in pumps:
+                    undo.callback(pump.close)
+                if spec.jailer:
+                    assert credentials is not None  # `problem` requires root, whose VMs have users of their own
+                    process = await _jailed(spec, paths, programs, identity, credentials, lock, pumps)
+                    files = plan.chroot_files(spec)
+                else:
+                    process = await _bare(spec, paths, programs, identity, lock)
+                    files = plan.bare_files(spec, paths)
+            undo.callback(process.forget)
+            on_spawned(process.pid)
+            endpoint = Endpoint(_open_root(process, paths, jailer=spec.jailer))
+            undo.callback(endpoint.close)
+            api = ApiClient(endpoint.api)
+            undo.callback(api.close)
+            try:
+                await _wait_for_api(endpoint, process)
+                for request in configuration(spec, files, pci=programs.has_pci):
+                    await api.request(request)
+                await api.request(START)
+            except (HostError, ToolFailed) as error:
+                raise await _launch_failed(process, pumps, paths, error) from error
+            undo.pop_all()
+            return FirecrackerMachine(process, paths, endpoint, api, pumps)
+
+    def _usable_programs(self, spec: MachineSpec) -> Programs:
+        if problem := self.problem(jailer=spec.jailer):
+            raise unsupported(self.name, problem)
+        assert isinstance(self._programs, Programs)
+        with spec.kernel.open("rb") as kernel:
+            is_elf = kernel.read(len(_ELF)) == _ELF
+        if not is_elf:
+            raise Unsupported(
+                f"Firecracker boots only uncompressed ELF kernels, and {spec.kernel} is not one",
+                hint="use a vmlinux, or --driver qemu",
+            )
+        return self._programs
+
+    async def adopt(self, folder: Path, identity: ProcessIdentity) -> FirecrackerMachine | None:
+        paths = FirecrackerPaths(folder)
+        process = processes.adopt(identity)
+        if process is None:
+            remove_endpoints(paths)
+            return None
+        async with contextlib.AsyncExitStack() as undo:
+            undo.callback(process.forget)
+            endpoint = Endpoint(_open_root(process, paths, jailer=not (paths.root / API_SOCKET).exists()))
+            undo.callback(endpoint.close)
+            api = ApiClient(endpoint.api)
+            undo.callback(api.close)
+            with contextlib.suppress(ToolFailed):  # a Firecracker that hangs can still be waited for and killed
+                if await state(api, timeout_s=_ADOPT_TIMEOUT_S) == "Not started":
+                    await process.kill()
+                    remove_endpoints(paths)
+                    return None
+            pumps = _open_pumps(paths)
+            undo.pop_all()
+            return FirecrackerMachine(process, paths, endpoint, api, pumps)
+
+    async def checks(self) -> list[Check]:
+        name = "firecracker"
+        if problem := self.problem():
+            fix = Fix(argv=("squib", "install", "firecracker")) if isinstance(self._programs, Problem) else None
+            return [Check(name=name, status=CheckStatus.WARN, detail=f"not usable: {problem.text}", fix=fix)]
+        assert isinstance(self._programs, Programs)
+        detail = f"{self._programs.vmm} {show_version(self._programs.version)}, in its jailer"
+        return [Check(name=name, status=CheckStatus.OK, detail=detail)]
+
+
+async def _jailed(
+    spec: MachineSpec,
+    paths: FirecrackerPaths,
+    programs: Programs,
+    identity: ProcessIdentity,
+    credentials: Credentials,
+    lock: FileLock,
+    pumps: list[LogPump],
+) -> Process:
+    """Run the jailer, and return the process of the Firecracker that it started."""
+    for path in (spec.kernel, spec.initramfs, *(disk.path for disk in spec.disks if disk.read_only)):
+        _check_readable(path)
+    for disk in spec.disks:
+        _give_to_vmm(disk, credentials)
+    paths.jail.mkdir(mode=0o700, exist_ok=True)
+    wanted = plan.chroot_plan(spec, paths, programs, credentials, identity.cgroups)
+    jailer = await chroot.run(wanted, lock=lock, log_path=paths.log_pipe, stdout_path=paths.console_pipe)
+    if jailer.returncode:
+        text = f"Firecracker's jailer {describe_exit(jailer.returncode)}"
+        raise BootFailed(text, detail=_log_end(pumps, paths))
+    process = processes.adopt_member(identity.cgroups)
+    if process is None:
+        raise BootFailed("Firecracker ended before it opened its API", detail=_log_end(pumps, paths))
+    return process
+
+
+async def _bare(
+    spec: MachineSpec, paths: FirecrackerPaths, programs: Programs, identity: ProcessIdentity, lock: FileLock
+) -> Process:
+    """Start Firecracker without its jailer."""
+    wanted = plan.bare_plan(spec, paths, programs, identity.cgroups)
+    confined = await jail.start(wanted, lock=lock, log_path=paths.log_pipe, stdout_path=paths.console_pipe)
+    await confined.seal()
+    return confined.process
+
+
+def _check_readable(path: Path) -> None:
+    """Check that every user may read a file that VMs share. Raises `InvalidArgument`."""
+    if not path.stat().st_mode & stat.S_IROTH:
+        raise InvalidArgument(
+            f"{path} is not readable for the VM's own user", hint=f"chmod o+r {path}, or use --driver qemu"
+        )
+
+
+def _give_to_vmm(disk: Disk, credentials: Credentials) -> None:
+    """Let Firecracker's user write to a disk. Others cannot reach it: its directory is private."""
+    if not disk.read_only:
+        os.chown(disk.path, credentials.uid, credentials.gid)
+
+
+def _make_pipes(paths: FirecrackerPaths, credentials: Credentials | None) -> list[LogPump]:
+    """Create the pipes for what Firecracker prints, and copy them into logs."""
+    for path in (paths.console_pipe, paths.log_pipe, paths.metrics_pipe):
+        logs.make_pipe(path)
+        if credentials:
+            os.chown(path, credentials.uid, credentials.gid)
+    for path in (paths.console_log, paths.vmm_log, paths.metrics_log):
+        logs.remove(path)
+    return _open_pumps(paths)
+
+
+def _open_pumps(paths: FirecrackerPaths) -> list[LogPump]:
+    return [
+        logs.pump_pipe(paths.console_pipe, BoundedLog(paths.console_log), pause_s=_CONSOLE_PAUSE_S),
+        logs.pump_pipe(paths.log_pipe, BoundedLog(paths.vmm_log, _VMM_LOG_BYTES), pause_s=_OUTPUT_PAUSE_S),
+        logs.pump_pipe(paths.metrics_pipe, BoundedLog(paths.metrics_log, _METRICS_LOG_BYTES), pause_s=_OUTPUT_PAUSE_S),
+    ]
+
+
+def _open_root(process: Process, paths: FirecrackerPaths, *, jailer: bool) -> int:
+    """Open the directory with Firecracker's sockets: its root, or without a jailer the driver's directory.
+
+    Raises `HostError` if Firecracker has ended.
+    """
+    path = Path(f"/proc/{process.pid}/root") if jailer else paths.root
+    try:
+        folder = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostError(f"Firecracker ended before its sockets were there: {error.strerror}") from error
+    if process.has_ended():  # the pid may be another process's by now
+        os.close(folder)
+        raise HostError("Firecracker ended before its sockets were there")
+    return folder
+
+
+async def _wait_for_api(endpoint: Endpoint, process: Process) -> None:
+    """Wait until the API's socket exists and accepts connections.
+
+    Raises `HostError` if Firecracker ends, or does not open it in time.
+    """
+    try:
+        async with asyncio.timeout(_API_TIMEOUT_S):
+            while process.running:
+                with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+                    endpoint.api().close()
+                    return
+                await asyncio.sleep(_POLL_S)
+    except TimeoutError:
+        raise HostError(f"Firecracker did not open its API within {_API_TIMEOUT_S:g} s") from None
+    raise HostError("Firecracker ended before it opened its API")
+
+
+async def _launch_failed(
+    process: Process, pumps: list[LogPump], paths: FirecrackerPaths, error: HostError | ToolFailed
+) -> BootFailed:
+    """Return the error for a Firecracker that was launched but runs no guest.
+
+    Its detail is the end of Firecracker's log.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_END_TIMEOUT_S):
+            await process.wait()
+    log_end = _log_end(pumps, paths)
+    if process.running:
+        return BootFailed(error.message, detail=log_end)
+    return BootFailed(f"Firecracker {describe_exit(process.returncode)} before the guest ran", detail=log_end)
+
+
+def _log_end(pumps: list[LogPump], paths: FirecrackerPaths) -> str:
+    for pump in pumps:
+        pump.close()
+    return printable_lines(logs.tail(paths.vmm_log, _LOG_BYTES).decode(errors="replace")).strip()
