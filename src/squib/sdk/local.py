@@ -6,7 +6,8 @@ import asyncio
 import json
 import os
 import sys
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -83,6 +84,26 @@ async def stop_engine(home: Home) -> int | None:
                 )
             return pid
     return None
+
+
+@asynccontextmanager
+async def make_exclusive(home: Home) -> AsyncIterator[None]:
+    """Stop the engine, and keep any other from starting until the block ends.
+
+    The state directory must exist. Its locks may be removed in the block.
+
+    Raises `EngineUnavailable` if the engine does not end, or another process holds a lock.
+    """
+    async with AsyncExitStack() as held:
+        try:
+            await held.enter_async_context(locked(home.start_lock, timeout_s=START_TIMEOUT_S))
+            await stop_engine(home)
+            await held.enter_async_context(locked(home.engine_lock, timeout_s=STOP_TIMEOUT_S))
+        except TimeoutError:
+            raise EngineUnavailable(
+                f"another process uses {home.root}", hint=f"find it with: fuser {home.start_lock} {home.engine_lock}"
+            ) from None
+        yield
 
 
 def describe_silence(home: Home) -> tuple[str, str]:

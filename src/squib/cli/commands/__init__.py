@@ -6,7 +6,7 @@ from importlib import import_module
 
 NAMES = (
     "run", "create", "list", "inspect", "start", "stop", "pause", "resume", "remove", "exec", "connect", "attach",
-    "ps", "kill", "upload", "download", "cp", "env", "logs", "image", "kernel", "install", "doctor",
+    "ps", "kill", "upload", "download", "cp", "env", "logs", "image", "kernel", "install", "uninstall", "doctor",
     "engine", "serve", "version",
 )  # fmt: skip
 """In the order in which ``squib --help`` lists them."""
