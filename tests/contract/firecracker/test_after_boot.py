@@ -3,14 +3,14 @@
 import contextlib
 import json
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 
 import pytest
 
 from squib.guest.agent import AgentClient
-from squib.host import sockets
-from tests.contract.firecracker.vmm import BOOT, DISK, START, VSOCK, Vmm, running
+from tests.contract.firecracker.vmm import BOOT, DISK, START, VSOCK, Vmm, connector, running
 from tests.fakes.firecracker.install import Stub, requests
 
 AFTER = "The requested operation is not supported after starting the microVM."
@@ -38,15 +38,7 @@ def test_the_agent_answers_through_vsock(stub: Stub) -> None:
 @pytest.mark.anyio
 async def test_a_client_of_the_agent_runs_commands_and_powers_off(stub: Stub) -> None:
     with booted(stub) as vmm:
-
-        async def connect() -> sockets.socket.socket:
-            link = vmm.vsock(1024)
-            assert link.recv(14, 2) == b"OK 1073741824\n"
-            link.recv(15)
-            link.setblocking(False)
-            return link
-
-        client = AgentClient(connect)
+        client = AgentClient(connector(vmm))
         await client.connect(timeout_s=30)
         await client.poweroff(grace_s=1)
         assert vmm.process.wait(30) == 0
@@ -145,13 +137,29 @@ def test_ctrl_alt_del_reboots_the_guest_which_ends_the_vmm(stub: Stub) -> None:
         assert vmm.process.wait(30) == 0
 
 
-@pytest.mark.parametrize(("guest", "status", "last"), [("panic", 0, b"Kernel panic"), ("crash", 148, b"exit_code=148")])
+@pytest.mark.parametrize(("guest", "status", "last"), [("panic", 0, b"Kernel panic"), ("crash", 1, b"exit_code=1")])
 def test_a_guest_that_ends_by_itself_ends_the_vmm(stub: Stub, guest: str, status: int, last: bytes) -> None:
     stub.configure(guest=guest)
     with booted(stub) as vmm:
         assert vmm.process.wait(30) == status
         assert vmm.process.stdout
         assert last in vmm.process.stdout.read()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("missing", ["reboot=k", "squib.poweroff=restart"])
+async def test_a_power_off_ends_the_vmm_only_as_a_restart_through_the_keyboard(stub: Stub, missing: str) -> None:
+    with running(stub.firecracker, "1.16.1", stub.folder.parent) as vmm:
+        vmm.ok("PUT", "/boot-source", BOOT | {"boot_args": BOOT["boot_args"].replace(missing, "")})
+        vmm.ok("PUT", "/vsock", VSOCK)
+        vmm.ok("PUT", "/actions", START)
+        client = AgentClient(connector(vmm))
+        await client.connect(timeout_s=30)
+        await client.poweroff(grace_s=1)
+        await client.close()
+        assert vmm.process
+        with pytest.raises(subprocess.TimeoutExpired):
+            vmm.process.wait(0.2)
 
 
 def test_a_guest_without_an_agent_closes_and_one_that_hangs_says_nothing(stub: Stub) -> None:

@@ -109,3 +109,20 @@ def test_its_own_output_is_its_log(program: tuple[Path, str], tmp_path: Path) ->
         output = vmm.process.stdout.read().decode()
     assert re.search(r'\[vm-1:fc_api\] The API server received a Get request on "/version"\.', output)
     assert vmm.process.returncode == -signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGSEGV, 150), (signal.SIGHUP, 156), (signal.SIGSYS, 2), (signal.SIGINT, -2)]
+)
+def test_signals_end_it(program: tuple[Path, str], tmp_path: Path, number: int, status: int) -> None:
+    path, version = program
+    with running(path, version, tmp_path) as vmm:
+        vmm.call("GET", "/version")
+        assert vmm.process
+        assert vmm.process.stdout
+        vmm.process.send_signal(number)
+        assert vmm.process.wait(30) == status
+        logged = (
+            f"Shutting down VM after intercepting signal {int(number)}, code 0." in vmm.process.stdout.read().decode()
+        )
+        assert logged == (status > 0)

@@ -106,12 +106,13 @@ def test_a_number_of_calls_can_fail_after_a_number_that_do_not(stub: Stub, vmm: 
     assert [vmm.call("GET", "/version")[0] for _ in range(4)] == [200, 400, 400, 200]
 
 
-def test_it_can_end_by_a_signal(stub: Stub, vmm: Vmm) -> None:
-    stub.fail("GET /", "die", signal=signal.SIGSEGV)
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGSEGV, 150)])
+def test_it_can_end_by_a_signal(stub: Stub, vmm: Vmm, number: int, status: int) -> None:
+    stub.fail("GET /", "die", signal=number)
     with pytest.raises((http.client.RemoteDisconnected, ConnectionError)):
         vmm.call("GET", "/")
     assert vmm.process
-    assert vmm.process.wait(30) == -signal.SIGSEGV
+    assert vmm.process.wait(30) == status
 
 
 def test_connections_to_the_guest_can_fail(stub: Stub, vmm: Vmm) -> None:

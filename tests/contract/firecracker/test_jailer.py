@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from squib.guest.agent import AgentClient
-from squib.host import sockets
-from tests.contract.firecracker.vmm import BOOT, DISK, START, VSOCK, Vmm, binary, wait_for_api
+from tests.contract.firecracker.vmm import BOOT, DISK, START, VSOCK, Vmm, binary, connector, wait_for_api
 from tests.fakes.firecracker.install import Stub
 from tests.fakes.firecracker.jailer import STEPS
 
@@ -97,6 +96,7 @@ async def test_the_vmm_runs_in_its_chroot_with_an_agent(stub: Stub) -> None:
     assert (ended.returncode, ended.stderr.count("Error")) == (0, 0)
     root = chroot(stub)
     pid = int((root / "firecracker.pid").read_text())
+    assert not AS_ROOT or root.samefile(f"/proc/{pid}/root")
     (root / "kernel").write_bytes(b"no kernel")
     (root / "disk").write_bytes(bytes(4096))
     (root / "disk").chmod(0o666)
@@ -110,19 +110,9 @@ async def test_the_vmm_runs_in_its_chroot_with_an_agent(stub: Stub) -> None:
         vmm.ok("PUT", "/actions", START)
         assert vmm.call("GET", "/")[1]["id"] == "vm-1"
         if AS_ROOT:
-            assert Path(f"/proc/{pid}/root").resolve() == root.resolve()
             status = Path(f"/proc/{pid}/status").read_text()
             assert "Uid:\t4711\t4711\t4711\t4711\nGid:\t4712\t4712\t4712\t4712" in status
-
-        async def connect() -> sockets.socket.socket:
-            link = vmm.vsock(1024)
-            line = link.recv(1)
-            while not line.endswith(b"\n"):
-                line += link.recv(1)
-            link.setblocking(False)
-            return link
-
-        client = AgentClient(connect)
+        client = AgentClient(connector(vmm))
         await client.connect(timeout_s=30)
         await client.poweroff(grace_s=1)
         await client.close()

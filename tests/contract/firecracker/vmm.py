@@ -10,7 +10,7 @@ import re
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import pytest
 from tests.fakes.firecracker.install import install
 
 REAL = "SQUIB_TEST_FIRECRACKER"
-BOOT = {"kernel_image_path": "kernel", "boot_args": "console=ttyS0 reboot=k panic=1"}
+BOOT = {"kernel_image_path": "kernel", "boot_args": "console=ttyS0 reboot=k panic=1 squib.poweroff=restart"}
 DISK = {"drive_id": "disk", "is_root_device": False, "path_on_host": "disk", "is_read_only": False}
 VSOCK = {"guest_cid": 3, "uds_path": "vsock"}
 START = {"action_type": "InstanceStart"}
@@ -93,6 +93,20 @@ class Vmm:
         if self.process:
             self.process.kill()
             self.process.communicate()
+
+
+def connector(vmm: Vmm) -> Callable[[], Awaitable[socket.socket]]:
+    """Return what `squib.guest.agent.AgentClient` takes, for the agent of a VMM's guest."""
+
+    async def connect() -> socket.socket:
+        link = vmm.vsock(1024)
+        line = link.recv(1)
+        while not line.endswith(b"\n"):
+            line += link.recv(1)
+        link.setblocking(False)
+        return link
+
+    return connect
 
 
 def wait_for_api(path: Path) -> None:

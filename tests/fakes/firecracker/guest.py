@@ -24,7 +24,10 @@ BEHAVIOURS = ("ok", "hang", "no-agent", "panic", "panic-when-set-up", "deaf", "c
 """How guests behave.
 
 ``hang`` accepts connections and says nothing; ``no-agent`` has nothing listening; ``panic`` and ``panic-when-set-up``
-panic and reboot, which ends a VMM with status 0; ``deaf`` does not power off; ``crash`` makes the VMM end with 148.
+panic and restart; ``deaf`` does not power off; ``crash`` makes the VMM end with status 1.
+
+A restart ends the VMM with status 0, if the kernel's command line has ``reboot=k``. Otherwise the guest hangs. It
+restarts after a panic only with ``panic=``, and instead of a power-off only with ``squib.poweroff=restart``.
 """
 
 
@@ -32,13 +35,18 @@ class Guest:
     """A guest with this vsock listener and console; ``on_exit`` is called with the VMM's exit status."""
 
     def __init__(
-        self, context: Context, listener: socket.socket | None, console: int | None, on_exit: Callable[[int], None]
+        self,
+        context: Context,
+        listener: socket.socket | None,
+        console: int,
+        boot_args: list[str],
+        on_exit: Callable[[int], None],
     ) -> None:
         self._context, self._listener, self._console, self._on_exit = context, listener, console, on_exit
+        self._boot_args = boot_args
         self._behaviour = context.settings.values["guest"]
         self._port = _FIRST_PORT - 1
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._ended: asyncio.Event | None = None
         self._running, self._frozen = threading.Event(), threading.Event()
         self._running.set()
 
@@ -61,22 +69,22 @@ class Guest:
         self._running.set()
 
     def ctrl_alt_del(self) -> None:
-        """Press the keys that reboot a guest, which ends its VMM."""
-        if self._loop and self._ended and self._behaviour != "deaf":
-            self._loop.call_soon_threadsafe(self._ended.set)
+        """Press the keys that restart a guest."""
+        if self._loop and self._behaviour != "deaf":
+            self._loop.call_soon_threadsafe(self._restart)
 
     def _freeze(self) -> None:
         self._frozen.set()
         self._running.wait()
 
     def _print(self, text: str) -> None:
-        if self._console is not None:
+        if "console=ttyS0" in self._boot_args:
             write_all(self._console, text.encode() + b"\r\n")
 
     def _run(self) -> None:
         self._print("[    0.000000] Linux version 6.0-fake")
         if self._behaviour == "crash":
-            self._on_exit(148)
+            self._on_exit(1)
             return
         if self._behaviour == "panic":
             self._panic()
@@ -88,7 +96,13 @@ class Guest:
 
     def _panic(self) -> None:
         self._print("[    0.500000] Kernel panic - not syncing: fake")
-        self._on_exit(0)
+        if any(word.startswith("panic=") and word != "panic=0" for word in self._boot_args):
+            self._restart()
+
+    def _restart(self) -> None:
+        if "reboot=k" in self._boot_args:
+            self._print("[    1.000000] reboot: Restarting system")
+            self._on_exit(0)
 
     async def _serve(self) -> None:
         import asyncio
@@ -106,7 +120,6 @@ class Guest:
 
         kind = PanicsWhenSetUp if self._behaviour == "panic-when-set-up" else FakeAgent
         agent = kind(ignore_poweroff=self._behaviour == "deaf")
-        self._ended = agent.poweroff
         self._loop = asyncio.get_running_loop()
         self._running.wait()
 
@@ -120,8 +133,9 @@ class Guest:
         await agent.poweroff.wait()
         if server:
             server.close()
-        self._print("[    1.000000] reboot: Restarting system")
-        self._on_exit(0)
+        if "squib.poweroff=restart" in self._boot_args:
+            self._print("squib-agent: power off")
+            self._restart()
         await asyncio.Event().wait()  # the connections last as long as the VMM
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:

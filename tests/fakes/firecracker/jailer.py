@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from tests.fakes.firecracker.arguments import Argument, ArgumentError, Parsed, invalid_id, parse, parse_version
-from tests.fakes.firecracker.process import ROOT, reason
+from tests.fakes.firecracker.process import READY, ROOT, reason
 from tests.fakes.firecracker.settings import Settings, die
 
 ARGUMENTS = {
@@ -270,15 +270,19 @@ def _start(jail: Jail, steps: _Steps) -> None:
     if not jail.new_pid_ns:
         with steps("pid-file"):
             _write_pid(jail, os.getpid())
-        _become(jail, steps)
+        _become(jail, steps, {})
         return
     leads_session = not jail.daemonize and os.getsid(0) == os.getpid()
+    reader, writer = os.pipe()
     with steps("fork"):
         child = os.fork()
         if not child:
             if leads_session:
                 os.setsid()
-            _become(jail, steps)
+            os.set_inheritable(writer, True)
+            _become(jail, steps, {READY: str(writer)})
+    os.close(writer)
+    os.read(reader, 1)  # as the real one, this does not end before the VMM is in its chroot
     with steps("pid-file"):
         _write_pid(jail, child)
 
@@ -290,7 +294,7 @@ def _write_pid(jail: Jail, pid: int) -> None:
     os.close(fd)
 
 
-def _become(jail: Jail, steps: _Steps) -> None:
+def _become(jail: Jail, steps: _Steps, ready: dict[str, str]) -> None:
     with steps("exec"):
         os.chdir(jail.root)
         now, cpu = time.monotonic_ns() // 1000, time.process_time_ns() // 1000
@@ -298,4 +302,4 @@ def _become(jail: Jail, steps: _Steps) -> None:
         argv = [jail.copy, "--id", jail.instance_id, *times, *jail.extra]
         user = f"{jail.uid}:{jail.gid}" if os.geteuid() == 0 else "unprivileged"
         with _failing("Failed to exec into Firecracker: {reason}", jail.copy):
-            os.execve(jail.copy, argv, {ROOT: user})
+            os.execve(jail.copy, argv, {ROOT: user} | ready)

@@ -230,15 +230,14 @@ class Machine:
     def _start(self) -> None:
         if not self._boot:
             raise Refused("Start microvm error: Cannot start microvm without kernel configuration.")
-        console: int | None = 1
+        console = 1
         if self._serial is not None:
             try:
                 console = open_nonblocking(self._serial)
             except OSError as error:
                 raise Refused(f"Start microvm error: Could not attach device: {reason(error)}") from None
-        if "console=ttyS0" not in (self._boot.get("boot_args") or ""):
-            console = None
-        self._guest = Guest(self._context, self._listener, console, self._on_exit)
+        boot_args = self._boot.get("boot_args", "reboot=k panic=1").split()
+        self._guest = Guest(self._context, self._listener, console, boot_args, self._on_exit)
         self._guest.start()
         self.state = "Running"
 

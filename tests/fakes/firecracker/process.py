@@ -16,6 +16,8 @@ ROOT = "STUB_CHROOT"
 """Set by the stub jailer. ``UID:GID``: make the working directory the root, and become this user.
 
 Anything else: behave as if the working directory were ``/``."""
+READY = "STUB_READY_FD"
+"""Set by the stub jailer: a descriptor to close when the process is in its chroot."""
 _MUSL = {errno.EADDRINUSE: "Address in use", errno.ENAMETOOLONG: "Filename too long"}
 _LEVELS = ("off", "error", "warn", "info", "debug", "trace")
 
@@ -37,17 +39,18 @@ def host_path(path: str) -> str:
 
 
 def enter_chroot(settings: Settings) -> None:
-    """Make the working directory the root, if the stub jailer could not do so because Python is not there."""
+    """Make the working directory the root, which the stub jailer cannot do, because Python is not there."""
     user = os.environ.get(ROOT, "")
-    if ":" not in user:
-        return
-    load_guest(settings)
-    time.tzset()
-    os.chroot(".")
-    uid, gid = map(int, user.split(":"))
-    os.setgroups([])
-    os.setresgid(gid, gid, gid)
-    os.setresuid(uid, uid, uid)
+    if ":" in user:
+        load_guest(settings)
+        time.tzset()
+        os.chroot(".")
+        uid, gid = map(int, user.split(":"))
+        os.setgroups([])
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+    if ready := os.environ.get(READY):
+        os.close(int(ready))
 
 
 def load_guest(settings: Settings) -> None:

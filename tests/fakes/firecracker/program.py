@@ -42,6 +42,11 @@ ARGUMENTS = {
     "mmds-size-limit": Argument(value=True),
     "enable-pci": Argument(since=(1, 13)),
 }
+_SIGNALS = {
+    signal.SIGSYS: 2, signal.SIGBUS: 149, signal.SIGSEGV: 150, signal.SIGXFSZ: 151, signal.SIGXCPU: 154,
+    signal.SIGHUP: 156, signal.SIGILL: 157,
+}  # fmt: skip
+"""The exit status after each signal that Firecracker handles. SIGSYS has another one if a seccomp filter sent it."""
 _NUMBERS = ("start-time-us", "start-time-cpu-us", "parent-cpu-time-us", "http-api-max-payload-size", "mmds-size-limit")
 _NOT_OF_THE_STUB = ("config-file", "metadata", "no-api", "describe-snapshot", "snapshot-version", "help")
 
@@ -57,14 +62,17 @@ class Failed(Exception):
 def main(settings_path: str) -> None:
     """Run the stub VMM; never return."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     settings, log = Settings(settings_path), Log()
     signal.alarm(settings.values["lifetime_s"])
     enter_chroot(settings)
+    _handle_signals(log)
     status = 0
     try:
         status = _run(settings, log)
         if status:
-            raise Failed(status, f"RunWithApi(MicroVMStoppedWithError({status}))", "RunWithApiError error")
+            stopped = "RunWithApiError error: MicroVM stopped with an error: GenericError"
+            raise Failed(status, "RunWithApi(MicroVMStoppedWithError(GenericError))", stopped)
         log.write("Firecracker exiting successfully. exit_code=0")
     except Failed as error:
         log.write(str(error), "error")
@@ -72,6 +80,15 @@ def main(settings_path: str) -> None:
         status = error.status
         log.write(f"Firecracker exiting with error. exit_code={status}", "error")
     os._exit(status)
+
+
+def _handle_signals(log: Log) -> None:
+    def end(number: int, _: object) -> None:
+        log.write(f"Shutting down VM after intercepting signal {number}, code 0.", "error")
+        os._exit(_SIGNALS[signal.Signals(number)])
+
+    for number in _SIGNALS:
+        signal.signal(number, end)
 
 
 def _run(settings: Settings, log: Log) -> int:

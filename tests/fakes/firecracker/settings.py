@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from typing import Any, NamedTuple
 
 DEFAULTS: dict[str, Any] = {
@@ -65,4 +66,5 @@ def die(fault: Fault) -> None:
     """End this process as the fault says."""
     if fault.signal:
         os.kill(os.getpid(), fault.signal)
+        time.sleep(10)  # the main thread handles it
     os._exit(fault.status)
