@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from squib.drivers.base import Driver, Needs, Problem, lacking, unsupported
 from squib.drivers.firecracker.driver import FirecrackerDriver
-from squib.drivers.firecracker.programs import find_programs
+from squib.drivers.firecracker.programs import FoundPrograms, find_programs
 from squib.drivers.qemu.driver import QemuDriver
 from squib.errors import Unsupported
 from squib.host import cgroup
@@ -83,8 +83,8 @@ async def find_drivers(home: Home) -> Drivers:
 
     Takes about 40 ms.
     """
-    kvm, confinement, programs = await asyncio.gather(
-        probe_kvm(), probe_jail(), find_programs(FirecrackerRelease(home.firecracker))
-    )
+    installed = FirecrackerRelease(home.firecracker)
+    kvm, confinement, programs = await asyncio.gather(probe_kvm(), probe_jail(), find_programs(installed))
     can_jail = os.geteuid() == 0 and not cgroup.find_layout().missing
-    return Drivers.of(FirecrackerDriver(programs, kvm, can_jail=can_jail), QemuDriver(kvm, confinement))
+    firecracker = FirecrackerDriver(FoundPrograms(programs, installed), kvm, can_jail=can_jail)
+    return Drivers.of(firecracker, QemuDriver(kvm, confinement))

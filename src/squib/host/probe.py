@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 import platform
+import pwd
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from squib.errors import ToolFailed
 from squib.host import kvmguest, proc
+from squib.models import Fix
 
 _DEVICE = Path("/dev/kvm")
 _MODULES = Path("/sys/module")
@@ -139,3 +141,14 @@ def judge(report: str, error: str = "") -> Verdict:
         per_turn_us = loop_s / kvmguest.LOOP_TURNS * 1e6
         return Verdict(False, f"guest code is interpreted ({per_turn_us:.1f} µs per loop turn)", certain=False)
     return Verdict(True, "hardware virtualization works")
+
+
+def access_fix(device: Path) -> Fix | None:
+    """Return the command that lets this user open ``device``, if that is what is missing."""
+    if not device.exists() or os.access(device, os.R_OK | os.W_OK):
+        return None
+    try:
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        user = str(os.geteuid())
+    return Fix(argv=("usermod", "-aG", "kvm", user), as_root=True)

@@ -12,10 +12,10 @@ from pathlib import Path
 from squib.drivers.base import Capabilities, Disk, MachineSpec, Problem, check_supported, unsupported
 from squib.drivers.firecracker import plan
 from squib.drivers.firecracker.api import ApiClient
+from squib.drivers.firecracker.checks import check_all
 from squib.drivers.firecracker.machine import Endpoint, FirecrackerMachine, remove_endpoints, state
-from squib.drivers.firecracker.programs import Programs
+from squib.drivers.firecracker.programs import FoundPrograms, Programs
 from squib.drivers.firecracker.requests import START, configuration
-from squib.drivers.firecracker.version import show_version
 from squib.errors import BootFailed, HostError, InvalidArgument, ToolFailed, Unsupported, WrongState
 from squib.host import chroot, jail, logs, processes
 from squib.host.jail import Credentials
@@ -23,7 +23,7 @@ from squib.host.locks import FileLock
 from squib.host.logs import BoundedLog, LogPump
 from squib.host.probe import KVMProbe
 from squib.host.processes import Process, ProcessIdentity, describe_exit
-from squib.models import Check, CheckStatus, Fix
+from squib.models import Check
 from squib.paths import API_SOCKET, FirecrackerPaths
 from squib.protocol.text import printable_lines
 
@@ -52,14 +52,19 @@ class FirecrackerDriver:
     groups: tuple[int, ...] = ()
     capabilities = Capabilities(pause=True, no_jailer=True, max_vcpus=_MAX_VCPUS)
 
-    def __init__(self, programs: Programs | Problem, kvm: KVMProbe, *, can_jail: bool) -> None:
-        self._programs = programs
+    def __init__(self, programs: Programs | Problem | FoundPrograms, kvm: KVMProbe, *, can_jail: bool) -> None:
+        self._found = programs
         self._kvm = kvm
         self._can_jail = can_jail
 
+    @property
+    def _programs(self) -> Programs | Problem:
+        return self._found.now() if isinstance(self._found, FoundPrograms) else self._found
+
     def problem(self, *, jailer: bool = True) -> Problem | None:
-        if isinstance(self._programs, Problem):
-            return self._programs
+        programs = self._programs
+        if isinstance(programs, Problem):
+            return programs
         if not self._kvm.usable:
             return Problem(
                 f"KVM cannot run a guest here: {self._kvm.reason}",
@@ -76,7 +81,8 @@ class FirecrackerDriver:
         return FirecrackerPaths(folder).console_log
 
     def memory_overhead_mib(self, spec: MachineSpec) -> int:
-        return _HEAP_MIB + (plan.chroot_size_mib(self._programs) if isinstance(self._programs, Programs) else 0)
+        programs = self._programs
+        return _HEAP_MIB + (plan.chroot_size_mib(programs) if isinstance(programs, Programs) else 0)
 
     async def launch(
         self,
@@ -122,9 +128,11 @@ class FirecrackerDriver:
             return FirecrackerMachine(process, paths, endpoint, api, pumps)
 
     def _usable_programs(self, spec: MachineSpec) -> Programs:
+        programs = self._programs
         if problem := self.problem(jailer=spec.jailer):
             raise unsupported(self.name, problem)
-        assert isinstance(self._programs, Programs)
+        if isinstance(programs, Problem):  # they were installed just now
+            raise unsupported(self.name, programs)
         with spec.kernel.open("rb") as kernel:
             is_elf = kernel.read(len(_ELF)) == _ELF
         if not is_elf:
@@ -132,7 +140,7 @@ class FirecrackerDriver:
                 f"Firecracker boots only uncompressed ELF kernels, and {spec.kernel} is not one",
                 hint="use a vmlinux, or --driver qemu",
             )
-        return self._programs
+        return programs
 
     async def adopt(self, folder: Path, identity: ProcessIdentity) -> FirecrackerMachine | None:
         paths = FirecrackerPaths(folder)
@@ -156,13 +164,7 @@ class FirecrackerDriver:
             return FirecrackerMachine(process, paths, endpoint, api, pumps)
 
     async def checks(self) -> list[Check]:
-        name = "firecracker"
-        if problem := self.problem():
-            fix = Fix(argv=("squib", "install", "firecracker")) if isinstance(self._programs, Problem) else None
-            return [Check(name=name, status=CheckStatus.WARN, detail=f"not usable: {problem.text}", fix=fix)]
-        assert isinstance(self._programs, Programs)
-        detail = f"{self._programs.vmm} {show_version(self._programs.version)}, in its jailer"
-        return [Check(name=name, status=CheckStatus.OK, detail=detail)]
+        return await asyncio.to_thread(check_all, self._programs, self._kvm, can_jail=self._can_jail)
 
 
 async def _jailed(

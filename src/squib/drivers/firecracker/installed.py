@@ -22,7 +22,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from squib.drivers.firecracker.version import Version, show_version
+from squib.drivers.firecracker.version import Version, parse_version, show_version
+from squib.errors import InvalidArgument
 from squib.host import files
 from squib.host.locks import FileLock
 from squib.models import StoredModel
@@ -74,6 +75,32 @@ def find_intact(home: Home) -> Installed | None:
     except (OSError, ValidationError):
         return None
     return Installed(release, record) if intact else None
+
+
+def recorded_version(release: FirecrackerRelease) -> Version | None:
+    """Return the version of a release that squib has installed."""
+    try:
+        return parse_version(Record.model_validate_json(release.record.read_bytes()).version)
+    except (OSError, ValidationError, InvalidArgument):
+        return None
+
+
+def changed_programs(release: FirecrackerRelease) -> list[str]:
+    """Return the programs that differ from their record.
+
+    Programs that squib did not install have no record, and count as unchanged.
+    """
+    try:
+        record = Record.model_validate_json(release.record.read_bytes())
+    except FileNotFoundError:
+        return []
+    except (OSError, ValidationError):
+        return [release.record.name]
+    try:
+        found = digests(release)
+    except OSError as error:
+        return [Path(str(error.filename)).name]
+    return [name for name, digest in found.items() if record.files.get(name) != digest]
 
 
 def digests(release: FirecrackerRelease) -> dict[str, str]:

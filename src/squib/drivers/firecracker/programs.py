@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from squib.drivers.base import Problem
+from squib.drivers.firecracker.installed import recorded_version
 from squib.drivers.firecracker.version import Version, check_supported, parse_version, show_version
 from squib.errors import DependencyMissing, SquibError
 from squib.host import proc
@@ -37,12 +38,35 @@ async def find_programs(installed: FirecrackerRelease) -> Programs | Problem:
 
     Takes about 5 ms.
     """
-    if installed.vmm.exists():
-        return await _examine(installed.vmm, installed.jailer)
+    release = FirecrackerRelease(installed.root.resolve())  # once, so that both programs are of one release
+    if release.vmm.exists():
+        return await _examine(release.vmm, release.jailer)
     vmm, jailer = shutil.which("firecracker"), shutil.which("jailer")
     if vmm is None or jailer is None:
         return Problem("Firecracker is not installed", hint=_INSTALL)
     return await _examine(Path(vmm), Path(jailer))
+
+
+class FoundPrograms:
+    """The programs that an engine has found, until ``squib install`` or ``squib uninstall`` changes them.
+
+    Programs that are installed later are not run to learn their version: the installer has done that.
+    """
+
+    def __init__(self, found: Programs | Problem, installed: FirecrackerRelease) -> None:
+        self._found = found
+        self._installed = installed
+        self._root = installed.root.resolve()
+
+    def now(self) -> Programs | Problem:
+        """Return the programs that are installed now. Reads files, but runs nothing."""
+        release = FirecrackerRelease(self._installed.root.resolve())
+        if release.root == self._root:
+            return self._found
+        version = recorded_version(release)
+        if version is None:
+            return Problem("Firecracker is not installed", hint=_INSTALL)
+        return Programs(release.vmm, release.jailer, version)
 
 
 async def _examine(vmm: Path, jailer: Path) -> Programs | Problem:

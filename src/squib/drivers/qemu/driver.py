@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import fcntl
 import os
-import pwd
 import re
 import shutil
 import stat
@@ -23,7 +22,7 @@ from squib.host import jail, logs, proc, processes, sockets
 from squib.host.jail import Credentials, Jail
 from squib.host.locks import FileLock
 from squib.host.logs import LogPump
-from squib.host.probe import KVMProbe, NestingProbe, probe_nesting
+from squib.host.probe import KVMProbe, NestingProbe, access_fix, probe_nesting
 from squib.host.processes import Process, ProcessIdentity, describe_exit
 from squib.models import Check, CheckStatus, Fix
 from squib.paths import QemuPaths
@@ -160,18 +159,10 @@ class QemuDriver:
     def _acceleration_check(self) -> Check:
         if self._acceleration.kvm:
             return Check(name="acceleration", status=CheckStatus.OK, detail=f"KVM: {self._probe.reason}")
-        inaccessible = self._probe.present and not os.access(_KVM, os.R_OK | os.W_OK)
-        fix = Fix(argv=("usermod", "-aG", "kvm", _user_name()), as_root=True) if inaccessible else None
+        fix = access_fix(_KVM) if self._probe.present else None
         slower = "TCG emulation: VMs work, but several times slower than with KVM."
         detail = f"{slower} {_TCG_BOUNDARY} No KVM: {self._probe.reason}"
         return Check(name="acceleration", status=CheckStatus.WARN, detail=detail, fix=fix)
-
-
-def _user_name() -> str:
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return str(os.geteuid())
 
 
 def _vms_may_open(device: Path) -> bool:
