@@ -145,8 +145,7 @@ class Machine:
 
     def _get_balloon(self, _: dict[str, Any]) -> Any:
         if self._balloon is None:
-            kind = "Balloon config error" if self.state == "Not started" else "Internal VMM error"
-            raise Refused(f"{kind}: {_NO_BALLOON}")
+            raise Refused(f"{self._balloon_read_error()}: {_NO_BALLOON}")
         return self._balloon
 
     def _put_balloon(self, body: dict[str, Any]) -> None:
@@ -164,9 +163,10 @@ class Machine:
         balloon["amount_mib"] = body["amount_mib"]
 
     def _get_statistics(self, _: dict[str, Any]) -> Any:
-        balloon = self._active_balloon("Internal VMM error")
+        kind = self._balloon_read_error()
+        balloon = self._active_balloon(kind)
         if not balloon["stats_polling_interval_s"]:
-            raise Refused("Internal VMM error: Statistics for the balloon device are not enabled")
+            raise Refused(f"{kind}: Statistics for the balloon device are not enabled")
         mib = balloon["amount_mib"]
         return {"target_pages": mib * 256, "actual_pages": mib * 256, "target_mib": mib, "actual_mib": mib}
 
@@ -182,7 +182,11 @@ class Machine:
         return self._balloon
 
     def _balloon_error(self) -> str:
-        return "Balloon update error" if self._context.release >= (1, 14) else "Balloon config error"
+        return "Balloon update error" if self._context.release >= (1, 13) else "Balloon config error"
+
+    def _balloon_read_error(self) -> str:
+        started = self.state != "Not started"
+        return "Internal VMM error" if started and self._context.release >= (1, 13) else "Balloon config error"
 
     def _put_logger(self, body: dict[str, Any]) -> None:
         log = self._context.log
