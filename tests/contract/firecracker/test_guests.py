@@ -90,6 +90,8 @@ async def test_a_running_guest_can_be_asked_and_changed(guest: Vmm) -> None:
     client = await connected(guest)
     for method, path, body in DECIDED_BY_THE_BOOT:
         assert (path, guest.error(method, path, body)) == (path, AFTER)
+    if guest.release >= (1, 14):
+        assert guest.error("PUT", "/serial", {}) == AFTER
     assert guest.call("GET", "/")[1]["state"] == "Running"
     assert guest.call("GET", "/version") == (200, {"firecracker_version": guest.version})
     assert guest.call("GET", "/machine-config")[1]["mem_size_mib"] == 256

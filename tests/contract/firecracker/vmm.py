@@ -16,6 +16,9 @@ from typing import Any
 
 import pytest
 
+from squib.guest.agent import AgentClient
+from squib.models import ExecRequest
+from squib.protocol.frames import FrameDecoder, FrameKind
 from tests.fakes.firecracker.install import install
 
 REAL = "SQUIB_TEST_FIRECRACKER"
@@ -107,6 +110,14 @@ def connector(vmm: Vmm) -> Callable[[], Awaitable[socket.socket]]:
         return link
 
     return connect
+
+
+async def output_of(client: AgentClient, *argv: str) -> bytes:
+    """Run a command in a guest; return its output."""
+    decoder = FrameDecoder()
+    async with await client.exec(ExecRequest(argv=list(argv))) as response:
+        frames = [frame async for chunk in response.stream() for frame in decoder.feed(chunk)]
+    return b"".join(frame.payload for frame in frames if frame.kind is FrameKind.STDOUT)
 
 
 def wait_for_api(path: Path) -> None:
