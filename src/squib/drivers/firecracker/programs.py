@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +70,7 @@ class FoundPrograms:
 
 async def _examine(vmm: Path, jailer: Path) -> Programs | Problem:
     try:
-        versions = await asyncio.gather(_version(vmm), _version(jailer))
+        versions = (await _version(vmm), await _version(jailer))  # not at once: an error would leave the other running
         check_supported(versions[0])
     except DependencyMissing as error:
         return Problem(error.message, hint=_INSTALL)
