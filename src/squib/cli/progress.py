@@ -60,9 +60,12 @@ def throttled(reporter: OnProgress) -> OnProgress:
 
 
 @contextlib.asynccontextmanager
-async def late_steps(output: Output, title: str) -> AsyncIterator[Reporter]:
-    """Show steps as `steps` does, but nothing in the first second."""
-    latest = Progress(step="waiting for the engine")
+async def late_steps(output: Output, title: str, first: str = "waiting for the engine") -> AsyncIterator[Reporter]:
+    """Show steps as `steps` does, but nothing in the first second.
+
+    ``first`` is shown until a step is reported.
+    """
+    latest = Progress(step=first)
     due = False
     with steps(output, title) as show:
 

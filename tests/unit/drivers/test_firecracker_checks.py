@@ -40,9 +40,15 @@ def installed(home: Home) -> FirecrackerRelease:
 
 
 async def test_a_missing_firecracker_is_a_warning_with_the_command(home: Home) -> None:
-    [check] = check_all(await find(home), NO_KVM, can_jail=False)
+    [check] = check_all(await find(home), WORKS, can_jail=False)
     assert (check.name, check.status, str(check.fix)) == ("firecracker", CheckStatus.WARN, INSTALL)
     assert check.detail == "VMs run on QEMU: Firecracker is not installed"
+
+
+async def test_where_kvm_cannot_run_a_guest_nobody_is_told_to_install_it(home: Home) -> None:
+    [check] = check_all(await find(home), NO_KVM, can_jail=False)
+    assert (check.status, check.fix) == (CheckStatus.OK, None)
+    assert check.detail == "not used here: it needs KVM, and Firecracker is not installed"
 
 
 async def test_an_installed_firecracker_is_shown_with_its_version(home: Home, tmp_path: Path) -> None:

@@ -52,14 +52,13 @@ async def install(
     The release is downloaded from Firecracker's project on GitHub, or from the mirror $SQUIB_FIRECRACKER_URL, and
     checked against the SHA-256 that squib knows. Nothing happens if it is installed already.
     """
-    from squib.cli.progress import steps, throttled
+    from squib.cli.progress import late_steps
     from squib.drivers.firecracker.install import install_from, install_release
     from squib.drivers.firecracker.releases import DEFAULT_URL, URL_VARIABLE
 
     check_program(program)
     home = await local_home("squib install")
-    with steps(output, "firecracker") as show:
-        report = throttled(show)
+    async with late_steps(output, "firecracker", first="connecting") as report:
         if source is not None:
             outcome = await install_from(home, Path(source), version, sha256=sha256, on_progress=report)
         else:
