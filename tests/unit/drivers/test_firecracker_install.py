@@ -337,6 +337,32 @@ async def test_kill_9_at_any_moment_leaves_a_whole_pair_and_the_next_one_tidies(
     check_tidy(home)
 
 
+def is_jailer(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].endswith(b"/jailer")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.slow
+async def test_a_program_that_hangs_when_the_installer_is_killed_is_ended_by_the_next_one(
+    home: Home, older: Path, tmp_path: Path
+) -> None:
+    given = releases.folder(tmp_path / "given")
+    (given / "jailer").write_bytes(elf.hanging())
+    code = PROGRAM.format(patch="")
+    child = await asyncio.create_subprocess_exec(sys.executable, "-c", code, str(home.root), str(given))
+    async with asyncio.timeout(20):
+        while not (hanging := [pid for pid in processes.holders(home.tools_lock(installed.LOCK)) if is_jailer(pid)]):
+            await asyncio.sleep(0.01)
+    child.kill()
+    await child.wait()
+    await install_from(home, older)
+    assert processes.holders(home.tools_lock(installed.LOCK)) == []
+    assert not any(map(is_jailer, hanging))
+    check_tidy(home)
+
+
 async def test_the_engine_does_not_touch_an_install_in_progress(home: Home, older: Path) -> None:
     await install_from(home, older)
     unfinished = installed.make_unfinished(home)

@@ -160,7 +160,7 @@ async def _install(
 
 @asynccontextmanager
 async def _new_directory(home: Home) -> AsyncIterator[FirecrackerRelease]:
-    """Make a directory for a release. It is removed unless it is activated."""
+    """Make a directory for a release. It is removed unless it is activated; the others are if it is."""
     with files.disk_errors(home.root):
         release = installed.make_unfinished(home)
         try:

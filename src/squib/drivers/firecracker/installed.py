@@ -119,7 +119,7 @@ def make_unfinished(home: Home) -> FirecrackerRelease:
 def activate(home: Home, unfinished: FirecrackerRelease, record: Record, version: Version) -> FirecrackerRelease:
     """Make a complete release the installed one, in one step.
 
-    Other releases are removed. The caller holds the lock.
+    The caller holds the lock. It removes the others with `remove_leftovers`.
     """
     files.write_atomic(unfinished.record, record.model_dump_json(indent=2).encode(), mode=0o644)
     for path in (unfinished.vmm, unfinished.jailer, unfinished.root):
@@ -132,7 +132,6 @@ def activate(home: Home, unfinished: FirecrackerRelease, record: Record, version
     files.sync(home.bin)
     link.replace(home.firecracker)
     files.sync(home.bin)
-    remove_leftovers(home)
     return release
 
 
