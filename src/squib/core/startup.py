@@ -75,3 +75,7 @@ async def _acquire(lock: FileLock, engine_socket: Path) -> None:
                 hint="squib version shows it; for a second engine, set SQUIB_HOME to another directory",
             )
         await asyncio.sleep(0.02)
+    if lock.is_removed():
+        raise EngineStartFailed(
+            f"the state directory {lock.path.parent} was removed while the engine started", hint="start it again"
+        )

@@ -41,6 +41,13 @@ class FileLock:
         """Wait for the lock."""
         fcntl.flock(self._fd, fcntl.LOCK_EX)
 
+    def is_removed(self) -> bool:
+        """Return whether the file was removed or replaced, so that others lock another one."""
+        try:
+            return not os.path.samestat(os.fstat(self._fd), self.path.stat())
+        except FileNotFoundError:
+            return True
+
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)

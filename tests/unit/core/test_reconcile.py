@@ -17,6 +17,7 @@ from squib.core.lifecycle.stop import stop_vm
 from squib.core.lifecycle.transitions import TRANSITIONS, UP, sources
 from squib.drivers.firecracker.installed import make_unfinished
 from squib.errors import EngineStartFailed
+from squib.host.locks import FileLock
 from squib.models import ExecRequest, VMState
 from squib.protocol.frames import FrameDecoder, FrameKind
 from squib.store.records import LeaseKind, Owner, VMRecord
@@ -129,6 +130,26 @@ async def test_only_one_engine_has_a_state_directory(rig: Rig, monkeypatch: pyte
         with pytest.raises(EngineStartFailed, match="another engine"):
             async with rig.engine():
                 pass
+
+
+@pytest.mark.anyio
+async def test_an_engine_that_waited_for_a_lock_that_was_removed_does_not_start(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As while ``squib uninstall --all`` removes the state directory: the next engine locks another file."""
+    rig.home.root.mkdir()
+    with FileLock(rig.home.engine_lock) as held:
+        held.acquire()
+
+        async def end(_: float) -> None:
+            rig.home.engine_lock.unlink()
+            held.close()
+
+        monkeypatch.setattr("squib.core.startup.asyncio.sleep", end)
+        with pytest.raises(EngineStartFailed, match="was removed while the engine started"):
+            async with rig.engine():
+                pass
+    assert not rig.home.database.exists()
 
 
 @pytest.mark.anyio

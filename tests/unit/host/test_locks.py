@@ -17,6 +17,15 @@ def test_one_holder_at_a_time(tmp_path: Path) -> None:
         assert second.try_acquire()
 
 
+def test_a_lock_knows_that_its_file_was_removed_or_replaced(tmp_path: Path) -> None:
+    with FileLock(tmp_path / "lock") as lock:
+        assert not lock.is_removed()
+        lock.path.unlink()
+        assert lock.is_removed()
+        lock.path.touch()
+        assert lock.is_removed()
+
+
 def test_a_lock_lives_on_in_an_inherited_descriptor(tmp_path: Path) -> None:
     first = FileLock(tmp_path / "lock")
     assert first.try_acquire()

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from squib.errors import BootFailed, DiskFull, EngineStartFailed
+from squib.errors import BootFailed, DiskFull, EngineStartFailed, EngineUnavailable
 from squib.host import proc, sockets
 from squib.host.locks import FileLock
 from squib.paths import Home
 from squib.sdk import local
-from squib.sdk.local import engine_answers, ensure_engine
+from squib.sdk.local import engine_answers, ensure_engine, make_exclusive
 
 
 class Daemons:
@@ -212,3 +212,25 @@ async def test_a_full_disk_is_told(home: Home, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(DiskFull):
         await ensure(home)
     assert open_fds() == before
+
+
+@pytest.mark.anyio
+async def test_no_client_and_no_engine_can_start_while_one_has_the_state_directory_alone(home: Home) -> None:
+    home.root.mkdir()
+    locks = [FileLock(home.start_lock), FileLock(home.engine_lock)]
+    async with make_exclusive(home):
+        assert [lock.try_acquire() for lock in locks] == [False, False]
+    assert [lock.try_acquire() for lock in locks] == [True, True]
+    for lock in locks:
+        lock.close()
+
+
+@pytest.mark.anyio
+async def test_a_process_that_keeps_the_state_directory_is_told(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "START_TIMEOUT_S", 0.05)
+    home.root.mkdir()
+    with FileLock(home.start_lock) as lock:
+        lock.acquire()
+        with pytest.raises(EngineUnavailable, match="another process uses"):
+            async with make_exclusive(home):
+                pass
