@@ -20,19 +20,41 @@ from squib.core.engine import cgroup_parent
 from squib.host import processes
 from squib.host.processes import ProcessIdentity
 from squib.paths import Home
+from squib.sdk import liveness, local
+from squib.sdk.client import EngineClient
 from tests.processes import engines, kill_engines, parent, until, watchdogs
 
 CGROUPS = Path("/sys/fs/cgroup")
+PATIENCE = float(os.environ.get("SQUIB_TEST_PATIENCE", "1"))
+"""How many times as long as usual engines and VMs may take. `tests.nested` sets it: its host is emulated."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patience() -> Iterator[None]:
+    """Multiply time limits of clients in this process by `PATIENCE`."""
+
+    async def start_vm(engine: EngineClient, ref: str, *, boot_timeout_s: float) -> VMInfo:
+        return await usual(engine, ref, boot_timeout_s=boot_timeout_s * PATIENCE)
+
+    usual = EngineClient.start_vm
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EngineClient, "start_vm", start_vm)
+        for module, name in (
+            (local, "START_TIMEOUT_S"), (liveness, "SILENCE_S"), (liveness, "PROBE_TIMEOUT_S"),
+        ):  # fmt: skip
+            patch.setattr(module, name, getattr(module, name) * PATIENCE)
+        yield
 
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    """A new state directory, with the images and kernels of the user's own cache where there are any."""
-    home = Home(tmp_path_factory.mktemp("squib"))
-    cached = Home.from_environment().cache
-    for name in ("images", "kernels"):
-        if (cached / name).is_dir():
-            shutil.copytree(cached / name, home.cache / name, copy_function=link_or_copy)
+    """A new state directory, with the user's images, kernels and Firecracker where there are any."""
+    home, users = Home(tmp_path_factory.mktemp("squib")), Home.from_environment()
+    for source, target in (
+        (users.images, home.images), (users.kernels, home.kernels), (users.bin, home.bin),
+    ):  # fmt: skip
+        if source.is_dir():
+            shutil.copytree(source, target, symlinks=True, copy_function=link_or_copy)
     os.environ["SQUIB_HOME"] = str(home.root)
     yield home
     end_engine(home)
@@ -155,6 +177,6 @@ def wait_for_state(vm: VM, *states: VMState, within_s: float) -> float:
     """Wait until the VM is in one of ``states``; return how long that took, in seconds."""
     start = time.monotonic()
     while vm.refresh().state not in states:
-        assert time.monotonic() - start < within_s, f"still {vm.status} after {within_s} s"
+        assert time.monotonic() - start < within_s * PATIENCE, f"still {vm.status} after {within_s * PATIENCE} s"
         time.sleep(0.02)
     return time.monotonic() - start

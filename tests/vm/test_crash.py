@@ -12,9 +12,9 @@ import pytest
 
 from squib import VM, SquibError, VMState
 from squib.paths import Home
-from tests.vm.conftest import end_engine, engine_pids, resources
+from tests.vm.conftest import PATIENCE, end_engine, engine_pids, resources
 
-ROUNDS = 20
+ROUNDS = max(2, round(20 / PATIENCE))
 SEED = int(os.environ.get("SQUIB_TEST_SEED") or random.SystemRandom().randrange(1 << 32))
 PROGRAM = """
 from squib import VM
@@ -29,6 +29,7 @@ while True:
 USABLE = {VMState.CREATED, VMState.RUNNING, VMState.STOPPED, VMState.ERROR}
 
 
+@pytest.mark.nested
 def test_kill_9_of_the_engine_at_random_moments(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     moments = random.Random(SEED)
     states: dict[VMState, int] = {}
@@ -36,7 +37,7 @@ def test_kill_9_of_the_engine_at_random_moments(home: Home, capsys: pytest.Captu
         VM.list()  # an engine runs
         program = subprocess.Popen([sys.executable, "-c", PROGRAM])
         try:
-            time.sleep(moments.uniform(0.3, 7))
+            time.sleep(moments.uniform(0.3, 7) * PATIENCE)
             for pid in engine_pids(home):
                 os.kill(pid, signal.SIGKILL)
         finally:

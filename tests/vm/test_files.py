@@ -56,6 +56,7 @@ def agent_rss_mib(vm: VM, field: str) -> float:
     return int(found[1]) / 1024
 
 
+@pytest.mark.nested
 def test_a_sparse_file_stays_sparse_and_keeps_its_attributes(shared_vm: VM, tmp_path: Path) -> None:
     source = tmp_path / "sparse"
     with source.open("wb") as file:
@@ -156,6 +157,7 @@ def test_ten_thousand_small_files_both_ways(shared_vm: VM, home: Home, tmp_path:
     shared_vm.files.remove("/root/tree", recursive=True)
 
 
+@pytest.mark.nested
 def test_owners_are_kept_or_chosen(shared_vm: VM, tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "f").write_bytes(b"x")
@@ -257,6 +259,7 @@ def test_a_vm_that_dies_ends_a_download(home: Home, tmp_path: Path) -> None:
         assert os.listdir(tmp_path) == []  # noqa: PTH208
 
 
+@pytest.mark.nested
 def test_a_vm_that_dies_has_its_files_whole(home: Home, tmp_path: Path) -> None:
     content = {"large": os.urandom(20 << 20), "small": b"small"}
     for name, data in content.items():
@@ -283,6 +286,7 @@ def test_a_vm_that_dies_has_its_files_whole(home: Home, tmp_path: Path) -> None:
 # --- the rest of the interface -------------------------------------------------------------------------------------
 
 
+@pytest.mark.nested
 def test_names_may_hold_any_bytes(shared_vm: VM) -> None:
     files = shared_vm.files
     for name in ("a b", "new\nline", "\udcff\udcfe", "é", "a+b%2F&path=x#?;=", "-rf", "n" * 255):

@@ -12,9 +12,10 @@ import pytest
 
 from squib import VM, AgentUnreachable, NameTaken, NotFound, VMConfig, VMState, WrongState
 from squib.paths import Home
-from tests.vm.conftest import end_engine, wait_for_state
+from tests.vm.conftest import PATIENCE, end_engine, wait_for_state
 
 
+@pytest.mark.nested
 def test_the_states_of_a_vm(home: Home) -> None:
     vm = VM(VMConfig(name="life"), mem_size_mib=160)
     try:
@@ -69,17 +70,19 @@ def test_the_disk_of_one_vm_is_not_that_of_another(vm: VM) -> None:
         assert len(machine_ids) == 2
 
 
+@pytest.mark.nested
 def test_a_vmm_that_is_killed_is_noticed_within_a_second(vm: VM) -> None:
     vm.run("echo kept > /root/kept; sync", check=True)
     assert vm.info.pid
     os.kill(vm.info.pid, signal.SIGKILL)
-    assert wait_for_state(vm, VMState.ERROR, VMState.STOPPED, within_s=5) < 1
+    assert wait_for_state(vm, VMState.ERROR, VMState.STOPPED, within_s=5) < PATIENCE
     assert "SIGKILL" in vm.info.reason
     with pytest.raises(WrongState, match="SIGKILL"):
         vm.run("true")
     assert vm.start().run("cat /root/kept").stdout == "kept\n"
 
 
+@pytest.mark.nested
 def test_a_guest_that_powers_itself_off_is_stopped(vm: VM) -> None:
     """As root in a guest would: through the kernel's own switch."""
     with contextlib.suppress(AgentUnreachable):  # the command ends with the guest
@@ -89,6 +92,7 @@ def test_a_guest_that_powers_itself_off_is_stopped(vm: VM) -> None:
     assert vm.start().status is VMState.RUNNING
 
 
+@pytest.mark.nested
 def test_a_guest_that_panics_is_an_error_with_its_words(vm: VM) -> None:
     with contextlib.suppress(AgentUnreachable):
         vm.run("echo c > /proc/sysrq-trigger", timeout=5)
@@ -97,6 +101,7 @@ def test_a_guest_that_panics_is_an_error_with_its_words(vm: VM) -> None:
     assert b"Kernel panic" in vm.logs()
 
 
+@pytest.mark.nested
 def test_a_paused_vm_stands_still_and_goes_on_with_the_time_of_now(vm: VM, home: Home) -> None:
     vm.run("(while :; do date +%s.%N > /run/beat; sleep 0.02; done) > /dev/null 2>&1 &", check=True)
     assert vm.pause().status is VMState.PAUSED
@@ -112,6 +117,7 @@ def test_a_paused_vm_stands_still_and_goes_on_with_the_time_of_now(vm: VM, home:
     assert vm.pause().stop().info.reason == "stopped"
 
 
+@pytest.mark.nested
 def test_the_engine_can_be_killed_and_vms_go_on(vm: VM, home: Home) -> None:
     vm.run("echo state > /run/in-memory", check=True)
     pid = vm.info.pid
@@ -138,6 +144,7 @@ def test_the_name_of_a_vm_is_as_good_as_its_id(home: Home) -> None:
             VM(name="chosen")
 
 
+@pytest.mark.nested
 def test_environment_memory_and_processors_are_the_vms_own(home: Home) -> None:
     with VM(env_vars={"A": "of the vm"}, vcpu_count=2, mem_size_mib=300, disk_size_mib=200) as vm:
         assert vm.run("echo $A; nproc").stdout == "of the vm\n2\n"
