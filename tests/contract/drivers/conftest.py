@@ -8,7 +8,9 @@ import pytest
 from tests.contract.drivers.implementations import Subject, subject
 
 
-@pytest.fixture(params=["fake", pytest.param("qemu", marks=pytest.mark.vm)])
+@pytest.fixture(
+    params=["fake", "stub", *(pytest.param(name, marks=pytest.mark.vm) for name in ("jailed stub", "qemu"))]
+)
 async def machine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Subject]:
     async with subject(request.param, tmp_path) as made:
         yield made

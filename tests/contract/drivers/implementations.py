@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from squib.drivers.base import Driver, Machine, MachineSpec
+from squib.drivers.firecracker.driver import FirecrackerDriver
+from squib.drivers.firecracker.programs import Programs
 from squib.drivers.registry import find_drivers
 from squib.guest.agent import AGENT_BINARY, AgentClient
-from squib.host import processes
+from squib.host import cgroup, processes
 from squib.host.jail import Credentials
+from squib.host.probe import KVMProbe
 from squib.host.processes import ProcessIdentity
 from squib.images.overlay import OverlayStore
 from squib.images.store import ImageStore
@@ -21,8 +24,10 @@ from squib.kernels.initramfs import InitramfsStore
 from squib.paths import Home
 from tests.fakes.assets import make_files
 from tests.fakes.driver import FakeDriver
+from tests.fakes.firecracker.install import Stub, install
 from tests.fakes.machines import machine_spec
 
+WORKS = KVMProbe(True, "the stub needs no KVM", True)
 BOOT_TIMEOUT_S = 60.0
 VMM_UID = 0x7700_0002
 
@@ -70,17 +75,38 @@ async def agent_of(machine: Machine) -> AsyncIterator[AgentClient]:
 @contextlib.asynccontextmanager
 async def subject(name: str, folder: Path) -> AsyncIterator[Subject]:
     """A subject of the driver ``name``. Afterwards no process and no socket of it is left."""
-    make = {"fake": _fake, "qemu": _qemu}[name]
+    make, confined = {
+        "fake": (_fake, False),
+        "stub": (_stub, False),
+        "jailed stub": (_jailed_stub, True),
+        "qemu": (_qemu, True),
+    }[name]
     vm = folder / "vm"
-    (vm / name).mkdir(parents=True, mode=0o700)
+    vm.mkdir(mode=0o700)
     driver, spec = await make(folder, vm / "overlay.ext4")
-    uid = VMM_UID if name != "fake" and os.geteuid() == 0 else None
+    (vm / driver.name).mkdir(mode=0o700)
+    uid = VMM_UID if confined and os.geteuid() == 0 else None
     credentials = Credentials(uid, uid, driver.groups) if uid is not None else None
-    found = Subject(driver, spec, vm / name, ProcessIdentity(vm / "vmm.lock"), credentials)
-    yield found
-    left, sockets = found.processes(), found.sockets()
-    processes.kill(found.identity)
+    with _own_cgroup() as cgroups:
+        found = Subject(driver, spec, vm / driver.name, ProcessIdentity(vm / "vmm.lock", cgroups), credentials)
+        yield found
+        left, sockets = found.processes(), found.sockets()
+        processes.kill(found.identity)
     assert (left, sockets) == ([], [])
+
+
+@contextlib.contextmanager
+def _own_cgroup() -> Iterator[tuple[Path, ...]]:
+    """A cgroup for one machine, or none if this user may not create one."""
+    layout, name = cgroup.find_layout(), f"squib/contract-{os.getpid()}"
+    if layout.missing:
+        yield ()
+        return
+    cgroup.create(layout, name, cgroup.Limits(memory_mib=1024, cpus=2, pids=256))
+    try:
+        yield cgroup.directories(layout, name)
+    finally:
+        cgroup.remove(layout, name)
 
 
 async def _fake(folder: Path, overlay: Path) -> tuple[Driver, MachineSpec]:
@@ -91,6 +117,23 @@ async def _fake(folder: Path, overlay: Path) -> tuple[Driver, MachineSpec]:
         "vm-1", kernel=files / "kernel", initramfs=files / "agent", base=files / "rootfs", overlay=overlay
     )
     return FakeDriver(), spec
+
+
+async def _stub(folder: Path, overlay: Path) -> tuple[Driver, MachineSpec]:
+    """Firecracker without its jailer, on the stub."""
+    _, spec = await _fake(folder, overlay)
+    kernel = folder / "files" / "vmlinux"
+    kernel.write_bytes(b"\x7fELF")
+    stub = install(folder / "files")
+    programs = Programs(stub.firecracker, stub.jailer, (1, 16, 1))
+    return FirecrackerDriver(programs, WORKS, can_jail=True), replace(spec, kernel=kernel, jailer=False)
+
+
+async def _jailed_stub(folder: Path, overlay: Path) -> tuple[Driver, MachineSpec]:
+    driver, spec = await _stub(folder, overlay)
+    for disk in spec.disks:
+        disk.path.chmod(0o644)
+    return driver, replace(spec, jailer=True)
 
 
 async def _qemu(folder: Path, overlay: Path) -> tuple[Driver, MachineSpec]:
@@ -105,6 +148,9 @@ async def _qemu(folder: Path, overlay: Path) -> tuple[Driver, MachineSpec]:
 
 def broken(subject: Subject, folder: Path) -> MachineSpec:
     """A machine whose VMM ends as soon as it has started."""
+    if isinstance(subject.driver, FirecrackerDriver):
+        Stub(folder / "files").fail("PUT /actions InstanceStart", "die", status=1)
+        return subject.spec
     if isinstance(subject.driver, FakeDriver):
         subject.driver.behaviour = "--die"
         return subject.spec

@@ -36,12 +36,14 @@ class ApiClient:
         self._http = h11.Connection(h11.CLIENT)
         self._turn = asyncio.Lock()
 
-    async def request(self, request: Request, *, timeout_s: float = TIMEOUT_S) -> object:
+    async def request(self, request: Request, *, timeout_s: float | None = None) -> object:
         """Send a request and return the body of the answer; ``None`` if it is empty.
 
-        Raises `ToolFailed` if Firecracker refuses the request, or ends or does not answer in time.
+        ``timeout_s`` is by default `TIMEOUT_S`. Raises `ToolFailed` if Firecracker refuses the request, ends, or does
+        not answer in time.
         """
         what = f"{request.method} {request.path}"
+        timeout_s = TIMEOUT_S if timeout_s is None else timeout_s
         async with self._turn:
             try:
                 async with asyncio.timeout(timeout_s):
@@ -89,7 +91,10 @@ class ApiClient:
         while True:
             event = self._http.next_event()
             if event is h11.NEED_DATA:
-                self._http.receive_data(await asyncio.get_running_loop().sock_recv(connection, _READ_BYTES))
+                received = await asyncio.get_running_loop().sock_recv(connection, _READ_BYTES)
+                if not received:
+                    raise ConnectionResetError("it closed the connection")
+                self._http.receive_data(received)
             elif isinstance(event, h11.Response):
                 status = event.status_code
             elif isinstance(event, h11.Data):
@@ -98,8 +103,6 @@ class ApiClient:
                     raise h11.RemoteProtocolError("the answer is too long")
             elif isinstance(event, h11.EndOfMessage):
                 return status, bytes(body)
-            elif isinstance(event, h11.ConnectionClosed):
-                raise ConnectionResetError("it closed the connection")
 
 
 def _reason(error: OSError | h11.RemoteProtocolError) -> str:

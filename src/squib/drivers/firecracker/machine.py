@@ -134,7 +134,7 @@ class FirecrackerMachine:
         self._endpoint.close()
 
 
-async def state(api: ApiClient, *, timeout_s: float = 10.0) -> str:
+async def state(api: ApiClient, *, timeout_s: float | None = None) -> str:
     """Return the machine's state: ``Not started``, ``Running`` or ``Paused``.
 
     Raises `ToolFailed`.

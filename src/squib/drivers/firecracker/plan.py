@@ -105,5 +105,5 @@ def _arguments(programs: Programs, *, log: str, api_socket: str) -> list[str]:
 
 
 def _max_file_bytes(spec: MachineSpec) -> int:
-    """Return the size of the largest file that Firecracker writes to: a disk."""
-    return max((disk.path.stat().st_size for disk in spec.disks if not disk.read_only), default=1 << 20)
+    """Return the size of the largest file that Firecracker writes to: a disk, or a file in its chroot."""
+    return max(_CHROOT_MIB << 20, *(disk.path.stat().st_size for disk in spec.disks if not disk.read_only))

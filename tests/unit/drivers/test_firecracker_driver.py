@@ -1,0 +1,196 @@
+"""The Firecracker driver on a stub that fails at every call: each fault is a clear error, and nothing is left."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from squib.drivers.base import ExitKind
+from squib.drivers.firecracker import api, driver, plan
+from squib.drivers.firecracker.requests import START, Request, configuration
+from squib.errors import BootFailed, SquibError, ToolFailed, Unsupported
+from tests.contract.drivers.implementations import Subject, agent_of, subject
+from tests.fakes.firecracker import install, spec
+from tests.fakes.firecracker.install import Stub
+
+pytestmark = pytest.mark.anyio
+
+CALLS = [
+    "PUT /metrics",
+    "PUT /machine-config",
+    "PUT /boot-source",
+    "PUT /drives/base",
+    "PUT /drives/overlay",
+    "PUT /vsock",
+    "PUT /entropy",
+    "PUT /balloon",
+    "PUT /actions InstanceStart",
+]
+Fault = tuple[str, dict[str, object], str]
+FAULTS: list[Fault] = [
+    ("refuse", {}, "failed at .*closed the connection|reset|broken"),
+    ("answer", {"status": 400, "message": "no \x1b[1m such"}, r"refused .*\(status 400\): no.* such"),
+    ("hang", {}, "did not respond to .* within 0.2 s"),
+    ("die", {"status": 3}, "before the guest ran"),
+    ("die", {"signal": 9}, "before the guest ran"),
+]
+
+
+@pytest.fixture
+async def machine(tmp_path: Path) -> AsyncIterator[Subject]:
+    async with subject("stub", tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+async def stub(machine: Subject, tmp_path: Path) -> Stub:
+    return Stub(tmp_path / "files")
+
+
+@pytest.fixture
+def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "TIMEOUT_S", 0.2)
+
+
+async def test_these_are_all_calls_of_a_launch(machine: Subject) -> None:
+    files = plan.chroot_files(machine.spec)
+    made = [f"{request.method} {request.path}" for request in configuration(machine.spec, files, pci=True)]
+    assert [*made, f"{START.method} {START.path} InstanceStart"] == CALLS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("fault", FAULTS, ids=["refuse", "400", "hang", "exit", "killed"])
+@pytest.mark.parametrize("call", CALLS)
+async def test_a_fault_at_any_call_is_a_failed_boot(
+    machine: Subject, stub: Stub, short_timeouts: None, call: str, fault: Fault, when: str
+) -> None:
+    do, details, text = fault
+    stub.fail(call, do, when=when, **details)
+    async with asyncio.timeout(10):
+        with pytest.raises(BootFailed, match=text) as raised:
+            await machine.launch()
+    assert "\x1b" not in raised.value.message + raised.value.detail
+    assert (machine.processes(), machine.sockets()) == ([], [])
+    stub.recover()
+    vmm = await machine.launch()  # and the next launch is as if nothing had happened
+    async with agent_of(vmm):
+        pass
+    await vmm.kill()
+
+
+@pytest.mark.parametrize(
+    ("do", "details", "text"),
+    [
+        ("refuse", {"message": "no kvm"}, "before the guest ran"),
+        ("die", {"signal": 9}, "before the guest ran"),
+        ("hang", {}, "did not open its API within 0.3 s"),
+    ],
+)
+async def test_a_firecracker_that_does_not_start_is_a_failed_boot(
+    machine: Subject, stub: Stub, monkeypatch: pytest.MonkeyPatch, do: str, details: dict[str, object], text: str
+) -> None:
+    monkeypatch.setattr(driver, "_API_TIMEOUT_S", 0.3)
+    stub.fail("launch", do, **details)
+    with pytest.raises(BootFailed, match=text):
+        await machine.launch()
+    assert (machine.processes(), machine.sockets()) == ([], [])
+
+
+@pytest.mark.parametrize(("do", "details"), [(do, details) for do, details, _ in FAULTS[:3]])
+@pytest.mark.parametrize("call", ["PATCH /vm Paused", "PATCH /vm Resumed", "GET /"])
+async def test_a_running_firecracker_that_does_not_obey_is_an_error_and_can_be_killed(
+    machine: Subject, stub: Stub, short_timeouts: None, call: str, do: str, details: dict[str, object]
+) -> None:
+    vmm = await machine.launch()
+    verbs = {"PATCH /vm Paused": vmm.pause, "PATCH /vm Resumed": vmm.resume, "GET /": vmm.is_paused}
+    if call == "PATCH /vm Resumed":
+        await vmm.pause()
+    stub.fail(call, do, **details)
+    with pytest.raises(ToolFailed, match="Firecracker"):
+        await verbs[call]()
+    if do != "hang":  # then its only thread for requests hangs
+        stub.recover()
+        await vmm.pause()  # over a new connection, if the old one is of no use
+        assert await vmm.is_paused()
+    await vmm.kill()
+
+
+async def test_a_firecracker_whose_api_hangs_is_adopted_and_can_be_killed(
+    machine: Subject, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await machine.launch()
+    await first.detach()
+    monkeypatch.setattr(driver, "_ADOPT_TIMEOUT_S", 0.2)
+    stub.fail("GET /", "hang")
+    second = await machine.adopt()
+    assert second is not None
+    await second.kill()
+
+
+async def test_a_firecracker_that_never_ran_its_guest_is_not_adopted(
+    machine: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configured = asyncio.Event()
+    request = api.ApiClient.request
+
+    async def stop_before_the_start(self: api.ApiClient, asked: Request, **options: float) -> object:
+        if asked == START:
+            configured.set()
+            await asyncio.Event().wait()
+        return await request(self, asked, **options)
+
+    monkeypatch.setattr(api.ApiClient, "request", stop_before_the_start)
+    launching = asyncio.create_task(machine.launch())
+    await configured.wait()
+    assert machine.processes()  # as an engine that is killed now would leave it
+    assert await machine.adopt() is None
+    assert machine.processes() == []
+    launching.cancel()
+    await asyncio.wait({launching})
+
+
+async def test_an_agent_that_is_not_there_yet_is_waited_for(machine: Subject, stub: Stub) -> None:
+    stub.fail("vsock", "refuse", times=3)
+    vmm = await machine.launch()
+    async with agent_of(vmm):
+        pass
+    await vmm.kill()
+
+
+async def test_a_machine_that_has_ended_has_no_agent(machine: Subject) -> None:
+    vmm = await machine.launch()
+    await vmm.kill()
+    with pytest.raises((SquibError, OSError)):
+        await vmm.connect_agent()
+
+
+async def test_the_guests_restart_is_told_from_its_power_off(machine: Subject) -> None:
+    vmm = await machine.launch()
+    async with agent_of(vmm) as agent:
+        await agent.poweroff(grace_s=0.1)
+        assert (await vmm.wait()).kind is ExitKind.POWERED_OFF
+
+
+async def test_a_kernel_that_is_no_elf_is_refused(machine: Subject, tmp_path: Path) -> None:
+    kernel = tmp_path / "bzImage"
+    kernel.write_bytes(b"MZ")
+    with pytest.raises(Unsupported, match="boots only uncompressed ELF kernels") as raised:
+        await machine.launch(replace(machine.spec, kernel=kernel))
+    assert "--driver qemu" in raised.value.hint
+
+
+async def test_every_request_is_one_that_firecrackers_own_description_allows(machine: Subject, stub: Stub) -> None:
+    spec.load()  # or skip the test
+    stub.configure(record=True)
+    vmm = await machine.launch()
+    await vmm.pause()
+    assert await vmm.is_paused()
+    await vmm.resume()
+    made = install.requests(machine.folder / "api.sock")
+    await vmm.kill()
+    assert {f"{request['method']} {request['path']}" for request in made} >= {"PATCH /vm", "GET /", "PUT /actions"}
+    for request in made:
+        spec.validate(request["method"], request["path"], request["body"])
