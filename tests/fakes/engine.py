@@ -11,16 +11,20 @@ from pathlib import Path
 import httpx
 
 from squib.api.app import create_app
-from squib.core.engine import Engine
+from squib.core.engine import Engine, cgroup_parent
 from squib.core.startup import open_engine
+from squib.drivers.firecracker.driver import FirecrackerDriver
+from squib.drivers.firecracker.programs import Programs
 from squib.drivers.registry import Drivers
-from squib.host import processes
+from squib.host import cgroup, processes
+from squib.host.probe import KVMProbe
 from squib.host.processes import ProcessIdentity
 from squib.images.overlay import OverlayStore
 from squib.models import OnProgress, VMConfig
 from squib.paths import Home
-from tests.fakes.assets import make_files
+from tests.fakes.assets import make_files, write_elf_kernel
 from tests.fakes.driver import FakeDriver
+from tests.fakes.firecracker.install import install
 
 
 class Rig:
@@ -32,9 +36,13 @@ class Rig:
         self.agent_binary = folder / "files" / "agent"
         self.driver = FakeDriver()
 
+    @property
+    def drivers(self) -> Drivers:
+        return Drivers.of(self.driver)
+
     @contextlib.asynccontextmanager
     async def engine(self) -> AsyncIterator[Engine]:
-        async with open_engine(self.home, Drivers.of(self.driver), self.agent_binary) as engine:
+        async with open_engine(self.home, self.drivers, self.agent_binary) as engine:
             yield engine
 
     @contextlib.asynccontextmanager
@@ -64,12 +72,34 @@ class Rig:
         """The pids of all VMMs of this state directory."""
         if not self.home.vms.exists():
             return []
-        return [pid for vm in self.home.vms.iterdir() for pid in processes.holders(vm / "vmm.lock")]
+        return [pid for vm in self.home.vms.iterdir() for pid in processes.find(self._identity(vm))]
 
     def clean_up(self) -> None:
         if self.home.vms.exists():
             for vm in self.home.vms.iterdir():
-                processes.kill(ProcessIdentity(vm / "vmm.lock"))
+                processes.kill(self._identity(vm))
+
+    def _identity(self, vm: Path) -> ProcessIdentity:
+        groups = cgroup.directories(cgroup.find_layout(), f"{cgroup_parent(self.home)}/{vm.name}")
+        return ProcessIdentity(vm / "vmm.lock", groups)
+
+
+class StubRig(Rig):
+    """Its driver is the one for Firecracker, on the stub; with the jailer only root can use it."""
+
+    def __init__(self, folder: Path, *, jailer: bool) -> None:
+        super().__init__(folder)
+        kernel = folder / "files" / "vmlinux"
+        write_elf_kernel(kernel)
+        (folder / "files" / "rootfs").chmod(0o644)
+        stub = install(folder / "files")
+        programs = Programs(stub.firecracker, stub.jailer, (1, 16, 1))
+        self.firecracker = FirecrackerDriver(programs, KVMProbe(True, "the stub needs no KVM", True), can_jail=True)
+        self.config = self.config.model_copy(update={"kernel_path": str(kernel), "jailer": jailer})
+
+    @property
+    def drivers(self) -> Drivers:
+        return Drivers.of(self.firecracker)
 
 
 async def write_overlay(

@@ -22,7 +22,7 @@ from squib.images.store import ImageStore
 from squib.kernels.catalog import KernelStore
 from squib.kernels.initramfs import InitramfsStore
 from squib.paths import Home
-from tests.fakes.assets import make_files
+from tests.fakes.assets import make_files, write_elf_kernel
 from tests.fakes.driver import FakeDriver
 from tests.fakes.firecracker.install import Stub, install
 from tests.fakes.machines import machine_spec
@@ -123,7 +123,7 @@ async def _stub(folder: Path, overlay: Path) -> tuple[Driver, MachineSpec]:
     """Firecracker without its jailer, on the stub."""
     _, spec = await _fake(folder, overlay)
     kernel = folder / "files" / "vmlinux"
-    kernel.write_bytes(b"\x7fELF")
+    write_elf_kernel(kernel)
     stub = install(folder / "files")
     programs = Programs(stub.firecracker, stub.jailer, (1, 16, 1))
     return FirecrackerDriver(programs, WORKS, can_jail=True), replace(spec, kernel=kernel, jailer=False)
