@@ -12,7 +12,7 @@ import pytest
 
 from squib.guest.agent import AgentClient
 from tests.contract.firecracker.vmm import BOOT, DISK, START, VSOCK, Vmm, binary, connector, output_of, wait_for_api
-from tests.fakes.firecracker.install import Stub
+from tests.fakes.firecracker.install import Stub, requests
 from tests.fakes.firecracker.jailer import STEPS
 
 ARGUMENTS = {"--id": "vm-1", "--uid": "4711", "--gid": "4712", "--chroot-base-dir": "jail"}
@@ -92,6 +92,8 @@ def test_before_1_11_the_program_must_be_called_firecracker(stub: Stub) -> None:
 
 @pytest.mark.anyio
 async def test_the_vmm_runs_in_its_chroot_with_an_agent(stub: Stub) -> None:
+    record = stub.folder.parent / "requests"
+    stub.configure(record=str(record))
     ended = run(stub, "--new-pid-ns", "--", "--api-sock", "/api.sock", "--log-path", "/log")
     assert (ended.returncode, ended.stderr.count("Error")) == (0, 0)
     root = chroot(stub)
@@ -109,6 +111,7 @@ async def test_the_vmm_runs_in_its_chroot_with_an_agent(stub: Stub) -> None:
         vmm.ok("PUT", "/vsock", VSOCK | {"uds_path": "/vsock"})
         vmm.ok("PUT", "/actions", START)
         assert vmm.call("GET", "/")[1]["id"] == "vm-1"
+        assert requests(record)[-1] == {"method": "GET", "path": "/", "body": None}
         if AS_ROOT:
             status = Path(f"/proc/{pid}/status").read_text()
             assert "Uid:\t4711\t4711\t4711\t4711\nGid:\t4712\t4712\t4712\t4712" in status

@@ -65,7 +65,6 @@ def install(folder: Path, **settings: Any) -> Stub:
     return stub
 
 
-def requests(api_socket: Path) -> list[dict[str, Any]]:
-    """Return the requests that a stub has received on this socket, if its settings say ``record``."""
-    lines = api_socket.with_name(api_socket.name + ".requests.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+def requests(record: Path) -> list[dict[str, Any]]:
+    """Return the requests in a stub's record."""
+    return [json.loads(line) for line in record.read_text().splitlines()]

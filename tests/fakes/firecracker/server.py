@@ -13,7 +13,7 @@ from typing import Any
 from tests.fakes.firecracker.machine import Machine, Refused
 from tests.fakes.firecracker.process import Context, host_path
 from tests.fakes.firecracker.schema import Invalid, check
-from tests.fakes.firecracker.settings import Fault, die
+from tests.fakes.firecracker.settings import APPEND, Fault, die
 
 _MAX_CONNECTIONS = 10
 _MAX_HEAD = 8192
@@ -154,10 +154,11 @@ class Server:
         except ValueError:
             value = body.decode(errors="replace")
         line = json.dumps({"method": method, "path": path, "body": value}) + "\n"
-        path = host_path(self._context.options.api_socket) + ".requests.jsonl"
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        fd = self._context.settings.record_fd
+        if fd is None:
+            fd = os.open(host_path(self._context.options.api_socket) + ".requests.jsonl", APPEND, 0o644)
+            self._context.settings.record_fd = fd
         os.write(fd, line.encode())
-        os.close(fd)
 
 
 def _obey(fault: Fault) -> bytes | None:

@@ -15,6 +15,11 @@ DEFAULTS: dict[str, Any] = {
     "lifetime_s": 600,
     "python_path": [],
 }
+"""``record``: ``True`` writes each request to a file beside the API socket, ``SOCKET.requests.jsonl``; a path names
+another file, also for a VMM in a chroot. For ``guest`` see `guest.BEHAVIOURS`.
+"""
+
+APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
 
 
 class Fault(NamedTuple):
@@ -45,6 +50,8 @@ class Settings:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # from a chroot, the path leads nowhere
         self._calls: dict[tuple[str, str], int] = {}
         self.values = self._read()
+        record = self.values["record"]
+        self.record_fd = os.open(record, APPEND, 0o644) if isinstance(record, str) else None
 
     def _read(self) -> dict[str, Any]:
         return DEFAULTS | json.loads(os.pread(self._fd, os.fstat(self._fd).st_size, 0))
