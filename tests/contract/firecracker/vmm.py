@@ -103,9 +103,11 @@ def connector(vmm: Vmm) -> Callable[[], Awaitable[socket.socket]]:
 
     async def connect() -> socket.socket:
         link = vmm.vsock(1024)
-        line = link.recv(1)
-        while not line.endswith(b"\n"):
-            line += link.recv(1)
+        with link.makefile("rb", buffering=0) as reader:
+            line = reader.readline()
+        if not line:
+            link.close()
+            raise ConnectionResetError("nothing listens on this port yet")
         link.setblocking(False)
         return link
 
