@@ -17,11 +17,10 @@ from squib.images.store import ImageStore
 from squib.kernels.catalog import KernelStore
 from squib.kernels.initramfs import InitramfsStore
 from squib.paths import Home
-from tests.contract.firecracker.vmm import BOOT, DISK, START, VSOCK, Vmm, binary, connector, running
+from tests.contract.firecracker.vmm import BOOT, BOOT_TIMEOUT_S, DISK, START, VSOCK, Vmm, binary, connector, running
 
 pytestmark = pytest.mark.anyio
 
-BOOT_TIMEOUT_S = 120.0
 AFTER = "The requested operation is not supported after starting the microVM."
 BALLOON = {"amount_mib": 0, "deflate_on_oom": True, "stats_polling_interval_s": 0}
 DECIDED_BY_THE_BOOT: list[tuple[str, str, dict[str, Any]]] = [

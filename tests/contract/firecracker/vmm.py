@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -19,6 +20,7 @@ import pytest
 from squib.guest.agent import AgentClient
 from squib.models import ExecRequest
 from squib.protocol.frames import FrameDecoder, FrameKind
+from tests.fakes.firecracker.guest import AGENT_PORT
 from tests.fakes.firecracker.install import install
 
 REAL = "SQUIB_TEST_FIRECRACKER"
@@ -27,6 +29,7 @@ DISK = {"drive_id": "disk", "is_root_device": False, "path_on_host": "disk", "is
 VSOCK = {"guest_cid": 3, "uds_path": "vsock"}
 START = {"action_type": "InstanceStart"}
 TIMEOUT_S = 30.0
+BOOT_TIMEOUT_S = 120.0
 
 
 class _Connection(http.client.HTTPConnection):
@@ -102,14 +105,15 @@ def connector(vmm: Vmm) -> Callable[[], Awaitable[socket.socket]]:
     """Return what `squib.guest.agent.AgentClient` takes, for the agent of a VMM's guest."""
 
     async def connect() -> socket.socket:
-        link = vmm.vsock(1024)
-        with link.makefile("rb", buffering=0) as reader:
-            line = reader.readline()
-        if not line:
+        while True:  # a connection is closed while nothing listens, and the client has a time limit
+            link = await asyncio.to_thread(vmm.vsock, AGENT_PORT)
+            link.settimeout(BOOT_TIMEOUT_S)
+            with link.makefile("rb", buffering=0) as reader:
+                if await asyncio.to_thread(reader.readline):
+                    link.setblocking(False)
+                    return link
             link.close()
-            raise ConnectionResetError("nothing listens on this port yet")
-        link.setblocking(False)
-        return link
+            await asyncio.sleep(0.05)
 
     return connect
 
