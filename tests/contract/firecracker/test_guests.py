@@ -43,11 +43,12 @@ async def guest(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyt
     path, version = binary(request.param, tmp_path / "bin")
     disks: list[dict[str, Any]] = [DISK]
     boot: dict[str, Any] = BOOT
+    pci = ("--enable-pci",) if tuple(map(int, version.split(".")[:2])) >= (1, 13) else ()
     if request.param == "real":
         if not (kvm := await probe_kvm()).usable:
             pytest.skip(f"KVM cannot run a guest here: {kvm.reason}")
-        boot, disks = await _real_files(tmp_path)
-    with running(path, version, tmp_path, "--metrics-path", "metrics") as vmm:
+        boot, disks = await _real_files(tmp_path, pci=bool(pci))
+    with running(path, version, tmp_path, "--metrics-path", "metrics", *pci) as vmm:
         vmm.ok("PUT", "/boot-source", boot)
         for disk in disks:
             vmm.ok("PUT", f"/drives/{disk['drive_id']}", disk)
@@ -58,15 +59,15 @@ async def guest(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyt
         yield vmm
 
 
-async def _real_files(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+async def _real_files(folder: Path, *, pci: bool) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return the boot source and the disks of a guest with squib's agent."""
     home = Home.from_environment()
     kernel, image = await KernelStore(home).ensure(), await ImageStore(home).ensure("base")
     initramfs = await InitramfsStore(home).ensure(kernel, AGENT_BINARY)
     await OverlayStore(home).create(folder / "overlay", 256)
     (folder / "disk").write_bytes(bytes(4096))
-    words = f"{BOOT['boot_args']} quiet pci=off squib.disk.base=vda squib.disk.overlay=vdb"
-    boot = {"kernel_image_path": str(kernel.path), "initrd_path": str(initramfs), "boot_args": words}
+    words = [BOOT["boot_args"], "quiet", "squib.disk.base=vda", "squib.disk.overlay=vdb", *([] if pci else ["pci=off"])]
+    boot = {"kernel_image_path": str(kernel.path), "initrd_path": str(initramfs), "boot_args": " ".join(words)}
     base = DISK | {"drive_id": "base", "path_on_host": str(image.path), "is_read_only": True}
     return boot, [base, DISK | {"drive_id": "overlay", "path_on_host": str(folder / "overlay")}, DISK]
 
@@ -112,7 +113,11 @@ async def test_a_running_guest_can_be_asked_and_changed(guest: Vmm) -> None:
 
 def _check_new_drives(vmm: Vmm) -> None:
     new = DISK | {"drive_id": "new"}
-    assert vmm.error("PUT", "/drives/new", new) == ("PCI is not enabled" if vmm.release >= (1, 16) else AFTER)
+    if vmm.release < (1, 16):
+        assert vmm.error("PUT", "/drives/new", new) == AFTER
+        return
+    vmm.ok("PUT", "/drives/new", new)
+    assert vmm.error("PUT", "/drives/new", new) == "Device ID in use"
 
 
 def _check_drives(vmm: Vmm) -> None:

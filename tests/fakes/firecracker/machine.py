@@ -48,11 +48,18 @@ class Machine:
         if operation.phase == "after" and not started:
             raise Refused(BEFORE_BOOT)
         if operation.phase == "before" and started:
-            if operation.path.startswith("/drives") and self._context.release >= (1, 16):
-                raise Refused("PCI is not enabled" if not self._context.options.pci else "Device ID in use")
-            raise Refused(AFTER_BOOT)
+            self._check_hotplug(operation, body)
         action = getattr(self, "_" + operation.method.lower() + _NAMES[operation.path])
         return action(body)
+
+    def _check_hotplug(self, operation: Operation, body: dict[str, Any]) -> None:
+        """Check whether a device can be added to a running guest: a drive, since 1.16, on a PCI bus."""
+        if not operation.path.startswith("/drives") or self._context.release < (1, 16):
+            raise Refused(AFTER_BOOT)
+        if not self._context.options.pci:
+            raise Refused("PCI is not enabled")
+        if body["drive_id"] in (drive["drive_id"] for drive in self._drives):
+            raise Refused("Device ID in use")
 
     def _get_instance(self, _: dict[str, Any]) -> Any:
         return {
