@@ -49,6 +49,21 @@ async def test_a_client_of_the_agent_runs_commands_and_powers_off(stub: Stub) ->
         assert vmm.process.stdout.read().endswith(b"Firecracker exiting successfully. exit_code=0\n")
 
 
+def test_a_vsock_can_be_dead_after_a_resume(stub: Stub) -> None:
+    stub.configure(gates_vsock=True)
+    with booted(stub) as vmm, vmm.vsock(1024) as before:
+        reader = before.makefile("rb")
+        assert reader.readline().startswith(b"OK ")
+        vmm.ok("PATCH", "/vm", {"state": "Paused"})
+        vmm.ok("PATCH", "/vm", {"state": "Resumed"})
+        before.sendall(SYNC)
+        with vmm.vsock(1024) as after:
+            for link in (before, after):
+                link.settimeout(0.05)
+                with pytest.raises(TimeoutError):
+                    link.recv(1)
+
+
 @pytest.mark.parametrize("port", [1023, 1025, 0])
 def test_a_port_without_a_listener_closes_the_connection(stub: Stub, port: int) -> None:
     with booted(stub) as vmm, vmm.vsock(port) as link:

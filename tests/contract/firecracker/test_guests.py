@@ -22,6 +22,8 @@ from tests.contract.firecracker.vmm import BOOT, BOOT_TIMEOUT_S, DISK, START, VS
 pytestmark = pytest.mark.anyio
 
 AFTER = "The requested operation is not supported after starting the microVM."
+GATES_VSOCK = ("1.16.0", "1.16.1")
+"""Versions in which a bare pause and resume ends all traffic from the host through vsock. Fixed in later sources."""
 BALLOON = {"amount_mib": 0, "deflate_on_oom": True, "stats_polling_interval_s": 0}
 DECIDED_BY_THE_BOOT: list[tuple[str, str, dict[str, Any]]] = [
     ("PUT", "/actions", START),
@@ -131,7 +133,10 @@ def _check_drives(vmm: Vmm) -> None:
 
 
 def _check_balloon(vmm: Vmm) -> None:
-    vmm.ok("PATCH", "/balloon", {"amount_mib": 16})
+    status, answer = vmm.call("PATCH", "/balloon", {"amount_mib": 16})
+    if status != 204:  # squib's kernel loads no driver for it
+        assert "Device not activated yet" in answer["fault_message"]
+        return
     assert vmm.call("GET", "/balloon")[1]["amount_mib"] == 16
     for path, body in (("/balloon", {"amount_mib": 1 << 20}), ("/balloon/statistics", {"stats_polling_interval_s": 1})):
         message = vmm.error("PATCH", path, body)
@@ -141,7 +146,7 @@ def _check_balloon(vmm: Vmm) -> None:
     )
 
 
-async def test_a_paused_guest_answers_nothing_until_it_is_resumed(guest: Vmm) -> None:
+async def test_a_paused_guest_answers_nothing_until_it_is_resumed(guest: Vmm, request: pytest.FixtureRequest) -> None:
     client = await connected(guest)
     await client.close()
     guest.ok("PATCH", "/vm", {"state": "Paused"})
@@ -154,6 +159,11 @@ async def test_a_paused_guest_answers_nothing_until_it_is_resumed(guest: Vmm) ->
         guest.ok("PATCH", "/vm", {"state": "Resumed"})
         guest.ok("PATCH", "/vm", {"state": "Resumed"})
         assert guest.call("GET", "/")[1]["state"] == "Running"
+        if request.node.callspec.params["guest"] == "real" and guest.version in GATES_VSOCK:
+            link.settimeout(5)
+            with pytest.raises(TimeoutError):
+                link.recv(1)
+            return
         link.settimeout(60)
         assert link.recv(3, socket.MSG_WAITALL) == b"OK "
 

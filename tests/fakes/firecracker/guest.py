@@ -47,6 +47,8 @@ class Guest:
         self._behaviour = context.settings.values["guest"]
         self._port = _FIRST_PORT - 1
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._gated = False
+        self._links: set[asyncio.StreamWriter] = set()
         self._running, self._frozen = threading.Event(), threading.Event()
         self._running.set()
 
@@ -67,6 +69,13 @@ class Guest:
     def resume(self) -> None:
         """Let the guest go on."""
         self._running.set()
+        if self._loop and self._context.settings.values["gates_vsock"]:
+            self._loop.call_soon_threadsafe(self._gate)
+
+    def _gate(self) -> None:
+        self._gated = True
+        for link in self._links:
+            link.transport.pause_reading()  # type: ignore[attr-defined]
 
     def ctrl_alt_del(self) -> None:
         """Press the keys that restart a guest."""
@@ -124,9 +133,13 @@ class Guest:
         self._running.wait()
 
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            if await self._connect(reader, writer):
-                await agent.serve(reader, writer)
-            writer.close()
+            self._links.add(writer)
+            try:
+                if await self._connect(reader, writer):
+                    await agent.serve(reader, writer)
+            finally:
+                self._links.discard(writer)
+                writer.close()
 
         server = await asyncio.start_unix_server(connected, sock=self._listener) if self._listener else None
         self._print("[    0.700000] fake agent")
@@ -143,6 +156,8 @@ class Guest:
         import asyncio
 
         words = (await reader.readline()).split()
+        if self._gated:
+            await asyncio.Event().wait()
         if len(words) != 2 or words[0].lower() != b"connect" or not words[1].isdigit():
             return False
         self._port += 1

@@ -10,13 +10,15 @@ from typing import Any, NamedTuple
 DEFAULTS: dict[str, Any] = {
     "version": "1.16.1",
     "guest": "ok",
+    "gates_vsock": False,
     "faults": [],
     "record": False,
     "lifetime_s": 600,
     "python_path": [],
 }
 """``record``: ``True`` writes each request to a file beside the API socket, ``SOCKET.requests.jsonl``; a path names
-another file, also for a VMM in a chroot. For ``guest`` see `guest.BEHAVIOURS`.
+another file, also for a VMM in a chroot. For ``guest`` see `guest.BEHAVIOURS`. ``gates_vsock``: after a resume nothing
+reaches the guest through vsock, as in 1.16.0 and 1.16.1: they wait for an answer to an event that they did not send.
 """
 
 APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
