@@ -151,7 +151,7 @@ def test_all_requests_are_recorded_if_asked_for(stub: Stub) -> None:
     stub.configure(record=True)
     with booted(stub) as vmm:
         vmm.call("PUT", "/vsock", b"{")
-        seen = requests(vmm.folder / "api.sock.requests.jsonl")
+        seen = requests(vmm.folder / "api.sock")
     assert [entry["path"] for entry in seen] == ["/drives/disk", "/boot-source", "/vsock", "/actions", "/vsock"]
     assert seen[0] == {"method": "PUT", "path": "/drives/disk", "body": DISK}
     assert seen[-1]["body"] == "{"

@@ -12,7 +12,7 @@ import pytest
 
 from squib.guest.agent import AgentClient
 from tests.contract.firecracker.vmm import BOOT, DISK, START, VSOCK, Vmm, binary, connector, output_of, wait_for_api
-from tests.fakes.firecracker.install import Stub, requests
+from tests.fakes.firecracker.install import Stub, read_record
 from tests.fakes.firecracker.jailer import STEPS
 
 ARGUMENTS = {"--id": "vm-1", "--uid": "4711", "--gid": "4712", "--chroot-base-dir": "jail"}
@@ -111,7 +111,7 @@ async def test_the_vmm_runs_in_its_chroot_with_an_agent(stub: Stub) -> None:
         vmm.ok("PUT", "/vsock", VSOCK | {"uds_path": "/vsock"})
         vmm.ok("PUT", "/actions", START)
         assert vmm.call("GET", "/")[1]["id"] == "vm-1"
-        assert requests(record)[-1] == {"method": "GET", "path": "/", "body": None}
+        assert read_record(record)[-1] == {"method": "GET", "path": "/", "body": None}
         if AS_ROOT:
             status = Path(f"/proc/{pid}/status").read_text()
             assert "Uid:\t4711\t4711\t4711\t4711\nGid:\t4712\t4712\t4712\t4712" in status

@@ -65,6 +65,11 @@ def install(folder: Path, **settings: Any) -> Stub:
     return stub
 
 
-def requests(record: Path) -> list[dict[str, Any]]:
-    """Return the requests in a stub's record."""
-    return [json.loads(line) for line in record.read_text().splitlines()]
+def requests(api_socket: Path) -> list[dict[str, Any]]:
+    """Return the requests that a stub has received on this socket, if its settings say ``record``."""
+    return read_record(api_socket.with_name(api_socket.name + ".requests.jsonl"))
+
+
+def read_record(path: Path) -> list[dict[str, Any]]:
+    """Return the requests in a file that the settings name as the ``record``."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
