@@ -25,7 +25,7 @@ _END_TIMEOUT_S = 20.0
 
 @contextlib.contextmanager
 def bench_home() -> Iterator[Home]:
-    """Create a state directory that links to the user's kernel and images.
+    """Create a state directory that links to the user's kernel, images and Firecracker.
 
     They are hard links. Kernel and images are built first if missing. However the block ends, no VM, engine or file of
     the directory is left.
@@ -34,8 +34,9 @@ def bench_home() -> Iterator[Home]:
     _build_missing(own)
     with tempfile.TemporaryDirectory(prefix="squib-bench-") as folder:
         home = Home(Path(folder))
-        for ours, theirs in ((home.images, own.images), (home.kernels, own.kernels)):
-            shutil.copytree(theirs, ours, copy_function=_link_or_copy)
+        for ours, theirs in ((home.images, own.images), (home.kernels, own.kernels), (home.bin, own.bin)):
+            if theirs.is_dir():
+                shutil.copytree(theirs, ours, symlinks=True, copy_function=_link_or_copy)
         try:
             yield home
         finally:
