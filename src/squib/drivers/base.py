@@ -197,7 +197,7 @@ class Machine(Protocol):
 
         Idempotent.
 
-        Raises `ToolFailed` if the VMM does not answer.
+        Raises `ToolFailed` if the VMM does not answer, `Unsupported` if it could not be resumed.
         """
 
     async def resume(self) -> None:

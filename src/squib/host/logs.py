@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 _MIB = 1 << 20
@@ -82,6 +83,8 @@ class LogPump:
     def __init__(self, fd: int, log: BoundedLog, *, pause_s: float) -> None:
         """Take over the descriptor of a pipe or a socket."""
         os.set_blocking(fd, False)
+        self.on_data: Callable[[bytes], object] | None = None
+        """Called with the bytes that were copied."""
         self._fd = fd
         self._log = log
         self._pause_s = pause_s
@@ -125,6 +128,8 @@ class LogPump:
         """
         data = os.read(self._fd, _READ_BYTES)
         self._log.append(data)
+        if self.on_data:
+            self.on_data(data)
         return bool(data)
 
     def _end(self) -> None:

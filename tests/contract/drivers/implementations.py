@@ -124,8 +124,8 @@ async def _stub(folder: Path, overlay: Path) -> tuple[Driver, MachineSpec]:
     _, spec = await _fake(folder, overlay)
     kernel = folder / "files" / "vmlinux"
     write_elf_kernel(kernel)
-    stub = install(folder / "files")
-    programs = Programs(stub.firecracker, stub.jailer, (1, 16, 1))
+    stub = install(folder / "files", version="1.17.0")  # 1.16 cannot be resumed
+    programs = Programs(stub.firecracker, stub.jailer, (1, 17, 0))
     return FirecrackerDriver(programs, WORKS, can_jail=True), replace(spec, kernel=kernel, jailer=False)
 
 

@@ -154,6 +154,27 @@ async def test_a_firecracker_that_never_ran_its_guest_is_not_adopted(
     await asyncio.wait({launching})
 
 
+async def test_a_guest_that_halts_without_the_agent_has_powered_off(machine: Subject) -> None:
+    vmm = await machine.launch()
+    for part in (b"a log says: reboot: System halted\n[    9.25013", b"7] reboot: System halted\r\n"):
+        assert vmm.pid in machine.processes()
+        with (machine.folder / "console.pipe").open("ab", buffering=0) as console:
+            console.write(part)
+    async with asyncio.timeout(10):
+        assert (await vmm.wait()).kind is ExitKind.POWERED_OFF
+
+
+async def test_a_version_that_loses_its_guest_at_a_resume_is_not_paused(machine: Subject, stub: Stub) -> None:
+    stub.configure(version="1.16.1")
+    vmm = await machine.launch()
+    with pytest.raises(Unsupported, match="cannot be paused: after a resume"):
+        await vmm.pause()
+    assert not await vmm.is_paused()
+    async with agent_of(vmm):
+        pass
+    await vmm.kill()
+
+
 async def test_an_agent_that_is_not_there_yet_is_waited_for(machine: Subject, stub: Stub) -> None:
     stub.fail("vsock", "refuse", times=3)
     vmm = await machine.launch()

@@ -27,6 +27,8 @@ SIGNALLED = "2026-11-26T10:30:21 [vm-1:fc_vcpu 0] Shutting down VM after interce
         (Evidence(True, "", "Running Firecracker v1.16.1"), ExitKind.KILLED, "squib killed Firecracker"),
         (Evidence(False, "", "Running Firecracker v1.16.1"), ExitKind.KILLED, "SIGKILL"),
         (Evidence(False, OFF, ""), ExitKind.KILLED, "SIGKILL"),
+        (Evidence(False, "[    9.1] reboot: System halted\r\n", ""), ExitKind.POWERED_OFF, "powered off"),
+        (Evidence(False, "[    9.1] reboot: Power down\r\n", ""), ExitKind.POWERED_OFF, "powered off"),
     ],
 )
 def test_reasons(evidence: Evidence, kind: ExitKind, text: str) -> None:

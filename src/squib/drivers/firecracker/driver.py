@@ -13,9 +13,10 @@ from squib.drivers.base import Capabilities, Disk, MachineSpec, Problem, check_s
 from squib.drivers.firecracker import plan
 from squib.drivers.firecracker.api import ApiClient
 from squib.drivers.firecracker.checks import check_all
-from squib.drivers.firecracker.machine import Endpoint, FirecrackerMachine, remove_endpoints, state
+from squib.drivers.firecracker.machine import Endpoint, FirecrackerMachine, describe, remove_endpoints
 from squib.drivers.firecracker.programs import FoundPrograms, Programs
 from squib.drivers.firecracker.requests import START, configuration
+from squib.drivers.firecracker.version import CANNOT_RESUME
 from squib.errors import BootFailed, HostError, InvalidArgument, ToolFailed, Unsupported, WrongState
 from squib.host import chroot, jail, logs, processes
 from squib.host.jail import Credentials
@@ -50,12 +51,17 @@ class FirecrackerDriver:
     name = "firecracker"
     accelerator = "kvm"
     groups: tuple[int, ...] = ()
-    capabilities = Capabilities(pause=True, no_jailer=True, max_vcpus=_MAX_VCPUS)
 
     def __init__(self, programs: Programs | Problem | FoundPrograms, kvm: KVMProbe, *, can_jail: bool) -> None:
         self._found = programs
         self._kvm = kvm
         self._can_jail = can_jail
+
+    @property
+    def capabilities(self) -> Capabilities:
+        programs = self._programs
+        pause = isinstance(programs, Programs) and programs.version not in CANNOT_RESUME
+        return Capabilities(pause=pause, no_jailer=True, max_vcpus=_MAX_VCPUS)
 
     @property
     def _programs(self) -> Programs | Problem:
@@ -155,7 +161,7 @@ class FirecrackerDriver:
             api = ApiClient(endpoint.api)
             undo.callback(api.close)
             with contextlib.suppress(ToolFailed):  # a Firecracker that hangs can still be waited for and killed
-                if await state(api, timeout_s=_ADOPT_TIMEOUT_S) == "Not started":
+                if await describe(api, "state", timeout_s=_ADOPT_TIMEOUT_S) == "Not started":
                     await process.kill()
                     remove_endpoints(paths)
                     return None

@@ -20,6 +20,7 @@ from squib.protocol.text import printable, printable_lines
 _EXITED = re.compile(r"Firecracker exiting (?:successfully|with error)\. exit_code=(\d{1,3})")
 _SIGNALLED = re.compile(r"Shutting down VM after intercepting signal (\d{1,2})")
 _PANICKED = re.compile(r"Firecracker panicked at .*")
+_HALTED = re.compile(r"\[ *\d+\.\d+\] reboot: (System halted|Power down)\s*\Z")
 _POWER_OFF = "squib-agent: power off"
 _FATAL = "squib-agent: fatal:"
 
@@ -52,6 +53,8 @@ def _reason(evidence: Evidence) -> ExitReason:
         return ExitReason(ExitKind.FAILED, f"Firecracker {describe_exit(-number)}", last_lines(log))
     if panic := _PANICKED.search(log):
         return ExitReason(ExitKind.FAILED, panic[0], last_lines(log))
+    if _HALTED.search(evidence.console):  # squib ended it then
+        return powered_off(evidence.console)
     if evidence.killed:
         return ExitReason(ExitKind.KILLED, "squib killed Firecracker")
     text = "Firecracker was killed by SIGKILL: out of memory, or killed by an administrator"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 
 from squib.drivers.base import ExitReason
 from squib.drivers.firecracker.api import ApiClient
 from squib.drivers.firecracker.exit import Evidence, exit_reason
 from squib.drivers.firecracker.requests import DESCRIBE, PAUSE, RESUME
-from squib.errors import AgentLost, ToolFailed
+from squib.drivers.firecracker.version import CANNOT_RESUME, Version, parse_version
+from squib.errors import AgentLost, ToolFailed, Unsupported
 from squib.host import logs, sockets
 from squib.host.logs import LogPump
 from squib.host.processes import Process
@@ -22,6 +24,8 @@ _AGENT_PORT = 1024
 _CONNECTED = b"OK "
 _MAX_LINE_BYTES = 32
 _RETRY_S = 0.005
+_HALT = re.compile(rb"\[ *\d+\.\d+\] reboot: (System halted|Power down)\r?\n")
+_HALT_BYTES = 256
 
 
 class Endpoint:
@@ -71,6 +75,7 @@ class FirecrackerMachine:
     def __init__(
         self, process: Process, paths: FirecrackerPaths, endpoint: Endpoint, api: ApiClient, pumps: list[LogPump]
     ) -> None:
+        """Take over all these. The first of ``pumps`` copies the guest's console."""
         self.pid = process.pid
         self._process = process
         self._paths = paths
@@ -78,6 +83,9 @@ class FirecrackerMachine:
         self._api = api
         self._pumps = pumps
         self._killed = False
+        self._halted: asyncio.Task[None] | None = None
+        self._console_end = b""
+        pumps[0].on_data = self._look_for_halt
         self._ended = asyncio.create_task(self._watch(), name=f"firecracker-{self.pid}")
 
     async def connect_agent(self) -> socket.socket:
@@ -93,13 +101,22 @@ class FirecrackerMachine:
         return await asyncio.shield(self._ended)
 
     async def pause(self) -> None:
+        if await self._version() in CANNOT_RESUME:
+            raise Unsupported(
+                "this VM cannot be paused: after a resume its version of Firecracker does not reach the guest any more",
+                hint="squib install firecracker --version 1.17.0, then stop the VM and start it",
+            )
         await self._api.request(PAUSE)
 
     async def resume(self) -> None:
         await self._api.request(RESUME)
 
     async def is_paused(self) -> bool:
-        return await state(self._api) == "Paused"
+        return await describe(self._api, "state") == "Paused"
+
+    async def _version(self) -> Version:
+        """Return the version of the running Firecracker, which may be older than the installed one."""
+        return parse_version(await describe(self._api, "vmm_version"))
 
     async def kill(self) -> None:
         self._killed = self._killed or self._process.running
@@ -127,6 +144,16 @@ class FirecrackerMachine:
             )
         )
 
+    def _look_for_halt(self, data: bytes) -> None:
+        """End a Firecracker whose guest's kernel has halted.
+
+        That is what a kernel does that is told to power off, since Firecracker has no power-off. squib's agent restarts
+        the guest instead, which ends Firecracker, but a guest can halt without it (``poweroff -f``).
+        """
+        self._console_end = (self._console_end + data)[-_HALT_BYTES:]
+        if self._halted is None and _HALT.search(self._console_end):
+            self._halted = asyncio.create_task(self._process.kill(), name=f"halted {self.pid}")
+
     def _disconnect(self) -> None:
         for pump in self._pumps:
             pump.close()
@@ -134,15 +161,17 @@ class FirecrackerMachine:
         self._endpoint.close()
 
 
-async def state(api: ApiClient, *, timeout_s: float | None = None) -> str:
-    """Return the machine's state: ``Not started``, ``Running`` or ``Paused``.
+async def describe(api: ApiClient, name: str, *, timeout_s: float | None = None) -> str:
+    """Return what Firecracker says of itself.
+
+    ``name`` is ``vmm_version`` or ``state``, which is ``Not started``, ``Running`` or ``Paused``.
 
     Raises `ToolFailed`.
     """
     answer = await api.request(DESCRIBE, timeout_s=timeout_s)
-    found = answer.get("state") if isinstance(answer, dict) else None
+    found = answer.get(name) if isinstance(answer, dict) else None
     if not isinstance(found, str):
-        raise ToolFailed("Firecracker did not say in what state its machine is")
+        raise ToolFailed(f"Firecracker did not describe its {name}")
     return found
 
 

@@ -11,6 +11,13 @@ Version = tuple[int, int, int]
 MINIMUM_VERSION = (1, 10)
 """The oldest supported version. Compare it with a `Version` as it is."""
 
+CANNOT_RESUME = ((1, 16, 0), (1, 16, 1))
+"""Versions that deliver nothing to the guest's vsock after a pause and a resume, unless a snapshot was made between.
+
+Seen with 1.16.1. Later versions do not stop the delivery (``fix(vsock): do not arm the TRANSPORT_RESET RX gate on bare
+resume`` in Firecracker's repository).
+"""
+
 _VERSION = re.compile(r"(?<![\w.])v?(\d{1,6})\.(\d{1,6})\.(\d{1,6})(?![\w.])")
 
 
