@@ -85,8 +85,6 @@ def test_a_vmm_that_is_killed_is_noticed_within_a_second(vm: VM) -> None:
 @pytest.mark.nested
 def test_a_guest_that_powers_itself_off_is_stopped(vm: VM) -> None:
     """As root in a guest would: through the kernel's own switch."""
-    if vm.info.driver == "firecracker":
-        pytest.skip("a Firecracker machine has no power switch that a kernel finds: only a reset ends it")
     with contextlib.suppress(AgentUnreachable):  # the command ends with the guest
         vm.run("sync; echo o > /proc/sysrq-trigger", timeout=5)
     wait_for_state(vm, VMState.STOPPED, within_s=5)
@@ -106,7 +104,11 @@ def test_a_guest_that_panics_is_an_error_with_its_words(vm: VM) -> None:
 @pytest.mark.nested
 def test_a_paused_vm_stands_still_and_goes_on_with_the_time_of_now(vm: VM, home: Home) -> None:
     vm.run("(while :; do date +%s.%N > /run/beat; sleep 0.02; done) > /dev/null 2>&1 &", check=True)
-    assert vm.pause().status is VMState.PAUSED
+    try:
+        vm.pause()
+    except Unsupported as error:  # a version of Firecracker that cannot be resumed
+        pytest.skip(error.message)
+    assert vm.status is VMState.PAUSED
     with pytest.raises(WrongState, match="paused"):
         vm.run("true")
     end_engine(home, signal.SIGKILL)
