@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from squib import VM, AgentUnreachable, NameTaken, NotFound, VMConfig, VMState, WrongState
+from squib import VM, AgentUnreachable, NameTaken, NotFound, Unsupported, VMConfig, VMState, WrongState
 from squib.paths import Home
 from tests.vm.conftest import PATIENCE, end_engine, wait_for_state
 
