@@ -209,8 +209,10 @@ def test_qemu_runs_a_guest_with_an_empty_root_and_without_privileges(user: str, 
         for name in ("kernel", "initramfs", "base", "overlay", "vm/vmm.lock", "vm/qemu/output.pipe")
     }
     files = [target for target in found["open"] if target.startswith("/") and not target.startswith("/memfd:")]
-    devices = {"/dev/null"} | ({"/dev/kvm"} if found["accelerator"] == "kvm" else set())
+    # /dev/kvm is shown as /, because the seal has detached its mount. T1 shows that no directory is open.
+    devices = {"/dev/null"} | ({"/"} if found["accelerator"] == "kvm" else set())
     assert {*files} == own | devices
     rest = [target for target in found["open"] if target not in files and not target.startswith("socket:")]
     others = {target.partition("[")[0] for target in rest}
-    assert others <= {"/memfd:squib-jail-test (deleted)", "anon_inode:", "anon_inode:kvm-vm", "anon_inode:kvm-vcpu:0"}
+    kvm = {"anon_inode:kvm-vm", "anon_inode:kvm-vcpu:0", "anon_inode:kvm-vcpu-stats:0"}
+    assert others <= {"/memfd:squib-jail-test (deleted)", "anon_inode:"} | kvm
