@@ -7,13 +7,18 @@ processes do not see it, and the kernel removes it when the last process in it h
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from squib.errors import HostError
 from squib.host import jail
 from squib.host.locks import FileLock
 from squib.host.processes import Process
 from squib.undo import AsyncUndo
+
+TIMEOUT_S = 20.0
+"""How long a jailer may take. Firecracker's needs milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +54,15 @@ async def run(plan: ChrootPlan, *, lock: FileLock, log_path: Path, stdout_path: 
     Its errors, and those of the VMM that it starts, go to ``log_path``, and what they print to ``stdout_path``; both
     are named pipes. On an error or a cancellation the jailer is killed, but not the VMM that it may have started.
 
-    Raises `HostError` if the chroot cannot be prepared.
+    Raises `HostError` if the chroot cannot be prepared, or if the jailer does not end.
     """
     launcher = await jail.start_launcher(asdict(plan), lock=lock, log_path=log_path, stdout_path=stdout_path)
     async with AsyncUndo(launcher.close):
         await launcher.wait_until_replaced()
-        await launcher.process.wait()
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                await launcher.process.wait()
+        except TimeoutError:
+            name = Path(plan.program).name
+            raise HostError(f"{name} did not start the VMM within {TIMEOUT_S:g} s") from None
     return launcher.process

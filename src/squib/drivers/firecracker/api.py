@@ -113,7 +113,7 @@ def _reason(error: OSError | h11.RemoteProtocolError) -> str:
 def _decode(body: bytes) -> object:
     if not body:
         return None
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         return json.loads(body)
     return body.decode(errors="replace")
 

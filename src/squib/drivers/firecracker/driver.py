@@ -119,11 +119,11 @@ class FirecrackerDriver:
                     files = plan.bare_files(spec, paths)
             undo.callback(process.forget)
             on_spawned(process.pid)
-            endpoint = Endpoint(_open_root(process, paths, jailer=spec.jailer))
-            undo.callback(endpoint.close)
-            api = ApiClient(endpoint.api)
-            undo.callback(api.close)
             try:
+                endpoint = Endpoint(_open_root(process, paths, jailer=spec.jailer))
+                undo.callback(endpoint.close)
+                api = ApiClient(endpoint.api)
+                undo.callback(api.close)
                 await _wait_for_api(endpoint, process)
                 for request in configuration(spec, files, pci=programs.has_pci):
                     await api.request(request)
@@ -189,7 +189,10 @@ async def _jailed(
         _give_to_vmm(disk, credentials)
     paths.jail.mkdir(mode=0o700, exist_ok=True)
     wanted = plan.chroot_plan(spec, paths, programs, credentials, identity.cgroups)
-    jailer = await chroot.run(wanted, lock=lock, log_path=paths.log_pipe, stdout_path=paths.console_pipe)
+    try:
+        jailer = await chroot.run(wanted, lock=lock, log_path=paths.log_pipe, stdout_path=paths.console_pipe)
+    except HostError as error:
+        raise BootFailed(error.message, detail=_log_end(pumps, paths)) from error
     if jailer.returncode:
         text = f"Firecracker's jailer {describe_exit(jailer.returncode)}"
         raise BootFailed(text, detail=_log_end(pumps, paths))

@@ -93,7 +93,7 @@ class FirecrackerMachine:
         while self._process.running:
             try:
                 return await self._endpoint.agent()
-            except ConnectionError:
+            except (ConnectionError, BlockingIOError):  # nothing listens yet, or too many connect at once
                 await asyncio.sleep(_RETRY_S)
         raise AgentLost("Firecracker has ended")
 
