@@ -28,7 +28,7 @@ Run = Callable[[list[str], dict[str, str]], int]
 """Run Python with arguments and additional environment variables; return its exit status."""
 
 FIRECRACKER = "SQUIB_TEST_FIRECRACKER"
-TESTS = ["tests/vm", "-m", "nested"]
+TESTS = ["tests/contract/drivers", "tests/vm", "-m", "nested"]
 PYTEST = ["-m", "pytest", "-v", "--durations=10"]
 PROBE = "import asyncio, sys; from squib.host.probe import probe_kvm; kvm = asyncio.run(probe_kvm()); "
 GUEST_PROJECT, GUEST_HOME, GUEST_FIRECRACKER = "/root/squib", "/root/.squib", "/root/firecracker"

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pytest
+
 from squib.drivers.base import Driver, Machine, MachineSpec
 from squib.drivers.firecracker.driver import FirecrackerDriver
 from squib.drivers.firecracker.programs import Programs
@@ -28,7 +30,7 @@ from tests.fakes.firecracker.install import Stub, install
 from tests.fakes.machines import machine_spec
 
 WORKS = KVMProbe(True, "the stub needs no KVM", True)
-BOOT_TIMEOUT_S = 60.0
+BOOT_TIMEOUT_S = 60.0 * float(os.environ.get("SQUIB_TEST_PATIENCE", "1"))
 VMM_UID = 0x7700_0002
 
 
@@ -80,6 +82,7 @@ async def subject(name: str, folder: Path) -> AsyncIterator[Subject]:
         "stub": (_stub, False),
         "jailed stub": (_jailed_stub, True),
         "qemu": (_qemu, True),
+        "firecracker": (_firecracker, True),
     }[name]
     vm = folder / "vm"
     vm.mkdir(mode=0o700)
@@ -137,23 +140,38 @@ async def _jailed_stub(folder: Path, overlay: Path) -> tuple[Driver, MachineSpec
 
 
 async def _qemu(folder: Path, overlay: Path) -> tuple[Driver, MachineSpec]:
+    return await _real("qemu", overlay)
+
+
+async def _firecracker(folder: Path, overlay: Path) -> tuple[Driver, MachineSpec]:
+    return await _real("firecracker", overlay)
+
+
+async def _real(name: str, overlay: Path) -> tuple[Driver, MachineSpec]:
+    """A driver that this host has. ``SQUIB_DRIVER`` can name the only one to test."""
+    if os.environ.get("SQUIB_DRIVER", name) != name:
+        pytest.skip("SQUIB_DRIVER names another driver")
     home = Home.from_environment()
+    driver = (await find_drivers(home)).get(name)
+    if problem := driver.problem():
+        pytest.skip(problem.text)
     kernel = await KernelStore(home).ensure()
     image = await ImageStore(home).ensure("base")
     initramfs = await InitramfsStore(home).ensure(kernel, AGENT_BINARY)
     await OverlayStore(home).create(overlay, 256)
     spec = machine_spec("vm-1", kernel=kernel.path, initramfs=initramfs, base=image.path, overlay=overlay)
-    return (await find_drivers(home)).by_name["qemu"], spec
+    return driver, spec
 
 
 def broken(subject: Subject, folder: Path) -> MachineSpec:
     """A machine whose VMM ends as soon as it has started."""
-    if isinstance(subject.driver, FirecrackerDriver):
-        Stub(folder / "files").fail("PUT /actions InstanceStart", "die", status=1)
+    files = folder / "files"
+    if (files / "stub.settings.json").exists():
+        Stub(files).fail("PUT /actions InstanceStart", "die", status=1)
         return subject.spec
     if isinstance(subject.driver, FakeDriver):
         subject.driver.behaviour = "--die"
         return subject.spec
     kernel = folder / "no-kernel"
-    kernel.write_bytes(b"this is no kernel")
+    kernel.write_bytes(b"\x7fELF, but no kernel")
     return replace(subject.spec, kernel=kernel)
