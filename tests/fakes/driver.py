@@ -92,6 +92,7 @@ class FakeDriver:
     name: str = "fake"
     accelerator: str = "none"
     groups: tuple[int, ...] = ()
+    guest_modules: tuple[str, ...] = ()
     nested: bool = False
 
     @property

@@ -250,6 +250,10 @@ class Driver(Protocol):
         """The supplementary groups for a VMM, such as ``/dev/kvm``'s."""
 
     @property
+    def guest_modules(self) -> tuple[str, ...]:
+        """The sets of kernel modules (`squib.kernels.modules.EXTRA_MODULES`) that its devices need."""
+
+    @property
     def capabilities(self) -> Capabilities: ...
 
     def problem(self, *, jailer: bool = True) -> Problem | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
 import shutil
 import tarfile
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 
@@ -37,9 +38,9 @@ class Kernel:
     ``digest`` covers squib's own kernel with all its files, but only the one file of a user's kernel. ``path`` is the
     file that boots fastest: for squib's own the plain ELF kernel, which QEMU enters through PVH. The guest then need
     not decompress it, which saves 0.5 s under TCG. ``bzimage`` is the same kernel for a VMM that needs that format.
-    ``modules`` names the modules to load, and ``nested_modules`` those that a guest with nested virtualization loads
-    after them. ``modules_dir`` is the ``/lib/modules/<version>`` with these and their dependencies; if it is ``None``,
-    everything is assumed to be built in.
+    ``modules`` names the modules to load, and ``extra_modules`` those that some guests load after them
+    (`squib.kernels.modules.EXTRA_MODULES`). ``modules_dir`` is the ``/lib/modules/<version>`` with these and their
+    dependencies; if it is ``None``, everything is assumed to be built in.
     """
 
     version: str
@@ -51,7 +52,7 @@ class Kernel:
     size_bytes: int
     built_at: datetime
     config: Path | None = None
-    nested_modules: tuple[str, ...] = ()
+    extra_modules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class KernelStore:
@@ -135,12 +136,12 @@ def _kernel(artifact: Artifact) -> Kernel:
         size_bytes=artifact.size_bytes,
         built_at=artifact.built_at,
         config=folder / _CONFIG,
-        nested_modules=tuple(artifact.info.get("nested_modules", "").split()),
+        extra_modules={name: tuple(artifact.info.get(_info_key(name), "").split()) for name in modules.EXTRA_MODULES},
     )
 
 
 def _recipe_key() -> str:
-    recipe = [_RECIPE_VERSION, SUITE, _PACKAGE, modules.GUEST_MODULES, modules.NESTED_MODULES]
+    recipe = [_RECIPE_VERSION, SUITE, _PACKAGE, modules.GUEST_MODULES, sorted(modules.EXTRA_MODULES.items())]
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
 
 
@@ -169,14 +170,23 @@ def _extract_files(package: Path, unpacked: Path, target: Path) -> dict[str, str
     (target / _CONFIG).write_text(config)
     (target / _MODULES).mkdir()
     shutil.copyfile(tree / "modules.builtin", target / _MODULES / "modules.builtin")
-    loaded = modules.load_order(tree, (*modules.GUEST_MODULES, *modules.NESTED_MODULES))
+    wanted = (*modules.GUEST_MODULES, *itertools.chain.from_iterable(modules.EXTRA_MODULES.values()))
+    loaded = modules.load_order(tree, wanted)
     if "CONFIG_MODULE_SIG_FORCE=y" not in config.splitlines():
         loaded = tuple(map(modules.without_signature, loaded))
     for module in loaded:
         (target / _MODULES / module.file_name).write_bytes(module.data)
-    names = [module.name for module in loaded]
-    count = len(modules.load_order(tree, modules.GUEST_MODULES))  # they come first
-    return {"version": version, "modules": " ".join(names[:count]), "nested_modules": " ".join(names[count:])}
+    usual = [module.name for module in modules.load_order(tree, modules.GUEST_MODULES)]
+    info = {"version": version, "modules": " ".join(usual)}
+    for name, extra in modules.EXTRA_MODULES.items():
+        found = (module.name for module in modules.load_order(tree, (*modules.GUEST_MODULES, *extra)))
+        info[_info_key(name)] = " ".join(module for module in found if module not in usual)
+    return info
+
+
+def _info_key(name: str) -> str:
+    """Return the key of a set of `EXTRA_MODULES` in the description of a cached kernel."""
+    return f"{name}_modules"
 
 
 def _unpack(package: Path, folder: Path) -> None:

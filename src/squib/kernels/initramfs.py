@@ -24,15 +24,14 @@ from squib.paths import Home
 _FORMAT_VERSION = 1
 _KEY_DIGITS = 16
 _SUFFIX = ".cpio"
-_NESTED = ".nested"
 
 
 class InitramfsStore:
     """The cache's initramfs archives, one per kernel, agent and modules.
 
     Archives are not compressed: a guest needs as long to decompress one as to read the plain one. An archive's name is
-    ``<kernel>-<agent>-v<format>.<modules>.cpio``, with three truncated digests. Guests with nested virtualization have
-    an archive of their own, ``….nested.cpio``, so that other guests neither unpack nor load its modules.
+    ``<kernel>-<agent>-v<format>.<modules>.cpio``, with three truncated digests. Guests that load
+    extra modules have archives of their own, such as ``….nested.cpio``, so that others neither unpack nor load them.
     """
 
     def __init__(self, home: Home) -> None:
@@ -40,11 +39,11 @@ class InitramfsStore:
         self._agents: dict[tuple[Path, Stamp], str] = {}
 
     async def ensure(
-        self, kernel: Kernel, agent: Path, on_progress: OnProgress = no_progress, *, nested: bool = False
+        self, kernel: Kernel, agent: Path, on_progress: OnProgress = no_progress, *, extras: Collection[str] = ()
     ) -> Path:
         """Return the archive for a kernel and an agent; build it if absent.
 
-        With ``nested``, the guest also loads the modules for VMs of its own.
+        ``extras`` names the sets of `EXTRA_MODULES` that the guest also loads.
 
         Takes milliseconds. Step: ``initramfs``, if the archive is built.
 
@@ -54,13 +53,13 @@ class InitramfsStore:
         if kernel.path.is_relative_to(self._home.kernels):
             content_key = kernel.digest.removeprefix("sha256:")[:_KEY_DIGITS]  # it covers the modules
         else:
-            content_key = _modules_key(await asyncio.to_thread(_load_modules, kernel, nested))
-        suffix = f"{_NESTED}{_SUFFIX}" if nested else _SUFFIX
+            content_key = _modules_key(await asyncio.to_thread(_load_modules, kernel, extras))
+        suffix = "".join(f".{extra}" for extra in sorted(extras)) + _SUFFIX
         name = f"{_kernel_key(kernel.path)}-{agent_key}-v{_FORMAT_VERSION}.{content_key}{suffix}"
 
         async def make(build: Build, path: Path) -> None:
             build.report(Progress(step="initramfs"))
-            await asyncio.to_thread(_write, path, kernel, agent, nested)
+            await asyncio.to_thread(_write, path, kernel, agent, extras)
 
         return await build_file(self._home, "initramfs", self._home.initramfs / name, make, on_progress)
 
@@ -93,8 +92,8 @@ class InitramfsStore:
         return self._agents[known_as]
 
 
-def _load_modules(kernel: Kernel, nested: bool) -> tuple[Module, ...]:
-    names = (*kernel.modules, *kernel.nested_modules) if nested else kernel.modules
+def _load_modules(kernel: Kernel, extras: Collection[str]) -> tuple[Module, ...]:
+    names = [*kernel.modules, *(name for extra in sorted(extras) for name in kernel.extra_modules.get(extra, ()))]
     return modules.load_order(kernel.modules_dir, names) if kernel.modules_dir else ()
 
 
@@ -109,9 +108,9 @@ def _unreadable(agent: Path, error: OSError) -> InvalidArgument:
     return InvalidArgument(f"the guest agent {agent} cannot be read: {error.strerror}")
 
 
-def _write(path: Path, kernel: Kernel, agent: Path, nested: bool) -> None:
+def _write(path: Path, kernel: Kernel, agent: Path, extras: Collection[str]) -> None:
     with path.open("xb") as file:
-        file.writelines(cpio.archive(entries(_read_agent(agent), _load_modules(kernel, nested))))
+        file.writelines(cpio.archive(entries(_read_agent(agent), _load_modules(kernel, extras))))
 
 
 def entries(init: bytes, loaded: Sequence[Module]) -> Iterator[cpio.Entry]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +27,14 @@ GUEST_MODULES = (
 )
 """The modules that the agent needs to boot, unless they are built in. Each loads after its dependencies."""
 
-NESTED_MODULES = ("kvm_amd", "kvm_intel", "tun", "vhost_vsock")
-"""The modules of a guest that runs VMs itself. The agent skips the KVM module of the other CPU vendor."""
+EXTRA_MODULES: Mapping[str, tuple[str, ...]] = {
+    "nested": ("kvm_amd", "kvm_intel", "tun", "vhost_vsock"),
+    "firecracker": ("virtio_rng", "virtio_balloon"),
+}
+"""The modules that only some guests load, after `GUEST_MODULES`: those that run VMs, and those of Firecracker.
+
+The agent skips modules whose hardware is missing, such as the KVM module of the other CPU vendor.
+"""
 
 _SIGNATURE_MARK = b"~Module signature appended~\n"
 _SIGNATURE_INFO = struct.Struct(">8xI")  # struct module_signature: the last field is the length of the signature

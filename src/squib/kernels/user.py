@@ -43,7 +43,7 @@ def inspect(path: Path) -> Kernel:
         modules=modules.GUEST_MODULES if tree else (),
         size_bytes=len(data),
         built_at=built_at,
-        nested_modules=modules.NESTED_MODULES if tree else (),
+        extra_modules=modules.EXTRA_MODULES if tree else {},
     )
 
 

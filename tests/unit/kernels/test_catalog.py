@@ -24,6 +24,7 @@ PACKAGE = {
     f"{TREE}/kernel/drivers/virtio/ring.ko.xz": lzma.compress(module("ring")),
     f"{TREE}/kernel/arch/x86/kvm/kvm-amd.ko.xz": lzma.compress(module("kvm_amd", "kvm,ring")),
     f"{TREE}/kernel/arch/x86/kvm/kvm.ko.xz": lzma.compress(module("kvm", signature=b"S" * 40)),
+    f"{TREE}/kernel/drivers/char/hw_random/virtio-rng.ko.xz": lzma.compress(module("virtio_rng", "ring")),
     f"{TREE}/kernel/drivers/gpu/unwanted.ko.xz": lzma.compress(module("unwanted")),
 }
 
@@ -63,10 +64,11 @@ async def test_only_the_files_that_boot_a_guest_are_kept(home: Home, tools: Tool
     assert kernel.bzimage is not None and kernel.bzimage.read_bytes() == bzimage()
     assert kernel.config is not None and kernel.config.read_text() == "CONFIG_MODULE_SIG=y\n"
     assert kernel.modules == ("ring", "virtio_blk", "overlay")
-    assert kernel.nested_modules == ("kvm", "kvm_amd")
+    assert kernel.extra_modules == {"nested": ("kvm", "kvm_amd"), "firecracker": ("virtio_rng",)}
     assert kernel.modules_dir is not None
     kept = sorted(path.name for path in kernel.modules_dir.iterdir())
-    assert kept == ["kvm.ko", "kvm_amd.ko", "modules.builtin", "overlay.ko", "ring.ko", "virtio_blk.ko"]
+    names = ["kvm.ko", "kvm_amd.ko", "modules.builtin", "overlay.ko", "ring.ko", "virtio_blk.ko", "virtio_rng.ko"]
+    assert kept == names
     assert list(home.building.iterdir()) == []
     (call,) = tools.calls("mmdebstrap")
     assert "--variant=extract" in call and "linux-image-cloud-amd64" in call and "://" not in call
@@ -77,7 +79,7 @@ async def test_the_stored_modules_load_in_the_stored_order(home: Home, tools: To
     serve(tools, PACKAGE)
     kernel = await KernelStore(home).ensure()
     assert kernel.modules_dir is not None
-    for names in (kernel.modules, (*kernel.modules, *kernel.nested_modules)):
+    for names in (kernel.modules, *((*kernel.modules, *extra) for extra in kernel.extra_modules.values())):
         assert tuple(module.name for module in modules.load_order(kernel.modules_dir, names)) == names
 
 

@@ -35,7 +35,9 @@ def kernel(tmp_path: Path) -> Kernel:
     (tree / "ring.ko").write_bytes(module("ring"))
     (tree / "kvm.ko").write_bytes(module("kvm", "ring"))
     names, now = ("ring", "virtio_blk"), datetime.now(UTC)
-    return Kernel(VERSION, "sha256:0", tmp_path / "vmlinux", None, tree, names, 1, now, nested_modules=("kvm",))
+    return Kernel(
+        VERSION, "sha256:0", tmp_path / "vmlinux", None, tree, names, 1, now, extra_modules={"nested": ("kvm",)}
+    )
 
 
 @pytest.mark.anyio
@@ -60,7 +62,7 @@ async def test_a_nested_guest_has_an_archive_with_more_modules(
     if cached:
         kernel = replace(kernel, path=home.kernels / "sha256-0" / "vmlinux", digest=f"sha256:{'5c' * 32}")
     store = InitramfsStore(home)
-    plain, nested = await store.ensure(kernel, agent), await store.ensure(kernel, agent, nested=True)
+    plain, nested = await store.ensure(kernel, agent), await store.ensure(kernel, agent, extras=["nested"])
     assert read_archive(nested.read_bytes())["squib/modules.list"].data == b"ring.ko\nvirtio_blk.ko\nkvm.ko\n"
     assert "squib/modules/kvm.ko" not in read_archive(plain.read_bytes())
     store.prune(kernels=[kernel.path], agent=agent)

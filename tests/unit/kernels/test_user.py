@@ -38,7 +38,7 @@ def test_its_modules_are_found_beside_it(tmp_path: Path, tree: str) -> None:
     kernel = user.inspect(path)
     assert kernel.modules_dir is not None and kernel.modules_dir.resolve() == folder
     assert [found.name for found in modules.load_order(kernel.modules_dir, kernel.modules)] == ["overlay"]
-    assert [found.name for found in modules.load_order(kernel.modules_dir, kernel.nested_modules)] == ["tun"]
+    assert [found.name for found in modules.load_order(kernel.modules_dir, kernel.extra_modules["nested"])] == ["tun"]
 
 
 def test_modules_of_another_version_are_ignored(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from squib.core.engine import Engine
 from squib.core.lifecycle import transitions
 from squib.core.lifecycle.bonds import expect_client
 from squib.core.lifecycle.delete import remove
-from squib.core.lifecycle.start import DEFAULT_BOOT_TIMEOUT_S, boot, choose_uid
+from squib.core.lifecycle.start import DEFAULT_BOOT_TIMEOUT_S, boot, choose_uid, extra_modules
 from squib.core.lifecycle.verbs import Turn
-from squib.drivers.base import Needs
+from squib.drivers.base import Driver, Needs
 from squib.drivers.registry import Choice
 from squib.host.files import disk_errors
 from squib.images import rootfs
@@ -77,7 +77,7 @@ async def _create(
         spec=_spec(
             config,
             choice,
-            kernel=await _find_kernel(engine, config, on_progress),
+            kernel=await _find_kernel(engine, choice.driver, config, on_progress),
             rootfs=await _find_rootfs(engine, config, on_progress),
         ),
         driver=choice.driver.name,
@@ -119,13 +119,14 @@ def new_id() -> str:
     return "vm-" + "".join(secrets.choice(ID_ALPHABET) for _ in range(_ID_LENGTH))
 
 
-async def _find_kernel(engine: Engine, config: VMConfig, on_progress: OnProgress) -> AssetRef:
+async def _find_kernel(engine: Engine, driver: Driver, config: VMConfig, on_progress: OnProgress) -> AssetRef:
     """Find the kernel and build its initramfs, both with progress reports."""
     if config.kernel_path:
         kernel = await asyncio.to_thread(user.inspect, Path(config.kernel_path))
     else:
         kernel = await engine.kernels.ensure(on_progress)
-    await engine.initramfs.ensure(kernel, engine.agent_binary, on_progress, nested=config.nested)
+    extras = extra_modules(driver, nested=config.nested)
+    await engine.initramfs.ensure(kernel, engine.agent_binary, on_progress, extras=extras)
     return HostFileRef(path=str(kernel.path)) if config.kernel_path else CachedRef(digest=kernel.digest)
 
 

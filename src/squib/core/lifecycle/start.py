@@ -13,7 +13,7 @@ from squib.core.engine import VMM, Engine, RunningVM
 from squib.core.lifecycle import transitions
 from squib.core.lifecycle.release import RUN, release
 from squib.core.lifecycle.verbs import Turn
-from squib.drivers.base import Disk, ExitKind, FreshMemory, Machine, MachineSpec
+from squib.drivers.base import Disk, Driver, ExitKind, FreshMemory, Machine, MachineSpec
 from squib.errors import AgentUnreachable, BootFailed, BootTimeout, SquibError, Superseded, WrongState
 from squib.guest.agent import AgentClient
 from squib.host import cgroup
@@ -130,7 +130,9 @@ async def _machine_spec(engine: Engine, record: VMRecord) -> MachineSpec:
         vcpu_count=spec.vcpu_count,
         memory=FreshMemory(spec.mem_size_mib),
         kernel=kernel.path,
-        initramfs=await engine.initramfs.ensure(kernel, engine.agent_binary, nested=spec.nested),
+        initramfs=await engine.initramfs.ensure(
+            kernel, engine.agent_binary, extras=extra_modules(engine.drivers.get(record.driver), nested=spec.nested)
+        ),
         disks=(
             Disk("base", base, read_only=True),
             Disk("overlay", engine.home.vm(record.vm_id).overlay, read_only=False),
@@ -139,6 +141,11 @@ async def _machine_spec(engine: Engine, record: VMRecord) -> MachineSpec:
         nested=spec.nested,
         jailer=spec.jailer,
     )
+
+
+def extra_modules(driver: Driver, *, nested: bool) -> tuple[str, ...]:
+    """Return the sets of kernel modules that a VM's guest loads besides the usual ones."""
+    return (*driver.guest_modules, *(("nested",) if nested else ()))
 
 
 def _find_kernel(engine: Engine, ref: AssetRef) -> Kernel:

@@ -51,6 +51,7 @@ class FirecrackerDriver:
     name = "firecracker"
     accelerator = "kvm"
     groups: tuple[int, ...] = ()
+    guest_modules = ("firecracker",)
 
     def __init__(self, programs: Programs | Problem | FoundPrograms, kvm: KVMProbe, *, can_jail: bool) -> None:
         self._found = programs

@@ -51,6 +51,7 @@ class QemuDriver:
     """
 
     name = "qemu"
+    guest_modules: tuple[str, ...] = ()
 
     def __init__(self, probe: KVMProbe, confinement: Jail) -> None:
         if probe.usable and not _vms_may_open(_KVM):
