@@ -1,7 +1,6 @@
 """``squib uninstall --all``: remove the state directory.
 
-Only what squib made is removed, by name. Other files are kept. Symbolic links are removed, and what they lead to is
-kept.
+Only what squib made is removed, by name. Other files are kept. Symbolic links are removed, and their targets are kept.
 """
 
 from __future__ import annotations
@@ -94,7 +93,7 @@ def remove_all(home: Home) -> Plan:
         if install_lock.exists():
             lock = held.enter_context(FileLock(install_lock))
             if not lock.try_acquire():
-                raise Conflict("nothing was removed: squib install is in progress", hint="wait for its end")
+                raise Conflict("nothing was removed: squib install is in progress", hint="wait until it has finished")
         plan = plan_removal(home)
         for item in plan.items:
             files.remove_tree(item.path)

@@ -41,7 +41,7 @@ class MappedMemory:
 class Disk:
     """A raw disk image or filesystem.
 
-    Its serial number in the guest is ``squib-<name>``.
+    The agent finds it by its serial number ``squib-<name>``, or by its device on the kernel's command line.
     """
 
     name: str
@@ -61,10 +61,10 @@ class Nic:
 class MachineSpec:
     """A VM as a VMM sees it.
 
-    Only the engine opens the paths; the VMM inherits open files.
+    A jailed VMM has no access to the paths: it inherits open files, or gets the files in its chroot.
 
     ``boot_args`` is appended to the driver's kernel command line. ``nested``: the guest's CPU has the extensions for
-    running VMs.
+    running VMs. ``jailer``: the VMM runs in its jail; ``False`` is for development only.
     """
 
     vm_id: str

@@ -1,4 +1,7 @@
-"""The drivers of this host, and the choice of one for a new VM. Each VM is stored with the name of its driver."""
+"""The drivers of this host, and the choice of one for a new VM.
+
+Each VM is stored with the name of its driver.
+"""
 
 from __future__ import annotations
 

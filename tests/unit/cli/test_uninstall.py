@@ -100,7 +100,7 @@ def test_all_is_shown_and_then_removed(alone: Squib, rig: Rig, given: Path) -> N
     assert done.status == 0 and f"removed {rig.home.root}\n" in done.text
     assert not rig.home.root.exists()
     again = alone("uninstall", "--all", "--yes")
-    assert again == Ended(0, f"there is nothing of squib's in {rig.home.root}\n".encode(), "")
+    assert again == Ended(0, f"squib has no files in {rig.home.root}\n".encode(), "")
     assert not rig.home.root.exists()
 
 

@@ -48,7 +48,7 @@ async def test_a_missing_firecracker_is_a_warning_with_the_command(home: Home) -
 async def test_where_kvm_cannot_run_a_guest_nobody_is_told_to_install_it(home: Home) -> None:
     [check] = check_all(await find(home), NO_KVM, can_jail=False)
     assert (check.status, check.fix) == (CheckStatus.OK, None)
-    assert check.detail == "not used here: it needs KVM, and Firecracker is not installed"
+    assert check.detail == "Firecracker is not installed; it needs KVM, which cannot run a guest here"
 
 
 async def test_an_installed_firecracker_is_shown_with_its_version(home: Home, tmp_path: Path) -> None:

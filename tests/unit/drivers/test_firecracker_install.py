@@ -202,9 +202,9 @@ async def test_a_source_that_cannot_be_read_is_refused(home: Home, tmp_path: Pat
     [
         (releases.firecracker("1.9.1"), releases.jailer("1.9.1"), "1.9.1 is too old: squib needs 1.10 or later"),
         (releases.firecracker("1.16.1"), releases.jailer("1.16.0"), "firecracker is 1.16.1, jailer is 1.16.0"),
-        (releases.jailer(), releases.firecracker(), "this firecracker is another program"),
+        (releases.jailer(), releases.firecracker(), "this is not Firecracker's firecracker"),
         (elf.program(b"Firecracker v1.16.1", 1), releases.jailer(), "firecracker --version failed"),
-        (releases.firecracker(), elf.program(b""), "this jailer is another program"),
+        (releases.firecracker(), elf.program(b""), "this is not Firecracker's jailer"),
         (releases.firecracker(), elf.program(b"Jailer v1.16.1", machine=elf.AARCH64), "another architecture"),
         (b"#!/bin/sh\n", releases.jailer(), "not a Linux program"),
         (releases.firecracker()[:64], releases.jailer(), "firecracker does not run on this host"),

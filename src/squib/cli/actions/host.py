@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def check_program(name: str) -> None:
-    """Check that squib can install a program. Raises `InvalidArgument`."""
+    """Check that squib can install and uninstall a program. Raises `InvalidArgument`."""
     if name != "firecracker":
-        raise InvalidArgument(f"squib does not install {name!r}; it installs: firecracker")
+        raise InvalidArgument(f"unknown program {name!r}: use firecracker")
 
 
 async def local_home(command: str) -> Home:

@@ -21,7 +21,7 @@ async def check_driver(output: Output, engine: EngineClient, config: VMConfig) -
     choice = await engine.choose_driver(config.driver, jailer=config.jailer)
     output.detail(f"driver {choice.driver} ({choice.accelerator}): {choice.reason}")
     if not config.jailer:
-        output.note("warning: --no-jailer: an attack on Firecracker's process meets only its seccomp filter")
+        output.note("warning: --no-jailer: only Firecracker's own seccomp filters confine it")
 
 
 async def ensure_assets(output: Output, engine: EngineClient, config: VMConfig) -> None:

@@ -62,7 +62,7 @@ Driver = Annotated[
 ]
 NoJailer = Annotated[
     bool,
-    typer.Option("--no-jailer", help="Run Firecracker without its jailer, as this user. For development only."),
+    typer.Option("--no-jailer", help="Run Firecracker without its jailer, as the engine's user. For development only."),
 ]
 BootArgs = Annotated[str | None, typer.Option(metavar="ARGS", help="Extra arguments for the kernel's command line.")]
 Nested = Annotated[

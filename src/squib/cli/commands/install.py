@@ -1,4 +1,4 @@
-"""``squib install``: programs that squib uses and that no package brings."""
+"""``squib install``: install Firecracker and its jailer."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ async def uninstall(
     if everything == (program is not None):
         raise InvalidArgument("name what to remove", hint="squib uninstall firecracker, or squib uninstall --all")
     if with_vms and not everything:
-        raise InvalidArgument("--vms is for --all", hint="squib rm VM removes a VM")
+        raise InvalidArgument("--vms works only with --all", hint="squib rm VM removes a VM")
     home = await local_home("squib uninstall")
     if program is not None:
         check_program(program)
@@ -141,7 +141,7 @@ def _show_plan(output: Output, home: Home, plan: Plan, vms: list[VMInfo]) -> Non
     from squib.cli.args.units import show_bytes
 
     if not plan.items:
-        output.line(f"there is nothing of squib's in {home.root}")
+        output.line(f"squib has no files in {home.root}")
     else:
         rows = [[show_bytes(item.size_bytes), str(item.path), item.note] for item in plan.items]
         output.table(_COLUMNS, rows)

@@ -1,1 +1,1 @@
-"""Firecracker: its versions, and how it gets onto this host."""
+"""The Firecracker driver: run VMs in Firecracker, and install it on this host."""

@@ -1,4 +1,7 @@
-"""A client of Firecracker's API. Every request has a timeout, and every answer a limit of its size."""
+"""A client of Firecracker's API.
+
+Every request has a timeout, and every response a size limit.
+"""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def _extract(file: _SmallReads, release: FirecrackerRelease) -> dict[str, str]:
             if match is None or member.isdir():
                 continue
             if match[1] in found:
-                raise InvalidArgument(f"the archive has several: {found[match[1]]} and {member.name}")
+                raise InvalidArgument(f"the archive has more than one {match[1]}: {found[match[1]]} and {member.name}")
             if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or (content := tar.extractfile(member)) is None:
                 raise InvalidArgument(f"{member.name} in the archive is not a regular file")
             found[match[1]] = member.name

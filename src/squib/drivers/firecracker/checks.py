@@ -23,10 +23,10 @@ _INSTALL = Fix(argv=("squib", "install", "firecracker"))
 def check_all(programs: Programs | Problem, kvm: KVMProbe, *, can_jail: bool) -> list[Check]:
     """Check the programs, and if they work, what they need of this host.
 
-    Where KVM cannot run a guest, a missing Firecracker is no reason to install it.
+    Where KVM cannot run a guest, there is no warning if Firecracker is missing.
     """
     if isinstance(programs, Problem) and not kvm.usable:
-        detail = f"not used here: it needs KVM, and {programs.text}"
+        detail = f"{programs.text}; it needs KVM, which cannot run a guest here"
         return [Check(name="firecracker", status=CheckStatus.OK, detail=detail)]
     found = check_programs(programs)
     if found.status is not CheckStatus.OK:

@@ -216,9 +216,7 @@ async def _bare(
 def _check_readable(path: Path) -> None:
     """Check that every user may read a file that VMs share. Raises `InvalidArgument`."""
     if not path.stat().st_mode & stat.S_IROTH:
-        raise InvalidArgument(
-            f"{path} is not readable for the VM's own user", hint=f"chmod o+r {path}, or use --driver qemu"
-        )
+        raise InvalidArgument(f"the VM's own user cannot read {path}", hint=f"chmod o+r {path}, or use --driver qemu")
 
 
 def _give_to_vmm(disk: Disk, credentials: Credentials) -> None:
@@ -255,10 +253,10 @@ def _open_root(process: Process, paths: FirecrackerPaths, *, jailer: bool) -> in
     try:
         folder = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise HostError(f"Firecracker ended before its sockets were there: {error.strerror}") from error
+        raise HostError(f"Firecracker ended before it opened its sockets: {error.strerror}") from error
     if process.has_ended():  # the pid may be another process's by now
         os.close(folder)
-        raise HostError("Firecracker ended before its sockets were there")
+        raise HostError("Firecracker ended before it opened its sockets")
     return folder
 
 

@@ -2,8 +2,9 @@
 
 Pure functions. The guest controls the console.
 
-Firecracker is not a child of the engine, because its jailer starts it in a PID namespace. So its exit status is not
-known. Firecracker logs it as its last line, or the signal that ended it. If it was killed, it logs nothing.
+Firecracker is not a child of the engine, because its jailer starts it in a PID namespace. So the engine cannot wait for
+its exit status. It is read from the log, whose last line has the exit status, or the signal that ended Firecracker.
+After SIGKILL the log has neither.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def _reason(evidence: Evidence) -> ExitReason:
     if found := _SIGNALLED.findall(log):
         number = int(found[-1])
         if number == signal.SIGSYS:
-            text = "Firecracker's seccomp filter ended it for a forbidden system call (SIGSYS)"
+            text = "Firecracker made a system call that its seccomp filter forbids (SIGSYS)"
             return ExitReason(ExitKind.FAILED, text, last_lines(log))
         return ExitReason(ExitKind.FAILED, f"Firecracker {describe_exit(-number)}", last_lines(log))
     if panic := _PANICKED.search(log):

@@ -95,9 +95,9 @@ async def install_from(
 ) -> Outcome:
     """Install Firecracker from a release archive, or a directory.
 
-    The directory contains ``firecracker`` and ``jailer``, also under their names in a release. The user vouches for
-    what they are, unless ``sha256`` is given, the hex digest of the archive. With ``version``, the programs must have
-    it.
+    The directory contains ``firecracker`` and ``jailer``, also under their names in a release. ``sha256`` is the hex
+    digest that the archive must have; without it the user vouches for the programs. With ``version``, they must have
+    that version.
 
     Raises `InvalidArgument`, `Unsupported`, `DiskFull`, `HostError`, `ToolFailed`.
     """
@@ -160,7 +160,10 @@ async def _install(
 
 @asynccontextmanager
 async def _new_directory(home: Home) -> AsyncIterator[FirecrackerRelease]:
-    """Make a directory for a release. It is removed unless it is activated; the others are if it is."""
+    """Make a directory for a release.
+
+    At the end, all releases but the active one are removed.
+    """
     with files.disk_errors(home.root):
         release = installed.make_unfinished(home)
         try:
@@ -201,7 +204,7 @@ async def _ask_version(program: Path, lock: FileLock) -> Version:
         raise InvalidArgument(f"{program.name} does not run on this host: {error.strerror}") from error
     output = done.stdout[:1000].decode(errors="replace")
     if not output.startswith(_ANNOUNCED[program.name]):
-        raise InvalidArgument(f"this {program.name} is another program: --version printed {output[:100]!r}")
+        raise InvalidArgument(f"this is not Firecracker's {program.name}: --version printed {output[:100]!r}")
     return parse_version(output)
 
 

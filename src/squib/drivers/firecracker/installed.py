@@ -7,10 +7,10 @@
     $SQUIB_HOME/bin/firecracker-v1.16.1-5f0c…/jailer
     $SQUIB_HOME/bin/firecracker-v1.16.1-5f0c…/release.json
 
-A directory is written, checked and flushed to the disk under another name before one rename makes the link name it, and
-never changes afterwards. So a kill, a full disk or a power cut at any moment leaves the old pair or the new one, and
-whoever resolves the link once gets two programs of one release. Directories that the link does not name are leftovers:
-the next install or uninstall removes them, and so does the next engine.
+A directory is written, checked and flushed to the disk under another name. Then one rename replaces the link, and the
+directory never changes afterwards. So a kill, a full disk or a power cut at any moment leaves the old pair or the new
+one, and code that resolves the link once gets two programs of one release. Other directories are leftovers: the next
+install, uninstall or engine removes them.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def remove_leftovers(home: Home) -> None:
 
 
 def own_paths(home: Home) -> list[Path]:
-    """Return what is squib's in the directory of installed programs."""
+    """Return the paths in the directory of installed programs that squib made."""
     try:
         found = sorted(home.bin.iterdir())
     except (FileNotFoundError, NotADirectoryError):

@@ -11,7 +11,7 @@ from squib.drivers.base import ExitReason
 from squib.drivers.firecracker.api import ApiClient
 from squib.drivers.firecracker.exit import Evidence, exit_reason
 from squib.drivers.firecracker.requests import DESCRIBE, PAUSE, RESUME
-from squib.drivers.firecracker.version import CANNOT_RESUME, Version, parse_version
+from squib.drivers.firecracker.version import CANNOT_RESUME, Version, parse_version, show_version
 from squib.errors import AgentLost, ToolFailed, Unsupported
 from squib.host import logs, sockets
 from squib.host.logs import LogPump
@@ -101,9 +101,10 @@ class FirecrackerMachine:
         return await asyncio.shield(self._ended)
 
     async def pause(self) -> None:
-        if await self._version() in CANNOT_RESUME:
+        version = await self._version()
+        if version in CANNOT_RESUME:
             raise Unsupported(
-                "this VM cannot be paused: after a resume its version of Firecracker does not reach the guest any more",
+                f"Firecracker {show_version(version)} cannot pause a VM: after a resume it cannot reach the guest",
                 hint="squib install firecracker --version 1.17.0, then stop the VM and start it",
             )
         await self._api.request(PAUSE)
@@ -147,8 +148,8 @@ class FirecrackerMachine:
     def _look_for_halt(self, data: bytes) -> None:
         """End a Firecracker whose guest's kernel has halted.
 
-        That is what a kernel does that is told to power off, since Firecracker has no power-off. squib's agent restarts
-        the guest instead, which ends Firecracker, but a guest can halt without it (``poweroff -f``).
+        Firecracker has no power-off, so a kernel that powers off only halts. squib's agent restarts the guest instead,
+        which ends Firecracker, but a guest can halt without the agent (``poweroff -f``).
         """
         self._console_end = (self._console_end + data)[-_HALT_BYTES:]
         if self._halted is None and _HALT.search(self._console_end):
@@ -162,7 +163,7 @@ class FirecrackerMachine:
 
 
 async def describe(api: ApiClient, name: str, *, timeout_s: float | None = None) -> str:
-    """Return what Firecracker says of itself.
+    """Return a field of Firecracker's description of itself.
 
     ``name`` is ``vmm_version`` or ``state``, which is ``Not started``, ``Running`` or ``Paused``.
 

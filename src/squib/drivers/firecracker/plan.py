@@ -1,4 +1,7 @@
-"""Plan how a Firecracker is started: in its jailer, or without for development. Pure functions."""
+"""Plan how Firecracker is started: in its jailer, or for development without it.
+
+Pure functions.
+"""
 
 from __future__ import annotations
 
