@@ -85,6 +85,7 @@ class Capabilities:
 
     If ``nested`` is false, ``no_nested`` may say why, and ``nested_hint`` the command that enables it. ``no_jailer``:
     it can run a VMM without its jail, for development. ``max_vcpus`` is the largest number of virtual CPUs.
+    ``bzimage``: it boots compressed kernels too, not only ELF ones.
     """
 
     pause: bool = False
@@ -95,6 +96,7 @@ class Capabilities:
     nested_hint: str = ""
     no_jailer: bool = False
     max_vcpus: int = 64
+    bzimage: bool = True
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ class Needs:
     jailer: bool = True
     nested: bool = False
     vcpu_count: int = 1
+    bzimage: bool = False
 
 
 def lacking(capabilities: Capabilities, needs: Needs) -> Problem | None:
@@ -124,6 +127,8 @@ def lacking(capabilities: Capabilities, needs: Needs) -> Problem | None:
     if needs.vcpu_count > capabilities.max_vcpus:
         text = f"it supports at most {capabilities.max_vcpus} CPUs, not {needs.vcpu_count}"
         return Problem(text, hint="use fewer CPUs or another driver")
+    if needs.bzimage and not capabilities.bzimage:
+        return Problem("it boots only uncompressed ELF kernels", hint="use a vmlinux, or --driver qemu")
     return None
 
 

@@ -71,10 +71,12 @@ class EngineClient(HTTPClient):
         """Look up a VM in all details. Raises `NotFound`."""
         return read_value(VMDetails, await self.request("GET", f"{_vm_path(ref)}/details"))
 
-    async def choose_driver(self, name: str, *, jailer: bool = True) -> DriverChoice:
-        """Return the driver that a VM with this ``driver`` would get. Raises `Unsupported`, with the reason."""
-        query = f"name={check_ref(name)}" + ("" if jailer else "&jailer=false")
-        return read_value(DriverChoice, await self.request("GET", f"/driver?{query}"))
+    async def choose_driver(self, config: VMConfig) -> DriverChoice:
+        """Return the driver that a VM with this configuration would get.
+
+        Raises `Unsupported` if it cannot get one, with the reason.
+        """
+        return read_value(DriverChoice, await self.request("POST", "/driver", config.model_dump(exclude_unset=True)))
 
     async def create_vm(
         self, config: VMConfig, *, bound: bool = False, on_progress: OnProgress | None = None

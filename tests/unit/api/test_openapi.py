@@ -41,7 +41,7 @@ def references(value: object) -> Iterator[str]:
 
 def test_every_route_is_there(document: Any) -> None:
     assert {name for name, _ in operations(document)} == {
-        "get /v1/engine", "get /v1/driver", "get /v1/engine/logs", "get /v1/doctor", "post /v1/listeners",
+        "get /v1/engine", "post /v1/driver", "get /v1/engine/logs", "get /v1/doctor", "post /v1/listeners",
         "get /v1/vms", "post /v1/vms", "get /v1/vms/{ref}",
         "get /v1/vms/{ref}/details", "delete /v1/vms/{ref}", "post /v1/vms/{ref}/start",
         "post /v1/vms/{ref}/stop", "post /v1/vms/{ref}/hold", "delete /v1/vms/{ref}/hold",

@@ -59,3 +59,19 @@ def test_a_name_that_is_taken_is_an_error(squib: Squib, create: list[str], tmp_p
     ended = squib(*create[:-1], "web")
     assert ended.status == 1
     assert "'web' is already the ID or name of" in ended.err
+
+
+def test_verbose_says_which_driver_a_vm_gets_and_why(squib: Squib, engine: Served, host_files: list[str]) -> None:
+    shown = squib("create", *host_files, "--no-start", "-v").err
+    assert "driver fake (none): it is the first choice, and works here" in shown
+
+
+def test_the_environment_can_name_the_driver(squib: Squib, engine: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SQUIB_DRIVER", "xen")
+    ended = squib("create")
+    assert ended.status != 0 and "no driver 'xen'" in ended.err
+
+
+def test_no_jailer_is_said_loudly_and_refused_by_a_driver_without_one(squib: Squib, engine: Served) -> None:
+    ended = squib("create", "--no-jailer")
+    assert ended.status == 2 and "jail" in ended.err

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from squib.artifacts.building import Build
+from squib.drivers.base import Problem
 from squib.errors import DependencyMissing
 from squib.kernels import catalog
 from tests.fakes.recorder import Recorder
@@ -208,3 +209,17 @@ def test_a_name_that_is_taken_is_an_error(squib: Squib, host_files: list[str]) -
     assert ended.status == 1
     assert "'web' is already the ID or name of" in ended.err
     assert names(squib) == ["web"]
+
+
+def test_a_driver_that_cannot_run_the_vm_is_an_error_before_anything_is_built(
+    squib: Squib, engine: Served, requests: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = Problem("KVM cannot run a guest here: it is a fake", hint="use another")
+    monkeypatch.setattr(engine.rig.driver, "unusable", problem)
+    for command in (["create", "--driver", "fake"], ["run", "--driver", "fake", "true"]):
+        ended = squib(*command)
+        assert ended.status == 2
+        assert ended.err == (
+            "squib: the driver fake cannot run this VM: KVM cannot run a guest here: it is a fake\nhint: use another\n"
+        )
+    assert requests.made == ["POST /driver", "POST /driver"]

@@ -65,6 +65,7 @@ def test_auto_is_the_first_driver_that_meets_the_needs_of_the_vm() -> None:
     choice = drivers().choose("auto", Needs(vcpu_count=33))
     assert choice.driver.name == "qemu" and "it supports at most 32 CPUs, not 33" in choice.reason
     assert drivers().choose("auto", Needs(nested=True)).driver.name == "qemu"
+    assert drivers().choose("auto", Needs(bzimage=True)).driver.name == "qemu"
     with pytest.raises(Unsupported, match="firecracker cannot run this VM: it does not support nested"):
         drivers().choose("firecracker", Needs(nested=True))
 

@@ -7,9 +7,8 @@ from fastapi import APIRouter
 from squib.api.context import EngineDep
 from squib.api.schema import CheckList
 from squib.core import doctor
-from squib.drivers.base import Needs
-from squib.drivers.registry import AUTO
-from squib.models import DriverChoice, EngineInfo, Name
+from squib.core.lifecycle.create import choose_driver
+from squib.models import DriverChoice, EngineInfo, VMConfig
 
 router = APIRouter(tags=["engine"])
 
@@ -20,10 +19,10 @@ async def get_engine(engine: EngineDep) -> EngineInfo:
     return engine.info()
 
 
-@router.get("/driver")
-async def choose_driver(engine: EngineDep, name: Name = AUTO, jailer: bool = True) -> DriverChoice:
-    """Say which driver a new VM would get that asks for the driver ``name``, and why."""
-    choice = engine.drivers.choose(name, Needs(jailer=jailer))
+@router.post("/driver")
+async def find_driver(engine: EngineDep, config: VMConfig) -> DriverChoice:
+    """Say which driver a new VM with this configuration would get, and why."""
+    choice = await choose_driver(engine, config)
     return DriverChoice(driver=choice.driver.name, accelerator=choice.driver.accelerator, reason=choice.reason)
 
 

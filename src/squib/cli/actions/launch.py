@@ -18,7 +18,7 @@ async def check_driver(output: Output, engine: EngineClient, config: VMConfig) -
     """
     if config.driver == "auto" and config.jailer and not output.verbose:
         return
-    choice = await engine.choose_driver(config.driver, jailer=config.jailer)
+    choice = await engine.choose_driver(config)
     output.detail(f"driver {choice.driver} ({choice.accelerator}): {choice.reason}")
     if not config.jailer:
         output.note("warning: --no-jailer: only Firecracker's own seccomp filters confine it")

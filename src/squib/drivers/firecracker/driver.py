@@ -62,7 +62,7 @@ class FirecrackerDriver:
     def capabilities(self) -> Capabilities:
         programs = self._programs
         pause = isinstance(programs, Programs) and programs.version not in CANNOT_RESUME
-        return Capabilities(pause=pause, no_jailer=True, max_vcpus=_MAX_VCPUS)
+        return Capabilities(pause=pause, no_jailer=True, max_vcpus=_MAX_VCPUS, bzimage=False)
 
     @property
     def _programs(self) -> Programs | Problem:
