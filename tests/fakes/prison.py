@@ -66,7 +66,7 @@ def inspect(pid: int) -> dict[str, object]:
 
 async def boot(folder: Path) -> dict[str, object]:
     """Boot a VM and run a command in it."""
-    driver = (await find_drivers(Home.from_environment())).default
+    driver = (await find_drivers(Home(folder))).by_name["qemu"]
     found = await jail.probe_jail()
     paths = VMPaths(folder / "vm")
     paths.qemu.root.mkdir(parents=True)
