@@ -90,6 +90,23 @@ async def test_an_answer_that_does_not_end_is_given_up(tmp_path: Path, monkeypat
             await client.request(START)
 
 
+async def test_an_answer_without_end_does_not_keep_others_waiting(tmp_path: Path) -> None:
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0)
+            ticks += 1
+
+    ticking = asyncio.create_task(tick())
+    async with served(tmp_path, b"HTTP/1.1 100 Continue\r\n\r\n" * 200_000) as client:
+        with pytest.raises(ToolFailed, match="too long"):
+            await client.request(DESCRIBE)
+    ticking.cancel()
+    assert ticks > 10_000  # about one for each part of the answer
+
+
 async def test_a_failure_is_followed_by_a_new_connection(tmp_path: Path) -> None:
     async with served(tmp_path, b"garbage\r\n\r\n", OK) as client:
         with pytest.raises(ToolFailed):

@@ -156,12 +156,33 @@ async def test_a_firecracker_that_never_ran_its_guest_is_not_adopted(
 
 async def test_a_guest_that_halts_without_the_agent_has_powered_off(machine: Subject) -> None:
     vmm = await machine.launch()
+    async with agent_of(vmm):
+        pass  # what the guest prints while it boots is out
     for part in (b"a log says: reboot: System halted\n[    9.25013", b"7] reboot: System halted\r\n"):
         assert vmm.pid in machine.processes()
         with (machine.folder / "console.pipe").open("ab", buffering=0) as console:
             console.write(part)
     async with asyncio.timeout(10):
         assert (await vmm.wait()).kind is ExitKind.POWERED_OFF
+
+
+async def test_a_guest_that_halted_while_no_engine_looked_has_powered_off(machine: Subject) -> None:
+    first = await machine.launch()
+    await first.detach()
+    with machine.driver.console_log(machine.folder).open("ab") as console:
+        console.write(b"[    9.250137] reboot: Power down\r\n")
+    second = await machine.adopt()
+    assert second is not None
+    async with asyncio.timeout(10):
+        assert (await second.wait()).kind is ExitKind.POWERED_OFF
+
+
+async def test_a_firecracker_that_cannot_be_watched_is_ended(machine: Subject) -> None:
+    first = await machine.launch()
+    await first.detach()
+    (machine.folder / "log.pipe").unlink()
+    assert await machine.adopt() is None
+    assert (machine.processes(), machine.sockets()) == ([], [])
 
 
 async def test_a_version_that_loses_its_guest_at_a_resume_is_not_paused(machine: Subject, stub: Stub) -> None:

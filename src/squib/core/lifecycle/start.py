@@ -181,7 +181,8 @@ async def _launch(engine: Engine, record: VMRecord, spec: MachineSpec) -> Runnin
     with disk_errors(folder.parent):
         folder.mkdir(mode=0o700, exist_ok=True)
     engine.on_needed(True)
-    machine = await driver.launch(spec, folder, engine.vmm_identity(record.vm_id), credentials, on_spawned)
+    with disk_errors(folder):
+        machine = await driver.launch(spec, folder, engine.vmm_identity(record.vm_id), credentials, on_spawned)
     vm = engine.running[record.vm_id] = RunningVM(machine, AgentClient(machine.connect_agent))
     return vm
 

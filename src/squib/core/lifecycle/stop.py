@@ -75,7 +75,7 @@ async def _power_off(vm: RunningVM, state: VMState, timeout_s: float) -> str:
     try:
         async with asyncio.timeout(timeout_s):
             try:
-                if state is not VMState.RUNNING:
+                if state is not VMState.RUNNING and await vm.machine.is_paused():
                     await vm.machine.resume()
                 await vm.agent.poweroff(grace_s=timeout_s * _GRACE_SHARE)
             except SquibError as error:  # possibly because the guest is already powering off

@@ -90,20 +90,23 @@ class ApiClient:
         return answer
 
     async def _receive(self, connection: socket.socket) -> tuple[int, bytes]:
-        status, body = 0, bytearray()
+        status, body, received_bytes = 0, bytearray(), 0
         while True:
+            # `sock_recv` does not wait while there are bytes, and no timeout would end this.
+            await asyncio.sleep(0)
             event = self._http.next_event()
             if event is h11.NEED_DATA:
                 received = await asyncio.get_running_loop().sock_recv(connection, _READ_BYTES)
                 if not received:
                     raise ConnectionResetError("it closed the connection")
+                received_bytes += len(received)
+                if received_bytes > _MAX_ANSWER_BYTES:
+                    raise h11.RemoteProtocolError("the answer is too long")
                 self._http.receive_data(received)
             elif isinstance(event, h11.Response):
                 status = event.status_code
             elif isinstance(event, h11.Data):
                 body += event.data
-                if len(body) > _MAX_ANSWER_BYTES:
-                    raise h11.RemoteProtocolError("the answer is too long")
             elif isinstance(event, h11.EndOfMessage):
                 return status, bytes(body)
 

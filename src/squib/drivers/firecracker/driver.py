@@ -19,6 +19,7 @@ from squib.drivers.firecracker.requests import START, configuration
 from squib.drivers.firecracker.version import CANNOT_RESUME
 from squib.errors import BootFailed, HostError, InvalidArgument, ToolFailed, Unsupported, WrongState
 from squib.host import chroot, jail, logs, processes
+from squib.host.files import open_regular
 from squib.host.jail import Credentials
 from squib.host.locks import FileLock
 from squib.host.logs import BoundedLog, LogPump
@@ -106,11 +107,11 @@ class FirecrackerDriver:
             with FileLock(identity.lock_path) as lock:
                 if not lock.try_acquire() or processes.members(identity.cgroups):
                     raise WrongState(f"a VMM of VM {spec.vm_id} is still running", hint=f"squib stop {spec.vm_id}")
+                remove_endpoints(paths)  # of a launch that was killed
                 undo.callback(remove_endpoints, paths)
                 undo.callback(processes.kill, identity)
-                pumps = _make_pipes(paths, credentials)
-                for pump in pumps:
-                    undo.callback(pump.close)
+                _make_pipes(paths, credentials)
+                pumps = _open_pumps(paths, undo)
                 if spec.jailer:
                     assert credentials is not None  # `problem` requires root, whose VMs have users of their own
                     process = await _jailed(spec, paths, programs, identity, credentials, lock, pumps)
@@ -119,6 +120,7 @@ class FirecrackerDriver:
                     process = await _bare(spec, paths, programs, identity, lock)
                     files = plan.bare_files(spec, paths)
             undo.callback(process.forget)
+            undo.push_async_callback(process.kill)
             on_spawned(process.pid)
             try:
                 endpoint = Endpoint(_open_root(process, paths, jailer=spec.jailer))
@@ -140,7 +142,7 @@ class FirecrackerDriver:
             raise unsupported(self.name, problem)
         if isinstance(programs, Problem):  # they were installed just now
             raise unsupported(self.name, programs)
-        with spec.kernel.open("rb") as kernel:
+        with open_regular(spec.kernel) as kernel:
             is_elf = kernel.read(len(_ELF)) == _ELF
         if not is_elf:
             raise Unsupported(
@@ -157,8 +159,14 @@ class FirecrackerDriver:
             return None
         async with contextlib.AsyncExitStack() as undo:
             undo.callback(process.forget)
-            endpoint = Endpoint(_open_root(process, paths, jailer=not (paths.root / API_SOCKET).exists()))
-            undo.callback(endpoint.close)
+            try:
+                endpoint = Endpoint(_open_root(process, paths, jailer=not (paths.root / API_SOCKET).exists()))
+                undo.callback(endpoint.close)
+                pumps = _open_pumps(paths, undo)
+            except (HostError, OSError):  # it has ended, or nobody could watch it
+                await process.kill()
+                remove_endpoints(paths)
+                return None
             api = ApiClient(endpoint.api)
             undo.callback(api.close)
             with contextlib.suppress(ToolFailed):  # a Firecracker that hangs can still be waited for and killed
@@ -166,7 +174,6 @@ class FirecrackerDriver:
                     await process.kill()
                     remove_endpoints(paths)
                     return None
-            pumps = _open_pumps(paths)
             undo.pop_all()
             return FirecrackerMachine(process, paths, endpoint, api, pumps)
 
@@ -225,23 +232,28 @@ def _give_to_vmm(disk: Disk, credentials: Credentials) -> None:
         os.chown(disk.path, credentials.uid, credentials.gid)
 
 
-def _make_pipes(paths: FirecrackerPaths, credentials: Credentials | None) -> list[LogPump]:
-    """Create the pipes for what Firecracker prints, and copy them into logs."""
+def _make_pipes(paths: FirecrackerPaths, credentials: Credentials | None) -> None:
+    """Create the pipes for what Firecracker prints."""
     for path in (paths.console_pipe, paths.log_pipe, paths.metrics_pipe):
         logs.make_pipe(path)
         if credentials:
             os.chown(path, credentials.uid, credentials.gid)
     for path in (paths.console_log, paths.vmm_log, paths.metrics_log):
         logs.remove(path)
-    return _open_pumps(paths)
 
 
-def _open_pumps(paths: FirecrackerPaths) -> list[LogPump]:
-    return [
-        logs.pump_pipe(paths.console_pipe, BoundedLog(paths.console_log), pause_s=_CONSOLE_PAUSE_S),
-        logs.pump_pipe(paths.log_pipe, BoundedLog(paths.vmm_log, _VMM_LOG_BYTES), pause_s=_OUTPUT_PAUSE_S),
-        logs.pump_pipe(paths.metrics_pipe, BoundedLog(paths.metrics_log, _METRICS_LOG_BYTES), pause_s=_OUTPUT_PAUSE_S),
-    ]
+def _open_pumps(paths: FirecrackerPaths, undo: contextlib.AsyncExitStack) -> list[LogPump]:
+    """Copy what arrives on the pipes into logs; that of the console is the first. Raises `OSError`."""
+    pumps = []
+    for pipe, log, pause_s in (
+        (paths.console_pipe, BoundedLog(paths.console_log), _CONSOLE_PAUSE_S),
+        (paths.log_pipe, BoundedLog(paths.vmm_log, _VMM_LOG_BYTES), _OUTPUT_PAUSE_S),
+        (paths.metrics_pipe, BoundedLog(paths.metrics_log, _METRICS_LOG_BYTES), _OUTPUT_PAUSE_S),
+    ):
+        pump = logs.pump_pipe(pipe, log, pause_s=pause_s)
+        undo.callback(pump.close)
+        pumps.append(pump)
+    return pumps
 
 
 def _open_root(process: Process, paths: FirecrackerPaths, *, jailer: bool) -> int:

@@ -86,6 +86,7 @@ class FirecrackerMachine:
         self._halted: asyncio.Task[None] | None = None
         self._console_end = b""
         pumps[0].on_data = self._look_for_halt
+        self._look_for_halt(logs.tail(paths.console_log, _HALT_BYTES))  # it may have halted while no engine looked
         self._ended = asyncio.create_task(self._watch(), name=f"firecracker-{self.pid}")
 
     async def connect_agent(self) -> socket.socket:
@@ -125,6 +126,9 @@ class FirecrackerMachine:
         await self.wait()
 
     async def detach(self) -> None:
+        self._pumps[0].on_data = None
+        if self._halted:
+            self._halted.cancel()
         self._ended.cancel()
         await asyncio.wait([self._ended])
         self._disconnect()
