@@ -88,8 +88,7 @@ func TestDrainIsBounded(t *testing.T) {
 	if len(out) > 2*most {
 		t.Errorf("%d bytes", len(out))
 	}
-	n, _ := strconv.Atoi(pid)
-	syscall.Kill(n, syscall.SIGKILL)
+	kill(t, pid)
 	eventually(t, "yes is reaped", gone(pid))
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -231,4 +232,15 @@ func gone(pid string) func() bool {
 		_, err := os.Stat("/proc/" + pid)
 		return os.IsNotExist(err)
 	}
+}
+
+// kill kills the process whose ID a command has printed. Anything else must not become the process
+// ID 0: that would kill the whole process group of the tests.
+func kill(t *testing.T, pid string) {
+	t.Helper()
+	n, err := strconv.Atoi(pid)
+	if err != nil || n <= 1 {
+		t.Fatalf("%q is not a process ID", pid)
+	}
+	syscall.Kill(n, syscall.SIGKILL)
 }

@@ -233,15 +233,15 @@ func TestOutputOfATerminalIsComplete(t *testing.T) {
 
 func TestDescendantsDoNotDelayTheEndOfATerminal(t *testing.T) {
 	m := newManager(t, cgroups)
-	p := start(t, m, terminal("trap '' HUP; (while :; do echo x; done) 2>/dev/null & echo $!; exec 3>/dev/null; echo done; exit 4"))
+	p := start(t, m, terminal("trap '' HUP; (while :; do echo x; done) 2>/dev/null & echo pid $!; exec 3>/dev/null; echo done; exit 4"))
+	p.until(t, "pid ") // the descendant's output may come first
 	pid := strings.TrimSpace(p.until(t, "\r\n"))
 	waitDone(t, p.Process)
 	finish(t, p)
 	if p.Status().ExitCode != 4 {
 		t.Errorf("got %+v", p.Status())
 	}
-	n, _ := strconv.Atoi(pid)
-	syscall.Kill(n, syscall.SIGKILL)
+	kill(t, pid)
 	eventually(t, "it is reaped", gone(pid))
 }
 
