@@ -25,8 +25,8 @@ def process_lock(folder: Path, role: str) -> Path:
 
 
 @dataclass(frozen=True)
-class QemuPaths:
-    """What the QEMU driver keeps in its directory of a VM."""
+class DriverPaths:
+    """What every driver keeps in its directory of a VM."""
 
     root: Path
 
@@ -36,8 +36,16 @@ class QemuPaths:
 
     @property
     def vmm_log(self) -> Path:
-        """Return QEMU's log, which the engine copies from `output_pipe`."""
+        """Return the log of what the VMM itself prints, which the engine copies from a named pipe."""
         return self.root / "vmm.log"
+
+    def endpoints(self) -> tuple[Path, ...]:
+        """Return the sockets and pipes of a running VM."""
+        return ()
+
+
+class QemuPaths(DriverPaths):
+    """What the QEMU driver keeps in its directory of a VM."""
 
     @property
     def output_pipe(self) -> Path:
@@ -60,24 +68,11 @@ class QemuPaths:
         return self.root / "console.sock"
 
     def endpoints(self) -> tuple[Path, ...]:
-        """Return the sockets and the pipe of a running VM."""
         return (self.agent_socket, self.qmp_socket, self.console_socket, self.output_pipe)
 
 
-@dataclass(frozen=True)
-class FirecrackerPaths:
+class FirecrackerPaths(DriverPaths):
     """What the Firecracker driver keeps in its directory of a VM."""
-
-    root: Path
-
-    @property
-    def console_log(self) -> Path:
-        return self.root / "console.log"
-
-    @property
-    def vmm_log(self) -> Path:
-        """Return Firecracker's log, which the engine copies from `log_pipe`."""
-        return self.root / "vmm.log"
 
     @property
     def metrics_log(self) -> Path:
@@ -105,10 +100,7 @@ class FirecrackerPaths:
         return self.root / "jail"
 
     def endpoints(self) -> tuple[Path, ...]:
-        """Return the sockets and pipes of a running VM.
-
-        The sockets are here only without the jailer.
-        """
+        """Return the sockets, which are here only without the jailer, and the pipes."""
         sockets = (self.root / API_SOCKET, self.root / AGENT_SOCKET)
         return (*sockets, self.console_pipe, self.log_pipe, self.metrics_pipe)
 

@@ -94,7 +94,9 @@ class StubRig(Rig):
         (folder / "files" / "rootfs").chmod(0o644)
         stub = install(folder / "files")
         programs = Programs(stub.firecracker, stub.jailer, (1, 16, 1))
-        self.firecracker = FirecrackerDriver(programs, KVMProbe(True, "the stub needs no KVM", True), can_jail=True)
+        self.firecracker = FirecrackerDriver(
+            lambda: programs, KVMProbe(True, "the stub needs no KVM", True), can_jail=True
+        )
         self.config = self.config.model_copy(update={"kernel_path": str(kernel), "jailer": jailer})
 
     @property

@@ -128,7 +128,7 @@ def _sizes(path: Path) -> Iterator[int]:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """Return what is in a directory; nothing if it does not exist or is none."""
+    """Return the entries of a directory. The list is empty if there is no directory at this path."""
     try:
         return sorted(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):

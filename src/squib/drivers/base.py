@@ -117,6 +117,9 @@ class Needs:
     bzimage: bool = False
 
 
+NO_BZIMAGE = Problem("it boots only uncompressed ELF kernels", hint="use a vmlinux, or --driver qemu")
+
+
 def lacking(capabilities: Capabilities, needs: Needs) -> Problem | None:
     """Return which of a VM's ``needs`` a driver does not meet; ``None`` if it meets all."""
     if needs.nested and not capabilities.nested:
@@ -128,7 +131,7 @@ def lacking(capabilities: Capabilities, needs: Needs) -> Problem | None:
         text = f"it supports at most {capabilities.max_vcpus} CPUs, not {needs.vcpu_count}"
         return Problem(text, hint="use fewer CPUs or another driver")
     if needs.bzimage and not capabilities.bzimage:
-        return Problem("it boots only uncompressed ELF kernels", hint="use a vmlinux, or --driver qemu")
+        return NO_BZIMAGE
     return None
 
 

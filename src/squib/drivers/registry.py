@@ -89,5 +89,5 @@ async def find_drivers(home: Home) -> Drivers:
     installed = FirecrackerRelease(home.firecracker)
     kvm, confinement, programs = await asyncio.gather(probe_kvm(), probe_jail(), find_programs(installed))
     can_jail = os.geteuid() == 0 and not cgroup.find_layout().missing
-    firecracker = FirecrackerDriver(FoundPrograms(programs, installed), kvm, can_jail=can_jail)
+    firecracker = FirecrackerDriver(FoundPrograms(programs, installed).now, kvm, can_jail=can_jail)
     return Drivers.of(firecracker, QemuDriver(kvm, confinement))

@@ -18,7 +18,7 @@ from squib.errors import ToolFailed
 from squib.host import kvmguest, proc
 from squib.models import Fix
 
-_DEVICE = Path("/dev/kvm")
+KVM_DEVICE = Path("/dev/kvm")
 _MODULES = Path("/sys/module")
 _ATTEMPTS = 3
 _START_TIMEOUT_S = 10.0  # for starting an interpreter on a very busy host; kvmguest.LIMIT_S limits the guest itself
@@ -77,7 +77,7 @@ def probe_nesting(sys_module: Path = _MODULES) -> NestingProbe:
     return NestingProbe(False, f"neither kvm_amd nor kvm_intel shows a parameter nested in {sys_module}")
 
 
-async def probe_kvm(device: Path = _DEVICE) -> KVMProbe:
+async def probe_kvm(device: Path = KVM_DEVICE) -> KVMProbe:
     """Look for KVM and run a test guest in it.
 
     Takes 20 ms; a few seconds on a very busy or broken host.

@@ -236,7 +236,7 @@ def adopt(identity: ProcessIdentity) -> Process | None:
 
 
 def adopt_member(cgroups: Sequence[Path]) -> Process | None:
-    """Watch the process that is in these cgroups; ``None`` if there is none.
+    """Watch the process that is in these cgroups; return ``None`` if they are empty.
 
     Unlike `adopt` it does not search the whole host for the holder of a lock.
     """

@@ -401,7 +401,7 @@ def test_versions(text: str, version: tuple[int, ...]) -> None:
 def test_kvm_that_vms_may_not_open_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = tmp_path / "kvm"
     device.touch(0o600)
-    monkeypatch.setattr(qemu_driver, "_KVM", device)
+    monkeypatch.setattr(qemu_driver, "KVM_DEVICE", device)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     usable = KVMProbe(usable=True, reason="hardware virtualization works", present=True)
     driver = QemuDriver(usable, NO_JAIL)

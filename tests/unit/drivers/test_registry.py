@@ -20,7 +20,9 @@ NOT_INSTALLED = Problem("Firecracker is not installed", hint="squib install fire
 
 
 def drivers(programs: Programs | Problem = PROGRAMS, kvm: KVMProbe = WORKS, *, can_jail: bool = True) -> Drivers:
-    return Drivers.of(FirecrackerDriver(programs, kvm, can_jail=can_jail), QemuDriver(NO_KVM, Jail(JailMode.NONE)))
+    return Drivers.of(
+        FirecrackerDriver(lambda: programs, kvm, can_jail=can_jail), QemuDriver(NO_KVM, Jail(JailMode.NONE))
+    )
 
 
 def test_auto_is_firecracker_where_all_that_it_needs_is_there() -> None:

@@ -16,6 +16,7 @@ import h11
 from squib.drivers.firecracker.requests import Request
 from squib.errors import ToolFailed
 from squib.protocol.text import printable
+from squib.undo import Undo
 
 TIMEOUT_S = 10.0
 _READ_BYTES = 1 << 16
@@ -49,17 +50,14 @@ class ApiClient:
         timeout_s = TIMEOUT_S if timeout_s is None else timeout_s
         async with self._turn:
             try:
-                async with asyncio.timeout(timeout_s):
-                    status, body = await self._exchange(request)
+                # After a failure, also a cancellation, what comes next on the connection belongs to this request.
+                with Undo(self.close):
+                    async with asyncio.timeout(timeout_s):
+                        status, body = await self._exchange(request)
             except TimeoutError:
-                self.close()
                 raise ToolFailed(f"Firecracker did not respond to {what} within {timeout_s:g} s") from None
             except (OSError, h11.RemoteProtocolError) as error:
-                self.close()
                 raise ToolFailed(f"Firecracker failed at {what}: {_reason(error)}") from error
-            except BaseException:  # cancelled in the middle: what comes next belongs to this request
-                self.close()
-                raise
         answer = _decode(body)
         if status >= 300:
             raise ToolFailed(f"Firecracker refused {what} (status {status}): {_fault(answer)}")

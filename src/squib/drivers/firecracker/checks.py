@@ -12,11 +12,10 @@ from squib.drivers.base import Problem
 from squib.drivers.firecracker import installed
 from squib.drivers.firecracker.programs import Programs
 from squib.drivers.firecracker.version import show_version
-from squib.host.probe import KVMProbe, access_fix
+from squib.host.probe import KVM_DEVICE, KVMProbe, access_fix
 from squib.models import Check, CheckStatus, Fix
 from squib.paths import FirecrackerRelease
 
-KVM_DEVICE = Path("/dev/kvm")
 _INSTALL = Fix(argv=("squib", "install", "firecracker"))
 
 

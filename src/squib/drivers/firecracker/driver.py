@@ -9,15 +9,16 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from squib.drivers.base import Capabilities, Disk, MachineSpec, Problem, check_supported, unsupported
+from squib.drivers.base import NO_BZIMAGE, Capabilities, Disk, MachineSpec, Problem, check_supported, unsupported
 from squib.drivers.firecracker import plan
 from squib.drivers.firecracker.api import ApiClient
 from squib.drivers.firecracker.checks import check_all
-from squib.drivers.firecracker.machine import Endpoint, FirecrackerMachine, describe, remove_endpoints
-from squib.drivers.firecracker.programs import FoundPrograms, Programs
+from squib.drivers.firecracker.machine import Endpoint, FirecrackerMachine, Pumps, describe
+from squib.drivers.firecracker.programs import Programs
 from squib.drivers.firecracker.requests import START, configuration
 from squib.drivers.firecracker.version import CANNOT_RESUME
-from squib.errors import BootFailed, HostError, InvalidArgument, ToolFailed, Unsupported, WrongState
+from squib.drivers.machine import remove_endpoints
+from squib.errors import BootFailed, HostError, InvalidArgument, ToolFailed, WrongState
 from squib.host import chroot, jail, logs, processes
 from squib.host.files import open_regular
 from squib.host.jail import Credentials
@@ -45,8 +46,9 @@ _ELF = b"\x7fELF"
 class FirecrackerDriver:
     """`squib.drivers.base.Driver` for Firecracker. One per engine.
 
-    ``programs`` are Firecracker's, or why there are none. ``kvm`` says whether KVM works, and ``can_jail`` whether
-    this engine may use the jailer: it is root, and this host has cgroups.
+    ``find_programs`` returns Firecracker's programs, or why there are none; the answer may change at any time. ``kvm``
+    says whether KVM works, and ``can_jail`` whether this engine may use the jailer: it is root, and this host has
+    cgroups.
     """
 
     name = "firecracker"
@@ -54,23 +56,24 @@ class FirecrackerDriver:
     groups: tuple[int, ...] = ()
     guest_modules = ("firecracker",)
 
-    def __init__(self, programs: Programs | Problem | FoundPrograms, kvm: KVMProbe, *, can_jail: bool) -> None:
-        self._found = programs
+    def __init__(self, find_programs: Callable[[], Programs | Problem], kvm: KVMProbe, *, can_jail: bool) -> None:
+        self._find_programs = find_programs
         self._kvm = kvm
         self._can_jail = can_jail
 
     @property
     def capabilities(self) -> Capabilities:
-        programs = self._programs
+        programs = self._find_programs()
         pause = isinstance(programs, Programs) and programs.version not in CANNOT_RESUME
         return Capabilities(pause=pause, no_jailer=True, max_vcpus=_MAX_VCPUS, bzimage=False)
 
-    @property
-    def _programs(self) -> Programs | Problem:
-        return self._found.now() if isinstance(self._found, FoundPrograms) else self._found
-
     def problem(self, *, jailer: bool = True) -> Problem | None:
-        programs = self._programs
+        found = self._usable_programs(jailer=jailer)
+        return found if isinstance(found, Problem) else None
+
+    def _usable_programs(self, *, jailer: bool) -> Programs | Problem:
+        """Return the programs, or why no VM can run with them on this host."""
+        programs = self._find_programs()
         if isinstance(programs, Problem):
             return programs
         if not self._kvm.usable:
@@ -83,13 +86,13 @@ class FirecrackerDriver:
                 "its jailer needs root and cgroups (memory, cpu, pids)",
                 hint="run the engine as root, or use --driver qemu; for development only: --no-jailer",
             )
-        return None
+        return programs
 
     def console_log(self, folder: Path) -> Path:
         return FirecrackerPaths(folder).console_log
 
     def memory_overhead_mib(self, spec: MachineSpec) -> int:
-        programs = self._programs
+        programs = self._find_programs()
         return _HEAP_MIB + (plan.chroot_size_mib(programs) if isinstance(programs, Programs) else 0)
 
     async def launch(
@@ -101,7 +104,10 @@ class FirecrackerDriver:
         on_spawned: Callable[[int], None],
     ) -> FirecrackerMachine:
         check_supported(self.name, self.capabilities, spec)
-        programs = self._usable_programs(spec)
+        programs = self._usable_programs(jailer=spec.jailer)
+        if isinstance(programs, Problem):
+            raise unsupported(self.name, programs)
+        _check_kernel(self.name, spec.kernel)
         paths = FirecrackerPaths(folder)
         async with contextlib.AsyncExitStack() as undo:
             with FileLock(identity.lock_path) as lock:
@@ -136,21 +142,6 @@ class FirecrackerDriver:
             undo.pop_all()
             return FirecrackerMachine(process, paths, endpoint, api, pumps)
 
-    def _usable_programs(self, spec: MachineSpec) -> Programs:
-        programs = self._programs
-        if problem := self.problem(jailer=spec.jailer):
-            raise unsupported(self.name, problem)
-        if isinstance(programs, Problem):  # they were installed just now
-            raise unsupported(self.name, programs)
-        with open_regular(spec.kernel) as kernel:
-            is_elf = kernel.read(len(_ELF)) == _ELF
-        if not is_elf:
-            raise Unsupported(
-                f"Firecracker boots only uncompressed ELF kernels, and {spec.kernel} is not one",
-                hint="use a vmlinux, or --driver qemu",
-            )
-        return programs
-
     async def adopt(self, folder: Path, identity: ProcessIdentity) -> FirecrackerMachine | None:
         paths = FirecrackerPaths(folder)
         process = processes.adopt(identity)
@@ -178,7 +169,7 @@ class FirecrackerDriver:
             return FirecrackerMachine(process, paths, endpoint, api, pumps)
 
     async def checks(self) -> list[Check]:
-        return await asyncio.to_thread(check_all, self._programs, self._kvm, can_jail=self._can_jail)
+        return await asyncio.to_thread(check_all, self._find_programs(), self._kvm, can_jail=self._can_jail)
 
 
 async def _jailed(
@@ -188,7 +179,7 @@ async def _jailed(
     identity: ProcessIdentity,
     credentials: Credentials,
     lock: FileLock,
-    pumps: list[LogPump],
+    pumps: Pumps,
 ) -> Process:
     """Run the jailer, and return the process of the Firecracker that it started."""
     for path in (spec.kernel, spec.initramfs, *(disk.path for disk in spec.disks if disk.read_only)):
@@ -220,6 +211,13 @@ async def _bare(
     return confined.process
 
 
+def _check_kernel(driver: str, path: Path) -> None:
+    """Check that a kernel is not compressed. Raises `Unsupported`."""
+    with open_regular(path) as kernel:
+        if kernel.read(len(_ELF)) != _ELF:
+            raise unsupported(driver, NO_BZIMAGE)
+
+
 def _check_readable(path: Path) -> None:
     """Check that every user may read a file that VMs share. Raises `InvalidArgument`."""
     if not path.stat().st_mode & stat.S_IROTH:
@@ -242,18 +240,19 @@ def _make_pipes(paths: FirecrackerPaths, credentials: Credentials | None) -> Non
         logs.remove(path)
 
 
-def _open_pumps(paths: FirecrackerPaths, undo: contextlib.AsyncExitStack) -> list[LogPump]:
-    """Copy what arrives on the pipes into logs; that of the console is the first. Raises `OSError`."""
-    pumps = []
-    for pipe, log, pause_s in (
-        (paths.console_pipe, BoundedLog(paths.console_log), _CONSOLE_PAUSE_S),
-        (paths.log_pipe, BoundedLog(paths.vmm_log, _VMM_LOG_BYTES), _OUTPUT_PAUSE_S),
-        (paths.metrics_pipe, BoundedLog(paths.metrics_log, _METRICS_LOG_BYTES), _OUTPUT_PAUSE_S),
-    ):
-        pump = logs.pump_pipe(pipe, log, pause_s=pause_s)
-        undo.callback(pump.close)
-        pumps.append(pump)
-    return pumps
+def _open_pumps(paths: FirecrackerPaths, undo: contextlib.AsyncExitStack) -> Pumps:
+    """Start copying what arrives on the pipes into logs. Raises `OSError`."""
+
+    def pump(pipe: Path, log: BoundedLog, pause_s: float) -> LogPump:
+        opened = logs.pump_pipe(pipe, log, pause_s=pause_s)
+        undo.callback(opened.close)
+        return opened
+
+    return Pumps(
+        console=pump(paths.console_pipe, BoundedLog(paths.console_log), _CONSOLE_PAUSE_S),
+        log=pump(paths.log_pipe, BoundedLog(paths.vmm_log, _VMM_LOG_BYTES), _OUTPUT_PAUSE_S),
+        metrics=pump(paths.metrics_pipe, BoundedLog(paths.metrics_log, _METRICS_LOG_BYTES), _OUTPUT_PAUSE_S),
+    )
 
 
 def _open_root(process: Process, paths: FirecrackerPaths, *, jailer: bool) -> int:
@@ -290,7 +289,7 @@ async def _wait_for_api(endpoint: Endpoint, process: Process) -> None:
 
 
 async def _launch_failed(
-    process: Process, pumps: list[LogPump], paths: FirecrackerPaths, error: HostError | ToolFailed
+    process: Process, pumps: Pumps, paths: FirecrackerPaths, error: HostError | ToolFailed
 ) -> BootFailed:
     """Return the error for a Firecracker that was launched but runs no guest.
 
@@ -305,7 +304,6 @@ async def _launch_failed(
     return BootFailed(f"Firecracker {describe_exit(process.returncode)} before the guest ran", detail=log_end)
 
 
-def _log_end(pumps: list[LogPump], paths: FirecrackerPaths) -> str:
-    for pump in pumps:
-        pump.close()
+def _log_end(pumps: Pumps, paths: FirecrackerPaths) -> str:
+    pumps.close()
     return printable_lines(logs.tail(paths.vmm_log, _LOG_BYTES).decode(errors="replace")).strip()

@@ -75,6 +75,6 @@ def _by_status(status: int, evidence: Evidence) -> ExitReason:
 
 
 def exit_status(vmm_log: str) -> int | None:
-    """Return the exit status in Firecracker's log; ``None`` if there is none."""
+    """Return the exit status in Firecracker's log; ``None`` if the log does not say it."""
     found = _EXITED.findall(vmm_log)
     return int(found[-1]) if found else None

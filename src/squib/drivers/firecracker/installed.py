@@ -39,7 +39,7 @@ _UNFINISHED = ".firecracker-"
 class Record(StoredModel):
     """What was installed.
 
-    ``files`` are the hex SHA-256 of the programs. ``archive_sha256`` is that of the archive, if there was one.
+    ``files`` has the hex SHA-256 of each program. ``archive_sha256`` is the archive's, ``None`` for a directory.
     """
 
     version: str
@@ -174,6 +174,6 @@ def sweep(home: Home) -> None:
 def _leftovers(home: Home) -> list[Path]:
     try:
         kept = home.firecracker.readlink()
-    except OSError:  # there is none, or it is not a link
+    except OSError:  # no link: nothing is installed
         kept = None
     return [path for path in own_paths(home) if path != home.firecracker and Path(path.name) != kept]

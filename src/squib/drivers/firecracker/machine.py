@@ -6,20 +6,21 @@ import asyncio
 import os
 import re
 import socket
+from typing import NamedTuple
 
 from squib.drivers.base import ExitReason
 from squib.drivers.firecracker.api import ApiClient
 from squib.drivers.firecracker.exit import Evidence, exit_reason
 from squib.drivers.firecracker.requests import DESCRIBE, PAUSE, RESUME
 from squib.drivers.firecracker.version import CANNOT_RESUME, Version, parse_version, show_version
+from squib.drivers.machine import ProcessMachine
 from squib.errors import AgentLost, ToolFailed, Unsupported
-from squib.host import logs, sockets
+from squib.host import sockets
 from squib.host.logs import LogPump
 from squib.host.processes import Process
 from squib.paths import AGENT_SOCKET, API_SOCKET, FirecrackerPaths
 from squib.undo import Undo
 
-_EVIDENCE_BYTES = 16 * 1024
 _AGENT_PORT = 1024
 _CONNECTED = b"OK "
 _MAX_LINE_BYTES = 32
@@ -69,25 +70,34 @@ class Endpoint:
             self._folder = -1
 
 
-class FirecrackerMachine:
+class Pumps(NamedTuple):
+    """Copy what the guest and Firecracker print into their logs."""
+
+    console: LogPump
+    log: LogPump
+    metrics: LogPump
+
+    def close(self) -> None:
+        """Copy what has arrived, and close all. Idempotent."""
+        for pump in self:
+            pump.close()
+
+
+class FirecrackerMachine(ProcessMachine):
     """`squib.drivers.base.Machine` for Firecracker."""
 
     def __init__(
-        self, process: Process, paths: FirecrackerPaths, endpoint: Endpoint, api: ApiClient, pumps: list[LogPump]
+        self, process: Process, paths: FirecrackerPaths, endpoint: Endpoint, api: ApiClient, pumps: Pumps
     ) -> None:
-        """Take over all these. The first of ``pumps`` copies the guest's console."""
-        self.pid = process.pid
-        self._process = process
-        self._paths = paths
+        """Take over all these."""
         self._endpoint = endpoint
         self._api = api
         self._pumps = pumps
-        self._killed = False
         self._halted: asyncio.Task[None] | None = None
         self._console_end = b""
-        pumps[0].on_data = self._look_for_halt
-        self._look_for_halt(logs.tail(paths.console_log, _HALT_BYTES))  # it may have halted while no engine looked
-        self._ended = asyncio.create_task(self._watch(), name=f"firecracker-{self.pid}")
+        super().__init__(process, paths)
+        pumps.console.on_data = self._look_for_halt
+        self._look_for_halt(self.console_tail(_HALT_BYTES))  # it may have halted while no engine looked
 
     async def connect_agent(self) -> socket.socket:
         """Connect to the agent. While it boots, wait until it listens."""
@@ -97,9 +107,6 @@ class FirecrackerMachine:
             except (ConnectionError, BlockingIOError):  # nothing listens yet, or too many connect at once
                 await asyncio.sleep(_RETRY_S)
         raise AgentLost("Firecracker has ended")
-
-    async def wait(self) -> ExitReason:
-        return await asyncio.shield(self._ended)
 
     async def pause(self) -> None:
         version = await self._version()
@@ -120,34 +127,14 @@ class FirecrackerMachine:
         """Return the version of the running Firecracker, which may be older than the installed one."""
         return parse_version(await describe(self._api, "vmm_version"))
 
-    async def kill(self) -> None:
-        self._killed = self._killed or self._process.running
-        await self._process.kill()
-        await self.wait()
-
     async def detach(self) -> None:
-        self._pumps[0].on_data = None
+        self._pumps.console.on_data = None
         if self._halted:
             self._halted.cancel()
-        self._ended.cancel()
-        await asyncio.wait([self._ended])
-        self._disconnect()
-        self._process.forget()
+        await super().detach()
 
-    def console_tail(self, max_bytes: int = 1 << 20, *, lines: int | None = None) -> bytes:
-        return logs.tail(self._paths.console_log, max_bytes, lines=lines)
-
-    async def _watch(self) -> ExitReason:
-        await self._process.wait()
-        self._disconnect()
-        remove_endpoints(self._paths)
-        return exit_reason(
-            Evidence(
-                killed=self._killed,
-                console=logs.tail(self._paths.console_log, _EVIDENCE_BYTES).decode(errors="replace"),
-                vmm_log=logs.tail(self._paths.vmm_log, _EVIDENCE_BYTES).decode(errors="replace").strip(),
-            )
-        )
+    def _exit_reason(self) -> ExitReason:
+        return exit_reason(Evidence(self._killed, console=self._console_text(), vmm_log=self._vmm_text()))
 
     def _look_for_halt(self, data: bytes) -> None:
         """End a Firecracker whose guest's kernel has halted.
@@ -160,8 +147,7 @@ class FirecrackerMachine:
             self._halted = asyncio.create_task(self._process.kill(), name=f"halted {self.pid}")
 
     def _disconnect(self) -> None:
-        for pump in self._pumps:
-            pump.close()
+        self._pumps.close()
         self._api.close()
         self._endpoint.close()
 
@@ -178,8 +164,3 @@ async def describe(api: ApiClient, name: str, *, timeout_s: float | None = None)
     if not isinstance(found, str):
         raise ToolFailed(f"Firecracker did not describe its {name}")
     return found
-
-
-def remove_endpoints(paths: FirecrackerPaths) -> None:
-    for path in paths.endpoints():
-        path.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """Plan how Firecracker is started: in its jailer, or for development without it.
 
-Pure functions.
+Nothing is changed, and of files only the sizes are read.
 """
 
 from __future__ import annotations

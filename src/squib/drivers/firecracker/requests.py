@@ -90,8 +90,8 @@ def configuration(spec: MachineSpec, files: GuestFiles, *, pci: bool) -> list[Re
 def kernel_command_line(spec: MachineSpec, *, pci: bool) -> str:
     """Return the guest kernel's command line.
 
-    Firecracker chooses the serial numbers of disks, so the agent is told their devices. The user's ``boot_args`` come
-    last, so they take precedence.
+    It names the devices of the disks: Firecracker chooses the serial numbers, so the agent cannot find the disks by
+    them. The user's ``boot_args`` come last, so they take precedence.
     """
     disks = (
         f"squib.disk.{disk.name}=vd{letter}" for disk, letter in zip(spec.disks, string.ascii_lowercase, strict=False)

@@ -27,7 +27,7 @@ def parse_version(text: str) -> Version:
     ``text`` is a version, such as ``1.16.1`` or ``v1.16.1``, or what ``firecracker --version`` or ``jailer --version``
     prints. A suffix such as ``-dev`` is ignored.
 
-    Raises `InvalidArgument` if there is none.
+    Raises `InvalidArgument` if ``text`` contains no version.
     """
     found = _VERSION.search(text)
     if found is None:

@@ -13,16 +13,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from squib.drivers.base import Capabilities, MachineSpec, Problem, check_supported
+from squib.drivers.machine import remove_endpoints
 from squib.drivers.qemu import console
 from squib.drivers.qemu.command import Acceleration, Descriptors, command_line
-from squib.drivers.qemu.machine import QemuMachine, remove_endpoints
+from squib.drivers.qemu.machine import QemuMachine
 from squib.drivers.qemu.qmp import QMP
 from squib.errors import BootFailed, DependencyMissing, HostError, ToolFailed, WrongState
 from squib.host import jail, logs, proc, processes, sockets
 from squib.host.jail import Credentials, Jail
 from squib.host.locks import FileLock
 from squib.host.logs import LogPump
-from squib.host.probe import KVMProbe, NestingProbe, access_fix, probe_nesting
+from squib.host.probe import KVM_DEVICE, KVMProbe, NestingProbe, access_fix, probe_nesting
 from squib.host.processes import Process, ProcessIdentity, describe_exit
 from squib.models import Check, CheckStatus, Fix
 from squib.paths import QemuPaths
@@ -30,7 +31,6 @@ from squib.protocol.text import printable_lines
 
 PROGRAM = "qemu-system-x86_64"
 MINIMUM_VERSION = (7, 2)
-_KVM = Path("/dev/kvm")
 _HEAP_MIB = 128  # QEMU uses 25 MiB after a boot; the rest is for threads, requests and cached files
 _MONITOR_TIMEOUT_S = 20.0  # QEMU sends its greeting within 0.1 s on an idle host
 _ADOPT_TIMEOUT_S = 5.0
@@ -54,8 +54,9 @@ class QemuDriver:
     guest_modules: tuple[str, ...] = ()
 
     def __init__(self, probe: KVMProbe, confinement: Jail) -> None:
-        if probe.usable and not _vms_may_open(_KVM):
-            reason = f"only root may open {_KVM}, and VMs do not run as root (chgrp kvm {_KVM} && chmod 660 {_KVM})"
+        if probe.usable and not _vms_may_open(KVM_DEVICE):
+            command = f"chgrp kvm {KVM_DEVICE} && chmod 660 {KVM_DEVICE}"
+            reason = f"only root may open {KVM_DEVICE}, and VMs do not run as root ({command})"
             probe = KVMProbe(usable=False, reason=reason, present=True)
         self._probe = probe
         self._jail = confinement
@@ -73,7 +74,7 @@ class QemuDriver:
 
     @property
     def groups(self) -> tuple[int, ...]:
-        return (_KVM.stat().st_gid,) if self._acceleration.kvm else ()
+        return (KVM_DEVICE.stat().st_gid,) if self._acceleration.kvm else ()
 
     def problem(self, *, jailer: bool = True) -> Problem | None:
         return None
@@ -129,7 +130,7 @@ class QemuDriver:
             return QemuMachine(confined.process, paths, qmp, serial, output)
 
     def _devices(self) -> tuple[str, ...]:
-        return (str(_KVM),) if self._acceleration.kvm else ()
+        return (str(KVM_DEVICE),) if self._acceleration.kvm else ()
 
     async def adopt(self, folder: Path, identity: ProcessIdentity) -> QemuMachine | None:
         paths = QemuPaths(folder)
@@ -160,7 +161,7 @@ class QemuDriver:
     def _acceleration_check(self) -> Check:
         if self._acceleration.kvm:
             return Check(name="acceleration", status=CheckStatus.OK, detail=f"KVM: {self._probe.reason}")
-        fix = access_fix(_KVM) if self._probe.present else None
+        fix = access_fix(KVM_DEVICE) if self._probe.present else None
         slower = "TCG emulation: VMs work, but several times slower than with KVM."
         detail = f"{slower} {_TCG_BOUNDARY} No KVM: {self._probe.reason}"
         return Check(name="acceleration", status=CheckStatus.WARN, detail=detail, fix=fix)
