@@ -195,7 +195,9 @@ def test_a_remote_engine_by_url_and_token(home: Home, tmp_path: Path, monkeypatc
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout
-            ready = json.loads(server.stdout.readline())
+            line = server.stdout.readline()
+            assert line, home.engine_log.read_text()[-4000:]  # which engine was there, and who had started it
+            ready = json.loads(line)
             monkeypatch.setenv("SQUIB_HOME", str(tmp_path / "unused"))
             monkeypatch.setenv("SQUIB_URL", ready["url"])
             refused = squib("ls")
