@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from squib.errors import InvalidArgument
 from squib.host.files import open_regular
 from squib.kernels import bzimage, modules
 from squib.kernels.catalog import Kernel
+
+_SETUP_BYTES = 1024  # a bzImage's header is within them
 
 
 def inspect(path: Path) -> Kernel:
@@ -21,12 +26,9 @@ def inspect(path: Path) -> Kernel:
 
     Raises `InvalidArgument` if the file is missing, is not a kernel, or is for another architecture.
     """
-    try:
-        with open_regular(path) as file:
-            data = file.read()
-            built_at = datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, UTC)
-    except OSError as error:
-        raise InvalidArgument(f"kernel {path} cannot be read: {error.strerror}") from error
+    with _readable(path) as file:
+        data = file.read()
+        built_at = datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, UTC)
     if not bzimage.is_bzimage(data) and not bzimage.is_elf_kernel(data):
         raise InvalidArgument(
             f"{path} is not a kernel for x86-64: neither a bzImage nor an ELF vmlinux",
@@ -45,6 +47,24 @@ def inspect(path: Path) -> Kernel:
         built_at=built_at,
         extra_modules=modules.EXTRA_MODULES if tree else {},
     )
+
+
+def is_bzimage(path: Path) -> bool:
+    """Return whether a kernel is a bzImage. Reads only its beginning.
+
+    Raises `InvalidArgument` if the file cannot be read.
+    """
+    with _readable(path) as file:
+        return bzimage.is_bzimage(file.read(_SETUP_BYTES))
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with open_regular(path) as file:
+            yield file
+    except OSError as error:
+        raise InvalidArgument(f"kernel {path} cannot be read: {error.strerror}") from error
 
 
 def _modules_dir(kernel: Path, version: str) -> Path | None:

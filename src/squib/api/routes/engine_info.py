@@ -22,7 +22,7 @@ async def get_engine(engine: EngineDep) -> EngineInfo:
 @router.post("/driver")
 async def find_driver(engine: EngineDep, config: VMConfig) -> DriverChoice:
     """Say which driver a new VM with this configuration would get, and why."""
-    choice = await choose_driver(engine, config)
+    choice = choose_driver(engine, config)
     return DriverChoice(driver=choice.driver.name, accelerator=choice.driver.accelerator, reason=choice.reason)
 
 

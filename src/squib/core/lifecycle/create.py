@@ -67,7 +67,7 @@ async def _create(
 ) -> VMRecord:
     vm_id = config.vm_id or new_id()
     engine.store.check_free(vm_id, config.name or vm_id)
-    choice = await choose_driver(engine, config)
+    choice = choose_driver(engine, config)
     record = VMRecord(
         vm_id=vm_id,
         name=config.name or vm_id,
@@ -110,17 +110,17 @@ async def _create(
     return await engine.verbs.run(vm_id, "create", create)
 
 
-async def choose_driver(engine: Engine, config: VMConfig) -> Choice:
+def choose_driver(engine: Engine, config: VMConfig) -> Choice:
     """Choose the driver of a VM with this configuration.
 
-    Raises `Unsupported` if none can run it, or the one that it asks for cannot, and `InvalidArgument` for a bad kernel.
+    Raises `Unsupported` if none can run it, or if the one that it asks for cannot; `InvalidArgument` if its kernel cannot
+    be read.
     """
-    kernel = await asyncio.to_thread(user.inspect, Path(config.kernel_path)) if config.kernel_path else None
     needs = Needs(
         jailer=config.jailer,
         nested=config.nested,
         vcpu_count=config.vcpu_count,
-        bzimage=kernel is not None and kernel.bzimage is not None,
+        bzimage=config.kernel_path is not None and user.is_bzimage(Path(config.kernel_path)),
     )
     return engine.drivers.choose(config.driver, needs)
 
