@@ -1,4 +1,4 @@
-"""Fixtures of the driver suite: each test runs on every driver; on real VMMs with the tests on VMs (``-m vm``)."""
+"""Fixtures of the driver suite: each test runs on every driver; on VMMs with the tests on VMs (``-m vm``)."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -7,9 +7,17 @@ import pytest
 
 from tests.contract.drivers.implementations import Subject, subject
 
+REAL = [pytest.mark.vm, pytest.mark.nested]
+
 
 @pytest.fixture(
-    params=["fake", "stub", *(pytest.param(name, marks=pytest.mark.vm) for name in ("jailed stub", "qemu"))]
+    params=[
+        "fake",
+        "stub",
+        pytest.param("jailed stub", marks=pytest.mark.vm),
+        pytest.param("qemu", marks=REAL),
+        pytest.param("firecracker", marks=REAL),
+    ]
 )
 async def machine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Subject]:
     async with subject(request.param, tmp_path) as made:

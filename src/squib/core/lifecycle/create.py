@@ -113,8 +113,8 @@ async def _create(
 def choose_driver(engine: Engine, config: VMConfig) -> Choice:
     """Choose the driver of a VM with this configuration.
 
-    Raises `Unsupported` if none can run it, or if the one that it asks for cannot; `InvalidArgument` if its kernel cannot
-    be read.
+    Raises `Unsupported` if none can run it, or if the one that it asks for cannot, and `InvalidArgument` if its kernel
+    cannot be read.
     """
     needs = Needs(
         jailer=config.jailer,
