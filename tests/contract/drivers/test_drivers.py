@@ -26,6 +26,12 @@ async def run(agent: AgentClient, *argv: str) -> int | None:
     return end.exit_code
 
 
+def skip_unless_it_can_pause(machine: Subject) -> None:
+    """Skip the test on a driver without this capability."""
+    if not machine.driver.capabilities.pause:
+        pytest.skip(f"this {machine.driver.name} cannot pause")
+
+
 async def test_a_machine_answers_runs_commands_and_powers_off(machine: Subject) -> None:
     spawned: list[int] = []
     vmm = await machine.launch(on_spawned=spawned.append)
@@ -49,8 +55,7 @@ async def test_what_a_driver_keeps_on_disk_is_in_its_own_directory(machine: Subj
 
 
 async def test_a_paused_machine_stands_still_and_goes_on(machine: Subject) -> None:
-    if not machine.driver.capabilities.pause:
-        pytest.skip(f"{machine.driver.name} cannot pause")
+    skip_unless_it_can_pause(machine)
     vmm = await machine.launch()
     async with agent_of(vmm) as agent:
         assert not await vmm.is_paused()
@@ -76,6 +81,7 @@ async def test_killing_ends_a_machine_at_once_and_twice(machine: Subject) -> Non
 
 
 async def test_a_paused_machine_can_be_killed(machine: Subject) -> None:
+    skip_unless_it_can_pause(machine)
     vmm = await machine.launch()
     await vmm.pause()
     await vmm.kill()
@@ -110,6 +116,7 @@ async def test_there_is_nothing_to_adopt_where_nothing_was_launched(machine: Sub
 
 
 async def test_a_machine_that_was_paused_is_adopted_and_goes_on(machine: Subject) -> None:
+    skip_unless_it_can_pause(machine)
     first = await machine.launch()
     async with agent_of(first):
         await first.pause()
