@@ -88,7 +88,7 @@ def install(vm: VM, home: Home, firecracker: str | None) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         pip_install(Path(scratch), ["--no-deps", "--no-build-isolation", str(ROOT)])
         vm.files.upload(list(Path(scratch).iterdir()), SITE)
-    for name in ("bench", "tests", "pyproject.toml"):
+    for name in ("bench", "hatch_build.py", "tests", "pyproject.toml"):
         vm.files.upload(ROOT / name, f"{GUEST_PROJECT}/{name}")
     guest = Home(Path(GUEST_HOME))
     for folder, target, name in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,8 @@ SITE = "/usr/local/lib/python3.13/dist-packages"
 """Where Debian's Python looks for packages that are not Debian's, also with ``-I``."""
 
 _SUITE = "trixie"
-_DEBIAN = ("e2fsprogs", "iproute2", "procps", "python3", "qemu-system-x86", "squashfs-tools")
+_DEBIAN = ("e2fsprogs", "iproute2", "procps", "python3", "qemu-system-x86", "squashfs-tools", "strace")
+_TEST_PACKAGES = ("hatchling", "pytest")
 _WHEELS = ("--python-version=3.13", "--platform=manylinux2014_x86_64", "--platform=manylinux_2_28_x86_64")
 _RECIPE_VERSION = 1
 
@@ -67,5 +69,5 @@ def pip_install(target: Path, arguments: list[str]) -> None:
 def _python_packages() -> list[str]:
     """What squib needs, and what runs its tests on VMs."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    tests = [name for name in project["dependency-groups"]["dev"] if name.startswith("pytest>")]
+    tests = [name for name in project["dependency-groups"]["dev"] if re.split("[<=>]", name)[0] in _TEST_PACKAGES]
     return sorted(project["project"]["dependencies"] + tests)
