@@ -7,6 +7,7 @@ SUITES ?= .venv-suites
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PACKAGES := python3-venv
 TEST_PACKAGES := tmux
+NESTED_PACKAGES := strace
 SOURCES := src tests bench hatch_build.py
 AGENT_SOURCES := $(shell find agent -name '*.go' -o -name go.mod)
 
@@ -66,6 +67,7 @@ test-suites: setup  ## Two public suites for sandboxes, on real VMs (optional)
 
 # SQUIB_TEST_FIRECRACKER=DIR names a directory with firecracker and jailer; without it that half is skipped.
 test-nested: setup  ## Tests on QEMU and Firecracker with KVM, in a nested VM if need be (optional)
+	@$(call install,$(NESTED_PACKAGES))
 	$(BIN)/python -m squib doctor --fix
 	$(BIN)/python -m tests.nested
 

@@ -3,6 +3,7 @@
 If this host's KVM works, they run here. Otherwise squib boots a nested VM, installs itself in it, and runs them there.
 ``SQUIB_TEST_FIRECRACKER=DIR`` names a directory with ``firecracker`` and ``jailer``; without it Firecracker is skipped.
 Arguments replace the selection of tests: ``python -m tests.nested tests/vm/test_exec.py -x``.
+``python -m tests.nested bench.startup`` runs that benchmark instead.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ Run = Callable[[list[str], dict[str, str]], int]
 """Run Python with arguments and additional environment variables; return its exit status."""
 
 FIRECRACKER = "SQUIB_TEST_FIRECRACKER"
+BENCH = "bench.startup"
 TESTS = ["tests/contract/drivers", "tests/vm", "-m", "nested"]
 PYTEST = ["-m", "pytest", "-v", "--durations=10"]
 PROBE = "import asyncio, sys; from squib.host.probe import probe_kvm; kvm = asyncio.run(probe_kvm()); "
@@ -39,10 +41,12 @@ PATIENCE = "10"
 
 
 def main(arguments: list[str]) -> int:
-    """Run the tests on each driver; return 0 if all passed."""
+    """Run the tests on each driver, or the benchmark; return 0 if all passed."""
     firecracker = os.environ.get(FIRECRACKER)
     summary = []
     with here() if asyncio.run(probe_kvm()).usable else nested_vm(firecracker) as run:
+        if arguments[:1] == [BENCH]:
+            return run(["-m", *arguments, "--boot-timeout", f"{BOOT_TIMEOUT_S:g}"], {})
         for driver in ("qemu", "firecracker"):
             if driver == "firecracker" and not firecracker:
                 summary.append(f"{driver}: SKIPPED, no test ran: set {FIRECRACKER} to a directory with its programs")

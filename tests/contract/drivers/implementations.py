@@ -62,6 +62,10 @@ class Subject:
         """The sockets in the driver's directory."""
         return sorted(path.name for path in self.folder.rglob("*") if path.is_socket())
 
+    def mounts(self) -> list[str]:
+        """The mounts below the driver's directory that this process sees."""
+        return [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(self.folder) in line]
+
 
 @contextlib.asynccontextmanager
 async def agent_of(machine: Machine) -> AsyncIterator[AgentClient]:

@@ -1,11 +1,6 @@
 """`kill -9` of the engine before and after every single write to its database, through a VM's whole life."""
 
-import asyncio
-import itertools
 import os
-import signal
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -20,10 +15,9 @@ from squib.host import cgroup, proc
 from squib.host.locks import FileLock
 from squib.host.processes import Process
 from squib.images.overlay import OverlayStore
-from squib.models import VMState
-from squib.store.database import Store
 from squib.store.records import LeaseKind, Owner, OwnerKind
 from tests.fakes.engine import Rig, StubRig, write_overlay
+from tests.kills import Life, check_every_write, helpers
 
 
 async def whole_life(engine: Engine, rig: Rig) -> None:
@@ -56,51 +50,6 @@ def start_helper(engine: Engine, owner: Owner, role: str) -> Process:
 
 
 ROLES = ("server", "proxy")
-Life = Callable[[Engine, Rig], Awaitable[None]]
-
-
-@contextmanager
-def kill_at_write(number: int, *, after: bool) -> Iterator[None]:
-    """In a child: die just before, or just after, the write of this number."""
-    transaction = Store._transaction
-    count = itertools.count(1)
-
-    @contextmanager
-    def counted(self: Store) -> Iterator[None]:
-        mine = next(count) == number
-        if mine and not after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        with transaction(self):
-            yield
-        if mine:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    Store._transaction = counted  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Store._transaction = transaction  # type: ignore[method-assign]
-
-
-def live_and_die(rig: Rig, life: Life, number: int, *, after: bool) -> bool:
-    """Live a whole life in a child that is killed at a write; whether there was such a write."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-
-            async def main() -> None:
-                async with rig.engine() as engine:
-                    await life(engine, rig)
-
-            with kill_at_write(number, after=after):
-                asyncio.run(main())
-            status = 0
-        finally:
-            os._exit(status)
-    _, status = os.waitpid(child, 0)
-    assert status == 0 or os.WTERMSIG(status) == signal.SIGKILL, f"the child ended with {status}"
-    return status != 0
 
 
 @pytest.mark.slow
@@ -114,7 +63,7 @@ def test_the_life_of_a_firecracker_whatever_the_write_that_was_the_last(
         monkeypatch.setattr(cgroup, "find_layout", cgroup.Layout)
     rig = StubRig(tmp_path, jailer=jailer)
     try:
-        check_every_write(rig, whole_life, after=after)
+        assert check_every_write(rig, whole_life, after=after) > 20
     finally:
         rig.clean_up()
 
@@ -123,49 +72,7 @@ def test_the_life_of_a_firecracker_whatever_the_write_that_was_the_last(
 @pytest.mark.parametrize("life", [whole_life, life_of_other_owners])
 @pytest.mark.parametrize("after", [False, True])
 def test_whatever_the_write_that_was_the_last(rig: Rig, life: Life, after: bool) -> None:
-    check_every_write(rig, life, after=after)
-
-
-def check_every_write(rig: Rig, life: Life, *, after: bool) -> None:
-    """Live a life again and again, each time killed at the next write."""
-    killed = 0
-    for number in itertools.count(1):
-        if not live_and_die(rig, life, number, after=after):
-            break
-        killed += 1
-        asyncio.run(check_and_clean(rig))
-    assert killed > 20  # both lives write more often than that
-
-
-async def check_and_clean(rig: Rig) -> None:
-    """The next engine finds VMs that are usable, or nothing of them; then nothing is left."""
-    async with asyncio.timeout(20), rig.engine() as engine:
-        records = engine.store.list_vms()
-        assert {record.state for record in records} <= {VMState.CREATED, VMState.STOPPED, VMState.RUNNING}
-        assert sorted(path.name for path in rig.home.vms.iterdir()) == sorted(record.vm_id for record in records)
-        running = [record for record in records if record.state is VMState.RUNNING]
-        assert len(rig.vmms()) == len(running) == len(engine.running)
-        kinds = [lease.kind for lease in engine.store.leases()]
-        assert kinds.count(LeaseKind.DIRECTORY) == len(records)
-        assert kinds.count(LeaseKind.PROCESS) == kinds.count(LeaseKind.CGROUP) == len(running)
-        for record in records:
-            assert (await start_vm(engine, record.vm_id)).state is VMState.RUNNING
-            await delete_vm(engine, record.vm_id)
-        assert (rig.vmms(), engine.store.leases(), list(rig.home.vms.iterdir())) == ([], [], [])
-        for kind in set(OwnerKind) - {OwnerKind.VM}:
-            owner = Owner(kind, "x")
-            assert not engine.directory(owner).exists()
-        assert helpers(rig) == []
-
-
-def helpers(rig: Rig) -> list[str]:
-    """The command lines of processes that log into the state directory."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        with suppress(OSError):
-            if entry.name.isdecimal() and os.readlink(entry / "fd" / "1").startswith(str(rig.home.root)):  # noqa: PTH115
-                found.append((entry / "cmdline").read_bytes().decode())
-    return found
+    assert check_every_write(rig, life, after=after) > 20  # both lives write more often than that
 
 
 @pytest.mark.parametrize("killed", ROLES)
