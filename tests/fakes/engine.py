@@ -95,7 +95,7 @@ class StubRig(Rig):
         stub = install(folder / "files")
         programs = Programs(stub.firecracker, stub.jailer, (1, 16, 1))
         self.firecracker = FirecrackerDriver(
-            lambda: programs, KVMProbe(True, "the stub needs no KVM", True), can_jail=True
+            lambda: programs, KVMProbe(True, "the stub needs no KVM", True), jailer_lacks=""
         )
         self.config = self.config.model_copy(update={"kernel_path": str(kernel), "jailer": jailer})
 

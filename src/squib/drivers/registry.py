@@ -6,16 +6,15 @@ Each VM is stored with the name of its driver.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from squib.drivers.base import Driver, Needs, Problem, lacking, unsupported
+from squib.drivers.firecracker.checks import jailer_lacks
 from squib.drivers.firecracker.driver import FirecrackerDriver
 from squib.drivers.firecracker.programs import FoundPrograms, find_programs
 from squib.drivers.qemu.driver import QemuDriver
 from squib.errors import Unsupported
-from squib.host import cgroup
 from squib.host.jail import probe_jail
 from squib.host.probe import probe_kvm
 from squib.paths import FirecrackerRelease, Home
@@ -88,6 +87,5 @@ async def find_drivers(home: Home) -> Drivers:
     """
     installed = FirecrackerRelease(home.firecracker)
     kvm, confinement, programs = await asyncio.gather(probe_kvm(), probe_jail(), find_programs(installed))
-    can_jail = os.geteuid() == 0 and not cgroup.find_layout().missing
-    firecracker = FirecrackerDriver(FoundPrograms(programs, installed).now, kvm, can_jail=can_jail)
+    firecracker = FirecrackerDriver(FoundPrograms(programs, installed).now, kvm, jailer_lacks())
     return Drivers.of(firecracker, QemuDriver(kvm, confinement))

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from squib.drivers.base import Problem
-from squib.drivers.firecracker.checks import check_all, check_jailer, check_kvm, check_programs
+from squib.drivers.firecracker.checks import check_all, check_jailer, check_kvm, check_programs, jailer_lacks
 from squib.drivers.firecracker.install import install_from, uninstall
 from squib.drivers.firecracker.installed import find_release
 from squib.drivers.firecracker.programs import FoundPrograms, Programs, find_programs
+from squib.host import cgroup
 from squib.host.probe import KVMProbe
 from squib.models import CheckStatus
 from squib.paths import FirecrackerRelease, Home
@@ -40,20 +41,20 @@ def installed(home: Home) -> FirecrackerRelease:
 
 
 async def test_a_missing_firecracker_is_a_warning_with_the_command(home: Home) -> None:
-    [check] = check_all(await find(home), WORKS, can_jail=False)
+    [check] = check_all(await find(home), WORKS, "root")
     assert (check.name, check.status, str(check.fix)) == ("firecracker", CheckStatus.WARN, INSTALL)
     assert check.detail == "VMs run on QEMU: Firecracker is not installed"
 
 
 async def test_where_kvm_cannot_run_a_guest_nobody_is_told_to_install_it(home: Home) -> None:
-    [check] = check_all(await find(home), NO_KVM, can_jail=False)
+    [check] = check_all(await find(home), NO_KVM, "root")
     assert (check.status, check.fix) == (CheckStatus.OK, None)
     assert check.detail == "Firecracker is not installed; it needs KVM, which cannot run a guest here"
 
 
 async def test_an_installed_firecracker_is_shown_with_its_version(home: Home, tmp_path: Path) -> None:
     await install_from(home, releases.folder(tmp_path / "given"))
-    checks = check_all(await find(home), WORKS, can_jail=True)
+    checks = check_all(await find(home), WORKS, "")
     assert [(check.name, check.status) for check in checks] == [
         ("firecracker", CheckStatus.OK),
         ("firecracker kvm", CheckStatus.OK),
@@ -106,11 +107,26 @@ def test_kvm_that_cannot_be_opened_has_a_command(tmp_path: Path, monkeypatch: py
     assert check_kvm(WORKS, device).fix is None
 
 
-@pytest.mark.parametrize(("uid", "wanted"), [(1000, "needs root"), (0, "needs cgroups")])
-def test_the_jailers_needs_are_told(uid: int, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("uid", "capabilities", "missing", "lacks"),
+    [
+        (1000, "000001ffffffffff", {}, "root"),
+        (0, "000001ffffffffff", {"pids": "no"}, "cgroups (memory, cpu, pids)"),
+        (0, "00000000a00425fb", {}, "root with CAP_SYS_ADMIN, CAP_MKNOD"),  # in a container
+        (0, "000001ffffffffff", {}, ""),
+    ],
+)
+def test_the_jailers_needs_are_told(
+    uid: int, capabilities: str, missing: dict[str, str], lacks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("os.geteuid", lambda: uid)
-    check = check_jailer(can_jail=False)
-    assert check.status is CheckStatus.WARN and wanted in check.detail
+    monkeypatch.setattr(cgroup, "find_layout", lambda: cgroup.Layout(missing=missing))
+    status = tmp_path / "status"
+    status.write_text(f"Name:\tsquib\nCapEff:\t{capabilities}\nCapBnd:\t{capabilities}\n")
+    assert jailer_lacks(status) == lacks
+    check = check_jailer(lacks)
+    assert check.status is (CheckStatus.WARN if lacks else CheckStatus.OK)
+    assert lacks in check.detail
 
 
 async def test_an_engine_notices_what_is_installed_and_removed_while_it_runs(home: Home, tmp_path: Path) -> None:

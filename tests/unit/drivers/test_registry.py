@@ -19,10 +19,8 @@ NO_KVM = KVMProbe(False, "guest code is interpreted", True)
 NOT_INSTALLED = Problem("Firecracker is not installed", hint="squib install firecracker")
 
 
-def drivers(programs: Programs | Problem = PROGRAMS, kvm: KVMProbe = WORKS, *, can_jail: bool = True) -> Drivers:
-    return Drivers.of(
-        FirecrackerDriver(lambda: programs, kvm, can_jail=can_jail), QemuDriver(NO_KVM, Jail(JailMode.NONE))
-    )
+def drivers(programs: Programs | Problem = PROGRAMS, kvm: KVMProbe = WORKS, lacks: str = "") -> Drivers:
+    return Drivers.of(FirecrackerDriver(lambda: programs, kvm, lacks), QemuDriver(NO_KVM, Jail(JailMode.NONE)))
 
 
 def test_auto_is_firecracker_where_all_that_it_needs_is_there() -> None:
@@ -35,7 +33,7 @@ def test_auto_is_firecracker_where_all_that_it_needs_is_there() -> None:
     [
         (drivers(NOT_INSTALLED), "Firecracker is not installed"),
         (drivers(kvm=NO_KVM), "KVM cannot run a guest here: guest code is interpreted"),
-        (drivers(can_jail=False), "its jailer needs root and cgroups"),
+        (drivers(lacks="root"), "its jailer needs root"),
     ],
 )
 def test_auto_is_qemu_otherwise_and_says_why(found: Drivers, reason: str) -> None:
@@ -48,7 +46,7 @@ def test_auto_is_qemu_otherwise_and_says_why(found: Drivers, reason: str) -> Non
     [
         (drivers(NOT_INSTALLED), "Firecracker is not installed", "squib install firecracker"),
         (drivers(kvm=NO_KVM), "KVM cannot run a guest here: guest code is interpreted", "--driver qemu"),
-        (drivers(can_jail=False), "its jailer needs root and cgroups", "--no-jailer"),
+        (drivers(lacks="root"), "its jailer needs root", "--no-jailer"),
     ],
 )
 def test_a_driver_that_was_asked_for_and_cannot_work_is_an_error_with_the_reason(
@@ -60,7 +58,7 @@ def test_a_driver_that_was_asked_for_and_cannot_work_is_an_error_with_the_reason
 
 
 def test_without_a_jailer_firecracker_needs_no_root() -> None:
-    assert drivers(can_jail=False).choose("auto", Needs(jailer=False)).driver.name == "firecracker"
+    assert drivers(lacks="root").choose("auto", Needs(jailer=False)).driver.name == "firecracker"
 
 
 def test_auto_is_the_first_driver_that_meets_the_needs_of_the_vm() -> None:

@@ -6,23 +6,28 @@ None of them fails: without Firecracker, VMs run on QEMU.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from squib.drivers.base import Problem
 from squib.drivers.firecracker import installed
 from squib.drivers.firecracker.programs import Programs
 from squib.drivers.firecracker.version import show_version
+from squib.host import cgroup
 from squib.host.probe import KVM_DEVICE, KVMProbe, access_fix
 from squib.models import Check, CheckStatus, Fix
 from squib.paths import FirecrackerRelease
 
+_CAPABILITIES = {"CAP_CHOWN": 0, "CAP_SETGID": 6, "CAP_SETUID": 7, "CAP_SYS_ADMIN": 21, "CAP_MKNOD": 27}
+"""What the jailer needs of root, by the numbers in capabilities(7). A container's root may have less."""
 _INSTALL = Fix(argv=("squib", "install", "firecracker"))
 
 
-def check_all(programs: Programs | Problem, kvm: KVMProbe, *, can_jail: bool) -> list[Check]:
+def check_all(programs: Programs | Problem, kvm: KVMProbe, jailer_lacks: str) -> list[Check]:
     """Check the programs, and if they work, what they need of this host.
 
-    Where KVM cannot run a guest, there is no warning if Firecracker is missing.
+    ``jailer_lacks`` is what `jailer_lacks` has returned. Where KVM cannot run a guest, there is no warning if
+    Firecracker is missing.
     """
     if isinstance(programs, Problem) and not kvm.usable:
         detail = f"{programs.text}; it needs KVM, which cannot run a guest here"
@@ -30,7 +35,7 @@ def check_all(programs: Programs | Problem, kvm: KVMProbe, *, can_jail: bool) ->
     found = check_programs(programs)
     if found.status is not CheckStatus.OK:
         return [found]
-    return [found, check_kvm(kvm, KVM_DEVICE), check_jailer(can_jail=can_jail)]
+    return [found, check_kvm(kvm, KVM_DEVICE), check_jailer(jailer_lacks)]
 
 
 def check_programs(programs: Programs | Problem) -> Check:
@@ -59,11 +64,24 @@ def check_kvm(kvm: KVMProbe, device: Path) -> Check:
     return Check(name=name, status=CheckStatus.WARN, detail=detail, fix=access_fix(device))
 
 
-def check_jailer(*, can_jail: bool) -> Check:
+def jailer_lacks(status: Path = Path("/proc/self/status")) -> str:
+    """Return what the jailer needs and this engine does not have, or nothing.
+
+    ``status`` describes the engine's process, as in proc(5).
+    """
+    if os.geteuid() != 0:
+        return "root"
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)$", status.read_text(), re.MULTILINE)
+    effective = int(found[1], 16) if found else 0
+    if missing := [name for name, number in _CAPABILITIES.items() if not effective & 1 << number]:
+        return f"root with {', '.join(missing)}"
+    return "cgroups (memory, cpu, pids)" if cgroup.find_layout().missing else ""
+
+
+def check_jailer(lacks: str) -> Check:
     """Check that the engine may use Firecracker's jailer."""
     name = "firecracker jailer"
-    if can_jail:
+    if not lacks:
         return Check(name=name, status=CheckStatus.OK, detail="each VM gets its own user, chroot and namespaces")
-    wanted = "root" if os.geteuid() else "cgroups (memory, cpu, pids)"
-    detail = f"Firecracker's jailer needs {wanted}, so VMs run on QEMU"
+    detail = f"Firecracker's jailer needs {lacks}, so VMs run on QEMU"
     return Check(name=name, status=CheckStatus.WARN, detail=detail)

@@ -47,8 +47,7 @@ class FirecrackerDriver:
     """`squib.drivers.base.Driver` for Firecracker. One per engine.
 
     ``find_programs`` returns Firecracker's programs, or why there are none; the answer may change at any time. ``kvm``
-    says whether KVM works, and ``can_jail`` whether this engine may use the jailer: it is root, and this host has
-    cgroups.
+    says whether KVM works, and ``jailer_lacks`` why this engine cannot use the jailer (`checks.jailer_lacks`).
     """
 
     name = "firecracker"
@@ -56,10 +55,10 @@ class FirecrackerDriver:
     groups: tuple[int, ...] = ()
     guest_modules = ("firecracker",)
 
-    def __init__(self, find_programs: Callable[[], Programs | Problem], kvm: KVMProbe, *, can_jail: bool) -> None:
+    def __init__(self, find_programs: Callable[[], Programs | Problem], kvm: KVMProbe, jailer_lacks: str) -> None:
         self._find_programs = find_programs
         self._kvm = kvm
-        self._can_jail = can_jail
+        self._jailer_lacks = jailer_lacks
 
     @property
     def capabilities(self) -> Capabilities:
@@ -81,9 +80,9 @@ class FirecrackerDriver:
                 f"KVM cannot run a guest here: {self._kvm.reason}",
                 hint="use --driver qemu, which works without KVM; squib doctor shows what KVM needs",
             )
-        if jailer and not self._can_jail:
+        if jailer and self._jailer_lacks:
             return Problem(
-                "its jailer needs root and cgroups (memory, cpu, pids)",
+                f"its jailer needs {self._jailer_lacks}",
                 hint="run the engine as root, or use --driver qemu; for development only: --no-jailer",
             )
         return programs
@@ -169,7 +168,7 @@ class FirecrackerDriver:
             return FirecrackerMachine(process, paths, endpoint, api, pumps)
 
     async def checks(self) -> list[Check]:
-        return await asyncio.to_thread(check_all, self._find_programs(), self._kvm, can_jail=self._can_jail)
+        return await asyncio.to_thread(check_all, self._find_programs(), self._kvm, self._jailer_lacks)
 
 
 async def _jailed(
