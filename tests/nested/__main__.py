@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from squib import VM
+from squib import VM, SquibError
 from squib.host.probe import probe_kvm
 from squib.images.store import ImageStore
 from squib.kernels.catalog import KernelStore
@@ -36,6 +36,7 @@ PROBE = "import asyncio, sys; from squib.host.probe import probe_kvm; kvm = asyn
 GUEST_PROJECT, GUEST_HOME, GUEST_FIRECRACKER = "/root/squib", "/root/.squib", "/root/firecracker"
 MEMORY_MIB = 5 * 1024
 BOOT_TIMEOUT_S = 180.0
+CONSOLE_BYTES = 8192
 PATIENCE = "10"
 """The factor for time limits in the nested VM (`tests.vm.conftest.PATIENCE`)."""
 
@@ -84,7 +85,11 @@ def nested_vm(firecracker: str | None) -> Iterator[Run]:
         if run(["-c", PROBE + "print(kvm.reason); sys.exit(not kvm.usable)"], {}) != 0:
             sys.exit("KVM does not work in the VM")
         step("run the tests")
-        yield run
+        try:
+            yield run
+        except SquibError:
+            show(vm.logs()[-CONSOLE_BYTES:])  # the VM's own console says more
+            raise
 
 
 def install(vm: VM, home: Home, firecracker: str | None) -> None:
