@@ -22,11 +22,14 @@ Life = Callable[[Engine, Rig], Awaitable[None]]
 CHECK_TIMEOUT_S = 20.0
 
 
-def check_every_write(rig: Rig, life: Life, *, after: bool, patience: float = 1) -> int:
-    """Live a life again and again, each time killed at the next write; return how many writes it has."""
-    for number in itertools.count(1):
+def check_every_write(rig: Rig, life: Life, *, after: bool, step: int = 1, patience: float = 1) -> int:
+    """Live a life again and again, each time killed at the next write; return how many times it was killed.
+
+    With a ``step``, writes between are left out.
+    """
+    for killed, number in enumerate(itertools.count(1, step)):
         if not live_and_die(rig, life, number, after=after):
-            return number - 1
+            return killed
         asyncio.run(check_and_clean(rig, CHECK_TIMEOUT_S * patience))
     raise AssertionError
 

@@ -73,7 +73,8 @@ def nested_vm(firecracker: str | None) -> Iterator[Run]:
     rootfs = ensure_image(home)
     step("boot the VM")
     # One CPU: QEMU before 8.1 makes a guest with several panic when KVM patches its kernel (docs/nested.md).
-    vm = VM(rootfs_path=rootfs, nested=True, vcpu_count=1, mem_size_mib=MEMORY_MIB)
+    # A periodic tick: QEMU can lose a timer interrupt of a CPU that runs VMs, and a one-shot timer then stands still.
+    vm = VM(rootfs_path=rootfs, nested=True, vcpu_count=1, mem_size_mib=MEMORY_MIB, boot_args="nohz=off highres=off")
     with contextlib.closing(vm.start(BOOT_TIMEOUT_S, bound=True)):
 
         def run(arguments: list[str], env: dict[str, str]) -> int:
