@@ -86,3 +86,4 @@ func (hostIdentity) AddEntropy([]byte) error   { return nil }
 func (hostIdentity) SetClock(time.Time) error  { return nil }
 func (hostIdentity) SetHostname(string) error  { return nil }
 func (hostIdentity) SetMachineID(string) error { return nil }
+func (hostIdentity) SetBootID(string) error    { return nil }

@@ -33,6 +33,8 @@ from tests.fakes.wire import PREFACE, Input, Session, Stream
 
 _LINE = re.compile(rb"SQUIB-(SYNC|GO) (\d{1,9}) ([0-9a-f]{32})\n\Z")
 _MAX_ENDED = 32
+SERVED_BARE = {("GET", "/v1/hello"), ("POST", "/v1/setup"), ("POST", "/v1/poweroff")}
+"""What an agent serves before it has entropy."""
 _MAX_STRING_BYTES = (128 << 10) - 1
 _MAX_STRINGS_BYTES = (2 << 20) - 8192
 
@@ -58,6 +60,8 @@ class FakeAgent:
     """Whether ``shell`` commands run, as the words that they are."""
     users: dict[str, str] | None = None
     """The accounts and their home directories; ``None``: every name is one, and has no environment of its own."""
+    bare: bool = False
+    """Whether it refuses requests until it has got entropy, as a real one does."""
     idle_s: float | None = None
     poweroff: asyncio.Event = field(default_factory=asyncio.Event)
     ignore_poweroff: bool = False
@@ -107,6 +111,8 @@ class FakeAgent:
 
     async def answer(self, stream: Stream, session: Session, stream_id: int) -> None:
         path = stream.path.partition("?")[0]
+        if self.bare and (stream.method, path) not in SERVED_BARE and "entropy" not in self.setup:
+            raise Refused(503, "not_set_up", "the guest has no entropy of its own yet")
         match stream.method, path.removeprefix("/v1/").split("/") if path.startswith("/v1/") else []:
             case "GET", ["hello"]:
                 hello = {

@@ -77,6 +77,7 @@ async def boot(folder: Path) -> dict[str, object]:
     agent = AgentClient(machine.connect_agent)
     try:
         await agent.connect(timeout_s=60)
+        await agent.setup(hostname="prison", machine_id="0" * 32, env={})
         async with await agent.exec(ExecRequest(argv=["echo", "from the guest"])) as response:
             said = await response.read()
         result = inspect(machine.pid) | {"holders": processes.find(identity) == [machine.pid]}

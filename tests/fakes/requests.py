@@ -12,6 +12,7 @@ from typing import Any
 MAX_PATH_BYTES = 4095
 _HOSTNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,63}")
 _MACHINE_ID = re.compile(r"[0-9a-f]{32}")
+_BOOT_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NO_BYTE = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _MAX_GRACE_MS = 3_600_000
@@ -81,6 +82,7 @@ def _is_entropy(value: object) -> bool:
 SETUP: dict[str, Check] = {
     "hostname": lambda value: isinstance(value, str) and bool(_HOSTNAME.fullmatch(value)),
     "machine_id": lambda value: isinstance(value, str) and bool(_MACHINE_ID.fullmatch(value)),
+    "boot_id": lambda value: isinstance(value, str) and bool(_BOOT_ID.fullmatch(value)),
     "time_unix_ms": is_number(-(1 << 62)),
     "entropy": _is_entropy,
     "env": is_env,

@@ -42,7 +42,7 @@ async def serve(listener: socket.socket, behaviour: str) -> int:
     if behaviour == "--hang":
         await asyncio.Event().wait()
     kind = PanicsWhenSetUp if behaviour == "--panic-when-set-up" else FakeAgent
-    agent = kind(ignore_poweroff=behaviour == "--deaf")
+    agent = kind(bare=True, ignore_poweroff=behaviour == "--deaf")
     server = await asyncio.start_unix_server(agent.serve, sock=listener)
     await agent.poweroff.wait()
     server.close()

@@ -63,4 +63,4 @@ def test_all_errors_are_public() -> None:
 def test_the_protocols_codes_are_known() -> None:
     text = (Path(__file__).parents[2] / "protocol" / "agent.md").read_text()
     codes = set(re.findall(r"^\| `(\w+)` \| \d{3} \|", text, re.MULTILINE))
-    assert codes - {"bad_request", "powering_off"} <= BY_CODE.keys()
+    assert codes - {"bad_request", "powering_off", "not_set_up"} <= BY_CODE.keys()

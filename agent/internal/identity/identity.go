@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"time"
@@ -94,6 +95,37 @@ func (g Guest) SetMachineID(id string) error {
 		return err
 	}
 	return g.write("etc/machine-id", id+"\n", 0o444)
+}
+
+// bootIDForm is that of /proc/sys/kernel/random/boot_id: a UUID in lower case.
+var bootIDForm = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
+
+// CheckBootID rejects IDs that are not in the form of the kernel's.
+func CheckBootID(id string) error {
+	if !bootIDForm.MatchString(id) {
+		return fmt.Errorf("invalid boot_id %q: use a UUID in lower case", id)
+	}
+	return nil
+}
+
+// SetBootID mounts a file with this ID over the kernel's. The kernel draws its own once in each
+// boot, so clones of a running guest would share it.
+func (g Guest) SetBootID(id string) error {
+	if err := CheckBootID(id); err != nil {
+		return err
+	}
+	const name = "run/squib-boot-id"
+	if err := g.write(name, id+"\n", 0o444); err != nil {
+		return err
+	}
+	defer os.Remove(g.path(name)) // the mount keeps the file
+	kernels := g.path("proc/sys/kernel/random/boot_id")
+	syscall.Unmount(kernels, syscall.MNT_DETACH) // an earlier ID: its file is gone, so nothing can be mounted over it
+	err := syscall.Mount(g.path(name), kernels, "", syscall.MS_BIND, "")
+	if err == nil {
+		err = syscall.Mount("", kernels, "", syscall.MS_REMOUNT|syscall.MS_BIND|syscall.MS_RDONLY, "")
+	}
+	return os.NewSyscallError("mount "+kernels, err)
 }
 
 // SetClock sets the real-time clock. Durations are not affected.

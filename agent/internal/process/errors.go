@@ -18,6 +18,7 @@ const (
 	StdinClosed     Code = "stdin_closed"
 	NoTerminal      Code = "no_terminal"
 	PoweringOff     Code = "powering_off"
+	NotSetUp        Code = "not_set_up"
 	Internal        Code = "internal"
 )
 

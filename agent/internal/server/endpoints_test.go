@@ -1,6 +1,8 @@
 package server
 
 import (
+	"encoding/base64"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -10,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"squib/agent/internal/identity"
 	"squib/agent/internal/porttest"
 	"squib/agent/internal/transport"
 )
@@ -258,7 +261,7 @@ func TestStalledStdinLeavesTheSessionUsable(t *testing.T) {
 
 func TestSetupChecksBeforeItChanges(t *testing.T) {
 	s := newGuest(t).connect()
-	for _, body := range []string{`{"hostname": "a b"}`, `{"hostname": ""}`, `{"hostname": "a\nb"}`, `{"machine_id": "short"}`, `{"entropy": "!"}`, `{"entropy": "AAAA"}`,
+	for _, body := range []string{`{"hostname": "a b"}`, `{"hostname": ""}`, `{"hostname": "a\nb"}`, `{"machine_id": "short"}`, `{"boot_id": "0f0f"}`, `{"entropy": "!"}`, `{"entropy": "AAAA"}`,
 		`{"env": {"a=b": ""}}`, `{"env": []}`, `{"time_unix_ms": "now"}`, `[]`} {
 		s.refused("POST", "/v1/setup", body, 400, "bad_request")
 	}
@@ -278,6 +281,48 @@ func TestSetupChecksBeforeItChanges(t *testing.T) {
 		t.Errorf("got %q", c.streams[1])
 	}
 }
+
+func TestAGuestWithoutEntropyServesNothing(t *testing.T) {
+	g := newGuest(t)
+	g.server.hasEntropy.Store(false)
+	s := g.connect()
+	refused := func() {
+		t.Helper()
+		s.refused("POST", "/v1/exec", `{"argv": ["true"], "user": "me"}`, 503, "not_set_up")
+		s.refused("GET", "/v1/processes", "", 503, "not_set_up")
+		s.refused("PUT", "/v1/files?path=/tmp/never", "x", 503, "not_set_up")
+	}
+	refused()
+	if status, _ := s.ask("POST", "/v1/setup", `{"env": {"A": "1"}}`); status != 204 {
+		t.Errorf("got %d", status)
+	}
+	refused()
+	g.server.config.Identity = dry{}
+	if status, _ := s.ask("POST", "/v1/setup", `{"entropy": "AAAA"}`); status != 400 {
+		t.Errorf("got %d", status)
+	}
+	refused()
+	seed := base64.StdEncoding.EncodeToString(make([]byte, 32))
+	s.refused("POST", "/v1/setup", `{"entropy": "`+seed+`"}`, 500, "internal")
+	refused()
+	g.server.config.Identity = generous{}
+	if status, _ := s.ask("POST", "/v1/setup", `{"entropy": "`+seed+`"}`); status != 204 {
+		t.Errorf("got %d", status)
+	}
+	c := s.exec(`{"shell": "echo $A", "user": "me"}`)
+	if c.finish(); c.streams[1] != "1\n" {
+		t.Errorf("got %q", c.streams[1])
+	}
+}
+
+// dry cannot reseed its generator, and generous accepts any seed.
+type (
+	dry      struct{ identity.Guest }
+	generous struct{ identity.Guest }
+)
+
+func (dry) AddEntropy([]byte) error      { return errors.New("no entropy") }
+func (generous) AddEntropy([]byte) error { return nil }
 
 func TestPowerOff(t *testing.T) {
 	g := newGuest(t)

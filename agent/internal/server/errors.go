@@ -26,6 +26,7 @@ var statusOf = map[process.Code]int{
 	process.StdinClosed:     http.StatusConflict,
 	process.NoTerminal:      http.StatusConflict,
 	process.PoweringOff:     http.StatusServiceUnavailable,
+	process.NotSetUp:        http.StatusServiceUnavailable,
 	process.Internal:        http.StatusInternalServerError,
 	files.NoSuchFile:        http.StatusNotFound,
 	files.FileExists:        http.StatusConflict,

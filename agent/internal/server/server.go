@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"squib/agent/internal/files"
@@ -40,6 +41,7 @@ type Identity interface {
 	SetClock(now time.Time) error
 	SetHostname(name string) error
 	SetMachineID(id string) error
+	SetBootID(id string) error
 }
 
 // Server serves one guest.
@@ -49,6 +51,7 @@ type Server struct {
 	http      *http.Server
 	uploads   uploads
 
+	hasEntropy   atomic.Bool // of its own, from the host
 	powerOffOnce sync.Once
 }
 
@@ -83,7 +86,7 @@ func New(processes *process.Manager, config Config) *Server {
 			return badRequest("no such endpoint: " + r.Method + " " + r.URL.Path)
 		},
 	} {
-		mux.Handle(pattern, endpoint)
+		mux.Handle(pattern, s.needsEntropy(pattern, endpoint))
 	}
 	var protocols http.Protocols
 	protocols.SetUnencryptedHTTP2(true)
@@ -99,6 +102,21 @@ func New(processes *process.Manager, config Config) *Server {
 		},
 	}
 	return s
+}
+
+// needsEntropy refuses an endpoint until the guest has entropy of its own. Clones of one memory image
+// would otherwise draw the same random numbers. What gives a guest its entropy or ends it is served.
+func (s *Server) needsEntropy(pattern string, endpoint handler) handler {
+	switch pattern {
+	case "GET /v1/hello", "POST /v1/setup", "POST /v1/poweroff", "/":
+		return endpoint
+	}
+	return func(w http.ResponseWriter, r *http.Request) error {
+		if !s.hasEntropy.Load() {
+			return &process.Error{Code: process.NotSetUp, Message: "the guest has no entropy of its own yet"}
+		}
+		return endpoint(w, r)
+	}
 }
 
 // Serve serves the listener's connections until the listener fails.

@@ -49,6 +49,7 @@ func (s *Server) setup(w http.ResponseWriter, r *http.Request) error {
 		TimeUnixMS *int64   `json:"time_unix_ms"`
 		Entropy    *string  `json:"entropy"`
 		MachineID  *text    `json:"machine_id"`
+		BootID     *text    `json:"boot_id"`
 		Env        *textMap `json:"env"`
 	}
 	if err := decode(w, r, &request); err != nil {
@@ -81,6 +82,13 @@ func (s *Server) setup(w http.ResponseWriter, r *http.Request) error {
 		}
 		steps = append(steps, func() error { return s.config.Identity.SetMachineID(id) })
 	}
+	if request.BootID != nil {
+		id := string(*request.BootID)
+		if err := identity.CheckBootID(id); err != nil {
+			return badRequest(err.Error())
+		}
+		steps = append(steps, func() error { return s.config.Identity.SetBootID(id) })
+	}
 	if request.Env != nil {
 		if err := process.CheckEnv(*request.Env); err != nil {
 			return err
@@ -91,6 +99,9 @@ func (s *Server) setup(w http.ResponseWriter, r *http.Request) error {
 		if err := step(); err != nil {
 			return err
 		}
+	}
+	if request.Entropy != nil {
+		s.hasEntropy.Store(true)
 	}
 	w.WriteHeader(http.StatusNoContent)
 	return nil

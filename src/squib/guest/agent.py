@@ -10,6 +10,7 @@ import base64
 import json
 import os
 import time
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,14 +93,27 @@ class AgentClient:
             await self._connection.close()
             self._connection = None
 
+    async def end_session(self, *, timeout_s: float) -> None:
+        """End the session, and return when the agent waits for the next handshake.
+
+        The clones of a guest that is saved in this state answer at once. In a session, the host must first flush it
+        (``protocol/agent.md`` §2).
+
+        Raises `AgentUnreachable`.
+        """
+        await self.close()
+        connection, _ = await open_channel(self._connect, self._budget, timeout_s=timeout_s, go=False)
+        connection.close()
+
     async def setup(self, *, hostname: str, machine_id: str, env: dict[str, str]) -> None:
-        """Send a booted guest its identity, the host's time and entropy."""
+        """Send a guest that was booted or restored its identity, the host's time, entropy, and a new boot ID."""
         await self._json(
             "POST",
             "/v1/setup",
             {
                 "hostname": hostname,
                 "machine_id": machine_id,
+                "boot_id": str(uuid.uuid4()),
                 "env": env,
                 "time_unix_ms": _now_unix_ms(),
                 "entropy": base64.b64encode(os.urandom(_ENTROPY_BYTES)).decode(),

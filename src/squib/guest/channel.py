@@ -28,9 +28,11 @@ _OK = re.compile(rb"SQUIB-OK (\d{1,9}) ([0-9a-f]{32})\Z")
 
 
 async def open_channel(
-    connect: Connect, budget: LoopBudget, *, timeout_s: float, retry_s: float = 0.25
+    connect: Connect, budget: LoopBudget, *, timeout_s: float, retry_s: float = 0.25, go: bool = True
 ) -> tuple[socket.socket, bytes]:
     """Connect to the guest agent, shake hands, and return the socket.
+
+    Without ``go`` the handshake is left open: the agent then waits for another one, as after a boot.
 
     Returns the non-blocking socket and the HTTP/2 bytes received so far. If the guest does not answer within
     ``retry_s``, flushes the HTTP/2 connection that the guest may still be in and sends a new nonce; then tries again on
@@ -43,7 +45,7 @@ async def open_channel(
             while True:
                 connection = await _connect(connect)
                 with Undo(connection.close):
-                    received = await _shake_hands(connection, budget, retry_s)
+                    received = await _shake_hands(connection, budget, retry_s, go=go)
                 if received is not None:
                     return connection, received
                 connection.close()
@@ -63,7 +65,7 @@ async def _connect(connect: Connect) -> socket.socket:
         raise AgentLost(f"cannot connect to the guest agent: {error.strerror or error}") from error
 
 
-async def _shake_hands(connection: socket.socket, budget: LoopBudget, retry_s: float) -> bytes | None:
+async def _shake_hands(connection: socket.socket, budget: LoopBudget, retry_s: float, *, go: bool) -> bytes | None:
     """Try twice, the second time after a flush.
 
     Return ``None`` if a new connection is needed.
@@ -77,7 +79,8 @@ async def _shake_hands(connection: socket.socket, budget: LoopBudget, retry_s: f
                 received = await _read_ok(connection, budget, nonce)
         except TimeoutError:
             continue
-        await loop.sock_sendall(connection, b"SQUIB-GO %d %s\n" % (PROTOCOL_VERSION, nonce))
+        if go:
+            await loop.sock_sendall(connection, b"SQUIB-GO %d %s\n" % (PROTOCOL_VERSION, nonce))
         return received
     return None
 

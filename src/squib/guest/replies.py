@@ -16,6 +16,7 @@ AGENT_ERRORS: dict[str, type[SquibError]] = {
     "bad_request": errors.InvalidArgument,
     "internal": errors.GuestFailed,
     "powering_off": errors.WrongState,
+    "not_set_up": errors.WrongState,
     **{
         error.code: error
         for error in (

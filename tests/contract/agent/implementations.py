@@ -82,7 +82,11 @@ async def fake_agent(folder: Path, *, has_shell: bool = True) -> AsyncIterator[t
     """Serve a fake agent; its socket, and the event that it powers off."""
     home = str(folder / "home")
     agent = FakeAgent(
-        files=FakeFiles(Path("/")), has_shell=has_shell, no_shell=not has_shell, users={"root": home, "me": home}
+        bare=True,
+        files=FakeFiles(Path("/")),
+        has_shell=has_shell,
+        no_shell=not has_shell,
+        users={"root": home, "me": home},
     )
     async with serve_agent(folder / "agent.sock", agent):
         yield folder / "agent.sock", agent.poweroff
@@ -128,7 +132,7 @@ async def implementation(kind: str, folder: Path, wrapper: Sequence[str] = ()) -
     async with running as (socket_path, ended):
         client = make_client(socket_path)
         await client.connect(timeout_s=TIMEOUT_S)
-        await client.set_env(env)
+        await client.setup(hostname="vm", machine_id="0" * 32, env=env)
         try:
             yield Implementation(kind == "real", socket_path, work, home, env, client, ended)
         finally:

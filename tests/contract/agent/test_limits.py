@@ -1,6 +1,7 @@
-"""What a guest may lack: a shell, and room on its disk. The real agent meets both in a namespace of its own."""
+"""What a guest may lack: entropy, a shell, room on its disk. The real agent meets these in a namespace of its own."""
 
 import asyncio
+import base64
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from tests.contract.agent.test_files import at
 
 pytestmark = pytest.mark.anyio
 UNSHARE = ["unshare", "--mount", *(["--user", "--map-root-user"] if os.getuid() else [])]
+ENTROPY = base64.b64encode(bytes(32)).decode()
 ENTER = 'mount -t tmpfs -o size=256k tmpfs "$4/disk" && exec chroot "$4" /agent "$2" /agent.sock /'
 
 
@@ -30,10 +32,30 @@ async def bare(tmp_path: Path) -> AsyncIterator[RawSession]:
     shutil.copy(AGENT_BINARY, tmp_path / "agent")
     async with real_agent(tmp_path, *UNSHARE, "sh", "-c", ENTER, "sh") as (socket_path, _):
         session = await RawSession.open(socket_path)
+        await session.request("POST", "/v1/setup", {"entropy": ENTROPY})
         try:
             yield session
         finally:
             await session.close()
+
+
+@pytest.mark.parametrize("kind", ["real", "fake"])
+async def test_a_guest_without_entropy_of_its_own(kind: str, tmp_path: Path) -> None:
+    running = fake_agent(tmp_path) if kind == "fake" else real_agent(tmp_path)
+    async with running as (socket_path, _):
+        session = await RawSession.open(socket_path)
+        assert (await session.request("GET", "/v1/hello")).status == 200
+        for setup in ({}, {"env": {"A": "1"}}, {"entropy": "too short"}):
+            await session.request("POST", "/v1/setup", setup)
+            for method, path, body in (
+                ("POST", "/v1/exec", b'{"argv": ["true"]}'), ("GET", "/v1/processes", b""),
+                ("PUT", f"/v1/files{at(tmp_path / 'never')}", b"x"), ("GET", "/v1/account", b""),
+            ):  # fmt: skip
+                assert (await session.request(method, path, body)).error == (503, "not_set_up")
+        assert (await session.request("POST", "/v1/setup", {"entropy": ENTROPY})).status == 204
+        assert (await session.request("GET", "/v1/processes")).status == 200
+        assert not (tmp_path / "never").exists()
+        await session.close()
 
 
 @pytest.mark.parametrize("spec", [{"shell": "true"}, {"login": True}], ids=str)
@@ -44,6 +66,7 @@ async def test_an_image_without_a_shell(bare: RawSession, spec: dict[str, object
 async def test_a_fake_image_without_a_shell(tmp_path: Path) -> None:
     async with fake_agent(tmp_path, has_shell=False) as (socket_path, _):
         session = await RawSession.open(socket_path)
+        await session.request("POST", "/v1/setup", {"entropy": ENTROPY})
         for spec in ({"shell": "true"}, {"login": True}):
             assert (await session.request("POST", "/v1/exec", spec)).error == (422, "no_shell")
         await session.close()
