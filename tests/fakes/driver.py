@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from squib.drivers.base import Capabilities, ExitKind, ExitReason, MachineSpec, Problem, check_supported
-from squib.errors import WrongState
+from squib.drivers.base import Capabilities, ExitKind, ExitReason, MachineSpec, Problem, SavedMemory, check_supported
+from squib.errors import BootFailed, WrongState
 from squib.host import proc, processes, sockets
 from squib.host.jail import Credentials
 from squib.host.locks import FileLock
@@ -65,6 +65,11 @@ class FakeMachine:
         stat = Path(f"/proc/{self._process.pid}/stat").read_text()
         return stat.rpartition(")")[2].split()[0] == "T"
 
+    async def save(self, memory: Path, devices: Path, *, size_mib: int) -> None:
+        assert await self.is_paused()
+        memory.write_text("memory")
+        devices.write_text("devices")
+
     async def kill(self) -> None:
         await self._process.kill()
         await self.wait()
@@ -97,7 +102,12 @@ class FakeDriver:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(pause=True, nested=self.nested, no_nested="it is a fake", nested_hint="modprobe fake")
+        return Capabilities(
+            pause=True, save=True, nested=self.nested, no_nested="it is a fake", nested_hint="modprobe fake"
+        )
+
+    def fingerprint(self, spec: MachineSpec) -> str:
+        return f"fake {spec.vcpu_count} {spec.memory.size_mib} {spec.boot_args}"
 
     unusable: Problem | None = None
 
@@ -123,6 +133,8 @@ class FakeDriver:
     ) -> FakeMachine:
         check_supported(self.name, self.capabilities, spec)
         self.launched.append(spec)
+        if isinstance(spec.memory, SavedMemory) and spec.memory.memory.read_text() != "memory":
+            raise BootFailed("the saved memory is damaged")
         with FileLock(identity.lock_path) as lock:
             if not lock.try_acquire():
                 raise WrongState("a VMM of this VM still runs")

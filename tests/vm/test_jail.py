@@ -215,4 +215,4 @@ def test_qemu_runs_a_guest_with_an_empty_root_and_without_privileges(user: str, 
     rest = [target for target in found["open"] if target not in files and not target.startswith("socket:")]
     others = {target.partition("[")[0] for target in rest}
     kvm = {"anon_inode:kvm-vm", "anon_inode:kvm-vcpu:0", "anon_inode:kvm-vcpu-stats:0"}
-    assert others <= {"/memfd:squib-jail-test (deleted)", "anon_inode:"} | kvm
+    assert others <= {"/memfd:squib-memory (deleted)", "anon_inode:"} | kvm

@@ -112,6 +112,7 @@ async def output(machine: QemuMachine, command: str) -> bytes:
     """What a shell command in the guest prints, with the frames around it."""
     agent = AgentClient(machine.connect_agent)
     await agent.connect(timeout_s=BOOT_TIMEOUT_S)
+    await agent.setup(hostname="vm", machine_id="0" * 32, env={})
     async with await agent.exec(ExecRequest(shell=command)) as response:
         said = await response.read()
     await agent.close()

@@ -27,14 +27,15 @@ class FreshMemory:
 
 
 @dataclass(frozen=True)
-class MappedMemory:
-    """Guest memory that is a copy-on-write mapping of a file.
+class SavedMemory:
+    """The saved state of a guest (`Machine.save`), from which the machine runs: its memory and its devices.
 
-    The file is never changed.
+    The files are never changed: the memory is mapped copy-on-write.
     """
 
     size_mib: int
-    file: Path
+    memory: Path
+    devices: Path
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class MachineSpec:
 
     vm_id: str
     vcpu_count: int
-    memory: FreshMemory | MappedMemory
+    memory: FreshMemory | SavedMemory
     kernel: Path
     initramfs: Path
     disks: tuple[Disk, ...]
@@ -83,13 +84,15 @@ class MachineSpec:
 class Capabilities:
     """What a driver supports in addition to running a guest with disks.
 
+    ``save``: its machines can be saved, and run again from that.
+
     If ``nested`` is false, ``no_nested`` may say why, and ``nested_hint`` the command that enables it. ``no_jailer``:
     it can run a VMM without its jail, for development. ``max_vcpus`` is the largest number of virtual CPUs.
     ``bzimage``: it boots compressed kernels too, not only ELF ones.
     """
 
     pause: bool = False
-    mapped_memory: bool = False
+    save: bool = False
     nics: bool = False
     nested: bool = False
     no_nested: str = ""
@@ -140,8 +143,8 @@ def check_supported(driver: str, capabilities: Capabilities, spec: MachineSpec) 
 
     Raises `Unsupported` for the first one that it lacks.
     """
-    if isinstance(spec.memory, MappedMemory) and not capabilities.mapped_memory:
-        raise Unsupported(f"the driver {driver} does not support mapped memory")
+    if isinstance(spec.memory, SavedMemory) and not capabilities.save:
+        raise Unsupported(f"the driver {driver} does not run VMs from a saved state")
     if spec.nics and not capabilities.nics:
         raise Unsupported(f"the driver {driver} does not support network cards")
     if problem := lacking(capabilities, Needs(spec.jailer, spec.nested, spec.vcpu_count)):
@@ -222,6 +225,16 @@ class Machine(Protocol):
         Raises `ToolFailed` if the VMM does not answer.
         """
 
+    async def save(self, memory: Path, devices: Path, *, size_mib: int) -> None:
+        """Write the state of a paused guest with ``size_mib`` of memory to two new files, for `SavedMemory`.
+
+        The memory is a sparse file. If this machine runs from a `SavedMemory`, the file has only the pages that the
+        guest has written since; the others are holes. The guest stays paused.
+
+        Raises `Unsupported` without the capability, `DiskFull`, `HostError`, and `ToolFailed` if the VMM does not
+        answer.
+        """
+
     async def kill(self) -> None:
         """Kill the VMM and return when it has ended, as `wait` does.
 
@@ -263,6 +276,14 @@ class Driver(Protocol):
 
     @property
     def capabilities(self) -> Capabilities: ...
+
+    def fingerprint(self, spec: MachineSpec) -> str:
+        """Return a text that two machines share if one can run from the other's saved state.
+
+        It covers this host, the VMM and the machine, but not the content of files.
+
+        Raises `Unsupported` without the capability `Capabilities.save`, `DependencyMissing`.
+        """
 
     def problem(self, *, jailer: bool = True) -> Problem | None:
         """Return why no VM can run on this host, with its jail or without; ``None`` if VMs can."""

@@ -60,24 +60,32 @@ def sparse_copy(source: Path, target: Path) -> None:
         try:
             fcntl.ioctl(dst.fileno(), _FICLONE, src.fileno())
         except OSError:
-            _copy_extents(src.fileno(), dst.fileno())
+            copy_file(src.fileno(), dst.fileno())
 
 
-def _copy_extents(src: int, dst: int) -> None:
+def copy_file(src: int, dst: int) -> None:
+    """Copy a file's size and its data; holes stay holes. Both are file descriptors."""
     size = os.fstat(src).st_size
     os.ftruncate(dst, size)
-    start = 0
-    while start < size:
+    copy_extents(src, dst, 0, size)
+
+
+def copy_extents(src: int, dst: int, start: int, stop: int) -> None:
+    """Copy a file's data between two offsets. Holes are left out."""
+    while start < stop:
         try:
             start = os.lseek(src, start, os.SEEK_DATA)
         except OSError as error:
             if error.errno == errno.ENXIO:  # only a hole is left
                 return
             raise
-        end = os.lseek(src, start, os.SEEK_HOLE)
+        end = min(os.lseek(src, start, os.SEEK_HOLE), stop)
         os.lseek(dst, start, os.SEEK_SET)
         while start < end:
-            start += os.sendfile(dst, src, start, end - start)
+            sent = os.sendfile(dst, src, start, end - start)
+            if sent == 0:
+                raise OSError(errno.EIO, "the file became shorter while it was copied")
+            start += sent
 
 
 def open_regular(path: Path) -> BinaryIO:

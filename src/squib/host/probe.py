@@ -51,6 +51,13 @@ class Verdict:
     certain: bool = True
 
 
+def host_cpu() -> str:
+    """Return the model and the features of this host's CPU, as Linux names them."""
+    wanted = ("model name", "flags", "Features", "CPU part")
+    lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    return "\n".join(line for line in lines if line.partition("\t")[0].strip() in wanted)
+
+
 @dataclass(frozen=True)
 class NestingProbe:
     """Whether the host's KVM lets guests run VMs.

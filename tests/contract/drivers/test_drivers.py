@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from squib.drivers.base import ExitKind, MappedMemory, Nic
+from squib.drivers.base import ExitKind, Nic, SavedMemory
 from squib.errors import BootFailed, Unsupported, WrongState
 from squib.guest.agent import AgentClient
 from squib.models import ExecRequest
 from squib.protocol.frames import CommandEnd, FrameDecoder, FrameKind
-from tests.contract.drivers.implementations import BOOT_TIMEOUT_S, Subject, agent_of, broken
+from tests.contract.drivers.implementations import BOOT_TIMEOUT_S, Subject, agent_of, broken, fill_holes
 
 pytestmark = pytest.mark.anyio
 
@@ -70,6 +70,30 @@ async def test_a_paused_machine_stands_still_and_goes_on(machine: Subject) -> No
             assert not await vmm.is_paused()
         assert await command == 0
     await vmm.kill()
+
+
+async def test_a_saved_machine_runs_again_from_there_and_so_do_its_clones(machine: Subject, tmp_path: Path) -> None:
+    if not machine.driver.capabilities.save:
+        pytest.skip(f"this {machine.driver.name} cannot save")
+    spec = machine.spec
+    for generation in range(3):
+        vmm = await machine.launch(spec)
+        async with agent_of(vmm) as agent:
+            assert await run(agent, "true") == 0
+        await vmm.pause()
+        saved = SavedMemory(spec.memory.size_mib, tmp_path / f"memory-{generation}", tmp_path / f"devices-{generation}")
+        await vmm.save(saved.memory, saved.devices, size_mib=saved.size_mib)
+        assert await vmm.is_paused()
+        if isinstance(spec.memory, SavedMemory):
+            fill_holes(saved.memory, spec.memory.memory)
+        if generation:  # a saved machine goes on too
+            await vmm.resume()
+            async with agent_of(vmm) as agent:
+                assert await run(agent, "true") == 0
+        await vmm.kill()
+        spec = replace(spec, memory=saved)
+    assert machine.driver.fingerprint(spec) != machine.driver.fingerprint(replace(spec, vcpu_count=2))
+    assert machine.driver.fingerprint(spec) == machine.driver.fingerprint(replace(spec, vm_id="other"))
 
 
 async def test_killing_ends_a_machine_at_once_and_twice(machine: Subject) -> None:
@@ -183,8 +207,8 @@ async def test_a_vmm_that_ends_at_once_is_a_failed_boot_or_a_machine_that_has_en
 async def test_a_driver_refuses_what_it_cannot_do(machine: Subject, tmp_path: Path) -> None:
     able = machine.driver.capabilities
     refused = []
-    if not able.mapped_memory:
-        refused.append(replace(machine.spec, memory=MappedMemory(128, tmp_path / "memory")))
+    if not able.save:
+        refused.append(replace(machine.spec, memory=SavedMemory(128, tmp_path / "memory", tmp_path / "devices")))
     if not able.nics:
         refused.append(replace(machine.spec, nics=(Nic("tap0", "02:00:00:00:00:01"),)))
     if not able.nested:

@@ -18,7 +18,7 @@ from squib.drivers.firecracker.programs import Programs
 from squib.drivers.firecracker.requests import START, configuration
 from squib.drivers.firecracker.version import CANNOT_RESUME
 from squib.drivers.machine import remove_endpoints
-from squib.errors import BootFailed, HostError, InvalidArgument, ToolFailed, WrongState
+from squib.errors import BootFailed, HostError, InvalidArgument, ToolFailed, Unsupported, WrongState
 from squib.host import chroot, jail, logs, processes
 from squib.host.files import open_regular
 from squib.host.jail import Credentials
@@ -166,6 +166,9 @@ class FirecrackerDriver:
                     return None
             undo.pop_all()
             return FirecrackerMachine(process, paths, endpoint, api, pumps)
+
+    def fingerprint(self, spec: MachineSpec) -> str:
+        raise Unsupported(f"the driver {self.name} does not save machines")
 
     async def checks(self) -> list[Check]:
         return await asyncio.to_thread(check_all, self._find_programs(), self._kvm, self._jailer_lacks)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import socket
+from pathlib import Path
 from typing import NamedTuple
 
 from squib.drivers.base import ExitReason
@@ -119,6 +120,9 @@ class FirecrackerMachine(ProcessMachine):
 
     async def resume(self) -> None:
         await self._api.request(RESUME)
+
+    async def save(self, memory: Path, devices: Path, *, size_mib: int) -> None:
+        raise Unsupported("the driver firecracker does not save machines")
 
     async def is_paused(self) -> bool:
         return await describe(self._api, "state") == "Paused"

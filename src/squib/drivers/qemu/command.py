@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from squib.drivers.base import Disk, MachineSpec
+from squib.drivers.base import Disk, FreshMemory, MachineSpec
 
 AGENT_PORT = "squib.agent"
 """The name of the virtio port that carries the agent's stream (``protocol/agent.md``)."""
@@ -48,7 +48,8 @@ _KVM_CPU = "host"
 class Descriptors:
     """The file descriptors that QEMU inherits.
 
-    ``disks`` are in the order of the spec. ``memory`` is a memfd. The last three are listening sockets.
+    ``disks`` are in the order of the spec. ``memory`` is a memfd. ``devices`` is the saved state of the devices, if the
+    guest is not booted. The other three are listening sockets.
     """
 
     kernel: int
@@ -58,11 +59,13 @@ class Descriptors:
     qmp: int
     agent: int
     console: int
+    devices: int | None = None
 
     def all(self) -> tuple[int, ...]:
         return (
             self.kernel, self.initramfs, *self.disks,
             self.memory, self.qmp, self.agent, self.console,
+            *(() if self.devices is None else (self.devices,)),
         )  # fmt: skip
 
 
@@ -95,6 +98,7 @@ def command_line(spec: MachineSpec, fds: Descriptors, accel: Acceleration, *, pr
         *_machine_options(spec, fds, accel),
         *_boot_options(spec, fds, accel),
         *_device_options(spec, fds),
+        *_restore_options(fds),
         *_ISOLATION_OPTIONS,
     ]  # fmt: skip
 
@@ -109,17 +113,19 @@ _ISOLATION_OPTIONS = (
 def _machine_options(spec: MachineSpec, fds: Descriptors, accel: Acceleration) -> list[str]:
     """Return the options for CPU, memory and chipset.
 
-    The memory is a shared mapping of the memfd, so that it can become a template without a copy. A clone will use the
-    same option with ``share=off``. ``dump-guest-core=off`` keeps guest memory out of core dumps.
+    Fresh memory is a shared mapping of its memfd. A saved one is mapped privately, so that the guest's writes are its
+    own. ``dump-guest-core=off`` keeps guest memory out of core dumps.
     """
+    share = "on" if isinstance(spec.memory, FreshMemory) else "off"
     size = f"{spec.memory.size_mib}M"
     return [
-        "-M", "q35,memory-backend=mem,dump-guest-core=off,i8042=off,sata=off,smbus=off,vmport=off,hpet=off",
+        "-M", "q35,memory-backend=mem,dump-guest-core=off,i8042=off,sata=off,smbus=off,vmport=off,hpet=off,"
+        "suppress-vmdesc=on",
         "-accel", "kvm" if accel.kvm else f"tcg,thread=multi,tb-size={accel.tb_size_mib}",
         "-cpu", _cpu_model(spec, accel),
         "-smp", str(spec.vcpu_count),
         "-m", size,
-        "-object", f"memory-backend-file,id=mem,size={size},mem-path=/proc/self/fd/{fds.memory},share=on",
+        "-object", f"memory-backend-file,id=mem,size={size},mem-path=/proc/self/fd/{fds.memory},share={share}",
     ]  # fmt: skip
 
 
@@ -149,6 +155,16 @@ def _device_options(spec: MachineSpec, fds: Descriptors) -> list[str]:
             for option in _disk(disk, fd, fdset=number)
         ),
     ]  # fmt: skip
+
+
+def _restore_options(fds: Descriptors) -> list[str]:
+    """Return the options that load the state of the devices, as a migration that has no memory in it.
+
+    `squib.drivers.qemu.machine.QemuMachine.save` wrote it, with a header that has no description of the machine.
+    """
+    if fds.devices is None:
+        return []
+    return ["-global", "migration.send-configuration=off", "-incoming", f"fd:{fds.devices}"]
 
 
 def _chardev(name: str, fd: int) -> list[str]:

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
+import json
 import os
 import re
 import shutil
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from squib.drivers.base import Capabilities, MachineSpec, Problem, check_supported
+from squib.drivers.base import Capabilities, FreshMemory, MachineSpec, Problem, check_supported
 from squib.drivers.machine import remove_endpoints
 from squib.drivers.qemu import console
 from squib.drivers.qemu.command import Acceleration, Descriptors, command_line
 from squib.drivers.qemu.machine import QemuMachine
-from squib.drivers.qemu.qmp import QMP
+from squib.drivers.qemu.memories import SavedMemories
+from squib.drivers.qemu.qmp import QMP, TIMEOUT_S
 from squib.errors import BootFailed, DependencyMissing, HostError, ToolFailed, WrongState
-from squib.host import jail, logs, proc, processes, sockets
+from squib.host import jail, logs, memory, proc, processes, sockets
 from squib.host.jail import Credentials, Jail
 from squib.host.locks import FileLock
 from squib.host.logs import LogPump
-from squib.host.probe import KVM_DEVICE, KVMProbe, NestingProbe, access_fix, probe_nesting
+from squib.host.probe import KVM_DEVICE, KVMProbe, NestingProbe, access_fix, host_cpu, probe_nesting
 from squib.host.processes import Process, ProcessIdentity, describe_exit
 from squib.models import Check, CheckStatus, Fix
 from squib.paths import QemuPaths
@@ -35,6 +37,7 @@ _HEAP_MIB = 128  # QEMU uses 25 MiB after a boot; the rest is for threads, reque
 _MONITOR_TIMEOUT_S = 20.0  # QEMU sends its greeting within 0.1 s on an idle host
 _ADOPT_TIMEOUT_S = 5.0
 _END_TIMEOUT_S = 2.0
+_LOADED_POLL_S = 0.001
 _TOOL_TIMEOUT_S = 10.0
 _LOG_BYTES = 4096
 _TCG_BOUNDARY = (
@@ -61,12 +64,25 @@ class QemuDriver:
         self._probe = probe
         self._jail = confinement
         self._acceleration = Acceleration(kvm=probe.usable)
+        self._saved = SavedMemories()
 
     @property
     def capabilities(self) -> Capabilities:
         # A host's module may be loaded anew, with another parameter, while the engine runs.
         nesting = probe_nesting() if self._acceleration.kvm else NestingProbe(True)
-        return Capabilities(pause=True, nested=nesting.usable, no_nested=nesting.reason, nested_hint=nesting.command)
+        return Capabilities(
+            pause=True, save=True, nested=nesting.usable, no_nested=nesting.reason, nested_hint=nesting.command
+        )
+
+    def fingerprint(self, spec: MachineSpec) -> str:
+        program = proc.find_tool(PROGRAM)
+        stamp = program.stat()
+        argv = command_line(
+            replace(spec, vm_id="vm"), Descriptors(0, 0, (0,) * len(spec.disks), 0, 0, 0, 0), self._acceleration,
+            program=PROGRAM,
+        )  # fmt: skip
+        cpu = f"{host_cpu()}\n{os.uname().release}" if self._acceleration.kvm else ""  # the host's KVM chooses features
+        return json.dumps([str(program), stamp.st_ino, stamp.st_size, stamp.st_mtime_ns, argv, cpu])
 
     @property
     def accelerator(self) -> str:
@@ -102,7 +118,7 @@ class QemuDriver:
                     raise WrongState(f"a VMM of VM {spec.vm_id} is still running", hint=f"squib stop {spec.vm_id}")
                 undo.callback(remove_endpoints, paths)
                 undo.callback(processes.kill, identity)
-                fds = _open(spec, paths, opened, private=credentials is not None)
+                fds = await self._open(spec, paths, opened, private=credentials is not None)
                 argv = command_line(spec, fds, self._acceleration, program=PROGRAM)
                 # QEMU discards output while no client is connected, so connect before it starts.
                 connection = undo.enter_context(sockets.connect(paths.console_socket))
@@ -122,12 +138,25 @@ class QemuDriver:
             try:
                 qmp = await QMP.connect(paths.qmp_socket, timeout_s=_MONITOR_TIMEOUT_S)
                 undo.callback(qmp.close)
+                await _wait_until_loaded(qmp)
                 await confined.seal()
                 await qmp.execute("cont")
             except (HostError, ToolFailed) as error:
                 raise await _launch_failed(confined.process, output, paths, error) from error
             undo.pop_all()
             return QemuMachine(confined.process, paths, qmp, serial, output)
+
+    async def _open(
+        self, spec: MachineSpec, paths: QemuPaths, opened: contextlib.ExitStack, *, private: bool
+    ) -> Descriptors:
+        """Open and create the files that QEMU inherits. ``private``: QEMU runs as another user than this process."""
+        if isinstance(spec.memory, FreshMemory):
+            fd = memory.fresh(spec.memory.size_mib)
+            opened.callback(os.close, fd)
+            return _open(spec, paths, opened, fd, private=private)
+        fd = await self._saved.open(spec.memory.memory)
+        opened.callback(os.close, fd)
+        return _open(spec, paths, opened, fd, devices=spec.memory.devices, private=private)
 
     def _devices(self) -> tuple[str, ...]:
         return (str(KVM_DEVICE),) if self._acceleration.kvm else ()
@@ -176,11 +205,15 @@ def _vms_may_open(device: Path) -> bool:
     return os.geteuid() != 0 or mode & 0o060 == 0o060 or mode & 0o006 == 0o006
 
 
-def _open(spec: MachineSpec, paths: QemuPaths, opened: contextlib.ExitStack, *, private: bool) -> Descriptors:
-    """Open and create the files that QEMU inherits.
-
-    ``private``: QEMU runs as another user than this process.
-    """
+def _open(
+    spec: MachineSpec,
+    paths: QemuPaths,
+    opened: contextlib.ExitStack,
+    memory_fd: int,
+    *,
+    private: bool,
+    devices: Path | None = None,
+) -> Descriptors:
 
     def file(path: Path, flags: int) -> int:
         try:
@@ -203,23 +236,12 @@ def _open(spec: MachineSpec, paths: QemuPaths, opened: contextlib.ExitStack, *, 
         kernel=reopenable(spec.kernel),
         initramfs=reopenable(spec.initramfs),
         disks=tuple(file(disk.path, os.O_RDONLY if disk.read_only else os.O_RDWR) for disk in spec.disks),
-        memory=_guest_memory(spec, opened),
+        memory=memory_fd,
         qmp=listener(paths.qmp_socket),
         agent=listener(paths.agent_socket),
         console=listener(paths.console_socket),
+        devices=file(devices, os.O_RDONLY) if devices else None,
     )
-
-
-def _guest_memory(spec: MachineSpec, opened: contextlib.ExitStack) -> int:
-    """Create the guest's memory as a memfd.
-
-    It is sealed, so its size cannot change while it is mapped.
-    """
-    fd = os.memfd_create(f"squib-{spec.vm_id}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    opened.callback(os.close, fd)
-    os.ftruncate(fd, spec.memory.size_mib << 20)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-    return fd
 
 
 def _memory_copy(source: int, name: str, opened: contextlib.ExitStack) -> int:
@@ -234,13 +256,30 @@ def _memory_copy(source: int, name: str, opened: contextlib.ExitStack) -> int:
     return fd
 
 
+async def _wait_until_loaded(qmp: QMP) -> None:
+    """Wait until QEMU has loaded the saved state of its devices, if there is any.
+
+    Raises `ToolFailed` if QEMU ends, as it does if it cannot load them, or if that takes too long.
+    """
+    try:
+        async with asyncio.timeout(_MONITOR_TIMEOUT_S):
+            while await _status(qmp) == "inmigrate":
+                await asyncio.sleep(_LOADED_POLL_S)
+    except TimeoutError:
+        raise ToolFailed(f"QEMU did not load the saved state within {_MONITOR_TIMEOUT_S:g} s") from None
+
+
+async def _status(qmp: QMP, *, timeout_s: float = TIMEOUT_S) -> object:
+    status = await qmp.execute("query-status", timeout_s=timeout_s)
+    return status.get("status") if isinstance(status, dict) else None
+
+
 async def _never_ran(qmp: QMP) -> bool:
     """Return whether the former engine ended before the guest ran.
 
     The guest runs after the seal.
     """
-    status = await qmp.execute("query-status", timeout_s=_ADOPT_TIMEOUT_S)
-    return isinstance(status, dict) and status.get("status") == "prelaunch"
+    return await _status(qmp, timeout_s=_ADOPT_TIMEOUT_S) in ("prelaunch", "inmigrate")
 
 
 async def _launch_failed(

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+from pathlib import Path
 
 from squib.drivers.base import ExitReason
 from squib.drivers.machine import ProcessMachine
 from squib.drivers.qemu.exit import Evidence, exit_reason
 from squib.drivers.qemu.qmp import QMP
 from squib.errors import ToolFailed
+from squib.host import memory as guest_memory
 from squib.host import sockets
+from squib.host.files import disk_errors
 from squib.host.logs import LogPump
 from squib.host.processes import Process
 from squib.paths import QemuPaths
+
+_SAVE_TIMEOUT_S = 30.0
 
 
 class QemuMachine(ProcessMachine):
@@ -27,6 +33,7 @@ class QemuMachine(ProcessMachine):
     ) -> None:
         self.qmp = qmp
         self._agent_socket = paths.agent_socket
+        self._lent_files: list[int] = []
         self._pumps = [pump for pump in (console, output) if pump]
         super().__init__(process, paths)
 
@@ -38,6 +45,32 @@ class QemuMachine(ProcessMachine):
 
     async def resume(self) -> None:
         await self._monitor().execute("cont")
+        while self._lent_files:  # QEMU closes them only while the guest runs
+            await self._monitor().execute("remove-fd", {"fdset-id": self._lent_files.pop()})
+
+    async def save(self, memory: Path, devices: Path, *, size_mib: int) -> None:
+        with disk_errors(memory.parent):
+            with devices.open("xb") as file:
+                await self._save_devices(file.fileno())
+            await asyncio.to_thread(self._save_memory, memory, size_mib)
+
+    async def _save_devices(self, fd: int) -> None:
+        """Let QEMU write the state of all devices, without the memory.
+
+        The command is named after Xen, but works with every accelerator. QEMU's migration would write the memory too:
+        the whole of it if it is mapped privately.
+        """
+        monitor = self._monitor()
+        added = await monitor.execute("add-fd", fd=fd)
+        if not (isinstance(added, dict) and isinstance(number := added.get("fdset-id"), int)):
+            raise ToolFailed("QEMU did not take the file for the state of its devices")
+        self._lent_files.append(number)
+        arguments = {"filename": f"/dev/fdset/{number}", "live": False}
+        await monitor.execute("xen-save-devices-state", arguments, timeout_s=_SAVE_TIMEOUT_S)
+
+    def _save_memory(self, path: Path, size_mib: int) -> None:
+        with path.open("xb") as file:
+            guest_memory.save(self.pid, size_mib, file.fileno())
 
     async def is_paused(self) -> bool:
         status = await self._monitor().execute("query-status")

@@ -65,9 +65,16 @@ class QMP(asyncio.Protocol):
         return qmp
 
     async def execute(
-        self, command: str, arguments: Mapping[str, object] | None = None, *, timeout_s: float = TIMEOUT_S
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None = None,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        fd: int | None = None,
     ) -> object:
         """Run a command and return its result.
+
+        QEMU gets a duplicate of the file descriptor ``fd``.
 
         Raises `ToolFailed` if the command fails, or QEMU ends or does not respond in time.
         """
@@ -75,9 +82,24 @@ class QMP(asyncio.Protocol):
             raise ToolFailed(f"QEMU failed at {command}: {_CLOSED['error']['desc']}")
         number = next(self._ids)
         message = {"execute": command, "arguments": arguments or {}, "id": number}
-        self._transport.write(json.dumps(message).encode() + b"\n")
+        line = json.dumps(message).encode() + b"\n"
+        if fd is None:
+            self._transport.write(line)
+        else:
+            self._send(line, fd, command)
         answer = await self._answer(number, command, timeout_s)
         return answer.get("return")
+
+    def _send(self, line: bytes, fd: int, command: str) -> None:
+        """Send a line with a file descriptor, which asyncio's transport cannot.
+
+        Earlier commands have left it, because each was answered.
+        """
+        try:
+            sent = socket.send_fds(self._connection, [line], [fd])
+        except OSError as error:
+            raise ToolFailed(f"QEMU failed at {command}: its monitor takes nothing: {error.strerror}") from error
+        assert sent == len(line)  # a few bytes in an empty socket
 
     async def drained(self, *, timeout_s: float = 1.0) -> None:
         """Wait, at most ``timeout_s``, until QEMU closes the connection.

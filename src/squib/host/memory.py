@@ -1,0 +1,146 @@
+"""A guest's memory: created as a memfd, read out of the VMM's process, and given to clones copy-on-write.
+
+A VMM maps a memfd of this module: a fresh one *shared*, so that the memfd is the memory, or a filled one *private*.
+Then only the pages that the guest has written since are the process's own.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from squib.errors import HostError
+from squib.host.files import copy_file
+
+_NAME = "squib-memory"
+_MAPPING = re.compile(rf"([0-9a-f]+)-([0-9a-f]+) rw-(.) 0+ \S+ (\d+) +/memfd:{_NAME} \(deleted\)")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_ENTRY_BYTES = 8
+_PRESENT, _SWAPPED, _OF_FILE = 1 << 63, 1 << 62, 1 << 61
+"""Bits of an entry of /proc/PID/pagemap (Linux, Documentation/admin-guide/mm/pagemap.rst)."""
+_SCAN_PAGES = 1 << 16
+_COPY_BYTES = 1 << 20
+
+
+def fresh(size_mib: int) -> int:
+    """Return a memfd of zeros, whose size cannot change while it is mapped. The caller closes it."""
+    fd = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, size_mib << 20)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    return fd
+
+
+def filled(source: Path) -> int:
+    """Return a sealed memfd with the content of a file: no process can write to it. The caller closes it.
+
+    Raises `OSError`.
+    """
+    fd = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        with source.open("rb") as file:
+            copy_file(file.fileno(), fd)
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def save(pid: int, size_mib: int, target: int) -> None:
+    """Write the memory of the guest in process ``pid`` to the file ``target``. Both have ``size_mib``.
+
+    What the guest has never written stays a hole. Of memory that was mapped from a filled memfd, only the pages that
+    the guest has written since are copied. The guest must not run.
+
+    Raises `HostError` if the process has no such memory or cannot be read, `OSError` if ``target`` cannot be written.
+    """
+    try:
+        mapping = _find(pid, size_mib << 20)
+        if mapping.shared:
+            source = os.open(_memfd(pid, mapping), os.O_RDONLY | os.O_CLOEXEC)
+        else:
+            source = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostError(f"the memory of process {pid} cannot be read: {error.strerror}") from error
+    try:
+        if mapping.shared:
+            copy_file(source, target)
+        else:
+            os.ftruncate(target, mapping.size)
+            for start, end in _written(pid, mapping):
+                _copy(source, mapping.start + start, target, start, end - start)
+    finally:
+        os.close(source)
+
+
+@dataclass(frozen=True)
+class _Mapping:
+    start: int
+    size: int
+    shared: bool
+    inode: int
+
+
+def _find(pid: int, size: int) -> _Mapping:
+    """Find the mapping of the guest's memory.
+
+    Raises `HostError` if there is not exactly one, of this size, and `OSError`.
+    """
+    found = [
+        _Mapping(int(start, 16), int(end, 16) - int(start, 16), shared == "s", int(inode))
+        for start, end, shared, inode in _MAPPING.findall(Path(f"/proc/{pid}/maps").read_text())
+    ]
+    if [mapping.size for mapping in found] != [size]:
+        sizes = ", ".join(f"{mapping.size >> 20} MiB" for mapping in found)
+        raise HostError(f"process {pid} maps {sizes or 'nothing'} as a guest's memory, not {size >> 20} MiB")
+    return found[0]
+
+
+def _memfd(pid: int, mapping: _Mapping) -> Path:
+    """Return a path of the memfd that process ``pid`` has mapped.
+
+    Unlike the page table, the memfd also knows pages that are swapped out.
+    """
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found = fd.stat()
+            if found.st_ino == mapping.inode and found.st_size == mapping.size:
+                return fd
+    raise HostError(f"process {pid} has closed its guest's memory")
+
+
+def _written(pid: int, mapping: _Mapping) -> Iterator[tuple[int, int]]:
+    """Yield the extents of pages that are the process's own, as offsets from the start of a private mapping."""
+    begin = end = 0
+    with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:  # noqa: PTH123
+        for first in range(0, mapping.size // _PAGE_BYTES, _SCAN_PAGES):
+            pagemap.seek((mapping.start // _PAGE_BYTES + first) * _ENTRY_BYTES)
+            count = min(_SCAN_PAGES, mapping.size // _PAGE_BYTES - first)
+            entries = array.array("Q", pagemap.read(count * _ENTRY_BYTES))
+            for number, entry in enumerate(entries, first):
+                if not entry & (_PRESENT | _SWAPPED) or entry & _OF_FILE:
+                    continue
+                offset = number * _PAGE_BYTES
+                if offset != end:
+                    if end > begin:
+                        yield begin, end
+                    begin = offset
+                end = offset + _PAGE_BYTES
+    if end > begin:
+        yield begin, end
+
+
+def _copy(source: int, at: int, target: int, offset: int, size: int) -> None:
+    while size:
+        data = os.pread(source, min(size, _COPY_BYTES), at)
+        if not data:
+            raise HostError("the process has ended while its memory was read")
+        os.pwrite(target, data, offset)
+        at, offset, size = at + len(data), offset + len(data), size - len(data)
