@@ -14,7 +14,7 @@ from bench.home import end_engine
 from bench.hostile import measure_hostile
 from bench.run import MEM_SIZE_MIB, Bench, Group
 from bench.transfers import measure_latency_under_load, measure_transfers
-from squib import AsyncVM, ExecResult
+from squib import AsyncVM, EngineClient, ExecResult
 
 STREAM_BYTES = 64 << 20
 _WARM_SAMPLES_PER_RUN = 10
@@ -40,7 +40,7 @@ class Laps:
 async def prepare(bench: Bench) -> None:
     """Run one VM without measuring, so that caches are filled.
 
-    It makes the initramfs and the empty disk, and brings files into the page cache.
+    It makes the initramfs, the empty disk and the template, and brings files into the page cache.
     """
     async with bench.client() as engine:
         vm = await bench.vm(engine)
@@ -56,7 +56,7 @@ async def measure_lives(bench: Bench) -> None:
         for run in range(bench.runs):
             bench.on_run(run, bench.runs)
             laps = Laps(bench.results)
-            vm = await bench.vm(engine)
+            vm = await bench.vm(engine, cold=True)
             cold_s = laps.lap("create")
             await vm.start()
             cold_s += laps.lap("boot")
@@ -70,6 +70,23 @@ async def measure_lives(bench: Bench) -> None:
             laps.lap("stop")
             await vm.delete()
             laps.lap("delete-stopped")
+            clone_s = await _measure_clone(bench, engine)
+            bench.results.add("clone-start", clone_s)
+            bench.results.add("clone-ratio", clone_s / cold_s)
+
+
+async def _measure_clone(bench: Bench, engine: EngineClient) -> float:
+    """Measure a VM that is cloned; return the seconds until its first command has ended."""
+    laps = Laps(bench.results)
+    start = time.perf_counter()
+    vm = await bench.vm(engine)
+    await vm.start()
+    laps.lap("clone")
+    await vm.run(["true"], check=True)
+    laps.lap("clone-exec")
+    took_s = time.perf_counter() - start
+    await vm.delete()
+    return took_s
 
 
 async def measure_warm_exec(bench: Bench) -> None:
@@ -181,7 +198,19 @@ def read_kib(path: str, field: str) -> int:
 GROUPS = (
     Group(
         "lives of VMs",
-        ("cold-start", "create", "boot", "first-exec", "vm-memory", "stop", "delete-stopped"),
+        (
+            "cold-start",
+            "create",
+            "boot",
+            "first-exec",
+            "vm-memory",
+            "stop",
+            "delete-stopped",
+            "clone-start",
+            "clone",
+            "clone-exec",
+            "clone-ratio",
+        ),
         measure_lives,
     ),
     Group(

@@ -25,8 +25,8 @@ class Bench:
     def client(self) -> EngineClient:
         return EngineClient(home=self.home)
 
-    async def vm(self, engine: EngineClient) -> AsyncVM:
-        return await AsyncVM.create(engine=engine, mem_size_mib=MEM_SIZE_MIB)
+    async def vm(self, engine: EngineClient, *, cold: bool = False) -> AsyncVM:
+        return await AsyncVM.create(engine=engine, mem_size_mib=MEM_SIZE_MIB, cold=cold)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from bench.home import bench_home
 from squib.core.lifecycle.create import create_vm
 from squib.core.lifecycle.delete import delete_vm
 from squib.core.lifecycle.start import start_vm
+from squib.core.snapshots import templates
 from squib.core.startup import open_engine
 from squib.drivers.firecracker import driver as firecracker
 from squib.drivers.firecracker.api import ApiClient
@@ -35,15 +36,18 @@ from squib.paths import Home
 Steps = dict[str, float]
 """Seconds by step, in the order in which the steps began."""
 _STEPS: tuple[tuple[object, str, Callable[..., str]], ...] = (
-    (qemu, "_open", lambda *_, **__: "open files, make the guest's memory"),
+    (qemu.QemuDriver, "_open", lambda *_, **__: "open files, make or load the guest's memory"),
     (jail, "start", lambda *_, **__: "make the jail, start QEMU"),
     (QMP, "connect", lambda *_, **__: "wait for QEMU's monitor"),
+    (qemu, "_wait_until_loaded", lambda *_, **__: "load the state of the devices"),
     (jail.Confined, "seal", lambda *_, **__: "seal the jail"),
     (QMP, "execute", lambda _, command, *__, **___: f"monitor: {command}"),
     (chroot, "run", lambda *_, **__: "make the chroot, run the jailer"),
     (firecracker, "_wait_for_api", lambda *_, **__: "wait for Firecracker's API"),
     (ApiClient, "request", lambda _, asked, **__: f"API: {asked.method} {asked.path}"),
-    (AgentClient, "connect", lambda *_, **__: "boot, until the agent answers"),
+    (templates, "replace_disk", lambda *_, **__: "copy the template's disk"),
+    (templates, "leave", lambda *_, **__: "leave a template"),
+    (AgentClient, "connect", lambda *_, **__: "until the agent answers"),
     (AgentClient, "setup", lambda *_, **__: "set the guest up"),
 )
 _OTHER = "everything else"
@@ -66,25 +70,27 @@ def main() -> int:
 
 
 async def measure(home: Home, runs: int, boot_timeout_s: float) -> dict[str, list[Steps]]:
-    """Start a VM ``runs`` times with each driver that can run VMs here; return the steps of each start."""
+    """Start a VM ``runs`` times with each driver that can run VMs here, booted and cloned; return the steps."""
     samples: dict[str, list[Steps]] = defaultdict(list)
     drivers = await find_drivers(home)
     usable = [driver for driver in drivers.by_name.values() if driver.problem() is None]
+    kinds = [(driver, cold) for driver in usable for cold in (True, False) if cold or driver.capabilities.save]
     async with open_engine(home, drivers) as engine:
         for run in range(runs + 1):  # the first fills caches and does not count
-            for driver in usable:
-                config = VMConfig(driver=driver.name)
+            for driver, cold in kinds:
+                config = VMConfig(driver=driver.name, cold=cold)
                 vm = await create_vm(engine, config, start=False, on_progress=lambda _: None)
                 with timed() as steps:
                     began = time.perf_counter()
                     await start_vm(engine, vm.vm_id, boot_timeout_s=boot_timeout_s)
                     took = time.perf_counter() - began
                 await delete_vm(engine, vm.vm_id)
+                how = "booted" if cold else "cloned"
                 if run:
-                    samples[f"{driver.name}, {driver.accelerator}"].append(
+                    samples[f"{driver.name}, {driver.accelerator}, {how}"].append(
                         steps | {_OTHER: took - sum(steps.values()), "total": took}
                     )
-                print(f"{driver.name}: {took:.2f} s", file=sys.stderr)
+                print(f"{driver.name}, {how}: {took:.2f} s", file=sys.stderr)
     return dict(samples)
 
 

@@ -125,6 +125,34 @@ class VMPaths:
 
 
 @dataclass(frozen=True)
+class TemplatePaths:
+    """The directory of one template."""
+
+    root: Path
+
+    @property
+    def memory(self) -> Path:
+        return self.root / "memory"
+
+    @property
+    def devices(self) -> Path:
+        return self.root / "devices"
+
+    @property
+    def overlay(self) -> Path:
+        return self.root / "overlay.ext4"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.memory, self.devices, self.overlay)
+
+    @property
+    def manifest(self) -> Path:
+        """Return the file that describes the others. Its time is when the template was last used."""
+        return self.root / "template.json"
+
+
+@dataclass(frozen=True)
 class FirecrackerRelease:
     """The directory of an installed Firecracker.
 
@@ -233,9 +261,15 @@ class Home:
     def cache(self) -> Path:
         """Return the directory of files that can be built again.
 
-        It holds kernels, images, initramfs archives and empty overlays.
+        It holds kernels, images, initramfs archives, empty overlays and templates.
         """
         return self.root / "cache"
+
+    @property
+    def cache_folders(self) -> tuple[Path, ...]:
+        """Return all directories of the cache."""
+        folders = (self.images, self.kernels, self.initramfs, self.overlays, self.templates)
+        return (*folders, self.building, self.locks)
 
     @property
     def images(self) -> Path:
@@ -252,6 +286,10 @@ class Home:
     @property
     def overlays(self) -> Path:
         return self.cache / "overlays"
+
+    @property
+    def templates(self) -> Path:
+        return self.cache / "templates"
 
     @property
     def building(self) -> Path:

@@ -17,7 +17,20 @@ from starlette.types import ASGIApp
 
 from squib.api.errors import error_response
 from squib.api.guards import Guards, refuse
-from squib.api.routes import accounts, assets, engine_info, env, exec, files, listeners, logs, processes, pty, vms
+from squib.api.routes import (
+    accounts,
+    assets,
+    engine_info,
+    env,
+    exec,
+    files,
+    listeners,
+    logs,
+    processes,
+    pty,
+    templates,
+    vms,
+)
 from squib.api.schema import ErrorBody, ListenRequest
 from squib.api.validation import describe_validation
 from squib.core.engine import Engine
@@ -57,7 +70,7 @@ def create_app(
     )
     api.state.engine = engine
     api.state.listening = listening
-    for routes in (engine_info, vms, env, exec, processes, pty, files, accounts, logs, assets, listeners):
+    for routes in (engine_info, vms, env, exec, processes, pty, files, accounts, logs, assets, templates, listeners):
         api.include_router(routes.router, prefix="/v1")
     api.add_exception_handler(SquibError, _on_squib_error)
     api.add_exception_handler(RequestValidationError, _on_invalid_request)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator
 
-from squib.core.lifecycle.start import DEFAULT_BOOT_TIMEOUT_S
+from squib.core.lifecycle.boot import DEFAULT_BOOT_TIMEOUT_S
 from squib.core.lifecycle.stop import DEFAULT_STOP_TIMEOUT_S
 from squib.models import (
     Check,
@@ -18,6 +18,7 @@ from squib.models import (
     PtySize,
     RequestModel,
     ResponseModel,
+    TemplateInfo,
     VMConfig,
     VMInfo,
 )
@@ -182,6 +183,31 @@ class KernelList(ResponseModel):
     kernels: list[KernelInfo]
 
 
+class TemplateRequest(RequestModel):
+    """The configuration of a template to make, and how long its VM may take to boot, in seconds."""
+
+    config: VMConfig = VMConfig()
+    boot_timeout_s: float = Field(default=DEFAULT_BOOT_TIMEOUT_S, gt=0, le=MAX_VERB_TIMEOUT_S)
+
+
+class PruneRequest(RequestModel):
+    """With ``all``, every template is removed, not only those that are old or take much space."""
+
+    all: bool = False
+
+
+class TemplateList(ResponseModel):
+    """Templates, the one used last first."""
+
+    templates: list[TemplateInfo]
+
+
+class PrunedTemplates(ResponseModel):
+    """The IDs of the templates that were removed."""
+
+    removed: list[str]
+
+
 class CheckList(ResponseModel):
     """The results of the doctor's checks, in order."""
 
@@ -208,4 +234,5 @@ class ProgressEvent(ResponseModel):
     vm: VMInfo | None = None
     image: ImageInfo | None = None
     kernel: KernelInfo | None = None
+    template: TemplateInfo | None = None
     error: WireError | None = None

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from squib.core.engine import Engine
-from squib.core.lifecycle.start import FIRST_UID, UID_COUNT
+from squib.core.lifecycle.boot import FIRST_UID, UID_COUNT
 from squib.drivers.registry import AUTO, Drivers, find_drivers
 from squib.errors import DependencyMissing, ImageCorrupt, NotFound, Unsupported
 from squib.guest.agent import AGENT_BINARY

@@ -22,6 +22,7 @@ from typing import Any
 
 from squib.core.lifecycle.transitions import WITH_VMM
 from squib.core.lifecycle.verbs import VerbQueues
+from squib.core.snapshots.making import Making
 from squib.drivers.base import Machine
 from squib.drivers.registry import Drivers
 from squib.errors import AgentLost
@@ -80,6 +81,8 @@ class Engine:
         self.initramfs = InitramfsStore(home)
         self.choosing = 0
         """How many owners are choosing files of the cache now (`squib.core.references`)."""
+        self.making_template: Making | None = None
+        """The template that is being made, or was made last (`squib.core.snapshots.templates`)."""
         self.cgroups = cgroup.find_layout()
         self.running: dict[str, RunningVM] = {}
         self.verbs = VerbQueues()
@@ -141,7 +144,7 @@ class Engine:
         """Return the identity of a VM's VMM."""
         return self.identity(Owner.vm(vm_id), VMM)
 
-    def background(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
+    def background(self, work: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
         """Run ``work`` in the background.
 
         It is cancelled when the engine ends.
@@ -149,6 +152,7 @@ class Engine:
         task = asyncio.create_task(work, name=name)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        return task
 
     async def _write_facts(self) -> None:
         """Write the facts that a full disk held back, every few seconds."""

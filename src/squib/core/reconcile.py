@@ -16,9 +16,10 @@ from squib.core import references
 from squib.core.engine import VMM, Engine, RunningVM, cgroup_parent
 from squib.core.lifecycle import transitions
 from squib.core.lifecycle.bonds import expect_client
+from squib.core.lifecycle.boot import watch
 from squib.core.lifecycle.delete import remove
 from squib.core.lifecycle.release import RUN, release, release_owner
-from squib.core.lifecycle.start import watch
+from squib.core.snapshots import templates
 from squib.drivers.base import Machine
 from squib.drivers.firecracker import installed as firecracker
 from squib.errors import DiskFull, SquibError
@@ -58,6 +59,7 @@ async def reconcile(engine: Engine) -> None:
     await building.sweep(engine.home)
     firecracker.sweep(engine.home)
     references.prune(engine)
+    templates.prune(engine)
 
 
 def _restore_lost_records(engine: Engine) -> None:

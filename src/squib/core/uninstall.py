@@ -59,7 +59,7 @@ def plan_removal(home: Home) -> Plan:
     locks: list[Item] = []
     folders = {
         home.bin: installed.own_paths(home),
-        home.cache: [home.images, home.kernels, home.initramfs, home.overlays, home.building, home.locks],
+        home.cache: list(home.cache_folders),
         home.vms: _entries(home.vms),
     }
     for path in _entries(home.root):

@@ -4,7 +4,16 @@ All are frozen. Sizes are in MiB and times in seconds unless the name says other
 only here, so a value that exists is valid.
 """
 
-from squib.models.assets import AssetRef, CachedRef, HostFileRef, ImageInfo, KernelInfo, OnProgress, Progress
+from squib.models.assets import (
+    AssetRef,
+    CachedRef,
+    HostFileRef,
+    ImageInfo,
+    KernelInfo,
+    OnProgress,
+    Progress,
+    TemplateInfo,
+)
 from squib.models.base import (
     MAX_PATH_BYTES,
     NAME_PATTERN,
@@ -66,6 +75,7 @@ __all__ = [
     "RequestModel",
     "ResponseModel",
     "StoredModel",
+    "TemplateInfo",
     "VMConfig",
     "VMDetails",
     "VMInfo",

@@ -57,6 +57,24 @@ class KernelInfo(ResponseModel):
     damage: str = ""
 
 
+class TemplateInfo(ResponseModel):
+    """A saved VM that new VMs of its configuration are cloned from.
+
+    ``runtime`` is empty if the root filesystem is not an image of squib's. ``used_at`` is when a VM was last cloned
+    from it.
+    """
+
+    template_id: str
+    driver: str
+    runtime: str
+    vcpu_count: int
+    mem_size_mib: int
+    disk_size_mib: int
+    size_bytes: int
+    created_at: datetime
+    used_at: datetime
+
+
 class Progress(ResponseModel):
     """A step of a long operation.
 

@@ -58,7 +58,7 @@ class VMConfig(RequestModel):
     the guest, is the working directory of commands, and relative paths of files begin there. It defaults to the user's
     home. ``driver`` is the VMM: ``firecracker``, ``qemu``, or by default ``auto``, the first of these that can run the
     VM on the engine's host. ``jailer=False`` runs Firecracker without its jailer, as the engine's user: for development
-    only.
+    only. ``cold`` boots the VM, even if it could be cloned from a template.
     """
 
     vm_id: Name | None = None
@@ -77,6 +77,7 @@ class VMConfig(RequestModel):
     user: GuestString | None = Field(default=None, min_length=1)
     driver: Name = "auto"
     jailer: bool = True
+    cold: bool = False
 
     @field_validator("cwd")
     @classmethod

@@ -21,6 +21,7 @@ from squib.models import (
     KernelInfo,
     OnProgress,
     Progress,
+    TemplateInfo,
     VMConfig,
     VMDetails,
     VMInfo,
@@ -270,6 +271,31 @@ class EngineClient(HTTPClient):
         except ValueError as error:
             raise InvalidArgument(str(error)) from None
         await self.request("DELETE", f"/kernels/{quote(ref, safe='')}")
+
+    async def templates(self) -> list[TemplateInfo]:
+        """List the templates, the one used last first."""
+        return read_list(TemplateInfo, await self.request("GET", "/templates"), "templates")
+
+    async def build_template(
+        self, config: VMConfig, *, boot_timeout_s: float, on_progress: OnProgress = lambda _: None
+    ) -> TemplateInfo:
+        """Make the template of a configuration, unless there is one.
+
+        Raises `Unsupported` if its driver cannot save VMs, and the errors of `launch_vm`.
+        """
+        body = {"config": config.model_dump(exclude_unset=True), "boot_timeout_s": boot_timeout_s}
+        result = await self._with_progress("/templates", body, on_progress, "template")
+        return read_value(TemplateInfo, result["template"])
+
+    async def remove_template(self, template_id: str) -> None:
+        """Remove a template. VMs that were cloned from it go on. Raises `NotFound`."""
+        await self.request("DELETE", f"/templates/{check_ref(template_id)}")
+
+    async def prune_templates(self, *, everything: bool = False) -> list[str]:
+        """Remove templates that are old or take much space, or all; return their IDs."""
+        reply = await self.request("POST", "/templates/prune", {"all": everything})
+        removed = reply.get("removed") if isinstance(reply, dict) else None
+        return [str(template_id) for template_id in removed or []]
 
     async def _with_progress(
         self, path: str, body: dict[str, Any], on_progress: OnProgress, result: str

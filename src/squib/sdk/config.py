@@ -32,6 +32,7 @@ class VMOptions(TypedDict, total=False):
     user: str | None
     driver: str
     jailer: bool
+    cold: bool
 
 
 def make_config(

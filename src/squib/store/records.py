@@ -35,6 +35,7 @@ class VMSpec(StoredModel):
     cwd: str | None = None
     user: str | None = None
     jailer: bool = True
+    cold: bool = False
     driver_reason: str = ""
 
     def to_json(self) -> str:

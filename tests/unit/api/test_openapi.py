@@ -58,6 +58,7 @@ def test_every_route_is_there(document: Any) -> None:
         "get /v1/vms/{ref}/account",
         "get /v1/images", "post /v1/images", "delete /v1/images/{ref}", "get /v1/kernels", "post /v1/kernels",
         "delete /v1/kernels/{kernel}",
+        "get /v1/templates", "post /v1/templates", "delete /v1/templates/{ref}", "post /v1/templates/prune",
     }  # fmt: skip
 
 

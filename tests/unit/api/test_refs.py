@@ -77,6 +77,7 @@ ROUTES = [
     ("GET", "/v1/vms/{}/logs", b""),
     ("GET", "/v1/vms/{}/logs?follow=true", b""),
     ("DELETE", "/v1/images/{}", b""),
+    ("DELETE", "/v1/templates/{}", b""),
 ]
 
 

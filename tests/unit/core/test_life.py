@@ -197,7 +197,7 @@ async def test_a_panic_before_the_agent_answers_is_booted_again_and_logged(
         vm = await make(engine, rig.config, start=True)
         assert vm.state is VMState.RUNNING and engine.running[vm.vm_id].machine.pid == vm.pid
         assert len(rig.driver.launched) == 2
-        [logged] = [record.getMessage() for record in caplog.records if record.name == "squib.start"]
+        [logged] = [record.getMessage() for record in caplog.records if record.name == "squib.boot"]
         assert f"{vm.vm_id} is booted again" in logged and "kernel panicked" in logged and "last line" in logged
         await delete_vm(engine, vm.vm_id)
         nothing_left(engine, rig)

@@ -18,7 +18,7 @@ from squib.core.lifecycle.pause import pause_vm, resume_vm
 from squib.core.lifecycle.start import start_vm
 from squib.core.lifecycle.stop import stop_vm
 from squib.errors import Unsupported
-from squib.models import Name, OnProgress, VMDetails, VMInfo
+from squib.models import Name, OnProgress, VMConfig, VMDetails, VMInfo
 
 router = APIRouter(prefix="/vms", tags=["vms"])
 
@@ -41,8 +41,7 @@ async def create(engine: EngineDep, request: Request, body: CreateRequest) -> VM
     response is complete, the VM is removed.
     """
 
-    if not body.config.jailer and not is_local(request):
-        raise Unsupported("a VM without its jailer cannot be created over TCP", hint="leave out --no-jailer")
+    check_jailer(body.config, request)
 
     async def work(on_progress: OnProgress) -> VMInfo:
         record = await create_vm(
@@ -138,3 +137,9 @@ async def release(engine: EngineDep, ref: Ref) -> None:
     Requests that hold it may end.
     """
     await release_vm(engine, ref)
+
+
+def check_jailer(config: VMConfig, request: Request) -> None:
+    """Check that a VM without its jailer is asked for by a local client. Raises `Unsupported`."""
+    if not config.jailer and not is_local(request):
+        raise Unsupported("a VM without its jailer cannot be created over TCP", hint="leave out --no-jailer")

@@ -68,6 +68,7 @@ BootArgs = Annotated[str | None, typer.Option(metavar="ARGS", help="Extra argume
 Nested = Annotated[
     bool, typer.Option("--nested", help="Give the VM a working /dev/kvm, so that it can run VMs itself.")
 ]
+Cold = Annotated[bool, typer.Option("--cold", help="Boot the VM, even if it could be cloned from a template.")]
 Env = Annotated[
     list[str] | None,
     typer.Option(
@@ -239,6 +240,7 @@ def make_vm_config(
     workdir: str | None = None,
     driver: str | None = None,
     no_jailer: bool = False,
+    cold: bool = False,
 ) -> VMConfig:
     """Make a VM configuration from the flags of ``create`` and ``run``.
 
@@ -271,6 +273,8 @@ def make_vm_config(
         options["driver"] = driver
     if no_jailer:
         options["jailer"] = False
+    if cold:
+        options["cold"] = True
     return make_config(None, options, names=_FLAG_OF_FIELD)
 
 

@@ -6,8 +6,8 @@ from importlib import import_module
 
 NAMES = (
     "run", "create", "list", "inspect", "start", "stop", "pause", "resume", "remove", "exec", "connect", "attach",
-    "ps", "kill", "upload", "download", "cp", "env", "logs", "image", "kernel", "install", "uninstall", "doctor",
-    "engine", "serve", "version",
+    "ps", "kill", "upload", "download", "cp", "env", "logs", "image", "kernel", "template", "install", "uninstall",
+    "doctor", "engine", "serve", "version",
 )  # fmt: skip
 """In the order in which ``squib --help`` lists them."""
 

@@ -38,6 +38,7 @@ async def create(
     nested: options.Nested = False,
     driver: options.Driver = None,
     no_jailer: options.NoJailer = False,
+    cold: options.Cold = False,
     env: options.Env = None,
     env_file: options.EnvFile = None,
     user: options.VMUser = None,
@@ -67,7 +68,7 @@ async def create(
     config = options.make_vm_config(
         name=name, project=project, vcpus=vcpus, memory=memory, disk=disk, runtime=runtime, kernel=kernel,
         rootfs=rootfs, boot_args=boot_args, nested=nested, env=env, env_file=env_file, user=user, workdir=workdir,
-        driver=driver, no_jailer=no_jailer,
+        driver=driver, no_jailer=no_jailer, cold=cold,
     )  # fmt: skip
     async with options.connect() as engine:
         await check_driver(output, engine, config)

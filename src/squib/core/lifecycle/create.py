@@ -13,8 +13,8 @@ from squib.core import references
 from squib.core.engine import Engine
 from squib.core.lifecycle import transitions
 from squib.core.lifecycle.bonds import expect_client
+from squib.core.lifecycle.boot import DEFAULT_BOOT_TIMEOUT_S, boot, choose_uid, extra_modules
 from squib.core.lifecycle.delete import remove
-from squib.core.lifecycle.start import DEFAULT_BOOT_TIMEOUT_S, boot, choose_uid, extra_modules
 from squib.core.lifecycle.verbs import Turn
 from squib.drivers.base import Driver, Needs
 from squib.drivers.registry import Choice
@@ -99,7 +99,7 @@ async def _create(
             await _make_directory(engine, record, on_progress)
             if start:
                 on_progress(Progress(step="boot"))
-                await boot(engine, record, boot_timeout_s=boot_timeout_s)
+                await boot(engine, record, boot_timeout_s=boot_timeout_s, is_new=True)
             else:
                 transitions.transition(engine.store, record, VMState.CREATED)
         if bound:
@@ -166,6 +166,7 @@ def _spec(config: VMConfig, choice: Choice, *, kernel: AssetRef, rootfs: AssetRe
         cwd=config.cwd,
         user=config.user,
         jailer=config.jailer,
+        cold=config.cold,
         driver_reason=choice.reason,
     )
 
