@@ -1,4 +1,4 @@
-"""Clones of a template on a real VMM: each is a machine of its own, and none is told apart from one that booted."""
+"""Clones of a template on a real VMM: each has its own identity, memory and disk, and works like a VM that booted."""
 
 import os
 import re

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from squib.errors import HostError
 from squib.host.files import copy_file
+from squib.undo import Undo
 
 _NAME = "squib-memory"
 _MAPPING = re.compile(rf"([0-9a-f]+)-([0-9a-f]+) rw-(.) 0+ \S+ (\d+) +/memfd:{_NAME} \(deleted\)")
@@ -42,14 +43,10 @@ def filled(source: Path) -> int:
     Raises `OSError`.
     """
     fd = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
+    with Undo(lambda: os.close(fd)):
         with source.open("rb") as file:
             copy_file(file.fileno(), fd)
-        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
-    except BaseException:
-        os.close(fd)
-        raise
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
     return fd
 
 

@@ -84,9 +84,11 @@ async def template_of(engine: Engine, record: VMRecord) -> str | None:
 async def _clone(
     engine: Engine, record: VMRecord, spec: MachineSpec, template_id: str, timeout_s: float
 ) -> RunningVM | None:
-    """Run a new VM from its template. Return nothing if there is none or that fails; then the VM has an empty disk.
+    """Run a new VM from its template. Return ``None`` if there is no template, or if the clone does not run.
 
-    A template whose clone does not run is removed. Raises `WrongState`.
+    After ``None``, the VM's disk is empty, as it was before. A template whose clone does not run is removed.
+
+    Raises `WrongState`.
     """
     await templates.finished(engine, template_id)
     template = templates.find(engine, template_id)
@@ -103,7 +105,7 @@ async def _clone(
         detail = error.detail if isinstance(error, SquibError) else ""
         log.warning("VM %s could not be cloned from template %s: %s\n%s", record.vm_id, template.id, error, detail)
         if _is_to_blame(error, timeout_s):
-            templates.drop(template, "its clone does not run")
+            templates.drop(template.paths, "its clone does not run")
         await release(engine, record.vm_id, RUN)
         empty = overlay.with_name(f"{overlay.name}.empty")
         empty.unlink(missing_ok=True)

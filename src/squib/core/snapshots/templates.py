@@ -121,9 +121,8 @@ def find(engine: Engine, template_id: str) -> Template | None:
     return None
 
 
-def drop(template: Template | TemplatePaths, reason: str) -> None:
+def drop(paths: TemplatePaths, reason: str) -> None:
     """Remove a template. Its manifest goes first: without it, the files are no template. A failure is logged."""
-    paths = template.paths if isinstance(template, Template) else template
     log.info("template %s is removed: %s", paths.root.name, reason)
     try:
         if paths.root.is_dir():
@@ -242,7 +241,7 @@ def remove(engine: Engine, template_id: str) -> bool:
     """Remove a template; return whether there was one."""
     found = list(_each(engine, template_id))
     for template in found:
-        drop(template, "as requested")
+        drop(template.paths, "as requested")
     return bool(found)
 
 
@@ -257,7 +256,7 @@ def prune(engine: Engine, *, everything: bool = False) -> list[str]:
             total += template.size_bytes
             age = now() - datetime.fromtimestamp(template.used_at, tz=now().tzinfo)
             if everything or age > MAX_AGE or total > MAX_TOTAL_BYTES:
-                drop(template, "it is pruned")
+                drop(template.paths, "it is pruned")
                 removed.append(template.id)
     except OSError as error:
         log.warning("old templates could not be removed: %s", error)
