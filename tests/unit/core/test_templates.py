@@ -340,13 +340,17 @@ async def test_no_template_is_made_on_a_disk_that_it_could_fill(rig: Rig, monkey
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("step", ["pause", "save"])
 async def test_a_vmm_that_hangs_while_it_is_saved_delays_its_vm_for_a_while(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    rig: Rig, step: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    original = getattr(FakeMachine, step)
+
     async def hangs(self: FakeMachine, *paths: Path, **options: int) -> None:
+        await original(self, *paths, **options)  # it does what it is told, but does not answer
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(FakeMachine, "save", hangs)
+    monkeypatch.setattr(FakeMachine, step, hangs)
     async with rig.running() as engine:
         vm = await create_vm(engine, rig.config, start=True, on_progress=lambda _: None, boot_timeout_s=2)
         assert vm.state is VMState.RUNNING

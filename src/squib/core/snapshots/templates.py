@@ -189,8 +189,8 @@ async def _capture(engine: Engine, build: Build, record: VMRecord, vm: RunningVM
     """
     paths = TemplatePaths(build.folder)
     await vm.agent.end_session(timeout_s=_END_SESSION_TIMEOUT_S)
-    await vm.machine.pause()
     try:
+        await vm.machine.pause()
         await vm.machine.save(paths.memory, paths.devices, size_mib=record.spec.mem_size_mib)
         await asyncio.to_thread(files.sparse_copy, engine.home.vm(record.vm_id).overlay, paths.overlay)
     finally:
