@@ -35,6 +35,7 @@ from squib.sdk.responses import read_event, read_list, read_value
 
 _HOLD_AGAIN_S = 0.5
 _HOLD_END_S = 0.5
+_ENGINE_POLL_S = 0.1
 _REPLACEMENT_S = 10.0
 
 
@@ -159,6 +160,7 @@ class EngineClient(HTTPClient):
             except (NotFound, EngineStartFailed):
                 return
             except SquibError:
+                await self._next_engine()  # an engine that the user has stopped may be about to get a successor
                 await asyncio.sleep(_HOLD_AGAIN_S)
 
     async def release_vm(self, ref: str) -> None:
@@ -188,22 +190,21 @@ class EngineClient(HTTPClient):
                         url, body["token"] = str(info.get("url")), str(info.get("token"))
                         body["port"] = int(url.rpartition(":")[2])
                         yield url, body["token"]
-            await self._wait_for_engine()
+            if not await self._next_engine():
+                raise EngineUnavailable(f"the engine {self.where} has ended", hint="squib logs --engine shows its log")
 
-    async def _wait_for_engine(self) -> None:
-        """Wait until a new local engine replaces the lost one, at most 10 s.
+    async def _next_engine(self) -> bool:
+        """Wait until a new local engine replaces the lost one, at most 10 s; return whether one does.
 
         This client does not start it.
-
-        Raises `EngineUnavailable` if no engine listens by then.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(_REPLACEMENT_S):
                 while self._home:
                     if engine_answers(self._home):
-                        return
-                    await asyncio.sleep(_HOLD_AGAIN_S)
-        raise EngineUnavailable(f"the engine {self.where} has ended", hint="squib logs --engine shows its log")
+                        return True
+                    await asyncio.sleep(_ENGINE_POLL_S)
+        return False
 
     async def vm_logs(self, ref: str, *, lines: int | None = None, follow: bool = False) -> AsyncIterator[bytes]:
         """Yield the last ``lines`` (default: all) of a VM's console log.

@@ -13,6 +13,9 @@ from squib.core.lifecycle.create import create_vm
 from squib.core.lifecycle.delete import delete_vm
 from squib.host import sockets
 from squib.models import VMState
+from squib.paths import Home
+from squib.sdk import client as client_module
+from squib.sdk import httpclient
 from tests.fakes.engine import Rig
 
 
@@ -137,3 +140,57 @@ async def test_a_vm_with_two_holders_goes_with_the_last(rig: Rig) -> None:
         await asyncio.wait(holders[1:])
         await bonds.client_left(engine, vm_id)
         assert engine.store.list_vms() == []
+
+
+@pytest.mark.anyio
+async def test_a_holder_leaves_time_to_start_another_engine(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`squib serve` after `squib engine stop`: a program that holds a VM is not the one that starts the engine."""
+    started: list[Home] = []
+
+    async def ensure_engine(home: Home) -> None:
+        started.append(home)
+
+    monkeypatch.setattr(httpclient, "ensure_engine", ensure_engine)
+    async with rig.engine() as engine, EngineClient(home=rig.home) as client:
+        server, task = await serving(engine)
+        vm = await client.create_vm(rig.config)
+        async with client.bind_lifetime(vm.vm_id) as binding:
+            async with asyncio.timeout(5):
+                while not engine.holders[vm.vm_id]:
+                    await asyncio.sleep(0.01)
+            server.config.timeout_graceful_shutdown = 0
+            server.should_exit = True
+            await task
+            done, _ = await asyncio.wait({binding}, timeout=1.5)
+            assert not done and started == []
+            server, task = await serving(engine)
+            async with asyncio.timeout(5):
+                while not engine.holders[vm.vm_id]:
+                    await asyncio.sleep(0.01)
+            await client.delete_vm(vm.vm_id)
+        server.should_exit = True
+        await task
+    assert started == []
+
+
+@pytest.mark.anyio
+async def test_a_holder_starts_an_engine_that_nobody_else_starts(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = asyncio.Event()
+
+    async def ensure_engine(home: Home) -> None:
+        started.set()
+
+    monkeypatch.setattr(httpclient, "ensure_engine", ensure_engine)
+    monkeypatch.setattr(client_module, "_REPLACEMENT_S", 0.2)
+    async with rig.engine() as engine, EngineClient(home=rig.home) as client:
+        server, task = await serving(engine)
+        vm = await client.create_vm(rig.config)
+        async with client.bind_lifetime(vm.vm_id):
+            async with asyncio.timeout(5):
+                while not engine.holders[vm.vm_id]:
+                    await asyncio.sleep(0.01)
+            server.config.timeout_graceful_shutdown = 0
+            server.should_exit = True
+            await task
+            async with asyncio.timeout(5):
+                await started.wait()
