@@ -125,10 +125,12 @@ class Terminal:
         await self._send(json.dumps({"type": "signal", "signal": number}))
 
     async def _send(self, message: bytes | str) -> None:
-        from websockets.exceptions import ConnectionClosed
+        from websockets.exceptions import ConnectionClosed, ConnectionClosedError
 
         try:
             await self._socket.send(message)
+            if self._socket.transport.is_closing():  # asyncio drops what it can no longer write
+                raise ConnectionClosedError(None, None)
         except ConnectionClosed as error:
             if self._end is None:
                 raise _lost(self._where, error) from error

@@ -1,12 +1,14 @@
 """Terminals as the command line opens them."""
 
 import asyncio
+import json
 import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from websockets.asyncio.server import ServerConnection, serve
 
 from squib.api.app import create_app
 from squib.errors import (
@@ -22,6 +24,7 @@ from squib.errors import (
 )
 from squib.host import sockets
 from squib.models import ExecRequest, PtySize
+from squib.paths import Home
 from squib.sdk.client import EngineClient
 from squib.sdk.terminal import Attach, Terminal, open_terminal
 from tests.fakes.engine import Rig
@@ -240,3 +243,27 @@ async def test_a_connection_that_is_lost_says_that_the_command_goes_on(rig: Rig,
         with pytest.raises(EngineUnavailable):
             await terminal.send(b"x")
         await opening.__aexit__(None, None, None)
+
+
+@pytest.mark.anyio
+async def test_input_for_an_engine_that_has_just_died_is_not_taken_for_sent(tmp_path: Path) -> None:
+    """Typed before the client has noticed: whoever types sends it again, to the next engine."""
+    home = Home(tmp_path)
+    home.engine_socket.parent.mkdir(parents=True, exist_ok=True)
+    accepted: list[ServerConnection] = []
+
+    async def answer(connection: ServerConnection) -> None:
+        accepted.append(connection)
+        await connection.recv()
+        await connection.send(json.dumps({"type": "started", "id": "p1", "pid": 1}))
+        await connection.wait_closed()
+
+    async with (
+        asyncio.timeout(20),
+        serve(answer, sock=sockets.listen(home.engine_socket)),
+        EngineClient(home=home) as client,
+        open_terminal(client, "web") as terminal,
+    ):
+        accepted[0].transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)  # now, while this task runs
+        with pytest.raises(EngineUnavailable, match="broke"):
+            await terminal.send(b"x")
