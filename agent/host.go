@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"squib/agent/internal/identity"
 	"squib/agent/internal/process"
 	"squib/agent/internal/server"
 	"squib/agent/internal/transport"
@@ -82,8 +83,9 @@ func serveUnix(socket, root string) error {
 // hostIdentity accepts an identity and applies nothing: this machine keeps its own.
 type hostIdentity struct{}
 
-func (hostIdentity) AddEntropy([]byte) error   { return nil }
-func (hostIdentity) SetClock(time.Time) error  { return nil }
-func (hostIdentity) SetHostname(string) error  { return nil }
-func (hostIdentity) SetMachineID(string) error { return nil }
-func (hostIdentity) SetBootID(string) error    { return nil }
+func (hostIdentity) Describe(identity.VM) error { return nil }
+func (hostIdentity) AddEntropy([]byte) error    { return nil }
+func (hostIdentity) SetClock(time.Time) error   { return nil }
+func (hostIdentity) SetHostname(string) error   { return nil }
+func (hostIdentity) SetMachineID(string) error  { return nil }
+func (hostIdentity) SetBootID(string) error     { return nil }

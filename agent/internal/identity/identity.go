@@ -3,6 +3,7 @@
 package identity
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -126,6 +127,34 @@ func (g Guest) SetBootID(id string) error {
 		err = syscall.Mount("", kernels, "", syscall.MS_REMOUNT|syscall.MS_BIND|syscall.MS_RDONLY, "")
 	}
 	return os.NewSyscallError("mount "+kernels, err)
+}
+
+// VM says which VM a guest is.
+type VM struct {
+	ID        string `json:"vm_id"`
+	Name      string `json:"name"`
+	MachineID string `json:"machine_id"`
+	BootID    string `json:"boot_id"`
+}
+
+var vmIDForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$`)
+
+// CheckVMID rejects what cannot be the ID of a VM.
+func CheckVMID(id string) error {
+	if !vmIDForm.MatchString(id) {
+		return fmt.Errorf("invalid vm_id %q: use 1 to 63 letters, digits, \"_\", \".\" or \"-\", starting with a letter or digit", id)
+	}
+	return nil
+}
+
+// Describe writes /run/squib/identity.json. A process can watch it: it is replaced whenever the guest
+// becomes another VM, or the same one at a later time.
+func (g Guest) Describe(vm VM) error {
+	content, err := json.Marshal(vm)
+	if err != nil {
+		return err
+	}
+	return g.write("run/squib/identity.json", string(content)+"\n", 0o644)
 }
 
 // SetClock sets the real-time clock. Durations are not affected.

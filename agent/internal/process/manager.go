@@ -40,6 +40,10 @@ type Manager struct {
 	kept     []*Process // ended background sessions, oldest first
 	last     int
 	stopped  bool
+
+	starting sync.RWMutex // held for reading while a command starts, and for writing while all are frozen
+	freezing sync.Mutex   // guards frozen
+	frozen   bool
 }
 
 // NewManager returns a manager. reaper.Run must be running. cgroups may be nil.
@@ -184,7 +188,10 @@ func (m *Manager) Start(spec Spec) (*Process, *Reader, error) {
 	// with a transfer.
 	sys := &syscall.SysProcAttr{Setsid: true, Credential: credential(plan.account)}
 	attr := &syscall.ProcAttr{Dir: plan.cwd, Env: environ(plan.env), Sys: sys}
-	if err := m.createStreamsAndStart(p, attr, spec, plan); err != nil {
+	m.starting.RLock()
+	err = m.createStreamsAndStart(p, attr, spec, plan)
+	m.starting.RUnlock()
+	if err != nil {
 		p.discard()
 		return nil, nil, err
 	}

@@ -284,7 +284,7 @@ func TestSetupChecksBeforeItChanges(t *testing.T) {
 
 func TestAGuestWithoutEntropyServesNothing(t *testing.T) {
 	g := newGuest(t)
-	g.server.hasEntropy.Store(false)
+	g.server.gate.isOpen = false
 	s := g.connect()
 	refused := func() {
 		t.Helper()
@@ -313,6 +313,56 @@ func TestAGuestWithoutEntropyServesNothing(t *testing.T) {
 	if c.finish(); c.streams[1] != "1\n" {
 		t.Errorf("got %q", c.streams[1])
 	}
+}
+
+func TestAFrozenGuestServesWhenItHasEntropyAgain(t *testing.T) {
+	g := newGuest(t)
+	g.server.config.Identity = generous{}
+	s := g.connect()
+	for range 2 { // idempotent
+		if status, _ := s.ask("POST", "/v1/freeze", "{}"); status != 204 {
+			t.Fatalf("got %d", status)
+		}
+	}
+	served := make(chan int, 1)
+	go func() {
+		status, _ := s.ask("GET", "/v1/processes", "")
+		served <- status
+	}()
+	if status, body := s.ask("GET", "/v1/hello", ""); status != 200 || body["set_up"] != false {
+		t.Errorf("got %d, %s", status, body)
+	}
+	if status, _ := s.ask("POST", "/v1/setup", `{"time_unix_ms": 1, "hostname": "-"}`); status != 400 {
+		t.Errorf("got %d", status)
+	}
+	select {
+	case status := <-served:
+		t.Fatalf("served a frozen guest: %d", status)
+	default:
+	}
+	seed := base64.StdEncoding.EncodeToString(make([]byte, 32))
+	if status, body := s.ask("POST", "/v1/setup", `{"entropy": "`+seed+`"}`); status != 204 {
+		t.Fatalf("got %d, %s", status, body)
+	}
+	if status := <-served; status != 200 {
+		t.Errorf("got %d", status)
+	}
+	c := s.exec(`{"shell": "echo a", "user": "me"}`)
+	if c.finish(); c.streams[1] != "a\n" {
+		t.Errorf("got %q", c.streams[1])
+	}
+}
+
+func TestAGuestIsNotFrozenIfItsCommandsCannotBe(t *testing.T) {
+	g := newGuest(t) // without cgroups
+	s := g.connect()
+	c := s.exec(`{"argv": ["cat"], "stdin": true, "user": "me"}`)
+	s.refused("POST", "/v1/freeze", "{}", 500, "internal")
+	if status, _ := s.ask("GET", "/v1/processes", ""); status != 200 {
+		t.Errorf("got %d", status)
+	}
+	s.ask("POST", "/v1/processes/"+c.ID+"/stdin?close=1", "")
+	c.finish()
 }
 
 // dry cannot reseed its generator, and generous accepts any seed.

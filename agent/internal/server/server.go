@@ -7,10 +7,10 @@ import (
 	"net"
 	"net/http"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"squib/agent/internal/files"
+	"squib/agent/internal/identity"
 	"squib/agent/internal/process"
 	"squib/agent/internal/transport"
 )
@@ -42,6 +42,7 @@ type Identity interface {
 	SetHostname(name string) error
 	SetMachineID(id string) error
 	SetBootID(id string) error
+	Describe(vm identity.VM) error
 }
 
 // Server serves one guest.
@@ -51,7 +52,7 @@ type Server struct {
 	http      *http.Server
 	uploads   uploads
 
-	hasEntropy   atomic.Bool // of its own, from the host
+	gate         gate
 	powerOffOnce sync.Once
 }
 
@@ -62,6 +63,7 @@ func New(processes *process.Manager, config Config) *Server {
 	for pattern, endpoint := range map[string]handler{
 		"GET /v1/hello":                  s.hello,
 		"POST /v1/setup":                 s.setup,
+		"POST /v1/freeze":                s.freeze,
 		"POST /v1/exec":                  s.exec,
 		"GET /v1/processes":              s.list,
 		"GET /v1/processes/{id}":         s.session,
@@ -105,15 +107,16 @@ func New(processes *process.Manager, config Config) *Server {
 }
 
 // needsEntropy refuses an endpoint until the guest has entropy of its own. Clones of one memory image
-// would otherwise draw the same random numbers. What gives a guest its entropy or ends it is served.
+// would otherwise draw the same random numbers. What gives a guest its entropy, or freezes or ends it,
+// is served.
 func (s *Server) needsEntropy(pattern string, endpoint handler) handler {
 	switch pattern {
-	case "GET /v1/hello", "POST /v1/setup", "POST /v1/poweroff", "/":
+	case "GET /v1/hello", "POST /v1/setup", "POST /v1/freeze", "POST /v1/poweroff", "/":
 		return endpoint
 	}
 	return func(w http.ResponseWriter, r *http.Request) error {
-		if !s.hasEntropy.Load() {
-			return &process.Error{Code: process.NotSetUp, Message: "the guest has no entropy of its own yet"}
+		if err := s.gate.pass(r); err != nil {
+			return err
 		}
 		return endpoint(w, r)
 	}

@@ -52,7 +52,7 @@ func newGuest(t *testing.T) *guest {
 	accounts := process.Accounts{Root: root}
 	processes := process.NewManager(reaper, nil, accounts)
 	s := New(processes, Config{Version: "1.2.3", Identity: identity.Guest{Root: root}, Accounts: accounts, PowerOff: func(d time.Duration) { g.off <- d }, Log: log.New(g.log, "", 0)})
-	s.hasEntropy.Store(true)
+	s.gate.open()
 	g.server = s
 	l := transport.NewPortListener(g.port)
 	ended := make(chan error, 1)

@@ -39,17 +39,19 @@ func (s *Server) account(w http.ResponseWriter, r *http.Request) error {
 func (s *Server) hello(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, map[string]any{
 		"protocol": transport.Version, "agent_version": s.config.Version, "boot_id": bootID(), "kernel": kernelRelease(),
-		"uptime_ms": uptime().Milliseconds(),
+		"uptime_ms": uptime().Milliseconds(), "set_up": s.gate.passes(),
 	})
 }
 
 func (s *Server) setup(w http.ResponseWriter, r *http.Request) error {
 	var request struct {
+		Restored   bool     `json:"restored"`
 		Hostname   *text    `json:"hostname"`
 		TimeUnixMS *int64   `json:"time_unix_ms"`
 		Entropy    *string  `json:"entropy"`
 		MachineID  *text    `json:"machine_id"`
 		BootID     *text    `json:"boot_id"`
+		VMID       *text    `json:"vm_id"`
 		Env        *textMap `json:"env"`
 	}
 	if err := decode(w, r, &request); err != nil {
@@ -89,6 +91,13 @@ func (s *Server) setup(w http.ResponseWriter, r *http.Request) error {
 		}
 		steps = append(steps, func() error { return s.config.Identity.SetBootID(id) })
 	}
+	if request.VMID != nil {
+		vm := identity.VM{ID: string(*request.VMID), Name: orEmpty(request.Hostname), MachineID: orEmpty(request.MachineID), BootID: orEmpty(request.BootID)}
+		if err := identity.CheckVMID(vm.ID); err != nil {
+			return badRequest(err.Error())
+		}
+		steps = append(steps, func() error { return s.config.Identity.Describe(vm) })
+	}
 	if request.Env != nil {
 		if err := process.CheckEnv(*request.Env); err != nil {
 			return err
@@ -101,7 +110,13 @@ func (s *Server) setup(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	if request.Entropy != nil {
-		s.hasEntropy.Store(true)
+		if request.Restored {
+			s.processes.KillForeground() // their host was another session's, or none is left
+		}
+		if err := s.processes.Thaw(); err != nil {
+			return err
+		}
+		s.gate.open()
 	}
 	w.WriteHeader(http.StatusNoContent)
 	return nil
