@@ -56,6 +56,10 @@ vm-test: setup  ## Tests on real VMs
 	$(BIN)/pytest tests/vm -m "not alone" -n 2 --dist loadfile --no-loadscope-reorder
 	$(BIN)/pytest tests/vm -m alone
 
+test-origins: setup  ## The same tests on VMs that booted, and that go on from a saved state (optional)
+	for origin in boot clone suspend snapshot fork; do \
+	  SQUIB_TEST_ORIGIN=$$origin $(BIN)/pytest $(ORIGIN_TESTS) -n 2 --dist loadfile || exit 1; done
+
 test-suites: setup  ## Two public suites for sandboxes, on real VMs (optional)
 	@[ -x $(SUITES)/bin/python ] || $(PYTHON) -m venv $(SUITES)
 	@if ! { $(SUITES)/bin/pip install --quiet --disable-pip-version-check --upgrade pip && \

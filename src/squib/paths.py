@@ -106,27 +106,11 @@ class FirecrackerPaths(DriverPaths):
 
 
 @dataclass(frozen=True)
-class VMPaths:
-    """The directory of one VM."""
+class SavedPaths:
+    """The directory of a saved state: of a template, a snapshot, or a suspended VM.
 
-    root: Path
-
-    @property
-    def overlay(self) -> Path:
-        return self.root / "overlay.ext4"
-
-    def driver(self, name: str) -> Path:
-        """Return the directory of the VM's driver: its sockets and logs."""
-        return self.root / name
-
-    @property
-    def qemu(self) -> QemuPaths:
-        return QemuPaths(self.driver("qemu"))
-
-
-@dataclass(frozen=True)
-class TemplatePaths:
-    """The directory of one template."""
+    Not every one has all three files. It is complete if it has its manifest.
+    """
 
     root: Path
 
@@ -148,8 +132,47 @@ class TemplatePaths:
 
     @property
     def manifest(self) -> Path:
-        """Return the file that describes the others. Its time is when the template was last used."""
-        return self.root / "template.json"
+        """Return the file that describes the others. Of a template, its time is when it was last used."""
+        return self.root / "manifest.json"
+
+
+@dataclass(frozen=True)
+class VMPaths:
+    """The directory of one VM."""
+
+    root: Path
+
+    @property
+    def overlay(self) -> Path:
+        return self.root / "overlay.ext4"
+
+    @property
+    def frozen_mark(self) -> Path:
+        """Return the file that is there while the VM's commands may be frozen (`squib.core.snapshots.frozen`)."""
+        return self.root / "frozen"
+
+    @property
+    def fingerprint(self) -> Path:
+        """Return the file that says with what the VM was launched (`squib.drivers.base.Driver.fingerprint`)."""
+        return self.root / "fingerprint.json"
+
+    @property
+    def saved(self) -> SavedPaths:
+        """Return the directory of the state that the VM goes on from when it starts. It is there or not as a whole."""
+        return SavedPaths(self.root / "saved")
+
+    @property
+    def saving(self) -> SavedPaths:
+        """Return the directory of a saved state that is not complete yet."""
+        return SavedPaths(self.root / "saving")
+
+    def driver(self, name: str) -> Path:
+        """Return the directory of the VM's driver: its sockets and logs."""
+        return self.root / name
+
+    @property
+    def qemu(self) -> QemuPaths:
+        return QemuPaths(self.driver("qemu"))
 
 
 @dataclass(frozen=True)
@@ -236,6 +259,13 @@ class Home:
 
     def vm(self, vm_id: str) -> VMPaths:
         return VMPaths(self.vms / vm_id)
+
+    @property
+    def snapshots(self) -> Path:
+        return self.root / "snapshots"
+
+    def snapshot(self, snapshot_id: str) -> SavedPaths:
+        return SavedPaths(self.snapshots / snapshot_id)
 
     def owner(self, kind: str, owner_id: str) -> Path:
         """Return the directory of an owner of leases.

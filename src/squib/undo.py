@@ -1,8 +1,12 @@
-"""Undo a step if a later step fails, is cancelled or is interrupted."""
+"""Undo a step if a later step fails, is cancelled or is interrupted; or do it to its end."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class Undo:
@@ -31,3 +35,22 @@ class AsyncUndo:
     async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         if kind is not None:
             await self._undo()
+
+
+async def to_its_end(running: asyncio.Future[T], on_cancel: Callable[[], None] = lambda: None) -> T:
+    """Wait for ``running``.
+
+    On cancellation, call ``on_cancel`` and still wait until it finishes.
+    """
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        on_cancel()
+        await asyncio.wait({running})
+        running.exception()
+        raise
+
+
+async def in_thread(work: Callable[..., T], *args: object) -> T:
+    """Run ``work`` in a thread. If this is cancelled, still wait until the thread has finished."""
+    return await to_its_end(asyncio.ensure_future(asyncio.to_thread(work, *args)))

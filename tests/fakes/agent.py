@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, parse_qsl
 from tests.fakes.files import FakeFiles
 from tests.fakes.processes import PROGRAMS, FakeProcess, Script, program_of
 from tests.fakes.requests import (
+    FREEZE,
     POWEROFF,
     SETUP,
     SIGNAL,
@@ -33,7 +34,7 @@ from tests.fakes.wire import PREFACE, Input, Session, Stream
 
 _LINE = re.compile(rb"SQUIB-(SYNC|GO) (\d{1,9}) ([0-9a-f]{32})\n\Z")
 _MAX_ENDED = 32
-SERVED_BARE = {("GET", "/v1/hello"), ("POST", "/v1/setup"), ("POST", "/v1/poweroff")}
+SERVED_BARE = {("GET", "/v1/hello"), ("POST", "/v1/setup"), ("POST", "/v1/freeze"), ("POST", "/v1/poweroff")}
 """What an agent serves before it has entropy."""
 _MAX_STRING_BYTES = (128 << 10) - 1
 _MAX_STRINGS_BYTES = (2 << 20) - 8192
@@ -50,6 +51,8 @@ class FakeAgent:
     processes: dict[str, FakeProcess] = field(default_factory=dict)
     typing: asyncio.Event = field(default_factory=asyncio.Event)
     """While it is clear, no process reads its input."""
+    thawed: asyncio.Event = field(default_factory=asyncio.Event)
+    """While it is clear, the guest is frozen."""
     writes: list[int] = field(default_factory=list)
     """The sizes of the requests that wrote input."""
     stdin_stalls: bool = False
@@ -72,6 +75,7 @@ class FakeAgent:
 
     def __post_init__(self) -> None:
         self.typing.set()
+        self.thawed.set()
         self._writer: asyncio.StreamWriter | None = None
         if self.files:
             self.files.users = self.users
@@ -111,19 +115,30 @@ class FakeAgent:
 
     async def answer(self, stream: Stream, session: Session, stream_id: int) -> None:
         path = stream.path.partition("?")[0]
-        if self.bare and (stream.method, path) not in SERVED_BARE and "entropy" not in self.setup:
-            raise Refused(503, "not_set_up", "the guest has no entropy of its own yet")
+        if (stream.method, path) not in SERVED_BARE:
+            await self.thawed.wait()
+            if self.bare and "entropy" not in self.setup:
+                raise Refused(503, "not_set_up", "the guest has no entropy of its own yet")
         match stream.method, path.removeprefix("/v1/").split("/") if path.startswith("/v1/") else []:
             case "GET", ["hello"]:
                 hello = {
                     "protocol": self.protocol, "agent_version": "fake", "boot_id": "b", "kernel": "6.0-fake",
                     "uptime_ms": 1 + time.monotonic_ns() // 1_000_000,
+                    "set_up": self.thawed.is_set() and (not self.bare or "entropy" in self.setup),
                 }  # fmt: skip
                 await session.send_json(stream_id, 200, hello)
             case "POST", ["setup"]:
                 values = parse_object(await stream.read())
                 check_fields(values, SETUP)
                 self.setup |= values
+                if "entropy" in values and not self.thawed.is_set():
+                    if values.get("restored"):
+                        await self._kill_foreground()
+                    self.thawed.set()
+                await session.send_json(stream_id, 204, None)
+            case "POST", ["freeze"]:
+                check_fields(parse_object(await stream.read()), FREEZE)
+                self.thawed.clear()
                 await session.send_json(stream_id, 204, None)
             case "POST", ["exec"]:
                 spec = parse_object(await stream.read())
@@ -194,6 +209,11 @@ class FakeAgent:
                 await session.send_json(stream_id, 204, None)
             case _:
                 raise bad_request(f"no such endpoint: {stream.method} {stream.path}")
+
+    async def _kill_foreground(self) -> None:
+        for process in self.processes.values():
+            if not process.background and process.exit is None:
+                await process.kill()
 
     def _find(self, process_id: str) -> FakeProcess:
         if process_id not in self.processes:

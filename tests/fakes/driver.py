@@ -11,8 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from squib.drivers.base import Capabilities, ExitKind, ExitReason, MachineSpec, Problem, SavedMemory, check_supported
-from squib.errors import BootFailed, WrongState
+from squib.drivers.base import (
+    Capabilities,
+    Complete,
+    ExitKind,
+    ExitReason,
+    MachineSpec,
+    Problem,
+    SavedMemory,
+    check_supported,
+)
+from squib.errors import BootFailed, ToolFailed, WrongState
 from squib.host import proc, processes, sockets
 from squib.host.jail import Credentials
 from squib.host.locks import FileLock
@@ -54,21 +63,35 @@ class FakeMachine:
                 return ExitReason(ExitKind.FAILED, f"the VMM ended with status {code}")
 
     async def pause(self) -> None:
-        os.kill(self._process.pid, signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
         while not await self.is_paused():
             await asyncio.sleep(0)
 
     async def resume(self) -> None:
-        os.kill(self._process.pid, signal.SIGCONT)
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
+        try:
+            os.kill(self._process.pid, number)
+        except ProcessLookupError:
+            raise ToolFailed("the VMM does not answer") from None
 
     async def is_paused(self) -> bool:
-        stat = Path(f"/proc/{self._process.pid}/stat").read_text()
+        try:
+            stat = Path(f"/proc/{self._process.pid}/stat").read_text()
+        except OSError:
+            raise ToolFailed("the VMM does not answer") from None
         return stat.rpartition(")")[2].split()[0] == "T"
 
-    async def save(self, memory: Path, devices: Path, *, size_mib: int) -> None:
+    async def save(self, memory: Path, devices: Path, *, size_mib: int) -> Complete:
         assert await self.is_paused()
-        memory.write_text("memory")
+        memory.write_text("mem")
         devices.write_text("devices")
+
+        async def complete() -> None:
+            memory.write_text("memory")
+
+        return complete
 
     async def kill(self) -> None:
         await self._process.kill()
@@ -106,8 +129,10 @@ class FakeDriver:
             pause=True, save=True, nested=self.nested, no_nested="it is a fake", nested_hint="modprobe fake"
         )
 
-    def fingerprint(self, spec: MachineSpec) -> str:
-        return f"fake {spec.vcpu_count} {spec.memory.size_mib} {spec.boot_args}"
+    release: str = "fake 1.0"
+
+    async def fingerprint(self, spec: MachineSpec) -> dict[str, str]:
+        return {"VMM": self.release, "machine": f"{spec.vcpu_count} {spec.memory.size_mib} {spec.boot_args}"}
 
     unusable: Problem | None = None
 
@@ -148,7 +173,13 @@ class FakeDriver:
             except BaseException:
                 await FakeMachine(process, folder).kill()
                 raise
-        return FakeMachine(process, folder)
+        machine = FakeMachine(process, folder)
+        if isinstance(spec.memory, SavedMemory):
+            try:
+                await machine.pause()
+            except ToolFailed:
+                raise BootFailed("the VMM has ended") from None
+        return machine
 
     def _start(self, listener: socket.socket, behaviour: str, lock: FileLock, log_path: Path) -> Process:
         if self.forks:

@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from squib.drivers.registry import find_drivers
-from squib.guest.agent import AgentClient
+from squib.guest.agent import AgentClient, Identity
 from squib.host import jail, processes
 from squib.host.jail import Credentials, JailMode
 from squib.host.locks import FileLock
@@ -77,7 +77,7 @@ async def boot(folder: Path) -> dict[str, object]:
     agent = AgentClient(machine.connect_agent)
     try:
         await agent.connect(timeout_s=60)
-        await agent.setup(hostname="prison", machine_id="0" * 32, env={})
+        await agent.setup(Identity("vm-1", "prison", "0" * 32), env={})
         async with await agent.exec(ExecRequest(argv=["echo", "from the guest"])) as response:
             said = await response.read()
         result = inspect(machine.pid) | {"holders": processes.find(identity) == [machine.pid]}

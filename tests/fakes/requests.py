@@ -11,6 +11,7 @@ from typing import Any
 
 MAX_PATH_BYTES = 4095
 _HOSTNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,63}")
+_VM_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _MACHINE_ID = re.compile(r"[0-9a-f]{32}")
 _BOOT_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NO_BYTE = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
@@ -85,8 +86,11 @@ SETUP: dict[str, Check] = {
     "boot_id": lambda value: isinstance(value, str) and bool(_BOOT_ID.fullmatch(value)),
     "time_unix_ms": is_number(-(1 << 62)),
     "entropy": _is_entropy,
+    "vm_id": lambda value: isinstance(value, str) and bool(_VM_ID.fullmatch(value)),
+    "restored": is_flag,
     "env": is_env,
 }
+FREEZE: dict[str, Check] = {"sync": is_flag}
 EXEC: dict[str, Check] = {
     "argv": lambda value: isinstance(value, list) and all(map(is_text, value)),
     "shell": is_text,

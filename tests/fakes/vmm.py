@@ -50,9 +50,13 @@ async def serve(listener: socket.socket, behaviour: str) -> int:
 
 
 def fork(listener: socket.socket, behaviour: str, lock_fd: int, log_path: Path) -> int:
-    """Start a VMM as a fork of this process, with the two descriptors and nothing else; return its PID."""
+    """Start a VMM as a fork of this process; return its PID when it has the two descriptors and nothing else."""
+    ready, closed_when_ready = os.pipe()
     pid = os.fork()
     if pid:
+        os.close(closed_when_ready)
+        os.read(ready, 1)
+        os.close(ready)
         return pid
     status = 1
     try:

@@ -209,7 +209,7 @@ def test_a_client_reads_the_answers_of_a_newer_engine() -> None:
 
 def test_a_state_of_a_newer_engine_is_unknown() -> None:
     field = TypeAdapter(get_type_hints(VMInfo, include_extras=True)["state"])
-    assert field.validate_python("suspended") is VMState.UNKNOWN
+    assert field.validate_python("hibernated") is VMState.UNKNOWN
     assert field.validate_python("running") is VMState.RUNNING
 
 

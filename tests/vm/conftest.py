@@ -8,6 +8,8 @@ import select
 import shutil
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,8 +35,8 @@ PATIENCE = float(os.environ.get("SQUIB_TEST_PATIENCE", "1"))
 def patience() -> Iterator[None]:
     """Multiply time limits of clients in this process by `PATIENCE`."""
 
-    async def start_vm(engine: EngineClient, ref: str, *, boot_timeout_s: float) -> VMInfo:
-        return await usual(engine, ref, boot_timeout_s=boot_timeout_s * PATIENCE)
+    async def start_vm(engine: EngineClient, ref: str, *, boot_timeout_s: float, cold: bool = False) -> VMInfo:
+        return await usual(engine, ref, boot_timeout_s=boot_timeout_s * PATIENCE, cold=cold)
 
     usual = EngineClient.start_vm
     with pytest.MonkeyPatch.context() as patch:
@@ -168,8 +170,26 @@ def vm(home: Home) -> Iterator[VM]:
 
 @pytest.fixture(scope="module")
 def shared_vm(home: Home) -> Iterator[VM]:
-    """A VM that runs, for all tests of a module that do not stop it."""
-    with VM() as vm:
+    """A VM that runs, for all tests of a module that do not stop it.
+
+    ``SQUIB_TEST_ORIGIN`` says where it comes from: ``boot``, ``clone`` (of a template, the default), ``suspend``,
+    ``snapshot`` or ``fork``.
+    """
+    origin = os.environ.get("SQUIB_TEST_ORIGIN", "clone")
+    with contextlib.ExitStack() as made:
+        vm = made.enter_context(VM(cold=origin == "boot"))
+        vm.run("true")
+        if origin == "suspend":
+            vm.suspend().start()
+        elif origin == "snapshot":
+            vm.snapshot(f"of-{vm.name}")
+            made.callback(lambda: subprocess.run([sys.executable, "-m", "squib", "snapshot", "rm", f"of-{vm.name}"]))
+            vm = made.enter_context(VM(snapshot=f"of-{vm.name}"))
+        elif origin == "fork":
+            [vm] = vm.fork()
+            made.callback(vm.delete)
+        else:
+            assert origin in ("boot", "clone")
         yield vm
 
 

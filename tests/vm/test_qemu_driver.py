@@ -15,7 +15,7 @@ from squib.drivers.qemu.driver import QemuDriver
 from squib.drivers.qemu.machine import QemuMachine
 from squib.drivers.registry import find_drivers
 from squib.errors import BootFailed
-from squib.guest.agent import AGENT_BINARY, AgentClient
+from squib.guest.agent import AGENT_BINARY, AgentClient, Identity
 from squib.host import processes
 from squib.host.jail import Credentials
 from squib.host.processes import ProcessIdentity
@@ -112,7 +112,7 @@ async def output(machine: QemuMachine, command: str) -> bytes:
     """What a shell command in the guest prints, with the frames around it."""
     agent = AgentClient(machine.connect_agent)
     await agent.connect(timeout_s=BOOT_TIMEOUT_S)
-    await agent.setup(hostname="vm", machine_id="0" * 32, env={})
+    await agent.setup(Identity("vm-1", "vm", "0" * 32), env={})
     async with await agent.exec(ExecRequest(shell=command)) as response:
         said = await response.read()
     await agent.close()

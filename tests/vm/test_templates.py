@@ -30,14 +30,14 @@ date +%s.%N
 def template(home: Home) -> Path:
     """The only template there is; made by a VM that runs no more."""
     for folder in home.templates.glob("*"):
-        (folder / "template.json").unlink()
+        (folder / "manifest.json").unlink()
     with VM() as vm:
         if vm.info.driver != "qemu":
             pytest.skip(f"{vm.info.driver} makes no templates")
-        until(lambda: len(list(home.templates.glob("*/template.json"))) == 1, "there is no template")
+        until(lambda: len(list(home.templates.glob("*/manifest.json"))) == 1, "there is no template")
         opened = [os.readlink(fd) for fd in Path(f"/proc/{vm.info.pid}/fd").iterdir()]  # noqa: PTH115
         assert [path for path in opened if "template" in path] == []  # QEMU holds none of its files
-    [manifest] = home.templates.glob("*/template.json")
+    [manifest] = home.templates.glob("*/manifest.json")
     return manifest.parent
 
 
@@ -98,12 +98,12 @@ def test_a_damaged_template_is_no_error(template: Path, home: Home) -> None:
     """The stamp of its files says that they are whole; only QEMU finds the damage."""
     with (template / "devices").open("r+b") as file:
         file.write(b"no devices")
-    manifest = templates.Manifest.model_validate_json((template / "template.json").read_bytes())
+    manifest = templates.Manifest.model_validate_json((template / "manifest.json").read_bytes())
     stamps = manifest.files | {"devices": templates.Stamp.of(template / "devices")}
-    (template / "template.json").write_text(manifest.model_copy(update={"files": stamps}).model_dump_json())
+    (template / "manifest.json").write_text(manifest.model_copy(update={"files": stamps}).model_dump_json())
     with VM() as vm:
         assert not is_clone(vm)
-        until(lambda: len(list(home.templates.glob("*/template.json"))) == 1, "it leaves no template")
+        until(lambda: len(list(home.templates.glob("*/manifest.json"))) == 1, "it leaves no template")
     with VM() as vm:
         assert is_clone(vm)
 

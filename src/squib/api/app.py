@@ -28,6 +28,7 @@ from squib.api.routes import (
     logs,
     processes,
     pty,
+    snapshots,
     templates,
     vms,
 )
@@ -43,6 +44,9 @@ UNIX_SOCKET_HOST = "squib"
 Listening = Callable[[ListenRequest], AbstractAsyncContextManager[tuple[str, str]]]
 """Opens a TCP listener for the duration of a block, which gets its URL and token."""
 
+_ROUTES = (
+    engine_info, vms, env, exec, processes, pty, files, accounts, logs, assets, templates, snapshots, listeners,
+)  # fmt: skip
 _JSON_HINT = "send JSON with the header Content-Type: application/json"
 _CLIENT_GONE = 499  # nginx uses this number; HTTP has no status for it
 
@@ -70,7 +74,7 @@ def create_app(
     )
     api.state.engine = engine
     api.state.listening = listening
-    for routes in (engine_info, vms, env, exec, processes, pty, files, accounts, logs, assets, templates, listeners):
+    for routes in _ROUTES:
         api.include_router(routes.router, prefix="/v1")
     api.add_exception_handler(SquibError, _on_squib_error)
     api.add_exception_handler(RequestValidationError, _on_invalid_request)

@@ -25,7 +25,7 @@ async def _engine(connection: HTTPConnection) -> Engine:
 
 
 EngineDep = Annotated[Engine, Depends(_engine)]
-Ref = Annotated[Name, Path(description="a VM's name or ID")]
+Ref = Annotated[Name, Path(description="the name or ID of a VM or a snapshot, or the ID of a template")]
 KernelPath = Annotated[KernelRef, Path(description="a kernel's version or digest")]
 
 

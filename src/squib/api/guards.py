@@ -14,6 +14,8 @@ from squib.api.errors import error_response
 from squib.api.exchange import Exchange
 from squib.core.engine import Engine
 from squib.errors import HostNotAllowed, SquibError, Unauthorized
+from squib.models import OLDER_CLIENT
+from squib.protocol.headers import CLIENT_HEADER
 
 MAX_BODY_BYTES = 16 << 20
 """The limit for every request except streams of bytes into a guest, which are passed on as they come.
@@ -22,6 +24,8 @@ Linux takes 2 MiB of arguments and environment. In JSON a byte may be escaped to
 """
 _STREAMED = re.compile(r"POST .*/stdin|PUT .*/files(/tar)?")
 _POLICY_VIOLATION = 1008
+_OLDER_AGENT = "python-httpx/"
+"""How the User-Agent of squib 0.1.0 begins, which does not send `CLIENT_HEADER`."""
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:]+)(:[0-9]+)?")
 
 
@@ -44,6 +48,7 @@ class Guards:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        OLDER_CLIENT.set(CLIENT_HEADER not in headers and headers.get("user-agent", "").startswith(_OLDER_AGENT))
         if scope["type"] == "http":
             exchange = Exchange(headers, receive, send)
             receive, send = exchange.receive, exchange.send

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, field_validator
 
 from squib.core.lifecycle.boot import DEFAULT_BOOT_TIMEOUT_S
 from squib.core.lifecycle.stop import DEFAULT_STOP_TIMEOUT_S
 from squib.models import (
+    MAX_FORKS,
     Check,
     Env,
     EnvName,
+    ForkResult,
     ImageInfo,
     KernelInfo,
     Name,
@@ -18,20 +22,14 @@ from squib.models import (
     PtySize,
     RequestModel,
     ResponseModel,
+    SnapshotInfo,
     TemplateInfo,
+    TreeNode,
     VMConfig,
     VMInfo,
+    WireError,
 )
 from squib.models.vm import MAX_VERB_TIMEOUT_S
-
-
-class WireError(ResponseModel):
-    """An error: see ``docs/api.md`` for the codes."""
-
-    code: str
-    message: str
-    hint: str = ""
-    detail: str = ""
 
 
 class ErrorBody(ResponseModel):
@@ -54,9 +52,63 @@ class CreateRequest(RequestModel):
 
 
 class StartRequest(RequestModel):
-    """How long the guest may take to boot, in seconds."""
+    """How long the guest may take to boot, in seconds.
+
+    With ``cold`` the memory of a suspended VM is discarded, and the VM boots from its disk.
+    """
 
     boot_timeout_s: float = Field(default=DEFAULT_BOOT_TIMEOUT_S, gt=0, le=MAX_VERB_TIMEOUT_S)
+    cold: bool = False
+
+
+class SnapshotRequest(RequestModel):
+    """What to save of a VM, and how to call it.
+
+    By default the name is the snapshot's ID. With ``disk_only`` the memory is not saved. Without ``resume`` a VM that
+    runs is paused afterwards.
+    """
+
+    vm: Name
+    name: Name | None = None
+    disk_only: bool = False
+    resume: bool = True
+
+
+class SnapshotList(ResponseModel):
+    """Snapshots, oldest first."""
+
+    snapshots: list[SnapshotInfo]
+
+
+class ForkRequest(RequestModel):
+    """How many forks to make, and how to call them: ``name``, or ``name-1``, ``name-2`` and so on.
+
+    An ephemeral fork is deleted with its parent, and when it stops.
+    """
+
+    count: int = Field(default=1, ge=1, le=MAX_FORKS)
+    name: Name | None = None
+    persistence: Literal["ephemeral", "persistent"] = "ephemeral"
+    boot_timeout_s: float = Field(default=DEFAULT_BOOT_TIMEOUT_S, gt=0, le=MAX_VERB_TIMEOUT_S)
+
+
+class ForkList(ResponseModel):
+    """One result for each fork that was asked for."""
+
+    forks: list[ForkResult]
+
+
+class RollbackRequest(RequestModel):
+    """The snapshot to go back to, by ID or name, and how long the VM may take to go on, in seconds."""
+
+    snapshot: Name
+    boot_timeout_s: float = Field(default=DEFAULT_BOOT_TIMEOUT_S, gt=0, le=MAX_VERB_TIMEOUT_S)
+
+
+class Tree(ResponseModel):
+    """All VMs and snapshots, each after what it was made from."""
+
+    nodes: list[TreeNode]
 
 
 class StopRequest(RequestModel):

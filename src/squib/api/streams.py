@@ -11,10 +11,10 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from squib.api.schema import ProgressEvent, WireError
+from squib.api.schema import ProgressEvent
 from squib.core.guestio.files import GuestStream
 from squib.errors import SquibError
-from squib.models import OnProgress, Progress
+from squib.models import OnProgress, Progress, WireError
 from squib.protocol.errors import to_wire
 
 log = logging.getLogger("squib.streams")

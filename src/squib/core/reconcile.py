@@ -16,10 +16,10 @@ from squib.core import references
 from squib.core.engine import VMM, Engine, RunningVM, cgroup_parent
 from squib.core.lifecycle import transitions
 from squib.core.lifecycle.bonds import expect_client
-from squib.core.lifecycle.boot import watch
-from squib.core.lifecycle.delete import remove
+from squib.core.lifecycle.delete import delete_if_ephemeral, remove
+from squib.core.lifecycle.launch import watch
 from squib.core.lifecycle.release import RUN, release, release_owner
-from squib.core.snapshots import templates
+from squib.core.snapshots import catalog, frozen, saved, templates
 from squib.drivers.base import Machine
 from squib.drivers.firecracker import installed as firecracker
 from squib.errors import DiskFull, SquibError
@@ -56,10 +56,13 @@ async def reconcile(engine: Engine) -> None:
     for vm in engine.store.list_vms():
         if vm.bound:
             expect_client(engine, vm.vm_id)
+        if vm.state in (VMState.STOPPED, VMState.ERROR) or _parent_is_gone(vm, known):
+            delete_if_ephemeral(engine, vm)
     await building.sweep(engine.home)
     firecracker.sweep(engine.home)
     references.prune(engine)
     templates.prune(engine)
+    catalog.sweep(engine.home)
 
 
 def _restore_lost_records(engine: Engine) -> None:
@@ -107,20 +110,40 @@ async def _settle(engine: Engine, record: VMRecord | BrokenRecord) -> None:
         log.error("the database record of VM %s is damaged: %s", record.vm_id, record.reason)
         await release(engine, record.vm_id, RUN)
         return
+    await asyncio.to_thread(saved.settle, engine.home.vm(record.vm_id))
+    goes_on = engine.home.vm(record.vm_id).saved.manifest.exists()
     match record.state:
         case VMState.CREATING | VMState.DELETING:
             log.info("deleting VM %s: it was %s when the engine ended", record.vm_id, record.state)
             await remove(engine, record)
+        case VMState.STARTING if not goes_on and frozen.is_marked(engine.home.vm(record.vm_id)):
+            # It went on from its saved memory, which is nowhere else.
+            transitions.transition(engine.store, record, VMState.RUNNING, started_at=now(), stopped_at=None)
+            await _adopt(engine, record)
         case VMState.STARTING:
             await release(engine, record.vm_id, RUN)
             reason = "the engine ended while the VM was starting"
-            transitions.transition(engine.store, record, VMState.STOPPED, reason=reason, pid=None, stopped_at=now())
+            state = VMState.SUSPENDED if goes_on else VMState.STOPPED
+            transitions.transition(engine.store, record, state, reason=reason, pid=None, stopped_at=now())
         case VMState.STOPPING:
             await _finish_stop(engine, record)
+        case VMState.RUNNING | VMState.PAUSED if goes_on:  # the engine ended while it was suspended or rolled back
+            await release(engine, record.vm_id, RUN)
+            transitions.transition(engine.store, record, VMState.SUSPENDED, pid=None, stopped_at=now())
         case VMState.RUNNING | VMState.PAUSED:
             await _adopt(engine, record)
-        case VMState.CREATED | VMState.STOPPED | VMState.ERROR:
+        case VMState.STOPPED | VMState.ERROR if goes_on:
             await release(engine, record.vm_id, RUN)
+            transitions.transition(engine.store, record, VMState.SUSPENDED)
+        case VMState.SUSPENDED if not goes_on:
+            await release(engine, record.vm_id, RUN)
+            transitions.transition(engine.store, record, VMState.STOPPED, reason="its saved memory is gone")
+        case VMState.CREATED | VMState.SUSPENDED | VMState.STOPPED | VMState.ERROR:
+            await release(engine, record.vm_id, RUN)
+
+
+def _parent_is_gone(vm: VMRecord, known: Collection[str]) -> bool:
+    return all(vm.spec.parent != Owner.vm(vm_id).key() for vm_id in known)
 
 
 async def _adopt(engine: Engine, record: VMRecord) -> None:
@@ -134,6 +157,8 @@ async def _adopt(engine: Engine, record: VMRecord) -> None:
     watch(engine, record.vm_id, vm)
     if record.state is VMState.PAUSED:
         await machine.pause()
+    if frozen.is_marked(engine.home.vm(record.vm_id)):
+        frozen.wake_later(engine, record.vm_id, vm)
     log.info("adopted VM %s, pid %d", record.vm_id, machine.pid)
 
 

@@ -12,15 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from squib.core.engine import Engine
+from squib.core.snapshots import catalog
 from squib.errors import RecordCorrupt, SquibError
 from squib.models import CachedRef, HostFileRef
-from squib.store.records import BrokenRecord, VMRecord
+from squib.store.records import BrokenRecord, VMRecord, VMSpec
 
 log = logging.getLogger("squib.cache")
 
 
 def referenced_digests(engine: Engine) -> set[str]:
-    """Return the digests of the kernels and root filesystems that VMs use.
+    """Return the digests of the kernels and root filesystems that VMs and snapshots use.
 
     Raises `RecordCorrupt` if an owner's record is unreadable: what it uses is not known.
     """
@@ -29,23 +30,30 @@ def referenced_digests(engine: Engine) -> set[str]:
             raise RecordCorrupt(
                 f"the database record of VM {record.name} is damaged: {record.reason}", hint=f"squib rm {record.vm_id}"
             )
-    return {digest for record in engine.store.list_vms() for digest in digests_of(record)}
+    return {digest for spec in _specs(engine) for digest in digests_of(spec)}
 
 
-def digests_of(record: VMRecord) -> set[str]:
+def _specs(engine: Engine) -> list[VMSpec]:
+    """Return the specs of all VMs and snapshots. Raises `RecordCorrupt` if a snapshot's is unreadable."""
+    return [*(record.spec for record in engine.store.list_vms()), *catalog.specs(engine.home)]
+
+
+def digests_of(spec: VMSpec) -> set[str]:
     """Return the digests of the cached kernel and root filesystem of a VM."""
-    return {ref.digest for ref in (record.spec.kernel, record.spec.rootfs) if isinstance(ref, CachedRef)}
+    return {ref.digest for ref in (spec.kernel, spec.rootfs) if isinstance(ref, CachedRef)}
 
 
 def host_kernels(engine: Engine) -> set[Path]:
     """Return the kernels outside the cache that an owner uses."""
-    kernels = (record.spec.kernel for record in engine.store.list_vms())
+    kernels = (spec.kernel for spec in _specs(engine))
     return {Path(ref.path) for ref in kernels if isinstance(ref, HostFileRef)}
 
 
 def users_of(engine: Engine, digest: str) -> list[str]:
-    """Return the names of the VMs that use a kernel or root filesystem."""
-    return [record.name for record in engine.store.list_vms() if digest in digests_of(record)]
+    """Return the names of the VMs and snapshots that use a kernel or root filesystem."""
+    vms = [record.name for record in engine.store.list_vms() if digest in digests_of(record.spec)]
+    snapshots = catalog.all_snapshots(engine.home)
+    return vms + [snapshot.name for snapshot in snapshots if digest in digests_of(snapshot.manifest.spec)]
 
 
 @contextlib.contextmanager
@@ -81,5 +89,5 @@ def prune_after(engine: Engine, record: VMRecord) -> None:
 
     Usually its files still have names; then nothing is removed.
     """
-    if digests_of(record) - engine.kernels.named_digests() - engine.images.named_digests():
+    if digests_of(record.spec) - engine.kernels.named_digests() - engine.images.named_digests():
         prune(engine)

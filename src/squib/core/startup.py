@@ -45,7 +45,7 @@ async def open_engine(home: Home, drivers: Drivers, agent_binary: Path = AGENT_B
 
 
 def _make_home(home: Home) -> None:
-    folders = (home.vms, *home.cache_folders)
+    folders = (home.vms, home.snapshots, *home.cache_folders)
     try:
         with disk_errors(home.root):
             home.root.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from squib.drivers.firecracker import installed
 from squib.errors import Conflict
 from squib.host import files, logs
 from squib.host.locks import FileLock
-from squib.paths import Home
+from squib.paths import Home, SavedPaths
 
 _BLOCK_BYTES = 512  # the unit of st_blocks
 
@@ -49,6 +49,11 @@ def vm_directories(home: Home) -> list[str]:
     return [path.name for path in _entries(home.vms) if home.vm(path.name).overlay.exists()]
 
 
+def snapshot_directories(home: Home) -> list[str]:
+    """Return the IDs of the snapshots."""
+    return [path.name for path in _entries(home.snapshots) if SavedPaths(path).manifest.exists()]
+
+
 def plan_removal(home: Home) -> Plan:
     """List what to remove from a state directory.
 
@@ -61,6 +66,7 @@ def plan_removal(home: Home) -> Plan:
         home.bin: installed.own_paths(home),
         home.cache: list(home.cache_folders),
         home.vms: _entries(home.vms),
+        home.snapshots: _entries(home.snapshots),
     }
     for path in _entries(home.root):
         if path.is_symlink() and (path in folders or _is_own_file(home, path)):
@@ -88,6 +94,8 @@ def remove_all(home: Home) -> Plan:
     """
     if left := vm_directories(home):
         raise Conflict(f"nothing was removed: VMs exist: {', '.join(left)}", hint="squib ls")
+    if left := snapshot_directories(home):
+        raise Conflict(f"nothing was removed: snapshots exist: {', '.join(left)}", hint="squib snapshot ls")
     with contextlib.ExitStack() as held:
         install_lock = home.build_lock(installed.LOCK)
         if install_lock.exists():

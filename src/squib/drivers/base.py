@@ -7,7 +7,7 @@ passes paths to the driver, and talks to the agent over `Machine.connect_agent`.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -28,14 +28,21 @@ class FreshMemory:
 
 @dataclass(frozen=True)
 class SavedMemory:
-    """The saved state of a guest (`Machine.save`), from which the machine runs: its memory and its devices.
+    """The saved state of a guest (`Machine.save`), from which the machine goes on: its memory and its devices.
 
-    The files are never changed: the memory is mapped copy-on-write.
+    The files are never changed: the memory is mapped copy-on-write. After `Driver.launch` the guest is paused.
     """
 
     size_mib: int
     memory: Path
     devices: Path
+
+
+Complete = Callable[[], Awaitable[None]]
+"""Adds to a saved memory what `Machine.save` has left out: what the guest shares with the state that it runs from.
+
+The guest may run meanwhile, and the machine may have ended. Raises `DiskFull`, `HostError`.
+"""
 
 
 @dataclass(frozen=True)
@@ -225,11 +232,11 @@ class Machine(Protocol):
         Raises `ToolFailed` if the VMM does not answer.
         """
 
-    async def save(self, memory: Path, devices: Path, *, size_mib: int) -> None:
+    async def save(self, memory: Path, devices: Path, *, size_mib: int) -> Complete:
         """Write the state of a paused guest with ``size_mib`` of memory to two new files, for `SavedMemory`.
 
         The memory is a sparse file. If this machine runs from a `SavedMemory`, the file has only the pages that the
-        guest has written since; the others are holes. The guest stays paused.
+        guest has written since; call the returned function to add the others. The guest stays paused.
 
         Raises `Unsupported` without the capability, `DiskFull`, `HostError`, and `ToolFailed` if the VMM does not
         answer.
@@ -277,8 +284,8 @@ class Driver(Protocol):
     @property
     def capabilities(self) -> Capabilities: ...
 
-    def fingerprint(self, spec: MachineSpec) -> str:
-        """Return a text that two machines share if one can run from the other's saved state.
+    async def fingerprint(self, spec: MachineSpec) -> dict[str, str]:
+        """Return what two machines have in common if one can run from the other's saved state, by words for users.
 
         It covers this host, the VMM and the machine, but not the content of files.
 
@@ -311,7 +318,7 @@ class Driver(Protocol):
         credentials: Credentials | None,
         on_spawned: Callable[[int], None],
     ) -> Machine:
-        """Start a VMM; return when it runs the guest.
+        """Start a VMM; return when it runs the guest, or is ready to `Machine.resume` it from a `SavedMemory`.
 
         ``folder`` is the driver's own directory for this VM; the driver keeps all its files there. From its start, the
         VMM holds the lock of ``identity`` or is in its cgroups, and both if possible. ``credentials`` are the user that

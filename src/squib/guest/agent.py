@@ -11,7 +11,7 @@ import json
 import os
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ AGENT_BINARY = Path(__file__).parent / "bin" / "squib-agent"
 _RECONNECT_TIMEOUT_S = 5.0
 _REPLY_TIMEOUT_S = 15.0
 """For requests that an agent completes at once. The guest may be slow, but a caller must not wait for ever."""
+_FREEZE_TIMEOUT_S = 60.0
+"""A guest may have much to write to its disk."""
 _ENTROPY_BYTES = 64
 _MAX_REPLY_BYTES = 64 * 1024
 """JSON is decoded in one go: a guest can have 1 MiB take 100 ms, in which no other VM is served."""
@@ -46,6 +48,16 @@ class Hello:
     agent_version: str
     boot_id: str
     kernel: str
+    set_up: bool
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who a guest is."""
+
+    vm_id: str
+    hostname: str
+    machine_id: str
 
 
 class AgentClient:
@@ -71,7 +83,7 @@ class AgentClient:
 
         Raises `AgentUnreachable`, `AgentVersionMismatch`.
         """
-        await self._open_connection(timeout_s, retry_s)
+        await self.shake_hands(timeout_s=timeout_s, retry_s=retry_s)
         reply = await self._json("GET", "/v1/hello")
         version = reply.get("protocol")
         if type(version) is not int:
@@ -80,9 +92,13 @@ class AgentClient:
             raise AgentVersionMismatch(
                 f"the guest agent speaks protocol {version}, this squib speaks {PROTOCOL_VERSION}"
             )
-        hello = Hello(*(text_field(reply, name) for name in ("agent_version", "boot_id", "kernel")))
+        agent_version, boot_id, kernel = (text_field(reply, name) for name in ("agent_version", "boot_id", "kernel"))
+        return Hello(agent_version, boot_id, kernel, set_up=reply.get("set_up") is not False)
+
+    async def shake_hands(self, *, timeout_s: float, retry_s: float = 0.25) -> None:
+        """Wait as `connect` does, but ask for nothing: a guest that is new here needs 0.1 s for a first request."""
+        await self._open_connection(timeout_s, retry_s)
         self.has_answered = True
-        return hello
 
     async def close(self) -> None:
         """Close the connection.
@@ -105,20 +121,28 @@ class AgentClient:
         connection, _ = await open_channel(self._connect, self._budget, timeout_s=timeout_s, go=False)
         connection.close()
 
-    async def setup(self, *, hostname: str, machine_id: str, env: dict[str, str]) -> None:
-        """Send a guest that was booted or restored its identity, the host's time, entropy, and a new boot ID."""
-        await self._json(
-            "POST",
-            "/v1/setup",
-            {
-                "hostname": hostname,
-                "machine_id": machine_id,
-                "boot_id": str(uuid.uuid4()),
-                "env": env,
-                "time_unix_ms": _now_unix_ms(),
-                "entropy": base64.b64encode(os.urandom(_ENTROPY_BYTES)).decode(),
-            },
-        )
+    async def setup(self, identity: Identity, *, env: dict[str, str], same_boot: bool = False) -> None:
+        """Send a guest that was booted or restored its identity, the host's time, entropy, and a new boot ID.
+
+        With ``same_boot`` the guest keeps the identity that it was saved with.
+        """
+        who = {} if same_boot else asdict(identity) | {"boot_id": str(uuid.uuid4())}
+        await self._json("POST", "/v1/setup", {"env": env} | who)
+        # Last, and in a request that is quick: an emulator needs 0.2 s for the first one, and the time would be wrong.
+        await self._json("POST", "/v1/setup", {"restored": True} | _entropy_and_time())
+
+    async def freeze(self, *, sync: bool) -> None:
+        """Stop all commands until `thaw` or `setup`; requests to the guest wait.
+
+        With ``sync``, what they have written is on the guest's disk.
+
+        Raises `GuestFailed` if they cannot be stopped.
+        """
+        await self._json("POST", "/v1/freeze", {"sync": sync}, timeout_s=_FREEZE_TIMEOUT_S)
+
+    async def thaw(self) -> None:
+        """Set the guest's clock, and let its commands go on with fresh entropy. Idempotent."""
+        await self._json("POST", "/v1/setup", _entropy_and_time())
 
     async def set_env(self, env: dict[str, str]) -> None:
         """Replace the environment that every command starts with."""
@@ -127,10 +151,6 @@ class AgentClient:
     async def account(self, user: str | None) -> Account:
         """Describe a user, by default root. Raises `NoSuchUser`."""
         return parse_account(await self._json("GET", "/v1/account" + encode_query(("user", user))))
-
-    async def set_clock(self) -> None:
-        """Set the guest's clock to the host's."""
-        await self._json("POST", "/v1/setup", {"time_unix_ms": _now_unix_ms()})
 
     async def exec(self, request: ExecRequest) -> Response:
         """Start a command; the response streams its frames.
@@ -265,8 +285,9 @@ class AgentClient:
             self._budget.spend(self._budget.clock() - began)
 
 
-def _now_unix_ms() -> int:
-    return time.time_ns() // 1_000_000
+def _entropy_and_time() -> dict[str, Any]:
+    entropy = base64.b64encode(os.urandom(_ENTROPY_BYTES)).decode()
+    return {"time_unix_ms": time.time_ns() // 1_000_000, "entropy": entropy}
 
 
 def _encode(value: dict[str, Any]) -> bytes:

@@ -63,6 +63,19 @@ def sparse_copy(source: Path, target: Path) -> None:
             copy_file(src.fileno(), dst.fileno())
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make ``target`` another name of a file that never changes, or a copy on another disk.
+
+    Raises `DiskFull`, `OSError`.
+    """
+    try:
+        target.hardlink_to(source)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP):
+            raise
+        sparse_copy(source, target)
+
+
 def copy_file(src: int, dst: int) -> None:
     """Copy a file's size and its data; holes stay holes. Both are file descriptors."""
     size = os.fstat(src).st_size
@@ -86,6 +99,19 @@ def copy_extents(src: int, dst: int, start: int, stop: int) -> None:
             if sent == 0:
                 raise OSError(errno.EIO, "the file became shorter while it was copied")
             start += sent
+
+
+class OwnedFd:
+    """A file descriptor that is closed with its last reference."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def __del__(self) -> None:
+        os.close(self._fd)
 
 
 def open_regular(path: Path) -> BinaryIO:

@@ -11,12 +11,12 @@ import contextlib
 import fcntl
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from squib.errors import HostError
-from squib.host.files import copy_file
+from squib.host.files import OwnedFd, copy_extents, copy_file
 from squib.undo import Undo
 
 _NAME = "squib-memory"
@@ -50,31 +50,55 @@ def filled(source: Path) -> int:
     return fd
 
 
-def save(pid: int, size_mib: int, target: int) -> None:
+@dataclass(frozen=True)
+class SharedPages:
+    """The pages of a guest's memory that are those of the memfd ``source``, which never changes.
+
+    ``extents`` are offsets. Holes of a file would not tell: a filesystem's blocks may be larger than pages.
+    """
+
+    source: OwnedFd | None = None
+    extents: tuple[tuple[int, int], ...] = ()
+
+    def add_to(self, path: Path) -> None:
+        """Write the pages to the file ``path``, which `save` has written. Raises `OSError`."""
+        if self.source is not None:
+            with path.open("r+b") as target:
+                for start, end in self.extents:
+                    copy_extents(self.source.fileno(), target.fileno(), start, end)
+
+
+def save(pid: int, size_mib: int, target: int) -> SharedPages:
     """Write the memory of the guest in process ``pid`` to the file ``target``. Both have ``size_mib``.
 
     What the guest has never written stays a hole. Of memory that was mapped from a filled memfd, only the pages that
-    the guest has written since are copied. The guest must not run.
+    the guest has written since are copied; the others are returned. The guest must not run.
 
     Raises `HostError` if the process has no such memory or cannot be read, `OSError` if ``target`` cannot be written.
     """
     try:
         mapping = _find(pid, size_mib << 20)
-        if mapping.shared:
-            source = os.open(_memfd(pid, mapping), os.O_RDONLY | os.O_CLOEXEC)
-        else:
-            source = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+        memfd = _memfd(pid, mapping)
+        written = [] if mapping.shared else list(_written(pid, mapping))
+        source = OwnedFd(os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC))
     except OSError as error:
         raise HostError(f"the memory of process {pid} cannot be read: {error.strerror}") from error
-    try:
-        if mapping.shared:
-            copy_file(source, target)
-        else:
-            os.ftruncate(target, mapping.size)
-            for start, end in _written(pid, mapping):
-                _copy(source, mapping.start + start, target, start, end - start)
-    finally:
-        os.close(source)
+    if mapping.shared:
+        copy_file(memfd.fileno(), target)
+        return SharedPages()
+    os.ftruncate(target, mapping.size)
+    for start, end in written:
+        _copy(source.fileno(), mapping.start + start, target, start, end - start)
+    return SharedPages(memfd, tuple(_between(written, mapping.size)))
+
+
+def _between(extents: Iterable[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
+    """Yield what is between the ``extents``, up to ``size``."""
+    at = 0
+    for start, end in (*extents, (size, size)):
+        if start > at:
+            yield at, start
+        at = end
 
 
 @dataclass(frozen=True)
@@ -100,17 +124,23 @@ def _find(pid: int, size: int) -> _Mapping:
     return found[0]
 
 
-def _memfd(pid: int, mapping: _Mapping) -> Path:
-    """Return a path of the memfd that process ``pid`` has mapped.
+def _memfd(pid: int, mapping: _Mapping) -> OwnedFd:
+    """Open the memfd that process ``pid`` has mapped.
 
     Unlike the page table, the memfd also knows pages that are swapped out.
     """
-    for fd in Path(f"/proc/{pid}/fd").iterdir():
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):
-            found = fd.stat()
-            if found.st_ino == mapping.inode and found.st_size == mapping.size:
-                return fd
+            if not _is_memfd(entry.stat(), mapping):
+                continue
+            file = OwnedFd(os.open(entry, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+            if _is_memfd(os.fstat(file.fileno()), mapping):  # the process may have put another file there
+                return file
     raise HostError(f"process {pid} has closed its guest's memory")
+
+
+def _is_memfd(found: os.stat_result, mapping: _Mapping) -> bool:
+    return found.st_ino == mapping.inode and found.st_size == mapping.size
 
 
 def _written(pid: int, mapping: _Mapping) -> Iterator[tuple[int, int]]:
@@ -139,5 +169,5 @@ def _copy(source: int, at: int, target: int, offset: int, size: int) -> None:
         data = os.pread(source, min(size, _COPY_BYTES), at)
         if not data:
             raise HostError("the process has ended while its memory was read")
-        os.pwrite(target, data, offset)
-        at, offset, size = at + len(data), offset + len(data), size - len(data)
+        written = os.pwrite(target, data, offset)  # less if the disk is full; the next call then fails
+        at, offset, size = at + written, offset + written, size - written

@@ -28,7 +28,7 @@ from squib.models.base import (
     check_env_name,
     check_name,
 )
-from squib.models.engine import Check, CheckStatus, DriverChoice, EngineInfo, Fix
+from squib.models.engine import Check, CheckStatus, DriverChoice, EngineInfo, Fix, WireError
 from squib.models.files import (
     MAX_FILE_NAME_BYTES,
     Account,
@@ -39,14 +39,17 @@ from squib.models.files import (
     check_file_name,
 )
 from squib.models.process import MAX_TIMEOUT_S, ExecRequest, OutputRange, ProcessInfo, PtySize
-from squib.models.vm import DEFAULT_DISK_SIZE_MIB, VMConfig, VMDetails, VMInfo, VMState
+from squib.models.snapshots import MAX_FORKS, ForkResult, SnapshotInfo, TreeKind, TreeNode
+from squib.models.vm import DEFAULT_DISK_SIZE_MIB, OLDER_CLIENT, VMConfig, VMDetails, VMInfo, VMState
 
 __all__ = [
     "DEFAULT_DISK_SIZE_MIB",
     "MAX_FILE_NAME_BYTES",
+    "MAX_FORKS",
     "MAX_PATH_BYTES",
     "MAX_TIMEOUT_S",
     "NAME_PATTERN",
+    "OLDER_CLIENT",
     "Account",
     "AssetRef",
     "CachedRef",
@@ -62,6 +65,7 @@ __all__ = [
     "FileInfo",
     "FileType",
     "Fix",
+    "ForkResult",
     "GuestString",
     "HostFileRef",
     "ImageInfo",
@@ -74,12 +78,16 @@ __all__ = [
     "PtySize",
     "RequestModel",
     "ResponseModel",
+    "SnapshotInfo",
     "StoredModel",
     "TemplateInfo",
+    "TreeKind",
+    "TreeNode",
     "VMConfig",
     "VMDetails",
     "VMInfo",
     "VMState",
+    "WireError",
     "check_env",
     "check_env_name",
     "check_file_name",

@@ -72,3 +72,12 @@ class EngineInfo(ResponseModel):
     started_at: datetime
     vm_count: int
     running_count: int
+
+
+class WireError(ResponseModel):
+    """An error: see ``docs/api.md`` for the codes."""
+
+    code: str
+    message: str
+    hint: str = ""
+    detail: str = ""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, PlainSerializer, field_validator
 
 from squib.models.base import (
     MAX_PATH_BYTES,
@@ -27,7 +28,8 @@ MAX_VERB_TIMEOUT_S = 3600.0
 class VMState(StrEnum):
     """The state of a VM.
 
-    ``creating``, ``starting``, ``stopping`` and ``deleting`` are transitional.
+    ``creating``, ``starting``, ``stopping`` and ``deleting`` are transitional. A ``paused`` VM is in the host's memory;
+    a ``suspended`` one is on the disk, and goes on when it is started.
 
     ``deleted`` is what a client's object says after its VM was deleted; the engine then has no VM. ``unknown`` is a
     state that a newer engine reported and this client does not know.
@@ -38,12 +40,21 @@ class VMState(StrEnum):
     STARTING = "starting"
     RUNNING = "running"
     PAUSED = "paused"
+    SUSPENDED = "suspended"
     STOPPING = "stopping"
     STOPPED = "stopped"
     ERROR = "error"
     DELETING = "deleting"
     DELETED = "deleted"
     UNKNOWN = "unknown"
+
+
+OLDER_CLIENT: ContextVar[bool] = ContextVar("older_client", default=False)
+"""Whether a description goes to a client of version 0.1.0, which rejects a state that it does not know."""
+
+
+def _for_client(state: VMState) -> VMState:
+    return VMState.STOPPED if state is VMState.SUSPENDED and OLDER_CLIENT.get() else state
 
 
 class VMConfig(RequestModel):
@@ -58,7 +69,8 @@ class VMConfig(RequestModel):
     the guest, is the working directory of commands, and relative paths of files begin there. It defaults to the user's
     home. ``driver`` is the VMM: ``firecracker``, ``qemu``, or by default ``auto``, the first of these that can run the
     VM on the engine's host. ``jailer=False`` runs Firecracker without its jailer, as the engine's user: for development
-    only. ``cold`` boots the VM, even if it could be cloned from a template.
+    only. ``cold`` boots the VM, even if it could be cloned from a template. With ``snapshot``, an ID or a name, the VM
+    gets its machine and its disk from the snapshot and goes on from there; with ``cold`` too, it boots from that disk.
     """
 
     vm_id: Name | None = None
@@ -78,6 +90,7 @@ class VMConfig(RequestModel):
     driver: Name = "auto"
     jailer: bool = True
     cold: bool = False
+    snapshot: Name | None = None
 
     @field_validator("cwd")
     @classmethod
@@ -117,7 +130,7 @@ class VMInfo(ResponseModel):
 
     vm_id: str
     name: str
-    state: Annotated[VMState, known_values(VMState, VMState.UNKNOWN)]
+    state: Annotated[VMState, known_values(VMState, VMState.UNKNOWN), PlainSerializer(_for_client)]
     reason: str = ""
     project: str | None
     runtime: str | None

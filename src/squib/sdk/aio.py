@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Self, Unpack
 
-from squib.errors import BootError, BootTimeout, NotFound, SquibError, WrongState
-from squib.models import OnProgress, ProcessInfo, PtySize, VMConfig, VMInfo, VMState
-from squib.sdk.aio_process import AsyncProcess, find_process, list_processes, spawn
+from squib.errors import BootError, NotFound, SquibError, WrongState
+from squib.models import OnProgress, SnapshotInfo, VMConfig, VMInfo, VMState
+from squib.sdk.aio_commands import AsyncCommands
 from squib.sdk.bond import Bond
-from squib.sdk.client import EngineClient
-from squib.sdk.command import exec_request, start_command
+from squib.sdk.client import EngineClient, Persistence
 from squib.sdk.config import VMOptions, make_config
 from squib.sdk.env import AsyncEnv
 from squib.sdk.fileclient import FileClient
 from squib.sdk.files import AsyncFiles
-from squib.sdk.result import MAX_OUTPUT_BYTES, Collector, ExecResult, OnOutput, Truncate
-from squib.sdk.transfer.chunks import to_its_end
-from squib.undo import AsyncUndo
-
-_READY_POLL_S = 0.05
-_PENDING_STATES = (VMState.CREATING, VMState.STARTING)
+from squib.undo import AsyncUndo, to_its_end
 
 
-class AsyncVM:
+class AsyncVM(AsyncCommands):
     """A Linux microVM, for asyncio programs.
 
         async with AsyncVM() as vm:  # creates and starts the VM; deletes it on exit, even after kill -9
@@ -180,31 +174,32 @@ class AsyncVM:
         self._info = await self._engine.vm(self.vm_id)
         return self._info
 
-    async def start(self, boot_timeout: float = 30.0, *, bound: bool = False) -> Self:
-        """Boot the VM and wait until the guest agent responds.
+    async def start(self, boot_timeout: float = 30.0, *, bound: bool = False, cold: bool = False) -> Self:
+        """Boot the VM, or let it go on if it is suspended, and wait until the guest agent responds.
 
-        ``boot_timeout`` is in seconds. If the VM is already running, do nothing. If it is not registered, register it
-        first, as `create` does.
+        ``boot_timeout`` is in seconds. With ``cold`` the memory of a suspended VM is discarded, and it boots. If the
+        VM is already running, do nothing. If it is not registered, register it first, as `create` does.
 
         With ``bound``, the VM lives as long as this program: `close` deletes it, and the engine does if the program
         ends without it, even by ``kill -9``. If the start fails, the VM is deleted.
 
-        Raises `BootFailed`, `BootTimeout`, `WrongState`, and the errors of `create`.
+        Raises `BootFailed`, `BootTimeout`, `WrongState`, the errors of `create`, and `Unsupported` if a suspended VM
+        cannot go on here.
         """
         if not bound:
             await self._register()
-            return await self._boot(boot_timeout)
+            return await self._boot(boot_timeout, cold=cold)
         async with AsyncUndo(self._try_to_discard):
             await self._bind()
-            return await self._boot(boot_timeout)
+            return await self._boot(boot_timeout, cold=cold)
 
     async def _try_to_discard(self) -> None:
         with suppress(SquibError):  # the engine deletes it as soon as it can
             await self._discard()
 
-    async def _boot(self, boot_timeout: float) -> Self:
+    async def _boot(self, boot_timeout: float, *, cold: bool) -> Self:
         async with self._states_seen():
-            self._info = await self._engine.start_vm(self.vm_id, boot_timeout_s=boot_timeout)
+            self._info = await self._engine.start_vm(self.vm_id, boot_timeout_s=boot_timeout, cold=cold)
         return self
 
     async def stop(self, timeout: float = 3.0) -> Self:
@@ -284,111 +279,72 @@ class AsyncVM:
             await self._bond.end()
             await self.close()
 
-    async def wait_for_ready(self, timeout: float = 30.0) -> None:
-        """Wait until the VM, started by another client, is running.
+    async def suspend(self) -> Self:
+        """Suspend the VM: its memory goes to the disk, and it uses no memory and no CPU.
 
-        ``timeout`` is in seconds.
+        `start` lets it go on. Commands that run go on too, except those that a program waits for (`run`).
 
-        Raises `BootTimeout`, and `WrongState` if the VM is not starting.
+        Raises `WrongState`, `Unsupported`, `DiskFull`.
         """
-        try:
-            async with asyncio.timeout(timeout):
-                while (await self.refresh()).state in _PENDING_STATES:
-                    await asyncio.sleep(_READY_POLL_S)
-        except TimeoutError:
-            raise BootTimeout(f"VM {self.name} was not ready within {timeout:g} s") from None
-        if self.info.state is not VMState.RUNNING:
-            await self.run(["true"])  # raises the engine's error, with its reason and hint
-
-    async def run(
-        self,
-        cmd: str | Sequence[str],
-        *,
-        check: bool = False,
-        timeout: float | None = None,
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        user: str | None = None,
-        sudo: bool = False,
-        input: str | bytes | None = None,
-        on_stdout: OnOutput | None = None,
-        on_stderr: OnOutput | None = None,
-        max_output: int = MAX_OUTPUT_BYTES,
-        truncate: Truncate = "head",
-    ) -> ExecResult:
-        """Run a command and wait for it to exit.
-
-        - ``cmd``: a string runs through ``/bin/sh -c``; a list is the program and its arguments.
-        - ``check``: raise `CommandFailed` or `CommandTimeout` if the exit code is not 0.
-        - ``timeout``: seconds until the command and its descendants are killed and `ExecResult.timed_out` is set. 0 and
-          ``None``: no limit.
-        - ``env``: variables added to the VM's environment.
-        - ``cwd``: the working directory.
-        - ``user``: ``name``, ``uid``, ``name:group`` or ``uid:gid``.
-        - ``sudo``: run as root on behalf of ``user``.
-        - ``input``: the command's standard input; text is encoded as UTF-8.
-        - ``on_stdout``, ``on_stderr``: called with each chunk of output, in bytes. If one raises, the command is killed
-          and the call raises the same exception.
-        - ``max_output``: how many bytes the result keeps: the first (``truncate="head"``) or the last (``"tail"``).
-          With ``"error"``, more output kills the command and raises `OutputTooLarge`.
-
-        Cancelling the call kills the command.
-
-        The arguments and the environment may take what Linux allows: 128 KiB for one string, 2 MiB in total.
-
-        Raises `CommandNotFound`, `NotExecutable`, `ArgumentsTooLong`, `NoShell`, `BadWorkingDirectory` or `NoSuchUser`
-        if the command cannot start, `WrongState` if the VM is not running, and `AgentUnreachable` if the VM stops
-        responding.
-        """
-        if self.info.state in _PENDING_STATES:
-            await self.wait_for_ready()
-        request = exec_request(cmd, timeout=timeout, env=env, cwd=cwd, user=user, sudo=sudo)
-        stdin = input.encode() if isinstance(input, str) else input
-        collector = Collector(on_stdout, on_stderr, max_output, truncate)
-        async with self._states_seen(), start_command(self._engine, self.vm_id, request, stdin=stdin) as command:
-            async for frame in command.output():
-                collector.add(frame)
-        result = collector.result(command.end)
-        return result.check(cmd if isinstance(cmd, str) else " ".join(cmd)) if check else result
-
-    async def spawn(
-        self,
-        cmd: str | Sequence[str],
-        *,
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        user: str | None = None,
-        sudo: bool = False,
-        stdin: bool = False,
-        timeout: float | None = None,
-        pty: bool | PtySize = False,
-    ) -> AsyncProcess:
-        """Start a background command that outlives this program.
-
-        ``cmd``, ``env``, ``cwd``, ``user``, ``sudo`` and ``timeout`` are as in `run`. With ``stdin``, write to the
-        command through `AsyncProcess.stdin`; otherwise its standard input is empty. With ``pty``, the command gets a
-        terminal of that size (``True``: 24 rows by 80 columns), and `AsyncProcess.stdin` writes to it.
-
-        Raises the errors of `run`.
-        """
-        if self.info.state in _PENDING_STATES:
-            await self.wait_for_ready()
-        request = exec_request(cmd, timeout=timeout, env=env, cwd=cwd, user=user, sudo=sudo, stdin=stdin, pty=pty)
         async with self._states_seen():
-            return await spawn(self._engine, self.vm_id, request)
+            self._info = await self._engine.suspend_vm(self.vm_id)
+        return self
 
-    async def processes(self) -> builtins.list[ProcessInfo]:
-        """List the VM's commands, oldest first.
+    async def snapshot(self, name: str | None = None, *, disk_only: bool = False, resume: bool = True) -> SnapshotInfo:
+        """Save the VM's memory and disk, as of one moment, and return the snapshot's description.
 
-        The list holds all running commands, and the background commands that have exited and are still kept.
+        The VM stands still for a moment. ``name`` defaults to the snapshot's ID. With ``disk_only`` only the disk is
+        saved, of a VM in any state. With ``resume=False`` the VM is paused afterwards. ``AsyncVM(snapshot=name)`` makes
+        a VM from it; `EngineClient.delete_snapshot` deletes it.
 
-        Raises `WrongState`, `AgentUnreachable`.
+        Raises `NameTaken`, `WrongState`, `Unsupported`, `DiskFull`.
         """
-        return await list_processes(self._engine, self.vm_id)
+        async with self._states_seen():
+            return await self._engine.create_snapshot(self.vm_id, name=name, disk_only=disk_only, resume=resume)
 
-    async def process(self, id: str) -> AsyncProcess:
-        """Look up a command by its id. Raises `NoSuchProcess`, `WrongState`."""
-        return await find_process(self._engine, self.vm_id, id)
+    async def fork(
+        self,
+        count: int = 1,
+        *,
+        name: str | None = None,
+        persistence: Persistence = "ephemeral",
+        boot_timeout: float = 30.0,
+    ) -> builtins.list[Self]:
+        """Make ``count`` more VMs that go on from where this one is, each with its own memory and disk.
+
+        An ``ephemeral`` fork is deleted with this VM, and when it stops; a ``persistent`` one lives on. One fork is
+        called ``name``, several ``name-1``, ``name-2`` and so on.
+
+        Raises `WrongState`, `NameTaken`, `Unsupported`, `DiskFull`. If some forks cannot be made, the others are
+        deleted, and an `ExceptionGroup` of the errors is raised; `EngineClient.fork_vm` returns each result instead.
+        """
+        async with self._states_seen():
+            results = await self._engine.fork_vm(
+                self.vm_id, count=count, name=name, persistence=persistence, boot_timeout_s=boot_timeout
+            )
+        made = [self._of(result) for result in results if isinstance(result, VMInfo)]
+        if errors := [result for result in results if isinstance(result, SquibError)]:
+            for vm in made:
+                await vm.delete()
+            raise ExceptionGroup(f"{len(errors)} of {count} forks of VM {self.name} could not be made", errors)
+        return made
+
+    def _of(self, info: VMInfo) -> Self:
+        """Return an object for another VM of the same engine."""
+        vm = type(self)(engine=self._engine)
+        vm._info = info
+        return vm
+
+    async def rollback(self, snapshot: str | SnapshotInfo, boot_timeout: float = 30.0) -> Self:
+        """Take the VM back to a snapshot, in place, and let it run. What it did since is lost.
+
+        Raises `NotFound`, `InvalidArgument` if the snapshot is of another machine, `Unsupported`, `DiskFull`, and the
+        errors of `start`.
+        """
+        ref = snapshot.snapshot_id if isinstance(snapshot, SnapshotInfo) else snapshot
+        async with self._states_seen():
+            self._info = await self._engine.rollback_vm(self.vm_id, ref, boot_timeout_s=boot_timeout)
+        return self
 
     async def logs(self, *, lines: int | None = None) -> bytes:
         """Return the last ``lines`` lines of the VM's console log.

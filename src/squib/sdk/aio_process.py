@@ -31,7 +31,7 @@ from squib.sdk.client import EngineClient
 from squib.sdk.command import decode, frame_errors, pieces_of, process_path, start_background
 from squib.sdk.config import check_ref
 from squib.sdk.responses import read_list, read_value
-from squib.sdk.transfer.chunks import to_its_end
+from squib.undo import to_its_end
 
 _REATTACH_PAUSES_S = (0.0, 0.1, 0.5, 1.0)
 """Delays before each attempt to reattach to a lost local engine. Received output resets the count."""

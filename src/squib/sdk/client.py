@@ -9,7 +9,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote, urlencode
 
 from squib.errors import EngineStartFailed, EngineUnavailable, InvalidArgument, NotFound, SquibError
@@ -17,11 +17,14 @@ from squib.models import (
     Check,
     DriverChoice,
     EngineInfo,
+    ForkResult,
     ImageInfo,
     KernelInfo,
     OnProgress,
     Progress,
+    SnapshotInfo,
     TemplateInfo,
+    TreeNode,
     VMConfig,
     VMDetails,
     VMInfo,
@@ -32,6 +35,8 @@ from squib.sdk.config import check_ref
 from squib.sdk.httpclient import HTTPClient
 from squib.sdk.local import engine_answers
 from squib.sdk.responses import read_event, read_list, read_value
+
+Persistence = Literal["ephemeral", "persistent"]
 
 _HOLD_AGAIN_S = 0.5
 _HOLD_END_S = 0.5
@@ -108,12 +113,12 @@ class EngineClient(HTTPClient):
             return read_value(VMInfo, await self.request("POST", "/vms", body))
         return read_value(VMInfo, (await self._with_progress("/vms", body, on_progress, "vm"))["vm"])
 
-    async def start_vm(self, ref: str, *, boot_timeout_s: float) -> VMInfo:
-        """Boot a VM.
+    async def start_vm(self, ref: str, *, boot_timeout_s: float, cold: bool = False) -> VMInfo:
+        """Boot a VM, or let a suspended one go on; with ``cold``, discard its memory and boot from its disk.
 
-        Raises `BootFailed`, `BootTimeout`, `WrongState`, `NotFound`.
+        Raises `BootFailed`, `BootTimeout`, `WrongState`, `NotFound`, `Unsupported`.
         """
-        body = {"boot_timeout_s": boot_timeout_s}
+        body: dict[str, Any] = {"boot_timeout_s": boot_timeout_s} | ({"cold": True} if cold else {})
         return read_value(VMInfo, await self.request("POST", f"{_vm_path(ref)}/start", body))
 
     async def stop_vm(self, ref: str, *, timeout_s: float) -> VMInfo:
@@ -130,6 +135,62 @@ class EngineClient(HTTPClient):
     async def resume_vm(self, ref: str) -> VMInfo:
         """Resume a paused VM. Raises `WrongState`, `NotFound`."""
         return read_value(VMInfo, await self.request("POST", f"{_vm_path(ref)}/resume"))
+
+    async def suspend_vm(self, ref: str) -> VMInfo:
+        """Suspend a VM: its memory goes to the disk. Raises `WrongState`, `NotFound`, `Unsupported`, `DiskFull`."""
+        return read_value(VMInfo, await self.request("POST", f"{_vm_path(ref)}/suspend"))
+
+    async def fork_vm(
+        self,
+        ref: str,
+        *,
+        count: int = 1,
+        name: str | None = None,
+        persistence: Persistence = "ephemeral",
+        boot_timeout_s: float = 30.0,
+    ) -> list[VMInfo | SquibError]:
+        """Make more VMs of one that runs; return a VM or an error for each.
+
+        Raises `WrongState`, `NotFound`, `NameTaken`, `InvalidArgument`, `Unsupported`, `DiskFull`; then none was made.
+        """
+        body = {"count": count, "name": name, "persistence": persistence, "boot_timeout_s": boot_timeout_s}
+        reply = await self.request("POST", f"{_vm_path(ref)}/fork", body)
+        results = read_list(ForkResult, reply, "forks")
+        return [result.vm or from_wire(result.error.model_dump() if result.error else None) for result in results]
+
+    async def rollback_vm(self, ref: str, snapshot: str, *, boot_timeout_s: float = 30.0) -> VMInfo:
+        """Take a VM back to a snapshot, in place, and start it.
+
+        Raises `NotFound`, `InvalidArgument`, `Unsupported`, `DiskFull`, and the errors of `start_vm`.
+        """
+        body = {"snapshot": check_ref(snapshot), "boot_timeout_s": boot_timeout_s}
+        return read_value(VMInfo, await self.request("POST", f"{_vm_path(ref)}/rollback", body))
+
+    async def snapshots(self) -> list[SnapshotInfo]:
+        """List the snapshots, oldest first."""
+        return read_list(SnapshotInfo, await self.request("GET", "/snapshots"), "snapshots")
+
+    async def snapshot(self, ref: str) -> SnapshotInfo:
+        """Look up a snapshot by ID or name. Raises `NotFound`."""
+        return read_value(SnapshotInfo, await self.request("GET", f"/snapshots/{check_ref(ref)}"))
+
+    async def create_snapshot(
+        self, ref: str, *, name: str | None = None, disk_only: bool = False, resume: bool = True
+    ) -> SnapshotInfo:
+        """Save a VM's memory and disk, or only its disk; without ``resume`` a VM that runs is paused afterwards.
+
+        Raises `NotFound`, `NameTaken`, `WrongState`, `Unsupported`, `DiskFull`.
+        """
+        body = {"vm": check_ref(ref), "name": name, "disk_only": disk_only, "resume": resume}
+        return read_value(SnapshotInfo, await self.request("POST", "/snapshots", body))
+
+    async def delete_snapshot(self, ref: str) -> None:
+        """Delete a snapshot. VMs that were made from it go on. Raises `NotFound`."""
+        await self.request("DELETE", f"/snapshots/{check_ref(ref)}")
+
+    async def tree(self) -> list[TreeNode]:
+        """List all VMs and snapshots, each after what it was made from."""
+        return read_list(TreeNode, await self.request("GET", "/tree"), "nodes")
 
     async def delete_vm(self, ref: str) -> None:
         """Delete a VM. Raises `NotFound`."""

@@ -33,6 +33,7 @@ class VMOptions(TypedDict, total=False):
     driver: str
     jailer: bool
     cold: bool
+    snapshot: str | None
 
 
 def make_config(

@@ -14,11 +14,13 @@ import httpx
 
 from squib.errors import EngineUnavailable, InvalidArgument
 from squib.paths import Home
+from squib.protocol.headers import CLIENT_HEADER
 from squib.sdk.liveness import Liveness
 from squib.sdk.local import describe_silence, ensure_engine
 from squib.sdk.responses import error_of, not_understood
 from squib.sdk.streams import NotProcessed, NotResponding
 from squib.sdk.transport import EngineTransport
+from squib.version import VERSION
 
 _BASE_URL = "http://squib"
 _CONNECT_TIMEOUT_S = 10.0
@@ -209,7 +211,7 @@ class HTTPClient:
             socket_path = self._home.engine_socket if self._home else None
             self._http = httpx.AsyncClient(
                 base_url=self._url or _BASE_URL,
-                headers=self.headers,
+                headers=self.headers | {CLIENT_HEADER: VERSION},
                 transport=EngineTransport(socket_path=socket_path, tls=tls, liveness=self._liveness),
                 trust_env=False,
             )

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self, Unpack
 
-from squib.models import OnProgress, ProcessInfo, PtySize, VMConfig, VMInfo, VMState
+from squib.models import OnProgress, ProcessInfo, PtySize, SnapshotInfo, VMConfig, VMInfo, VMState
 from squib.sdk.aio import AsyncVM
-from squib.sdk.client import EngineClient
+from squib.sdk.client import EngineClient, Persistence
 from squib.sdk.config import VMOptions
 from squib.sdk.env import Env
 from squib.sdk.portal import Portal
@@ -125,10 +125,10 @@ class VM:
         """See `AsyncVM.refresh`."""
         return self._portal.run(self._vm.refresh())
 
-    def start(self, boot_timeout: float = 30.0, *, bound: bool = False) -> Self:
+    def start(self, boot_timeout: float = 30.0, *, bound: bool = False, cold: bool = False) -> Self:
         """See `AsyncVM.start`."""
         vm = self._bound_vm() if bound else self._vm
-        self._portal.run(vm.start(boot_timeout, bound=bound))
+        self._portal.run(vm.start(boot_timeout, bound=bound, cold=cold))
         return self
 
     def stop(self, timeout: float = 3.0) -> Self:
@@ -144,6 +144,32 @@ class VM:
     def resume(self) -> Self:
         """See `AsyncVM.resume`."""
         self._portal.run(self._vm.resume())
+        return self
+
+    def suspend(self) -> Self:
+        """See `AsyncVM.suspend`."""
+        self._portal.run(self._vm.suspend())
+        return self
+
+    def snapshot(self, name: str | None = None, *, disk_only: bool = False, resume: bool = True) -> SnapshotInfo:
+        """See `AsyncVM.snapshot`."""
+        return self._portal.run(self._vm.snapshot(name, disk_only=disk_only, resume=resume))
+
+    def fork(
+        self,
+        count: int = 1,
+        *,
+        name: str | None = None,
+        persistence: Persistence = "ephemeral",
+        boot_timeout: float = 30.0,
+    ) -> builtins.list[Self]:
+        """See `AsyncVM.fork`."""
+        work = self._vm.fork(count, name=name, persistence=persistence, boot_timeout=boot_timeout)
+        return [self._wrap(self._portal, vm) for vm in self._portal.run(work)]
+
+    def rollback(self, snapshot: str | SnapshotInfo, boot_timeout: float = 30.0) -> Self:
+        """See `AsyncVM.rollback`."""
+        self._portal.run(self._vm.rollback(snapshot, boot_timeout))
         return self
 
     def delete(self) -> None:

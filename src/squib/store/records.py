@@ -17,6 +17,9 @@ from squib.models.base import Env
 class VMSpec(StoredModel):
     """The resources of a VM, as stored: every default is resolved.
 
+    ``parent`` is the key (`Owner.key`) of the VM or the snapshot that it was made from. An ``ephemeral`` VM is deleted
+    with its parent, and when it stops.
+
     ``VMConfig`` is the request; the two may differ. A change that older rows do not match needs a new ``version`` and a
     migration.
     """
@@ -37,6 +40,8 @@ class VMSpec(StoredModel):
     jailer: bool = True
     cold: bool = False
     driver_reason: str = ""
+    parent: str = ""
+    ephemeral: bool = False
 
     def to_json(self) -> str:
         """Encode the spec.
@@ -103,6 +108,11 @@ class Owner:
 
     kind: OwnerKind
     id: str
+
+    @classmethod
+    def snapshot(cls, snapshot_id: str) -> Owner:
+        """Return the snapshot ``snapshot_id`` as an owner."""
+        return cls(OwnerKind.SNAPSHOT, snapshot_id)
 
     @classmethod
     def vm(cls, vm_id: str) -> Owner:

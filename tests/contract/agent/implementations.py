@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from squib.errors import NoSuchProcess
-from squib.guest.agent import AGENT_BINARY, AgentClient
+from squib.guest.agent import AGENT_BINARY, AgentClient, Identity
 from tests.contract.agent.http2 import RawSession
 from tests.fakes.agent import FakeAgent
 from tests.fakes.files import FakeFiles
@@ -132,7 +132,7 @@ async def implementation(kind: str, folder: Path, wrapper: Sequence[str] = ()) -
     async with running as (socket_path, ended):
         client = make_client(socket_path)
         await client.connect(timeout_s=TIMEOUT_S)
-        await client.setup(hostname="vm", machine_id="0" * 32, env=env)
+        await client.setup(Identity("vm-1", "vm", "0" * 32), env=env)
         try:
             yield Implementation(kind == "real", socket_path, work, home, env, client, ended)
         finally:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from squib import errors
+from squib.guest.agent import Identity
 from squib.guest.response import Response
 from squib.models import ExecRequest, PtySize
 from tests.contract.agent.frames import EXIT, STARTED, STDOUT, parse
@@ -36,8 +37,8 @@ async def start(agent: Implementation, request: ExecRequest) -> str:
 async def test_hello_and_setup(agent: Implementation) -> None:
     hello = await agent.client.connect(timeout_s=5)
     assert all((hello.agent_version, hello.boot_id, hello.kernel))
-    await agent.client.setup(hostname="vm-1", machine_id="0f" * 16, env=agent.env | {"A": "1"})
-    await agent.client.set_clock()
+    await agent.client.setup(Identity("vm-1", "vm-1", "0f" * 16), env=agent.env | {"A": "1"})
+    await agent.client.thaw()
     (_, (_, _, output), _) = await run(agent, ExecRequest(argv=["env"]))
     assert json.loads(output)["A"] == "1"
 

@@ -12,9 +12,10 @@ from tests.contract.agent.implementations import Implementation
 
 pytestmark = pytest.mark.anyio
 
+ENTROPY = base64.b64encode(bytes(32)).decode()
 BAD_REQUEST = (400, "bad_request")
 WITH_JSON = [
-    "/v1/setup", "/v1/exec", "/v1/poweroff", "/v1/files/mkdir", "/v1/files/rename",
+    "/v1/setup", "/v1/freeze", "/v1/exec", "/v1/poweroff", "/v1/files/mkdir", "/v1/files/rename",
 ]  # fmt: skip
 
 
@@ -53,7 +54,7 @@ async def test_hello(agent: Implementation) -> None:
         answer = await session.request("GET", "/v1/hello")
         assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
         hello = answer.json()
-        types = {"protocol": int, "agent_version": str, "boot_id": str, "kernel": str, "uptime_ms": int}
+        types = {"protocol": int, "agent_version": str, "boot_id": str, "kernel": str, "uptime_ms": int, "set_up": bool}
         assert {name: type(value) for name, value in hello.items()} == types
         assert hello["protocol"] == 1
         assert hello["uptime_ms"] > 0
@@ -71,6 +72,30 @@ async def test_setup_accepts_an_identity(agent: Implementation) -> None:
         for body in (identity, {}, b""):
             answer = await session.request("POST", "/v1/setup", body)
             assert (answer.status, bytes(answer.body)) == (204, b"")
+
+
+async def test_a_guest_is_frozen_and_goes_on_with_entropy(agent: Implementation) -> None:
+    async with agent.session() as session:
+        for body in ({}, {"sync": True}, b""):
+            answer = await session.request("POST", "/v1/freeze", body)
+            assert (answer.status, bytes(answer.body)) == (204, b"")
+        for setup, goes_on in (
+            ({}, False),
+            ({"env": agent.env}, False),
+            ({"entropy": ENTROPY, "restored": True}, True),
+        ):
+            assert (await session.request("POST", "/v1/setup", setup)).status == 204
+            assert (await session.request("GET", "/v1/hello")).json()["set_up"] is goes_on
+        assert (await run(session, argv=["echo", "a"], env=agent.env)).stdout == b"a\n"
+
+
+async def test_requests_to_a_frozen_guest_wait(agent: Implementation) -> None:
+    await agent.client.freeze(sync=False)
+    waiting = asyncio.create_task(agent.client.processes())
+    await agent.client.set_env(agent.env)
+    assert not waiting.done()
+    await agent.client.thaw()
+    assert await waiting == []
 
 
 @pytest.mark.parametrize(

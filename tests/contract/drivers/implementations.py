@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
@@ -15,9 +14,8 @@ from squib.drivers.base import Driver, Machine, MachineSpec
 from squib.drivers.firecracker.driver import FirecrackerDriver
 from squib.drivers.firecracker.programs import Programs
 from squib.drivers.registry import find_drivers
-from squib.guest.agent import AGENT_BINARY, AgentClient
+from squib.guest.agent import AGENT_BINARY, AgentClient, Identity
 from squib.host import cgroup, processes
-from squib.host.files import copy_extents
 from squib.host.jail import Credentials
 from squib.host.probe import KVMProbe
 from squib.host.processes import ProcessIdentity
@@ -75,7 +73,7 @@ async def agent_of(machine: Machine) -> AsyncIterator[AgentClient]:
     agent = AgentClient(machine.connect_agent)
     try:
         await agent.connect(timeout_s=BOOT_TIMEOUT_S, retry_s=1)
-        await agent.setup(hostname="machine", machine_id="0" * 32, env={})
+        await agent.setup(Identity("vm-1", "machine", "0" * 32), env={})
         yield agent
     finally:
         await agent.close()
@@ -168,28 +166,6 @@ async def _real(name: str, overlay: Path) -> tuple[Driver, MachineSpec]:
     await OverlayStore(home).create(overlay, 256)
     spec = machine_spec("vm-1", kernel=kernel.path, initramfs=initramfs, base=image.path, overlay=overlay)
     return driver, spec
-
-
-def fill_holes(target: Path, source: Path) -> None:
-    """Copy the data of ``source`` to the holes of ``target``: a clone's saved memory becomes a whole one."""
-    with source.open("rb") as src, target.open("r+b") as dst:
-        holes = list(_holes(dst.fileno()))  # before any of them is filled
-        for start, end in holes:
-            copy_extents(src.fileno(), dst.fileno(), start, end)
-
-
-def _holes(fd: int) -> Iterator[tuple[int, int]]:
-    size, end = os.fstat(fd).st_size, 0
-    while end < size:
-        start = os.lseek(fd, end, os.SEEK_HOLE)
-        try:
-            end = os.lseek(fd, start, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            end = size
-        if end > start:
-            yield start, end
 
 
 def broken(subject: Subject, folder: Path) -> MachineSpec:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from squib.guest.agent import AgentClient
+from squib.guest.agent import AgentClient, Identity
 from tests.contract.firecracker.vmm import BOOT, DISK, START, VSOCK, Vmm, connector, output_of, running
 from tests.fakes.firecracker.install import Stub, requests
 
@@ -40,7 +40,7 @@ async def test_a_client_of_the_agent_runs_commands_and_powers_off(stub: Stub) ->
     with booted(stub) as vmm:
         client = AgentClient(connector(vmm))
         await client.connect(timeout_s=30)
-        await client.setup(hostname="h", machine_id="0" * 32, env={"A": "1"})
+        await client.setup(Identity("vm-1", "h", "0" * 32), env={"A": "1"})
         assert await output_of(client, "echo", "a", "b") == b"a b\n"
         await client.poweroff(grace_s=1)
         assert vmm.process.wait(30) == 0

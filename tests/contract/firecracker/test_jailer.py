@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from squib.guest.agent import AgentClient
+from squib.guest.agent import AgentClient, Identity
 from tests.contract.firecracker.vmm import BOOT, DISK, START, VSOCK, Vmm, binary, connector, output_of, wait_for_api
 from tests.fakes.firecracker.install import Stub, read_record
 from tests.fakes.firecracker.jailer import STEPS
@@ -117,7 +117,7 @@ async def test_the_vmm_runs_in_its_chroot_with_an_agent(stub: Stub) -> None:
             assert "Uid:\t4711\t4711\t4711\t4711\nGid:\t4712\t4712\t4712\t4712" in status
         client = AgentClient(connector(vmm))
         await client.connect(timeout_s=30)
-        await client.setup(hostname="h", machine_id="0" * 32, env={"A": "1"})
+        await client.setup(Identity("vm-1", "h", "0" * 32), env={"A": "1"})
         assert await output_of(client, "echo", "a", "b") == b"a b\n"
         await client.poweroff(grace_s=1)
         await client.close()

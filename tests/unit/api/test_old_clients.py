@@ -94,8 +94,11 @@ def test_a_request_may_have_the_fields_that_old_clients_send(name: str) -> None:
 
 
 def test_states_and_kinds_are_the_ones_that_old_clients_know() -> None:
-    """``unknown`` is what a client reads in place of a newer value, ``deleted`` its own. The engine sends neither."""
-    assert set(models.VMState) - STATES == {"unknown", "deleted"}
+    """``unknown`` is what a client reads in place of a newer value, ``deleted`` its own. The engine sends neither.
+
+    It sends ``suspended`` only to clients that know it.
+    """
+    assert set(models.VMState) - STATES == {"unknown", "deleted", "suspended"}
     assert set(models.FileType) - FILE_TYPES == {"unknown"}
     assert set(models.FileEventType) - FILE_EVENTS == {"unknown"}
     assert {kind.value: kind.name for kind in FrameKind} == {
@@ -117,6 +120,17 @@ async def test_an_old_client_creates_lists_and_deletes(rig: Rig) -> None:
         assert (await http.delete("/v1/vms/web")).status_code == 204
         missing = (await http.get("/v1/vms/web")).json()
         assert missing.keys() == {"error"} and missing["error"].keys() <= ERROR
+
+
+async def test_an_old_client_reads_a_suspended_vm_as_stopped(rig: Rig) -> None:
+    async with rig.http() as (_, http):
+        body = {"config": rig.config.model_dump(exclude_unset=True) | {"name": "web"}, "start": True}
+        await http.post("/v1/vms", json=body)
+        old = (await http.post("/v1/vms/web/suspend")).json()
+        assert (old["state"], old.keys()) == ("stopped", VM_INFO)
+        assert [vm["state"] for vm in (await http.get("/v1/vms")).json()["vms"]] == ["stopped"]
+        for newer in ({"squib-client": "0.2.0"}, {"user-agent": "curl/8"}):
+            assert (await http.get("/v1/vms/web", headers=newer)).json()["state"] == "suspended"
 
 
 async def test_an_old_client_runs_commands_and_reads_files(rig: Rig) -> None:

@@ -58,6 +58,8 @@ def test_every_route_is_there(document: Any) -> None:
         "get /v1/vms/{ref}/account",
         "get /v1/images", "post /v1/images", "delete /v1/images/{ref}", "get /v1/kernels", "post /v1/kernels",
         "delete /v1/kernels/{kernel}",
+        "post /v1/vms/{ref}/suspend", "post /v1/vms/{ref}/fork", "post /v1/vms/{ref}/rollback", "get /v1/snapshots",
+        "post /v1/snapshots", "get /v1/snapshots/{ref}", "delete /v1/snapshots/{ref}", "get /v1/tree",
         "get /v1/templates", "post /v1/templates", "delete /v1/templates/{ref}", "post /v1/templates/prune",
     }  # fmt: skip
 

@@ -78,6 +78,11 @@ ROUTES = [
     ("GET", "/v1/vms/{}/logs?follow=true", b""),
     ("DELETE", "/v1/images/{}", b""),
     ("DELETE", "/v1/templates/{}", b""),
+    ("POST", "/v1/vms/{}/suspend", b""),
+    ("POST", "/v1/vms/{}/fork", b"{}"),
+    ("POST", "/v1/vms/{}/rollback", b'{"snapshot": "s"}'),
+    ("GET", "/v1/snapshots/{}", b""),
+    ("DELETE", "/v1/snapshots/{}", b""),
 ]
 
 

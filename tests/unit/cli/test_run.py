@@ -147,8 +147,6 @@ def test_create_passes_its_flags_on_and_prints_the_id(squib: Squib, engine: Serv
             "vcpu_count": 2,
             "mem_size_mib": 1024,
             "disk_size_mib": 20480,
-            "kernel_path": None,
-            "rootfs_path": None,
             "boot_args": "quiet",
             "nested": True,
             "env_vars": {"A": "1"},

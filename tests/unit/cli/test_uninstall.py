@@ -119,6 +119,7 @@ def test_the_plan_is_data_in_json(
         "home": str(rig.home.root),
         "kept": [str(rig.home.root / "mine")],
         "vms": [],
+        "snapshots": [],
         "packages": ["dash"],
         "removed": False,
     }

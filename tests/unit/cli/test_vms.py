@@ -124,7 +124,7 @@ def test_remove_force_is_content_with_nothing(squib: Squib) -> None:
 
 
 def test_an_error_shows_hint_and_detail(squib: Squib, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def refuse(engine: Engine, ref: str, *, boot_timeout_s: float) -> None:
+    async def refuse(engine: Engine, ref: str, *, boot_timeout_s: float, cold: bool) -> None:
         raise WrongState(f"VM {ref} is deleting", detail="evidence", hint=f"squib inspect {ref}")
 
     monkeypatch.setattr("squib.api.routes.vms.start_vm", refuse)

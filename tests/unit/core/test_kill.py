@@ -11,13 +11,18 @@ from squib.core.lifecycle.delete import delete_vm
 from squib.core.lifecycle.release import release_owner
 from squib.core.lifecycle.start import start_vm
 from squib.core.lifecycle.stop import stop_vm
+from squib.core.lifecycle.suspend import suspend_vm
+from squib.core.snapshots.fork import fork_vm
+from squib.core.snapshots.rollback import rollback_vm
+from squib.core.snapshots.snapshot import create_snapshot, delete_snapshot
 from squib.host import cgroup, proc
 from squib.host.locks import FileLock
 from squib.host.processes import Process
 from squib.images.overlay import OverlayStore
+from squib.models import VMConfig
 from squib.store.records import LeaseKind, Owner, OwnerKind
 from tests.fakes.engine import Rig, StubRig, write_overlay
-from tests.kills import Life, check_every_write, helpers
+from tests.kills import Life, check_every_change_of_a_directory, check_every_write, helpers
 
 
 async def whole_life(engine: Engine, rig: Rig) -> None:
@@ -28,6 +33,21 @@ async def whole_life(engine: Engine, rig: Rig) -> None:
     await delete_vm(engine, "second")
     await start_vm(engine, "first")
     await delete_vm(engine, "first")
+
+
+async def life_of_saved_states(engine: Engine, rig: Rig) -> None:
+    config = rig.config.model_copy(update={"vm_id": "first", "cold": True})
+    await create_vm(engine, config, start=True, on_progress=lambda _: None)
+    await suspend_vm(engine, "first")
+    await start_vm(engine, "first")
+    await create_snapshot(engine, "first", name="s1")
+    await fork_vm(engine, "first", name="fork", ephemeral=False)
+    await fork_vm(engine, "first", name="short-lived")
+    await rollback_vm(engine, "first", "s1")
+    await create_vm(engine, VMConfig(name="copy", snapshot="s1"), start=True, on_progress=lambda _: None)
+    for name in ("first", "fork", "copy"):
+        await delete_vm(engine, name)
+    await delete_snapshot(engine, "s1")
 
 
 async def life_of_other_owners(engine: Engine, rig: Rig) -> None:
@@ -69,10 +89,15 @@ def test_the_life_of_a_firecracker_whatever_the_write_that_was_the_last(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("life", [whole_life, life_of_other_owners])
+@pytest.mark.parametrize("life", [whole_life, life_of_saved_states, life_of_other_owners])
 @pytest.mark.parametrize("after", [False, True])
 def test_whatever_the_write_that_was_the_last(rig: Rig, life: Life, after: bool) -> None:
     assert check_every_write(rig, life, after=after) > 20  # both lives write more often than that
+
+
+@pytest.mark.slow
+def test_whatever_the_change_of_a_directory_that_was_the_last(rig: Rig) -> None:
+    assert check_every_change_of_a_directory(rig, life_of_saved_states) > 60
 
 
 @pytest.mark.parametrize("killed", ROLES)

@@ -151,7 +151,7 @@ async def test_nothing_is_removed_while_an_owner_chooses_its_files(rig: Rig, mon
         monkeypatch.setattr(OverlayStore, "create", prune_and_make_disk)
         record = await create_vm(engine, VMConfig(), start=False, on_progress=lambda _: None)
         assert kernel_digests(engine) == {former, current}
-        assert references.digests_of(record) == {former, image.digest}
+        assert references.digests_of(record.spec) == {former, image.digest}
 
 
 async def test_nothing_is_removed_while_a_record_is_unreadable(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:

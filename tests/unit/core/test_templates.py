@@ -20,7 +20,7 @@ from squib.drivers.base import Capabilities, SavedMemory
 from squib.errors import BootTimeout, DiskFull, NotFound, Superseded, ToolFailed, Unsupported
 from squib.host import files
 from squib.models import TemplateInfo, VMState
-from squib.paths import TemplatePaths
+from squib.paths import SavedPaths
 from squib.store.records import VMRecord
 from tests.fakes.driver import FakeDriver, FakeMachine
 from tests.fakes.engine import Rig
@@ -129,7 +129,7 @@ async def test_vms_that_are_created_at_once_make_one_template(rig: Rig) -> None:
         assert list(rig.home.building.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["memory", "devices", "overlay.ext4", "template.json"])
+@pytest.mark.parametrize("name", ["memory", "devices", "overlay.ext4", "manifest.json"])
 @pytest.mark.parametrize("damage", ["changed", "gone"])
 @pytest.mark.anyio
 async def test_a_damaged_template_is_removed_and_the_vm_boots(rig: Rig, name: str, damage: str) -> None:
@@ -256,7 +256,7 @@ async def test_old_and_large_templates_are_pruned(rig: Rig, monkeypatch: pytest.
 @pytest.mark.anyio
 async def test_the_rest_of_a_template_is_no_template(rig: Rig) -> None:
     async with rig.running() as engine:
-        rest = TemplatePaths(engine.home.templates / "0123456789abcdef.00000000")
+        rest = SavedPaths(engine.home.templates / "0123456789abcdef.00000000")
         rest.root.mkdir()
         rest.memory.touch()
         (engine.home.templates / "file").touch()

@@ -46,14 +46,28 @@ async def test_a_file_is_loaded_once(files: list[Path], monkeypatch: pytest.Monk
         os.close(fd)
 
 
-async def test_only_the_last_ones_are_kept_and_none_of_a_file_that_is_gone(files: list[Path]) -> None:
+async def test_only_the_last_ones_are_kept_and_none_of_a_file_that_is_gone(
+    files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     saved, before = SavedMemories(), memfds()
     for path in files:
         os.close(await saved.open(path))
     assert memfds() == before + memories._KEPT
     for path in files[:-1]:
         path.unlink()
+    monkeypatch.setattr(memories, "_KEPT_S", 0.01)
     os.close(await saved.open(files[-1]))
+    async with asyncio.timeout(5):
+        while memfds() != before + 1:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_link_to_a_file_has_its_memory(files: list[Path], tmp_path: Path) -> None:
+    saved, before = SavedMemories(), memfds()
+    os.close(await saved.open(files[0]))
+    (tmp_path / "link").hardlink_to(files[0])
+    files[0].unlink()
+    os.close(await saved.open(tmp_path / "link"))
     assert memfds() == before + 1
 
 

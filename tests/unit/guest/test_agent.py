@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from squib.errors import AgentLost, AgentVersionMismatch, CommandNotFound, NoSuchProcess
-from squib.guest.agent import AgentClient
+from squib.guest.agent import AgentClient, Identity
 from squib.guest.http2 import CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES
 from squib.guest.response import Response
 from squib.models import ExecRequest
@@ -54,7 +54,7 @@ async def test_another_protocol_is_refused(tmp_path: Path) -> None:
 
 async def test_setup_sends_identity_time_and_entropy(tmp_path: Path) -> None:
     async with agent_and_client(tmp_path) as (agent, client):
-        await client.setup(hostname="h", machine_id="0" * 32, env={"A": "1"})
+        await client.setup(Identity("vm-1", "h", "0" * 32), env={"A": "1"})
         assert agent.setup["hostname"] == "h"
         assert agent.setup["env"] == {"A": "1"}
         assert len(agent.setup["entropy"]) >= 44

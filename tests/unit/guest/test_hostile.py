@@ -229,7 +229,7 @@ async def test_a_guest_that_does_not_respond_after_the_handshake_times_out(
         with pytest.raises(AgentTimeout, match="did not respond within"):
             await client.connect(timeout_s=5)
         with pytest.raises(AgentTimeout, match="did not respond within"):
-            await client.set_clock()
+            await client.thaw()
 
 
 async def test_more_data_than_the_window_allows_ends_the_session(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A guest's memory: what is written of it, for memory that was fresh and memory that was mapped privately."""
 
+import errno
 import mmap
 import os
 import subprocess
@@ -16,9 +17,11 @@ MIB = 1 << 20
 SIZE_MIB = 16
 GUEST = """
 import mmap, os, sys
-fd, flags, maps = int(sys.argv[1]), getattr(mmap, sys.argv[2]), int(sys.argv[3])
+fd, flags, maps, zeros = int(sys.argv[1]), getattr(mmap, sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 guests = [mmap.mmap(fd, 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE) for _ in range(maps)]
-for page in map(int, sys.argv[4:]):
+if zeros:
+    guests[0][zeros * 4096 : (zeros + 1) * 4096] = bytes(4096)
+for page in map(int, sys.argv[5:]):
     guests[0][page * 4096 : page * 4096 + 4] = b"mine"
 guests[0][8 * 4096]  # read, so present, but not written
 print("ready", flush=True)
@@ -29,8 +32,8 @@ sys.stdin.read()
 class Guest:
     """A process that maps a memfd as a VMM does, and has written to some of its pages."""
 
-    def __init__(self, fd: int, flags: str, pages: list[int], maps: int = 1) -> None:
-        argv = [sys.executable, "-ISc", GUEST, str(fd), flags, str(maps), *map(str, pages)]
+    def __init__(self, fd: int, flags: str, pages: list[int], maps: int = 1, zeros: int = 0) -> None:
+        argv = [sys.executable, "-ISc", GUEST, str(fd), flags, str(maps), str(zeros), *map(str, pages)]
         self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[fd])
         assert self.process.stdout
         assert self.process.stdout.readline() == b"ready\n"
@@ -38,7 +41,7 @@ class Guest:
 
     def save(self, path: Path, size_mib: int = SIZE_MIB) -> bytes:
         with path.open("xb") as file:
-            memory.save(self.process.pid, size_mib, file.fileno())
+            self.shared = memory.save(self.process.pid, size_mib, file.fileno())
         return path.read_bytes()
 
     def end(self) -> None:
@@ -77,6 +80,21 @@ def test_of_a_clones_memory_only_its_own_pages_are_saved(guests: list[Guest], tm
     assert saved[1 * 4096 + 4 : 2 * 4096] == b"base" * 1023
     assert source.read_bytes().count(b"base") == SIZE_MIB * MIB // 4
 
+    guests[0].end()  # the pages that it shared can still be added
+    guests[0].shared.add_to(tmp_path / "saved")
+    whole = (tmp_path / "saved").read_bytes()
+    assert [page(whole, number) for number in (0, 1, 2, 8, 4095)] == [b"base", b"mine", b"mine", b"base", b"mine"]
+    assert whole.count(b"base") + whole.count(b"mine") == SIZE_MIB * MIB // 4
+
+
+def test_pages_of_zeros_that_a_clone_has_written_stay_zeros(guests: list[Guest], tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"base" * (SIZE_MIB * MIB // 4))
+    guests.append(Guest(memory.filled(source), "MAP_PRIVATE", [], zeros=7))
+    guests[0].save(tmp_path / "saved")
+    guests[0].shared.add_to(tmp_path / "saved")
+    assert page((tmp_path / "saved").read_bytes(), 7) == bytes(4)
+
 
 def test_a_filled_memory_cannot_be_changed(tmp_path: Path) -> None:
     (tmp_path / "source").write_bytes(b"base" * 1024)
@@ -106,3 +124,29 @@ def test_a_process_that_is_gone_cannot_be_saved(guests: list[Guest], tmp_path: P
     guests[0].end()
     with pytest.raises(HostError, match="cannot be read"):
         guests[0].save(tmp_path / "saved")
+
+
+def test_a_write_that_is_cut_short_is_continued(
+    guests: list[Guest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk that is nearly full."""
+    source = tmp_path / "source"
+    source.write_bytes(bytes(SIZE_MIB * MIB))
+    guests.append(Guest(memory.filled(source), "MAP_PRIVATE", [1, 2, 3]))
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: pwrite(fd, data[:5000], offset))
+    saved = guests[0].save(tmp_path / "saved")
+    assert [page(saved, number) for number in (1, 2, 3)] == [b"mine"] * 3
+
+
+def test_a_full_disk_is_no_fault_of_the_process(
+    guests: list[Guest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    guests.append(Guest(memory.fresh(SIZE_MIB), "MAP_SHARED", [0]))
+    monkeypatch.setattr(memory, "copy_file", full)
+    with pytest.raises(OSError, match="No space") as caught:
+        guests[0].save(tmp_path / "saved")
+    assert not isinstance(caught.value, HostError)

@@ -235,7 +235,8 @@ TWINS: dict[object, object] = {Process: AsyncProcess}
 
 
 def public(cls: type) -> dict[str, object]:
-    return {name: value for name, value in vars(cls).items() if not name.startswith("_")}
+    bases = (vars(base).items() for base in reversed(cls.__mro__) if base is not object)
+    return {name: value for items in bases for name, value in items if not name.startswith("_")}
 
 
 def described(function: object) -> tuple[list[tuple[str, object, object]], dict[str, object]]:

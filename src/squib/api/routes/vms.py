@@ -8,7 +8,16 @@ from starlette.responses import Response
 
 from squib.api.context import EngineDep, Ref, while_connected
 from squib.api.peer import is_local, while_client_runs
-from squib.api.schema import CreateRequest, ProgressEvent, StartRequest, StopRequest, VMList
+from squib.api.schema import (
+    CreateRequest,
+    ForkList,
+    ForkRequest,
+    ProgressEvent,
+    RollbackRequest,
+    StartRequest,
+    StopRequest,
+    VMList,
+)
 from squib.api.streams import NDJSON, ProgressResponse, accepts_ndjson
 from squib.core.inspect import describe, get_details, get_vm, list_vms
 from squib.core.lifecycle.bonds import client_left, hold_vm, release_vm
@@ -17,8 +26,13 @@ from squib.core.lifecycle.delete import delete_vm
 from squib.core.lifecycle.pause import pause_vm, resume_vm
 from squib.core.lifecycle.start import start_vm
 from squib.core.lifecycle.stop import stop_vm
-from squib.errors import Unsupported
-from squib.models import Name, OnProgress, VMConfig, VMDetails, VMInfo
+from squib.core.lifecycle.suspend import suspend_vm
+from squib.core.snapshots.fork import fork_vm
+from squib.core.snapshots.rollback import rollback_vm
+from squib.errors import SquibError, Unsupported
+from squib.models import ForkResult, Name, OnProgress, VMConfig, VMDetails, VMInfo, WireError
+from squib.protocol.errors import to_wire
+from squib.store.records import VMRecord
 
 router = APIRouter(prefix="/vms", tags=["vms"])
 
@@ -76,11 +90,11 @@ async def details(engine: EngineDep, ref: Ref) -> VMDetails:
 
 @router.post("/{ref}/start")
 async def start(engine: EngineDep, ref: Ref, body: StartRequest) -> VMInfo:
-    """Start a VM and wait until it is ready.
+    """Start a VM and wait until it is ready. A suspended VM goes on.
 
     Does nothing if it already runs.
     """
-    return describe(await start_vm(engine, ref, boot_timeout_s=body.boot_timeout_s))
+    return describe(await start_vm(engine, ref, boot_timeout_s=body.boot_timeout_s, cold=body.cold))
 
 
 @router.post("/{ref}/stop")
@@ -105,6 +119,44 @@ async def pause(engine: EngineDep, ref: Ref) -> VMInfo:
 async def resume(engine: EngineDep, ref: Ref) -> VMInfo:
     """Resume a paused VM. Does nothing if it already runs."""
     return describe(await resume_vm(engine, ref))
+
+
+@router.post("/{ref}/suspend")
+async def suspend(engine: EngineDep, ref: Ref) -> VMInfo:
+    """Suspend a VM: its memory goes to the disk, and a start lets it go on. Does nothing if it is suspended."""
+    return describe(await suspend_vm(engine, ref))
+
+
+@router.post("/{ref}/fork")
+async def fork(engine: EngineDep, ref: Ref, request: Request, body: ForkRequest) -> ForkList:
+    """Make more VMs of one that runs. The response has a result for each: a VM, or an error.
+
+    If the client disconnects before, all are removed.
+    """
+    made = await while_connected(
+        request,
+        fork_vm(
+            engine,
+            ref,
+            count=body.count,
+            name=body.name,
+            ephemeral=body.persistence == "ephemeral",
+            boot_timeout_s=body.boot_timeout_s,
+        ),
+    )
+    return ForkList(forks=[_fork_result(fork) for fork in made])
+
+
+def _fork_result(made: VMRecord | SquibError) -> ForkResult:
+    if isinstance(made, SquibError):
+        return ForkResult(error=WireError(**to_wire(made)))
+    return ForkResult(vm=describe(made))
+
+
+@router.post("/{ref}/rollback")
+async def rollback(engine: EngineDep, ref: Ref, body: RollbackRequest) -> VMInfo:
+    """Take a VM back to a snapshot, in place, and start it. What it did since is lost."""
+    return describe(await rollback_vm(engine, ref, body.snapshot, boot_timeout_s=body.boot_timeout_s))
 
 
 @router.delete("/{ref}", status_code=204)

@@ -16,7 +16,7 @@ async def check_driver(output: Output, engine: EngineClient, config: VMConfig) -
 
     With ``--verbose``, show which driver it is, and why. Raises `Unsupported`, with the reason.
     """
-    if config.driver == "auto" and config.jailer and not output.verbose:
+    if config.snapshot or (config.driver == "auto" and config.jailer and not output.verbose):
         return
     choice = await engine.choose_driver(config)
     output.detail(f"driver {choice.driver} ({choice.accelerator}): {choice.reason}")
@@ -25,10 +25,12 @@ async def check_driver(output: Output, engine: EngineClient, config: VMConfig) -
 
 
 async def ensure_assets(output: Output, engine: EngineClient, config: VMConfig) -> None:
-    """Build the kernel and the image of a VM if the cache lacks them.
+    """Build the kernel and the image of a VM if the cache lacks them. A snapshot's are there.
 
     Shows the progress.
     """
+    if config.snapshot:
+        return
     if config.kernel_path is None:
         with steps(output, "kernel") as report:
             await engine.build_kernel(on_progress=report)

@@ -69,6 +69,14 @@ Nested = Annotated[
     bool, typer.Option("--nested", help="Give the VM a working /dev/kvm, so that it can run VMs itself.")
 ]
 Cold = Annotated[bool, typer.Option("--cold", help="Boot the VM, even if it could be cloned from a template.")]
+FromSnapshot = Annotated[
+    str | None,
+    typer.Option(
+        "--snapshot",
+        metavar="SNAPSHOT",
+        help="Make the VM from a snapshot: it goes on from there; with --cold, it boots from the snapshot's disk.",
+    ),
+]
 Env = Annotated[
     list[str] | None,
     typer.Option(
@@ -241,6 +249,7 @@ def make_vm_config(
     driver: str | None = None,
     no_jailer: bool = False,
     cold: bool = False,
+    snapshot: str | None = None,
 ) -> VMConfig:
     """Make a VM configuration from the flags of ``create`` and ``run``.
 
@@ -250,7 +259,11 @@ def make_vm_config(
 
     if runtime is not None and rootfs is not None:
         raise InvalidArgument("--runtime and --rootfs cannot be used together", hint="use one of them")
-    options: VMOptions = {"name": name, "project": project, "kernel_path": kernel, "rootfs_path": rootfs}
+    options: VMOptions = {"name": name, "project": project}
+    if kernel is not None:
+        options["kernel_path"] = kernel
+    if rootfs is not None:
+        options["rootfs_path"] = rootfs
     if vcpus is not None:
         options["vcpu_count"] = vcpus
     if memory is not None:
@@ -275,6 +288,8 @@ def make_vm_config(
         options["jailer"] = False
     if cold:
         options["cold"] = True
+    if snapshot is not None:
+        options["snapshot"] = snapshot
     return make_config(None, options, names=_FLAG_OF_FIELD)
 
 

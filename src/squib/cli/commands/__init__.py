@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 
 NAMES = (
-    "run", "create", "list", "inspect", "start", "stop", "pause", "resume", "remove", "exec", "connect", "attach",
-    "ps", "kill", "upload", "download", "cp", "env", "logs", "image", "kernel", "template", "install", "uninstall",
-    "doctor", "engine", "serve", "version",
+    "run", "create", "list", "inspect", "start", "stop", "pause", "resume", "suspend", "remove", "fork", "snapshot",
+    "rollback", "tree", "exec", "connect", "attach", "ps", "kill", "upload", "download", "cp", "env", "logs", "image",
+    "kernel", "template", "install", "uninstall", "doctor", "engine", "serve", "version",
 )  # fmt: skip
 """In the order in which ``squib --help`` lists them."""
 

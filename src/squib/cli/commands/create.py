@@ -21,6 +21,7 @@ from squib.errors import InvalidArgument
         "squib create --runtime python3.13 --disk 20gb --project ci",
         "squib create --rootfs ./my.squashfs --kernel ./vmlinux --no-start",
         "squib create --connect",
+        "squib create --snapshot before-upgrade",
         'VM=$(squib create) && squib exec "$VM" uname -a',
     ],
 )
@@ -39,6 +40,7 @@ async def create(
     driver: options.Driver = None,
     no_jailer: options.NoJailer = False,
     cold: options.Cold = False,
+    snapshot: options.FromSnapshot = None,
     env: options.Env = None,
     env_file: options.EnvFile = None,
     user: options.VMUser = None,
@@ -68,7 +70,7 @@ async def create(
     config = options.make_vm_config(
         name=name, project=project, vcpus=vcpus, memory=memory, disk=disk, runtime=runtime, kernel=kernel,
         rootfs=rootfs, boot_args=boot_args, nested=nested, env=env, env_file=env_file, user=user, workdir=workdir,
-        driver=driver, no_jailer=no_jailer, cold=cold,
+        driver=driver, no_jailer=no_jailer, cold=cold, snapshot=snapshot,
     )  # fmt: skip
     async with options.connect() as engine:
         await check_driver(output, engine, config)

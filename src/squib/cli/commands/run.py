@@ -47,6 +47,7 @@ async def run(
     driver: options.Driver = None,
     no_jailer: options.NoJailer = False,
     cold: options.Cold = False,
+    snapshot: options.FromSnapshot = None,
     env: options.Env = None,
     env_file: options.EnvFile = None,
     user: options.User = None,
@@ -85,7 +86,7 @@ async def run(
     config = options.make_vm_config(
         name=name, project=project, vcpus=vcpus, memory=memory, disk=disk, runtime=runtime, kernel=kernel,
         rootfs=rootfs, boot_args=boot_args, nested=nested, env=env, env_file=env_file, driver=driver,
-        no_jailer=no_jailer, cold=cold,
+        no_jailer=no_jailer, cold=cold, snapshot=snapshot,
     )  # fmt: skip
     async with options.connect() as engine:
         await launch.check_driver(output, engine, config)

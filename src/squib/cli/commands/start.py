@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from squib.cli.app import command
 from squib.cli.args import options
 from squib.cli.render import Output
@@ -9,11 +13,16 @@ from squib.cli.render import Output
 
 @command("start", examples=["squib start web", "squib start web db --boot-timeout 2m"])
 async def start(
-    output: Output, vms: options.Refs, boot_timeout: options.BootTimeout = options.DEFAULT_BOOT_TIMEOUT
+    output: Output,
+    vms: options.Refs,
+    cold: Annotated[
+        bool, typer.Option("--cold", help="Discard the memory of suspended VMs, and boot them from their disks.")
+    ] = False,
+    boot_timeout: options.BootTimeout = options.DEFAULT_BOOT_TIMEOUT,
 ) -> int:
     """Start VMs and wait until they are ready.
 
-    A VM that is already running is left alone.
+    Suspended VMs go on where they were. A VM that is already running is left alone.
     """
     from squib.cli.actions.each import change_each
     from squib.cli.args.units import parse_duration_s
@@ -21,5 +30,5 @@ async def start(
 
     boot_timeout_s = parse_duration_s(boot_timeout, flag="--boot-timeout", max_s=MAX_VERB_TIMEOUT_S)
     return await change_each(
-        output, vms, "starting", lambda engine, ref: engine.start_vm(ref, boot_timeout_s=boot_timeout_s)
+        output, vms, "starting", lambda engine, ref: engine.start_vm(ref, boot_timeout_s=boot_timeout_s, cold=cold)
     )

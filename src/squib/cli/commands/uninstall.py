@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,11 +14,11 @@ from squib.cli.app import command
 from squib.cli.args import options
 from squib.cli.exit_codes import FAILED
 from squib.cli.render import Column, Output
-from squib.errors import Conflict, EngineError, InvalidArgument
+from squib.errors import Conflict, EngineError, InvalidArgument, NotFound
 
 if TYPE_CHECKING:
     from squib.core.uninstall import Plan
-    from squib.models import VMInfo
+    from squib.models import SnapshotInfo, VMInfo
     from squib.paths import Home
     from squib.sdk.client import EngineClient
 
@@ -43,15 +44,15 @@ async def uninstall(
     everything: Annotated[
         bool, typer.Option("--all", help="Remove all that squib has installed, cached and recorded.")
     ] = False,
-    with_vms: Annotated[bool, typer.Option("--vms", help="With --all: remove all VMs and their disks too.")] = False,
+    with_vms: Annotated[bool, typer.Option("--vms", help="With --all: remove all VMs and snapshots too.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> int:
     """Remove Firecracker, or with --all everything below the state directory.
 
     Without Firecracker, VMs that run with it continue, and stopped ones cannot start.
 
-    --all shows what it removes, asks, stops the engine and removes it. While VMs exist it does nothing, unless --vms
-    is given. Files that squib did not make are kept.
+    --all shows what it removes, asks, stops the engine and removes it. While VMs or snapshots exist it does
+    nothing, unless --vms is given. Files that squib did not make are kept.
     """
     if everything == (program is not None):
         raise InvalidArgument("name what to remove", hint="squib uninstall firecracker, or squib uninstall --all")
@@ -110,22 +111,25 @@ async def _uninstall_all(output: Output, home: Home, *, with_vms: bool, yes: boo
     from squib.sdk.local import make_exclusive
 
     async with options.connect() as engine:
-        vms = await _all_vms(engine, home)
+        vms, snapshots = await _all_vms(engine, home), await _all_snapshots(engine, home)
         plan = await asyncio.to_thread(plan_removal, home)
         if not output.json:
-            _show_plan(output, home, plan, vms)
-        if vms and not with_vms:
-            raise Conflict(
-                f"VMs exist: {', '.join(vm.name for vm in vms)}",
-                hint="remove them too: squib uninstall --all --vms   (their disks are lost)",
-            )
+            _show_plan(output, home, plan, vms, snapshots)
+        if (vms or snapshots) and not with_vms:
+            what = "VMs" if vms else "snapshots"
+            names = ", ".join(found.name for found in (vms or snapshots))
+            hint = "remove VMs and snapshots too: squib uninstall --all --vms   (their disks are lost)"
+            raise Conflict(f"{what} exist: {names}", hint=hint)
         removed = bool(plan.items) and await confirm(output, f"Remove {home.root}?", yes=yes)
         if removed:
             for vm in vms:
-                await engine.delete_vm(vm.vm_id)
+                with suppress(NotFound):  # it may have gone with its parent
+                    await engine.delete_vm(vm.vm_id)
+            for snapshot in snapshots:
+                await engine.delete_snapshot(snapshot.snapshot_id)
             async with make_exclusive(home):
                 plan = await asyncio.to_thread(remove_all, home)
-    _report_all(output, home, plan, vms, removed=removed)
+    _report_all(output, home, plan, vms, snapshots, removed=removed)
     return 0 if removed or not plan.items else FAILED
 
 
@@ -137,7 +141,14 @@ async def _all_vms(engine: EngineClient, home: Home) -> list[VMInfo]:
     return await engine.vms() if vm_directories(home) or engine_answers(home) else []
 
 
-def _show_plan(output: Output, home: Home, plan: Plan, vms: list[VMInfo]) -> None:
+async def _all_snapshots(engine: EngineClient, home: Home) -> list[SnapshotInfo]:
+    """Return all snapshots. An engine is started only if there is one."""
+    from squib.core.uninstall import snapshot_directories
+
+    return await engine.snapshots() if snapshot_directories(home) else []
+
+
+def _show_plan(output: Output, home: Home, plan: Plan, vms: list[VMInfo], snapshots: list[SnapshotInfo]) -> None:
     from squib.cli.args.units import show_bytes
 
     if not plan.items:
@@ -148,11 +159,15 @@ def _show_plan(output: Output, home: Home, plan: Plan, vms: list[VMInfo]) -> Non
         output.line(f"{show_bytes(plan.size_bytes)} in all")
     if vms:
         output.line(f"VMs: {', '.join(vm.name for vm in vms)}")
+    if snapshots:
+        output.line(f"snapshots: {', '.join(snapshot.name for snapshot in snapshots)}")
     for path in plan.kept:
         output.line(f"kept, since squib did not make it: {path}")
 
 
-def _report_all(output: Output, home: Home, plan: Plan, vms: list[VMInfo], *, removed: bool) -> None:
+def _report_all(
+    output: Output, home: Home, plan: Plan, vms: list[VMInfo], snapshots: list[SnapshotInfo], *, removed: bool
+) -> None:
     packages = _installed_packages()
     advice = shlex.join([*([] if os.geteuid() == 0 else ["sudo"]), "apt-get", "remove", *packages]) if packages else ""
     if output.json:
@@ -164,6 +179,7 @@ def _report_all(output: Output, home: Home, plan: Plan, vms: list[VMInfo], *, re
                 ],
                 "kept": [str(path) for path in plan.kept],
                 "vms": [vm.name for vm in vms],
+                "snapshots": [snapshot.name for snapshot in snapshots],
                 "packages": packages,
                 "removed": removed,
             }

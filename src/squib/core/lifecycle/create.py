@@ -6,16 +6,19 @@ import asyncio
 import contextlib
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from squib.artifacts.building import no_progress
 from squib.core import references
 from squib.core.engine import Engine
 from squib.core.lifecycle import transitions
 from squib.core.lifecycle.bonds import expect_client
-from squib.core.lifecycle.boot import DEFAULT_BOOT_TIMEOUT_S, boot, choose_uid, extra_modules
+from squib.core.lifecycle.boot import DEFAULT_BOOT_TIMEOUT_S, boot, choose_uid
 from squib.core.lifecycle.delete import remove
+from squib.core.lifecycle.launch import extra_modules
 from squib.core.lifecycle.verbs import Turn
+from squib.core.snapshots import catalog, from_snapshot
 from squib.drivers.base import Driver, Needs
 from squib.drivers.registry import Choice
 from squib.host.files import disk_errors
@@ -23,6 +26,7 @@ from squib.images import rootfs
 from squib.images.runtimes import RUNTIMES
 from squib.kernels import user
 from squib.models import AssetRef, CachedRef, HostFileRef, OnProgress, Progress, VMConfig, VMState
+from squib.paths import VMPaths
 from squib.store.database import now
 from squib.store.records import LeaseKind, Owner, VMRecord, VMSpec
 from squib.undo import AsyncUndo
@@ -43,44 +47,65 @@ async def create_vm(
 ) -> VMRecord:
     """Create a VM from ``config``.
 
-    Build its kernel and image first if they are not in the cache.
+    Build its kernel and image first if they are not in the cache. With ``config.snapshot`` the VM has the snapshot's
+    machine and disk, and goes on from its memory when it starts.
 
     With ``start``, return when it has booted. A ``bound`` VM is deleted if no client holds it soon after its creation
     (`squib.core.lifecycle.bonds`). A failure or a cancellation of this call removes the VM completely.
 
-    Raises `NameTaken`, `InvalidArgument`, `Unsupported`, `DiskFull`, `BootError`, `Superseded`, and the errors of
-    building an image.
+    Raises `NameTaken`, `InvalidArgument`, `Unsupported`, `DiskFull`, `BootError`, `Superseded`, `NotFound` if there is
+    no such snapshot, and the errors of building an image.
     """
     with contextlib.ExitStack() as choosing:
         choosing.enter_context(references.choosing(engine))
-        return await _create(engine, config, start, bound, on_progress, boot_timeout_s, on_recorded=choosing.close)
+        vm_id = config.vm_id or new_id()
+        engine.store.check_free(vm_id, config.name or vm_id)
+        if config.snapshot:
+            snapshot = catalog.find(engine.home, config.snapshot)
+            spec = from_snapshot.spec(config, snapshot.manifest)
+            driver, accelerator = snapshot.manifest.driver, snapshot.manifest.accelerator
+        else:
+            snapshot = None
+            choice = choose_driver(engine, config)
+            driver, accelerator = choice.driver.name, choice.driver.accelerator
+            spec = _spec(
+                config,
+                choice,
+                kernel=await _find_kernel(engine, choice.driver, config, on_progress),
+                rootfs=await _find_rootfs(engine, config, on_progress),
+            )
+        record = new_record(vm_id, config.name or vm_id, spec, driver, accelerator, bound=bound)
+        if snapshot and not config.cold:
+            await from_snapshot.check(engine, snapshot, record)
+
+        async def fill(paths: VMPaths) -> None:
+            if snapshot:
+                machine = None if config.cold else snapshot.manifest.machine
+                await from_snapshot.fill_from(paths, snapshot.paths, machine, durable=True)
+            else:
+                await engine.overlays.create(paths.overlay, spec.disk_size_mib, on_progress)
+
+        return await add_vm(
+            engine,
+            record,
+            fill,
+            start=start,
+            on_progress=on_progress,
+            boot_timeout_s=boot_timeout_s,
+            on_recorded=choosing.close,
+        )
 
 
-async def _create(
-    engine: Engine,
-    config: VMConfig,
-    start: bool,
-    bound: bool,
-    on_progress: OnProgress,
-    boot_timeout_s: float,
-    on_recorded: Callable[[], None],
-) -> VMRecord:
-    vm_id = config.vm_id or new_id()
-    engine.store.check_free(vm_id, config.name or vm_id)
-    choice = choose_driver(engine, config)
-    record = VMRecord(
+def new_record(vm_id: str, name: str, spec: VMSpec, driver: str, accelerator: str, *, bound: bool = False) -> VMRecord:
+    """Return the record of a new VM."""
+    return VMRecord(
         vm_id=vm_id,
-        name=config.name or vm_id,
+        name=name,
         state=VMState.CREATING,
         reason="",
-        spec=_spec(
-            config,
-            choice,
-            kernel=await _find_kernel(engine, choice.driver, config, on_progress),
-            rootfs=await _find_rootfs(engine, config, on_progress),
-        ),
-        driver=choice.driver.name,
-        accelerator=choice.driver.accelerator,
+        spec=spec,
+        driver=driver,
+        accelerator=accelerator,
         machine_id=secrets.token_hex(16),
         uid=choose_uid() if os.geteuid() == 0 else None,
         pid=None,
@@ -90,24 +115,42 @@ async def _create(
         stopped_at=None,
     )
 
+
+async def add_vm(
+    engine: Engine,
+    record: VMRecord,
+    fill: Callable[[VMPaths], Awaitable[None]],
+    *,
+    start: bool,
+    on_progress: OnProgress = no_progress,
+    boot_timeout_s: float = DEFAULT_BOOT_TIMEOUT_S,
+    on_recorded: Callable[[], None] = lambda: None,
+) -> VMRecord:
+    """Add a new VM, let ``fill`` make the files in its directory, and start it if it is to ``start``.
+
+    ``on_recorded`` is called when its record keeps what it uses. A failure or a cancellation removes the VM completely.
+
+    Raises `NameTaken`, `DiskFull`, `BootError`, `Superseded`.
+    """
+
     async def create(turn: Turn) -> VMRecord:
-        if bound:
+        if record.bound:
             engine.on_needed(True)  # an engine that is killed now is followed by one that deletes the VM
         engine.store.add_vm(record)
         on_recorded()
         async with AsyncUndo(lambda: asyncio.shield(remove(engine, record))):
-            await _make_directory(engine, record, on_progress)
+            await fill(_make_directory(engine, record))
             if start:
                 on_progress(Progress(step="boot"))
-                await boot(engine, record, boot_timeout_s=boot_timeout_s, is_new=True)
+                await boot(engine, record, boot_timeout_s=boot_timeout_s, is_new=not record.spec.parent)
             else:
                 transitions.transition(engine.store, record, VMState.CREATED)
-        if bound:
-            expect_client(engine, vm_id)
-        return engine.store.get_vm(vm_id)
+        if record.bound:
+            expect_client(engine, record.vm_id)
+        return engine.store.get_vm(record.vm_id)
 
     # The turn begins before the VM is in the database, so a delete that finds the VM supersedes the create.
-    return await engine.verbs.run(vm_id, "create", create)
+    return await engine.verbs.run(record.vm_id, "create", create)
 
 
 def choose_driver(engine: Engine, config: VMConfig) -> Choice:
@@ -171,10 +214,10 @@ def _spec(config: VMConfig, choice: Choice, *, kernel: AssetRef, rootfs: AssetRe
     )
 
 
-async def _make_directory(engine: Engine, record: VMRecord, on_progress: OnProgress) -> None:
+def _make_directory(engine: Engine, record: VMRecord) -> VMPaths:
     paths = engine.home.vm(record.vm_id)
     owner = Owner.vm(record.vm_id)
     engine.store.add_lease(owner, LeaseKind.DIRECTORY, owner.key())
     with disk_errors(paths.root):
         paths.root.mkdir(mode=0o700)
-    await engine.overlays.create(paths.overlay, record.spec.disk_size_mib, on_progress)
+    return paths

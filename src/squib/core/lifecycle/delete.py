@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 
 from squib.core import references
 from squib.core.engine import Engine
 from squib.core.lifecycle import transitions, verbs
 from squib.core.lifecycle.release import ALL, release
 from squib.core.lifecycle.verbs import Turn
-from squib.errors import NotFound
+from squib.errors import NotFound, SquibError, Superseded
 from squib.models import VMState
-from squib.store.records import BrokenRecord, VMRecord
+from squib.store.records import BrokenRecord, Owner, VMRecord
+
+log = logging.getLogger("squib.delete")
 
 
 async def delete_vm(engine: Engine, ref: str) -> None:
@@ -42,6 +46,32 @@ async def wait_deleted(engine: Engine, ref: str) -> None:
     await engine.deleted_event(engine.store.find(ref).vm_id).wait()
 
 
+def delete_if_ephemeral(engine: Engine, record: VMRecord) -> None:
+    """Delete an ephemeral VM that has stopped, in the background."""
+    if record.spec.ephemeral:
+        engine.background(_delete_quietly(engine, record.vm_id), name=f"delete {record.vm_id}")
+
+
+def ephemeral_children(engine: Engine, vm_id: str) -> list[VMRecord]:
+    """Return the VMs that are deleted with this one."""
+    parent = Owner.vm(vm_id).key()
+    return [vm for vm in engine.store.list_vms() if vm.spec.ephemeral and vm.spec.parent == parent]
+
+
+async def _delete_quietly(engine: Engine, vm_id: str) -> None:
+    async def nothing(turn: Turn) -> None:
+        pass
+
+    try:
+        with contextlib.suppress(Superseded):
+            await engine.verbs.run(vm_id, "deletion with its parent", nothing)  # let a stop end first
+        await delete_vm(engine, vm_id)
+    except NotFound:
+        return
+    except SquibError as error:
+        log.error("VM %s could not be deleted: %s", vm_id, error.message)
+
+
 async def remove(engine: Engine, record: VMRecord | BrokenRecord) -> None:
     """Delete a VM.
 
@@ -52,5 +82,7 @@ async def remove(engine: Engine, record: VMRecord | BrokenRecord) -> None:
     await release(engine, record.vm_id, ALL)
     engine.store.remove_vm(record.vm_id)
     engine.forget(record.vm_id)
+    for child in ephemeral_children(engine, record.vm_id):
+        engine.background(_delete_quietly(engine, child.vm_id), name=f"delete {child.vm_id}")
     if isinstance(record, VMRecord):
         references.prune_after(engine, record)

@@ -8,6 +8,7 @@ import logging
 from squib.core.engine import Engine, RunningVM
 from squib.core.lifecycle import transitions
 from squib.core.lifecycle.verbs import Turn
+from squib.core.snapshots import frozen
 from squib.errors import AgentError, NotFound, SquibError
 from squib.models import VMState
 from squib.store.records import VMRecord
@@ -65,9 +66,10 @@ async def resume_vm(engine: Engine, ref: str) -> VMRecord:
             await vm.machine.resume()
         transitions.transition(engine.store, record, VMState.RUNNING)
         try:
-            await vm.agent.set_clock()
+            await frozen.thaw(engine, vm_id, vm)
         except AgentError as error:
             log.warning("the clock of VM %s still shows the time of its pause: %s", vm_id, error.message)
+            frozen.wake_later(engine, vm_id, vm)
         return engine.store.get_vm(vm_id)
 
     return await engine.verbs.run(vm_id, "resume", resume)
@@ -93,6 +95,8 @@ async def _settle(engine: Engine, vm_id: str, vm: RunningVM) -> None:
             if engine.running.get(vm_id) is vm:
                 to = VMState.PAUSED if paused else VMState.RUNNING
                 engine.store.change_state(vm_id, expected=transitions.UP - {to}, to=to)
+                if to is VMState.RUNNING:
+                    frozen.wake_later(engine, vm_id, vm)
 
         try:
             await engine.verbs.run(vm_id, "settle", record)

@@ -6,19 +6,25 @@ from squib.core.engine import Engine
 from squib.core.lifecycle import transitions
 from squib.core.lifecycle.boot import DEFAULT_BOOT_TIMEOUT_S, boot
 from squib.core.lifecycle.verbs import Turn
+from squib.core.snapshots import saved
 from squib.errors import SquibError, WrongState
 from squib.models import VMState
 from squib.store.database import now
 from squib.store.records import VMRecord
+from squib.undo import in_thread
 
 
-async def start_vm(engine: Engine, ref: str, *, boot_timeout_s: float = DEFAULT_BOOT_TIMEOUT_S) -> VMRecord:
-    """Boot the VM ``ref`` and return when it is ready.
+async def start_vm(
+    engine: Engine, ref: str, *, boot_timeout_s: float = DEFAULT_BOOT_TIMEOUT_S, cold: bool = False
+) -> VMRecord:
+    """Boot the VM ``ref``, or let it go on if it is suspended, and return when it is ready.
 
-    A running VM is not changed.
+    A running VM is not changed. With ``cold`` the memory of a suspended VM is discarded, and it boots from its disk.
 
     The number of simultaneous boots is limited. ``boot_timeout_s`` counts from the start of this VM's VMM. Raises
-    `BootFailed` and `BootTimeout`, after which the VM is in ``error``; `WrongState`, `NotFound`.
+    `BootFailed` and `BootTimeout`, after which the VM is in ``error``; `WrongState`, `NotFound`; and `Unsupported` if a
+    suspended VM cannot go on here. A suspended VM that could not go on is still suspended. One that goes on, and whose
+    agent does not answer in time, runs, and is waited for in the background.
     """
     vm_id = engine.store.find(ref).vm_id
 
@@ -28,7 +34,11 @@ async def start_vm(engine: Engine, ref: str, *, boot_timeout_s: float = DEFAULT_
             return record
         transitions.transition(engine.store, record, VMState.STARTING)
         try:
-            await boot(engine, record, boot_timeout_s=boot_timeout_s, is_new=record.state is VMState.CREATED)
+            if cold:
+                await in_thread(saved.take_disk, engine.home.vm(vm_id))
+                await in_thread(saved.discard, engine.home.vm(vm_id))
+            is_new = record.state is VMState.CREATED and not record.spec.parent
+            await boot(engine, record, boot_timeout_s=boot_timeout_s, is_new=is_new)
         except WrongState as error:
             _end(engine, record, VMState.STOPPED, error.message)
             raise
@@ -51,4 +61,8 @@ def _reason(error: SquibError | OSError) -> str:
 
 
 def _end(engine: Engine, record: VMRecord, state: VMState, reason: str) -> None:
+    if engine.store.get_vm(record.vm_id).state is not VMState.STARTING:
+        return  # it goes on from its saved memory, which is nowhere else, though its agent may not have answered yet
+    if engine.home.vm(record.vm_id).saved.manifest.exists():
+        state = VMState.SUSPENDED
     transitions.transition(engine.store, record, state, reason=reason, pid=None, stopped_at=now())

@@ -10,8 +10,10 @@ import logging
 
 from squib.core.engine import Engine, RunningVM
 from squib.core.lifecycle import transitions, verbs
+from squib.core.lifecycle.delete import delete_if_ephemeral
 from squib.core.lifecycle.release import RUN, release
 from squib.core.lifecycle.verbs import Turn
+from squib.core.snapshots import frozen
 from squib.errors import SquibError, Superseded
 from squib.models import VMState
 from squib.store.database import now
@@ -61,13 +63,13 @@ async def _power_off_and_settle(
     """
     reason = "killed: the stop was interrupted"
     try:
-        reason = await _power_off(vm, record.state, timeout_s) if vm else "its VMM had ended"
+        reason = await _power_off(engine, record, vm, timeout_s) if vm else "its VMM had ended"
     finally:
         if turn.superseded_by is None:
             await asyncio.shield(_settle(engine, record, reason))
 
 
-async def _power_off(vm: RunningVM, state: VMState, timeout_s: float) -> str:
+async def _power_off(engine: Engine, record: VMRecord, vm: RunningVM, timeout_s: float) -> str:
     """Ask the guest to power off, wait for its VMM, and return the outcome.
 
     Waits at most ``timeout_s``. The outcome is the reason that is stored with the VM's state.
@@ -75,8 +77,11 @@ async def _power_off(vm: RunningVM, state: VMState, timeout_s: float) -> str:
     try:
         async with asyncio.timeout(timeout_s):
             try:
-                if state is not VMState.RUNNING and await vm.machine.is_paused():
+                is_frozen = frozen.is_marked(engine.home.vm(record.vm_id))
+                if (is_frozen or record.state is not VMState.RUNNING) and await vm.machine.is_paused():
                     await vm.machine.resume()
+                if is_frozen:
+                    await frozen.thaw(engine, record.vm_id, vm)  # its commands are to end by themselves
                 await vm.agent.poweroff(grace_s=timeout_s * _GRACE_SHARE)
             except SquibError as error:  # possibly because the guest is already powering off
                 log.warning("the guest did not accept a stop: %s", error.message)
@@ -89,3 +94,4 @@ async def _power_off(vm: RunningVM, state: VMState, timeout_s: float) -> str:
 async def _settle(engine: Engine, record: VMRecord, reason: str) -> None:
     await release(engine, record.vm_id, RUN)
     transitions.transition(engine.store, record, VMState.STOPPED, reason=reason, pid=None, stopped_at=now())
+    delete_if_ephemeral(engine, record)

@@ -6,6 +6,9 @@
         └──────> running      error        v   └─> (the VMM ended by itself)
                                          paused
 
+A VM that runs or is paused can be ``suspended``, and ``starting`` follows. A rollback leads to ``suspended`` from every
+state that is not transitional. A start that fails before the guest goes on leads back there.
+
 ``deleting`` can follow every state. After it the VM is removed.
 """
 
@@ -18,13 +21,18 @@ from squib.store.records import VMRecord
 
 TRANSITIONS: dict[VMState, frozenset[VMState]] = {
     VMState.CREATING: frozenset({VMState.CREATED, VMState.RUNNING, VMState.DELETING}),
-    VMState.CREATED: frozenset({VMState.STARTING, VMState.DELETING}),
-    VMState.STARTING: frozenset({VMState.RUNNING, VMState.STOPPED, VMState.ERROR, VMState.DELETING}),
-    VMState.RUNNING: frozenset({VMState.PAUSED, VMState.STOPPING, VMState.STOPPED, VMState.ERROR, VMState.DELETING}),
-    VMState.PAUSED: frozenset({VMState.RUNNING, VMState.STOPPING, VMState.STOPPED, VMState.ERROR, VMState.DELETING}),
+    VMState.CREATED: frozenset({VMState.STARTING, VMState.SUSPENDED, VMState.DELETING}),
+    VMState.STARTING: frozenset({VMState.RUNNING, VMState.STOPPED, VMState.SUSPENDED, VMState.ERROR, VMState.DELETING}),
+    VMState.RUNNING: frozenset(
+        {VMState.PAUSED, VMState.SUSPENDED, VMState.STOPPING, VMState.STOPPED, VMState.ERROR, VMState.DELETING}
+    ),
+    VMState.PAUSED: frozenset(
+        {VMState.RUNNING, VMState.SUSPENDED, VMState.STOPPING, VMState.STOPPED, VMState.ERROR, VMState.DELETING}
+    ),
+    VMState.SUSPENDED: frozenset({VMState.STARTING, VMState.STOPPED, VMState.DELETING}),
     VMState.STOPPING: frozenset({VMState.STOPPED, VMState.DELETING}),
-    VMState.STOPPED: frozenset({VMState.STARTING, VMState.DELETING}),
-    VMState.ERROR: frozenset({VMState.STARTING, VMState.DELETING}),
+    VMState.STOPPED: frozenset({VMState.STARTING, VMState.SUSPENDED, VMState.DELETING}),
+    VMState.ERROR: frozenset({VMState.STARTING, VMState.SUSPENDED, VMState.DELETING}),
     VMState.DELETING: frozenset({VMState.DELETING}),
 }
 
@@ -32,6 +40,7 @@ _VERBS = {
     VMState.STARTING: "start it",
     VMState.RUNNING: "resume it",
     VMState.PAUSED: "pause it",
+    VMState.SUSPENDED: "suspend it",
     VMState.STOPPING: "stop it",
     VMState.DELETING: "delete it",
 }
@@ -58,16 +67,18 @@ def transition(store: Store, record: VMRecord, to: VMState, *, reason: str = "",
         raise wrong_state(store.get_vm(record.vm_id), _VERBS.get(to, to.value))
 
 
-def wrong_state(record: VMRecord, wanted: str) -> WrongState:
+def wrong_state(record: VMRecord, wanted: str, *, hint: str = "") -> WrongState:
     """Return the error for an operation that the VM's state does not allow.
 
-    ``wanted`` names the operation in the message, such as ``pause it``.
+    ``wanted`` names the operation in the message, such as ``pause it``. The default ``hint`` is what leads out of the
+    state.
     """
     why = f" ({record.reason})" if record.reason else ""
-    hint = {
+    hint = hint or {
         VMState.CREATED: f"squib start {record.name}",
         VMState.PAUSED: f"squib resume {record.name}",
         VMState.STOPPED: f"squib start {record.name}",
+        VMState.SUSPENDED: f"squib start {record.name}",
         VMState.ERROR: f"squib logs {record.name} shows why; retry with: squib start {record.name}",
     }.get(record.state, f"squib inspect {record.name} shows its state")
     return WrongState(f"VM {record.name} is {record.state}{why}; cannot {wanted}", hint=hint)

@@ -31,7 +31,7 @@ from squib.drivers.base import MachineSpec, SavedMemory
 from squib.errors import SquibError
 from squib.host import files
 from squib.models import StoredModel
-from squib.paths import TemplatePaths
+from squib.paths import SavedPaths
 from squib.store.database import now
 from squib.store.records import VMRecord
 
@@ -65,7 +65,7 @@ class Manifest(StoredModel):
 class Template:
     """A template on the disk."""
 
-    def __init__(self, paths: TemplatePaths, manifest: Manifest) -> None:
+    def __init__(self, paths: SavedPaths, manifest: Manifest) -> None:
         self.id = paths.root.name.partition(".")[0]
         self.paths = paths
         self.manifest = manifest
@@ -86,7 +86,7 @@ class Template:
         return self.paths.manifest.stat().st_mtime
 
 
-def template_id(engine: Engine, record: VMRecord, spec: MachineSpec) -> str | None:
+async def template_id(engine: Engine, record: VMRecord, spec: MachineSpec) -> str | None:
     """Return the ID of the template for a new VM: a hash of all that a clone must have in common with it.
 
     ``None`` if its driver cannot save machines, or the VM is to boot (`VMSpec.cold`).
@@ -98,7 +98,7 @@ def template_id(engine: Engine, record: VMRecord, spec: MachineSpec) -> str | No
     parts = [
         _FORMAT_VERSION,
         driver.name,
-        driver.fingerprint(spec),
+        await driver.fingerprint(spec),
         [_identity(engine, path) for path in inputs],
         record.spec.disk_size_mib,
     ]
@@ -121,7 +121,7 @@ def find(engine: Engine, template_id: str) -> Template | None:
     return None
 
 
-def drop(paths: TemplatePaths, reason: str) -> None:
+def drop(paths: SavedPaths, reason: str) -> None:
     """Remove a template. Its manifest goes first: without it, the files are no template. A failure is logged."""
     log.info("template %s is removed: %s", paths.root.name, reason)
     try:
@@ -187,19 +187,20 @@ async def _capture(engine: Engine, build: Build, record: VMRecord, vm: RunningVM
 
     The agent is left as after a boot: without a session, waiting for the host.
     """
-    paths = TemplatePaths(build.folder)
+    paths = SavedPaths(build.folder)
     await vm.agent.end_session(timeout_s=_END_SESSION_TIMEOUT_S)
     try:
         await vm.machine.pause()
-        await vm.machine.save(paths.memory, paths.devices, size_mib=record.spec.mem_size_mib)
+        complete = await vm.machine.save(paths.memory, paths.devices, size_mib=record.spec.mem_size_mib)
         await asyncio.to_thread(files.sparse_copy, engine.home.vm(record.vm_id).overlay, paths.overlay)
     finally:
         await vm.machine.resume()
+    await complete()
 
 
 def _finish(engine: Engine, build: Build, template_id: str, record: VMRecord) -> None:
     """Flush a template's files to the disk, then describe them, then give the template its name."""
-    paths = TemplatePaths(build.folder)
+    paths = SavedPaths(build.folder)
     target = engine.home.templates / f"{template_id}.{secrets.token_hex(_GENERATION_BYTES)}"
     for path in paths.files:
         files.sync(path)
@@ -225,7 +226,7 @@ def all_templates(engine: Engine) -> list[Template]:
 def _each(engine: Engine, template_id: str = "") -> Iterator[Template]:
     """Yield all templates, or those with an ID. Directories that are no templates are removed."""
     for folder in sorted(engine.home.templates.glob(f"{template_id}.*" if template_id else "*")):
-        paths = TemplatePaths(folder)
+        paths = SavedPaths(folder)
         try:
             manifest = Manifest.model_validate_json(paths.manifest.read_bytes())
             for path in paths.files:

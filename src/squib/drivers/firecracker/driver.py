@@ -167,7 +167,7 @@ class FirecrackerDriver:
             undo.pop_all()
             return FirecrackerMachine(process, paths, endpoint, api, pumps)
 
-    def fingerprint(self, spec: MachineSpec) -> str:
+    async def fingerprint(self, spec: MachineSpec) -> dict[str, str]:
         raise Unsupported(f"the driver {self.name} does not save machines")
 
     async def checks(self) -> list[Check]:

@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 from typing import NamedTuple
 
-from squib.drivers.base import ExitReason
+from squib.drivers.base import Complete, ExitReason
 from squib.drivers.firecracker.api import ApiClient
 from squib.drivers.firecracker.exit import Evidence, exit_reason
 from squib.drivers.firecracker.requests import DESCRIBE, PAUSE, RESUME
@@ -121,7 +121,7 @@ class FirecrackerMachine(ProcessMachine):
     async def resume(self) -> None:
         await self._api.request(RESUME)
 
-    async def save(self, memory: Path, devices: Path, *, size_mib: int) -> None:
+    async def save(self, memory: Path, devices: Path, *, size_mib: int) -> Complete:
         raise Unsupported("the driver firecracker does not save machines")
 
     async def is_paused(self) -> bool:

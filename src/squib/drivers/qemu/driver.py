@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from squib.artifacts.stamp import Stamp
 from squib.drivers.base import Capabilities, FreshMemory, MachineSpec, Problem, check_supported
 from squib.drivers.machine import remove_endpoints
 from squib.drivers.qemu import console
@@ -65,6 +67,7 @@ class QemuDriver:
         self._jail = confinement
         self._acceleration = Acceleration(kvm=probe.usable)
         self._saved = SavedMemories()
+        self._known_version: tuple[Stamp, tuple[int, ...]] | None = None
 
     @property
     def capabilities(self) -> Capabilities:
@@ -74,15 +77,25 @@ class QemuDriver:
             pause=True, save=True, nested=nesting.usable, no_nested=nesting.reason, nested_hint=nesting.command
         )
 
-    def fingerprint(self, spec: MachineSpec) -> str:
-        program = proc.find_tool(PROGRAM)
-        stamp = program.stat()
+    async def fingerprint(self, spec: MachineSpec) -> dict[str, str]:
+        # Releases of one series load each other's states.
+        series = ".".join(map(str, (await self._version())[:2]))
+        memory = FreshMemory(spec.memory.size_mib)
         argv = command_line(
-            replace(spec, vm_id="vm"), Descriptors(0, 0, (0,) * len(spec.disks), 0, 0, 0, 0), self._acceleration,
-            program=PROGRAM,
+            replace(spec, vm_id="vm", memory=memory), Descriptors(0, 0, (0,) * len(spec.disks), 0, 0, 0, 0),
+            self._acceleration, program=PROGRAM,
         )  # fmt: skip
-        cpu = f"{host_cpu()}\n{os.uname().release}" if self._acceleration.kvm else ""  # the host's KVM chooses features
-        return json.dumps([str(program), stamp.st_ino, stamp.st_size, stamp.st_mtime_ns, argv, cpu])
+        machine = hashlib.sha256(json.dumps(argv).encode()).hexdigest()[:16]
+        same = {"VMM": f"QEMU {series}", "accelerator": self.accelerator, "machine": machine}
+        return same | ({"host CPU": host_cpu()} if self._acceleration.kvm else {})
+
+    async def _version(self) -> tuple[int, ...]:
+        program = proc.find_tool(PROGRAM)
+        stamp = Stamp.of(program)
+        if self._known_version is None or self._known_version[0] != stamp:
+            found = await proc.run([PROGRAM, "--version"], timeout_s=_TOOL_TIMEOUT_S)
+            self._known_version = (stamp, parse_version(found.stdout.decode()))
+        return self._known_version[1]
 
     @property
     def accelerator(self) -> str:
@@ -140,7 +153,8 @@ class QemuDriver:
                 undo.callback(qmp.close)
                 await _wait_until_loaded(qmp)
                 await confined.seal()
-                await qmp.execute("cont")
+                if isinstance(spec.memory, FreshMemory):
+                    await qmp.execute("cont")
             except (HostError, ToolFailed) as error:
                 raise await _launch_failed(confined.process, output, paths, error) from error
             undo.pop_all()

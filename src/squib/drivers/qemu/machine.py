@@ -6,7 +6,7 @@ import asyncio
 import socket
 from pathlib import Path
 
-from squib.drivers.base import ExitReason
+from squib.drivers.base import Complete, ExitReason
 from squib.drivers.machine import ProcessMachine
 from squib.drivers.qemu.exit import Evidence, exit_reason
 from squib.drivers.qemu.qmp import QMP
@@ -15,6 +15,7 @@ from squib.host import memory as guest_memory
 from squib.host import sockets
 from squib.host.files import disk_errors
 from squib.host.logs import LogPump
+from squib.host.memory import SharedPages
 from squib.host.processes import Process
 from squib.paths import QemuPaths
 
@@ -48,11 +49,17 @@ class QemuMachine(ProcessMachine):
         while self._lent_files:  # QEMU closes them only while the guest runs
             await self._monitor().execute("remove-fd", {"fdset-id": self._lent_files.pop()})
 
-    async def save(self, memory: Path, devices: Path, *, size_mib: int) -> None:
+    async def save(self, memory: Path, devices: Path, *, size_mib: int) -> Complete:
         with disk_errors(memory.parent):
             with devices.open("xb") as file:
                 await self._save_devices(file.fileno())
-            await asyncio.to_thread(self._save_memory, memory, size_mib)
+            shared = await asyncio.to_thread(self._save_memory, memory, size_mib)
+
+        async def complete() -> None:
+            with disk_errors(memory.parent):
+                await asyncio.to_thread(shared.add_to, memory)
+
+        return complete
 
     async def _save_devices(self, fd: int) -> None:
         """Let QEMU write the state of all devices, without the memory.
@@ -68,9 +75,9 @@ class QemuMachine(ProcessMachine):
         arguments = {"filename": f"/dev/fdset/{number}", "live": False}
         await monitor.execute("xen-save-devices-state", arguments, timeout_s=_SAVE_TIMEOUT_S)
 
-    def _save_memory(self, path: Path, size_mib: int) -> None:
+    def _save_memory(self, path: Path, size_mib: int) -> SharedPages:
         with path.open("xb") as file:
-            guest_memory.save(self.pid, size_mib, file.fileno())
+            return guest_memory.save(self.pid, size_mib, file.fileno())
 
     async def is_paused(self) -> bool:
         status = await self._monitor().execute("query-status")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import IO, Any, Generic, Self, TypeVar
 
 from squib.errors import InvalidArgument
+from squib.undo import to_its_end
 
 T = TypeVar("T")
 
@@ -145,7 +146,7 @@ class _CallerExitError(Exception):
         self.error = error
 
 
-async def _result(future: asyncio.Future[T]) -> T:
+async def _result(future: Awaitable[T]) -> T:
     """Return the result of a thread, or raise what it raised."""
     try:
         return await future
@@ -274,7 +275,7 @@ async def blocking(work: Callable[..., T], *args: Any) -> T:
 
     On cancellation, wait until it finishes.
     """
-    return await to_its_end(asyncio.get_running_loop().run_in_executor(None, work, *args))
+    return await _result(to_its_end(asyncio.get_running_loop().run_in_executor(None, work, *args)))
 
 
 async def reading(work: Callable[[ThreadReader], T], chunks: AsyncIterator[bytes]) -> T:
@@ -283,18 +284,4 @@ async def reading(work: Callable[[ThreadReader], T], chunks: AsyncIterator[bytes
     On cancellation, cancel the reader and wait for ``work``.
     """
     reader = ThreadReader(chunks)
-    return await to_its_end(threaded(lambda: work(reader)), reader.cancel)
-
-
-async def to_its_end(running: asyncio.Future[T], on_cancel: Callable[[], None] = lambda: None) -> T:
-    """Wait for ``running``.
-
-    On cancellation, call ``on_cancel`` and still wait until it finishes.
-    """
-    try:
-        return await _result(asyncio.shield(running))
-    except asyncio.CancelledError:
-        on_cancel()
-        await asyncio.wait({running})
-        running.exception()
-        raise
+    return await _result(to_its_end(threaded(lambda: work(reader)), reader.cancel))

@@ -1,0 +1,48 @@
+"""``/v1/snapshots`` and ``/v1/tree``: saved states of VMs, and who was made from whom."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+
+from squib.api.context import EngineDep, Ref, while_connected
+from squib.api.schema import SnapshotList, SnapshotRequest, Tree
+from squib.core.snapshots import catalog
+from squib.core.snapshots.snapshot import create_snapshot, delete_snapshot
+from squib.core.snapshots.tree import tree
+from squib.models import SnapshotInfo
+
+router = APIRouter(tags=["snapshots"])
+
+
+@router.get("/snapshots")
+async def list_snapshots(engine: EngineDep) -> SnapshotList:
+    """List the snapshots, oldest first."""
+    return SnapshotList(snapshots=[snapshot.describe() for snapshot in catalog.all_snapshots(engine.home)])
+
+
+@router.post("/snapshots", status_code=201)
+async def create(engine: EngineDep, request: Request, body: SnapshotRequest) -> SnapshotInfo:
+    """Save the state of a VM. The response comes when it is on the disk.
+
+    If the client disconnects before, nothing is saved.
+    """
+    work = create_snapshot(engine, body.vm, name=body.name, disk_only=body.disk_only, go_on=body.resume)
+    return (await while_connected(request, work)).describe()
+
+
+@router.get("/snapshots/{ref}")
+async def get(engine: EngineDep, ref: Ref) -> SnapshotInfo:
+    """Describe a snapshot."""
+    return catalog.find(engine.home, ref).describe()
+
+
+@router.delete("/snapshots/{ref}", status_code=204)
+async def delete(engine: EngineDep, ref: Ref) -> None:
+    """Delete a snapshot. VMs that were made from it go on."""
+    await delete_snapshot(engine, ref)
+
+
+@router.get("/tree")
+async def get_tree(engine: EngineDep) -> Tree:
+    """List all VMs and snapshots, each after what it was made from."""
+    return Tree(nodes=tree(engine))
