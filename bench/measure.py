@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 from bench import cli
 from bench.figures import Results
 from bench.home import end_engine
 from bench.hostile import measure_hostile
 from bench.run import MEM_SIZE_MIB, Bench, Group
+from bench.saved import measure_burst, measure_saved
 from bench.transfers import measure_latency_under_load, measure_transfers
+from bench.values import read_kib
 from squib import AsyncVM, EngineClient, ExecResult
 
 STREAM_BYTES = 64 << 20
@@ -184,17 +184,6 @@ def _expect(result: ExecResult, right: bool) -> None:
         raise RuntimeError(f"the bytes that were sent are not those that came: {result}")
 
 
-def read_kib(path: str, field: str) -> int:
-    """Return a field of a file in /proc with lines like ``VmRSS: 4711 kB``.
-
-    Raises `ValueError` if the file has no such field.
-    """
-    found = re.search(rf"^{field}:\s+(\d+) kB$", Path(path).read_text(), re.MULTILINE)
-    if not found:
-        raise ValueError(f"{path} has no {field}")
-    return int(found[1])
-
-
 GROUPS = (
     Group(
         "lives of VMs",
@@ -213,6 +202,23 @@ GROUPS = (
         ),
         measure_lives,
     ),
+    Group(
+        "forks, snapshots, suspends",
+        (
+            "fork",
+            "fork-first",
+            "fork-pause",
+            "fork-ten",
+            "fork-memory",
+            "fork-large-ratio",
+            "snapshot",
+            "restore-first",
+            "suspend",
+            "resume-first",
+        ),
+        measure_saved,
+    ),
+    Group("twenty VMs at once", ("burst-p50", "burst-p95"), measure_burst),
     Group(
         "warm commands",
         ("warm-exec", "warm-exec-shell", "warm-exec-guest", "engine-request"),
