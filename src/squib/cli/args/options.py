@@ -74,7 +74,7 @@ FromSnapshot = Annotated[
     typer.Option(
         "--snapshot",
         metavar="SNAPSHOT",
-        help="Make the VM from a snapshot: it goes on from there; with --cold, it boots from the snapshot's disk.",
+        help="Create the VM from a snapshot: it continues from there; with --cold, it boots from the snapshot's disk.",
     ),
 ]
 Env = Annotated[

@@ -27,10 +27,10 @@ async def fork(
     ] = False,
     boot_timeout: options.BootTimeout = options.DEFAULT_BOOT_TIMEOUT,
 ) -> int:
-    """Make more VMs of one that runs, and print their IDs.
+    """Fork a running VM, and print the new IDs.
 
-    Each goes on where VM is, with its memory and its disk, and with a name and random numbers of its own. VM stands
-    still for a moment. Without --persistent, the new VMs are removed when they stop, and with VM.
+    Each fork continues from the VM's current memory and disk, with a name, an identity and random numbers of its own.
+    The VM is paused briefly. The forks are removed when they stop or when VM is removed; --persistent keeps them.
     """
     from squib.cli.args.units import parse_duration_s
     from squib.cli.progress import waiting

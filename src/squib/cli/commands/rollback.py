@@ -20,7 +20,7 @@ async def rollback(
     ],
     boot_timeout: options.BootTimeout = options.DEFAULT_BOOT_TIMEOUT,
 ) -> None:
-    """Take a VM back to a snapshot, in place. What it did since is lost.
+    """Roll a VM back to a snapshot, in place. Changes since then are lost.
 
     The VM keeps its ID and name, and runs afterwards.
     """

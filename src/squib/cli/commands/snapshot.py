@@ -48,7 +48,7 @@ async def create(
 ) -> None:
     """Save the memory and the disk of a VM, and print the snapshot's ID.
 
-    A VM that runs stands still for a moment, and goes on. The snapshot stays when the VM is removed.
+    A running VM is paused briefly. The snapshot stays when the VM is removed.
     """
     from squib.cli.progress import waiting
     from squib.sdk.config import check_ref
@@ -106,7 +106,7 @@ async def inspect(output: Output, snapshots: Annotated[list[str], typer.Argument
 
 @command("delete", group=snapshot, aliases=["rm"], examples=["squib snapshot rm before-upgrade"])
 async def delete(output: Output, snapshots: Annotated[list[str], typer.Argument(metavar="SNAPSHOT...")]) -> int:
-    """Delete snapshots. VMs that were made from them go on."""
+    """Delete snapshots. VMs created from them keep running."""
     from squib.cli.actions.each import for_each
     from squib.sdk.client import EngineClient
 

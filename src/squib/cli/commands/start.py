@@ -22,7 +22,7 @@ async def start(
 ) -> int:
     """Start VMs and wait until they are ready.
 
-    Suspended VMs go on where they were. A VM that is already running is left alone.
+    Suspended VMs resume. A VM that is already running is left alone.
     """
     from squib.cli.actions.each import change_each
     from squib.cli.args.units import parse_duration_s

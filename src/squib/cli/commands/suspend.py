@@ -9,10 +9,10 @@ from squib.cli.render import Output
 
 @command("suspend", examples=["squib suspend web", "squib start web"])
 async def suspend(output: Output, vms: options.Refs) -> int:
-    """Suspend VMs: their memory goes to the disk. squib start lets them go on.
+    """Suspend VMs: save their memory to the disk. squib start resumes them.
 
-    Commands in the background and terminals go on with the VM. Commands that a client waits for end. A VM that is
-    already suspended is left alone.
+    Background commands and terminals continue then; foreground commands are killed. A VM that is already suspended is
+    left alone.
     """
     from squib.cli.actions.each import change_each
 

@@ -46,7 +46,7 @@ async def go_on(engine: Engine, record: VMRecord, machine: MachineState, timeout
         await vm.agent.shake_hands(timeout_s=timeout_s)
         await frozen.thaw(engine, record.vm_id, vm)
 
-    hint = f"it runs, and is waited for: squib inspect {record.name} shows its state"
+    hint = f"the VM is running and squib keeps asking its agent: squib inspect {record.name}"
     try:
         await until_set_up(record, vm, set_up(), timeout_s=timeout_s, hint=hint)
     except BaseException:

@@ -135,7 +135,7 @@ async def until_set_up(
             await asyncio.wait({ended}, timeout=_END_GRACE_S)
         if ended.done():
             raise BootFailed(
-                f"VM {record.name} ended while it booted: {ended.result().text}",
+                f"VM {record.name} ended while it started: {ended.result().text}",
                 detail=_tail(vm.machine),
                 hint="check that kernel and root filesystem are bootable; squib doctor checks squib's own",
             )

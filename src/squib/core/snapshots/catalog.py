@@ -140,7 +140,9 @@ def check_free(home: Home, *names: str) -> None:
     for snapshot in all_snapshots(home):
         for name in names:
             if name in (snapshot.id, snapshot.name):
-                raise NameTaken(f"there already is a snapshot {name}", hint="choose another name, or squib snapshot rm")
+                raise NameTaken(
+                    f"there already is a snapshot {name}", hint=f"choose another --name, or: squib snapshot rm {name}"
+                )
 
 
 @contextlib.asynccontextmanager

@@ -116,4 +116,4 @@ async def _make(
     except SquibError as error:
         return error
     except OSError as error:
-        return HostError(f"VM {name} could not be made: {error}")
+        return HostError(f"VM {name} could not be made: {error}", hint="squib logs --engine")

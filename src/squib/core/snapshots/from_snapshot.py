@@ -30,8 +30,8 @@ def spec(config: VMConfig, manifest: SnapshotManifest) -> VMSpec:
     changed = sorted(name for name in given if not _is_the_snapshots(name, config, manifest))
     if changed:
         raise InvalidArgument(
-            f"{', '.join(changed)} of a VM made from a snapshot cannot be chosen: it comes from {manifest.name}",
-            hint="leave it out",
+            f"{', '.join(changed)} cannot be set with a snapshot: snapshot {manifest.name} fixes it",
+            hint=f"leave out {', '.join(changed)}",
         )
     saved_spec = manifest.spec
     return saved_spec.model_copy(

@@ -64,13 +64,12 @@ async def _finish(engine: Engine, record: VMRecord, state: SavedState, snapshot:
 
 def _check_machine(record: VMRecord, snapshot: Snapshot) -> None:
     manifest = snapshot.manifest
-    differences = [name for name in _MACHINE if getattr(record.spec, name) != getattr(manifest.spec, name)]
-    if record.driver != manifest.driver:
-        differences.append("driver")
+    pairs = [(name, getattr(record.spec, name), getattr(manifest.spec, name)) for name in _MACHINE]
+    pairs.append(("driver", record.driver, manifest.driver))
+    differences = [f"{name} is {own}, there {other}" for name, own, other in pairs if own != other]
     if differences:
         of = "another VM" if manifest.parent != Owner.vm(record.vm_id).key() else "this VM"
         raise InvalidArgument(
-            f"VM {record.name} cannot be rolled back to {snapshot.name}, a snapshot of {of}: "
-            f"{', '.join(differences)} differ",
+            f"VM {record.name} cannot be rolled back to {snapshot.name}, a snapshot of {of}: {'; '.join(differences)}",
             hint=f"squib create --snapshot {snapshot.name} makes a new VM",
         )

@@ -57,7 +57,7 @@ def find(vm: VMPaths) -> SavedState | None:
     except (OSError, ValueError) as error:
         raise HostError(
             f"the saved state {vm.saved.root} cannot be read: {error}",
-            hint="squib start --cold VM discards it and boots from the disk",
+            hint=f"squib start --cold {vm.root.name} discards it and boots from the disk",
         ) from error
 
 
@@ -75,13 +75,15 @@ def check_fits(what: str, machine: MachineState, fingerprint: dict[str, str], *,
     changed = [name for name in names if machine.fingerprint.get(name) != fingerprint.get(name)]
     if changed:
         changes = "; ".join(_change(name, machine.fingerprint, fingerprint) for name in changed)
-        raise Unsupported(f"{what} cannot go on here: {changes}", hint=hint)
+        raise Unsupported(f"{what} cannot be resumed here: {changes}", hint=hint)
 
 
 def _change(name: str, saved: dict[str, str], here: dict[str, str]) -> str:
+    if name == "machine":
+        return "the VMM's command line differs (another version of squib, or other options)"
     before, after = saved.get(name, "none"), here.get(name, "none")
     if max(len(before), len(after)) > 40 or "\n" in before + after:  # no user reads a CPU's list of flags
-        return f"its {name} was another"
+        return f"the {name} differs"
     return f"its {name} was {before}, here it is {after}"
 
 
@@ -106,7 +108,7 @@ def commit(vm: VMPaths, state: SavedState, *, durable: bool) -> None:
     """
     with files.disk_errors(vm.root), Undo(lambda: _withdraw(vm)):
         if state.machine and not (vm.saving.memory.exists() and vm.saving.devices.exists()):
-            raise HostError(f"{vm.saving.root} is not complete", hint="try again")
+            raise HostError(f"{vm.saving.root} is not complete", hint="squib logs --engine shows why")
         if durable:
             sync_all(vm.saving)
         files.write_atomic(vm.saving.manifest, state.model_dump_json().encode())  # from here on it is complete

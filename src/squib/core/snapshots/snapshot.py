@@ -86,7 +86,9 @@ async def _save(
     state = saved.find(vm)
     machine = state.machine if state and not disk_only else None
     if not machine and not disk_only:
-        raise transitions.wrong_state(record, "save its memory", hint="--disk-only saves its disk")
+        raise transitions.wrong_state(
+            record, "save its memory", hint=f"squib snapshot create --disk-only {record.name}"
+        )
     with files.disk_errors(paths.root):
         disk = vm.saved.overlay if vm.saved.overlay.exists() else vm.overlay
         await in_thread(files.sparse_copy, disk, paths.overlay)
