@@ -102,6 +102,7 @@ EXEC: dict[str, Check] = {
     "stdin": is_flag,
     "timeout_ms": is_number(1),
     "background": is_flag,
+    "restore_signal": is_number(1, 64),
     "pty": is_size,
 }
 POWEROFF: dict[str, Check] = {"grace_ms": is_number(0, _MAX_GRACE_MS)}

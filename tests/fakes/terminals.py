@@ -131,7 +131,7 @@ class FakeTerminals:
         if self.is_down:
             return _response(503, {"error": to_wire(EngineUnavailable("no engine answers"))})
         found = [process for process in self.processes if path == f"processes/{process['id']}"]
-        if path == "pty":
+        if path.partition("?")[0] == "pty":
             return None
         if path == "/v1/vms/web":
             return _response(200, self.vm.model_dump(mode="json"))

@@ -123,6 +123,18 @@ def test_forks_go_on_from_the_same_moment_and_are_someone_else(vm: VM) -> None:
             fork.delete()
 
 
+def test_a_command_can_ask_for_a_signal_in_its_forks(vm: VM) -> None:
+    script = "trap 'echo forked > /dev/shm/signal' USR1; touch /dev/shm/ready; while :; do sleep 0.05; done"
+    vm.spawn(script, restore_signal=signal.SIGUSR1)
+    until(lambda: vm.run("test -e /dev/shm/ready").ok, "it does not start", within_s=20 * PATIENCE)
+    [fork] = vm.fork()
+    try:
+        until(lambda: fork.run("test -s /dev/shm/signal").ok, "there is no signal", within_s=20 * PATIENCE)
+        assert not vm.run("test -e /dev/shm/signal").ok
+    finally:
+        fork.delete()
+
+
 def test_commands_of_the_parent_do_not_notice_a_fork_and_their_copies_end(vm: VM) -> None:
     results: list[str] = []
 

@@ -62,9 +62,10 @@ func (m *Manager) Thaw() error {
 	return nil
 }
 
-// KillForeground kills the foreground commands of a frozen guest. It does nothing unless the guest is
-// frozen.
-func (m *Manager) KillForeground() {
+// Restored prepares the commands of a frozen guest to go on in another VM or at a later time: it kills
+// foreground commands, and sends the others the signal that they have asked for, which they get first
+// when they go on. It does nothing unless the guest is frozen.
+func (m *Manager) Restored() {
 	m.freezing.Lock()
 	defer m.freezing.Unlock()
 	if !m.frozen {
@@ -73,6 +74,8 @@ func (m *Manager) KillForeground() {
 	for _, p := range m.List() {
 		if !p.Background {
 			p.Kill()
+		} else if p.restoreSignal != 0 {
+			p.Signal(p.restoreSignal) // if it has ended meanwhile, nobody waits for the signal
 		}
 	}
 }

@@ -63,11 +63,11 @@ func TestForegroundCommandsOfAFrozenGuestAreKilledBeforeTheyGoOn(t *testing.T) {
 	foreground, kept := start(t, m, sh(script)), start(t, m, background(script))
 	foreground.line(t, Stdout)
 	kept.line(t, Stdout)
-	m.KillForeground() // not frozen: nothing happens
+	m.Restored() // not frozen: nothing happens
 	if err := m.Freeze(); err != nil {
 		t.Fatal(err)
 	}
-	m.KillForeground()
+	m.Restored()
 	waitDone(t, foreground.Process)
 	if err := m.Thaw(); err != nil {
 		t.Fatal(err)
@@ -75,6 +75,32 @@ func TestForegroundCommandsOfAFrozenGuestAreKilledBeforeTheyGoOn(t *testing.T) {
 	if isClosed(kept.Done()) {
 		t.Error("the background command was killed too")
 	}
+}
+
+func TestARestoredCommandGetsItsSignalFirst(t *testing.T) {
+	if cgroups == nil {
+		t.Skip("needs cgroup v2")
+	}
+	m := newManager(t, cgroups)
+	spec := background("trap 'echo restored; exit' USR1; echo ready; while :; do :; done")
+	spec.RestoreSignal = 10
+	p := start(t, m, spec)
+	p.line(t, Stdout)
+	for _, restored := range []bool{false, true} { // a parent that only goes on gets none
+		if err := m.Freeze(); err != nil {
+			t.Fatal(err)
+		}
+		if restored {
+			m.Restored()
+		}
+		if err := m.Thaw(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if line := p.line(t, Stdout); line != "restored" {
+		t.Errorf("got %q", line)
+	}
+	waitDone(t, p.Process)
 }
 
 func TestAFreezeThatFailsChangesNothing(t *testing.T) {

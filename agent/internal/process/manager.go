@@ -182,7 +182,7 @@ func (m *Manager) Start(spec Spec) (*Process, *Reader, error) {
 	}
 	p := &Process{
 		ID: id, Argv: shortened(plan.argv), User: cmp.Or(spec.User, "root"), Background: spec.Background, Stdin: spec.Stdin && spec.Terminal == nil,
-		reaper: m.reaper, done: make(chan struct{}), users: 1,
+		restoreSignal: spec.RestoreSignal, reaper: m.reaper, done: make(chan struct{}), users: 1,
 	}
 	// A session of its own has its own share of CPU time (autogroup), even while the agent is busy
 	// with a transfer.

@@ -21,6 +21,8 @@ type Spec struct {
 	Terminal   *Size             // a new terminal of this size for all three streams
 	Timeout    time.Duration     // zero means no timeout
 	Background bool
+
+	RestoreSignal int // sent when the command goes on in another VM, or at a later time; 0 means none
 }
 
 // plan is a Spec resolved in this guest.

@@ -18,8 +18,10 @@ type Process struct {
 	User       string
 	Started    time.Time
 	Background bool // the command outlives the request that started it
-	Stdin      bool // stdin is a pipe
-	Log        *Log
+
+	restoreSignal int  // see Spec
+	Stdin         bool // stdin is a pipe
+	Log           *Log
 
 	stdin    *input
 	terminal *source // nil without a terminal

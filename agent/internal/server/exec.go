@@ -27,6 +27,8 @@ type execRequest struct {
 	TimeoutMS  *int64        `json:"timeout_ms"`
 	Background bool          `json:"background"`
 	PTY        *terminalSize `json:"pty"`
+
+	RestoreSignal *int `json:"restore_signal"`
 }
 
 func (q execRequest) spec() (process.Spec, error) {
@@ -55,6 +57,12 @@ func (q execRequest) spec() (process.Spec, error) {
 			return spec, badRequest("timeout_ms must be positive")
 		}
 		spec.Timeout = time.Duration(min(*q.TimeoutMS, longest)) * time.Millisecond
+	}
+	if q.RestoreSignal != nil {
+		if *q.RestoreSignal < 1 || *q.RestoreSignal > 64 {
+			return spec, badRequest("restore_signal must be 1 to 64")
+		}
+		spec.RestoreSignal = *q.RestoreSignal
 	}
 	if q.PTY != nil {
 		size, err := q.PTY.size()

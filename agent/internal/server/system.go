@@ -111,7 +111,7 @@ func (s *Server) setup(w http.ResponseWriter, r *http.Request) error {
 	}
 	if request.Entropy != nil {
 		if request.Restored {
-			s.processes.KillForeground() // their host was another session's, or none is left
+			s.processes.Restored()
 		}
 		if err := s.processes.Thaw(); err != nil {
 			return err

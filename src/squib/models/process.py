@@ -24,9 +24,10 @@ class ExecRequest(RequestModel):
     """A command to run in a guest.
 
     Give exactly one of ``argv`` (no shell), ``shell`` (``/bin/sh -c``) and ``login`` (the user's login shell). ``sudo``
-    runs the command as root on behalf of ``user``. A ``background`` command outlives its client. With ``pty`` the
-    command gets a terminal of that size, and all output is standard output. With a ``timeout_s`` of 0 it has no time
-    limit.
+    runs the command as root on behalf of ``user``. A ``background`` command outlives its client. It gets the
+    ``restore_signal``, a number, when it continues in another VM (a fork, a copy) or at a later time (after a suspend
+    or a rollback). With ``pty`` the command gets a terminal of that size, and all output is standard output. With a
+    ``timeout_s`` of 0 it has no time limit.
     """
 
     argv: list[GuestString] | None = Field(default=None, min_length=1)
@@ -39,6 +40,7 @@ class ExecRequest(RequestModel):
     stdin: bool = False
     timeout_s: float | None = Field(default=None, ge=0, le=MAX_TIMEOUT_S)
     background: bool = False
+    restore_signal: int | None = Field(default=None, ge=1, le=64)
     pty: PtySize | None = None
 
     @field_validator("timeout_s")

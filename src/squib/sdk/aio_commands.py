@@ -120,18 +120,23 @@ class AsyncCommands(ABC):
         stdin: bool = False,
         timeout: float | None = None,
         pty: bool | PtySize = False,
+        restore_signal: int | None = None,
     ) -> AsyncProcess:
         """Start a background command that outlives this program.
 
         ``cmd``, ``env``, ``cwd``, ``user``, ``sudo`` and ``timeout`` are as in `run`. With ``stdin``, write to the
         command through `AsyncProcess.stdin`; otherwise its standard input is empty. With ``pty``, the command gets a
-        terminal of that size (``True``: 24 rows by 80 columns), and `AsyncProcess.stdin` writes to it.
+        terminal of that size (``True``: 24 rows by 80 columns), and `AsyncProcess.stdin` writes to it. The command gets
+        ``restore_signal`` when it continues in a fork or a copy of the VM, or after a suspend or a rollback.
 
         Raises the errors of `run`.
         """
         if self.info.state in _PENDING_STATES:
             await self.wait_for_ready()
-        request = exec_request(cmd, timeout=timeout, env=env, cwd=cwd, user=user, sudo=sudo, stdin=stdin, pty=pty)
+        request = exec_request(
+            cmd, timeout=timeout, env=env, cwd=cwd, user=user, sudo=sudo, stdin=stdin, pty=pty,
+            restore_signal=restore_signal,
+        )  # fmt: skip
         async with self._states_seen():
             return await spawn(self._engine, self.vm_id, request)
 

@@ -89,6 +89,7 @@ def exec_request(
     sudo: bool = False,
     stdin: bool = False,
     pty: bool | PtySize = False,
+    restore_signal: int | None = None,
 ) -> ExecRequest:
     """Build an `ExecRequest`; parameters as in `AsyncVM.spawn`.
 
@@ -96,7 +97,7 @@ def exec_request(
     """
     values: dict[str, object] = {"shell": cmd} if isinstance(cmd, str) else {"argv": list(cmd)}
     values |= {"env": dict(env or {}), "cwd": cwd, "user": user, "timeout_s": timeout, "sudo": sudo, "stdin": stdin}
-    values |= {"pty": PtySize() if pty is True else pty or None}
+    values |= {"pty": PtySize() if pty is True else pty or None, "restore_signal": restore_signal}
     try:
         return ExecRequest.model_validate(values)
     except ValidationError as error:

@@ -59,6 +59,8 @@ class Terminal:
         self._where = engine.where
         self._end: CommandEnd | None = None
         self._offset = 0
+        self._acknowledges = False
+        self._unreceived = bytearray()
         self.id = process_id
         """The process ID in the VM, such as ``p3``."""
         self.pid = pid
@@ -71,6 +73,15 @@ class Terminal:
         `Attach` with this offset continues without gaps or repeats.
         """
         return self._offset
+
+    @property
+    def unreceived(self) -> bytes:
+        """The input that the engine is not known to have received.
+
+        After a lost connection, send it again. The engine acknowledges input before it writes it to the guest, so none
+        is written twice.
+        """
+        return bytes(self._unreceived)
 
     @property
     def end(self) -> CommandEnd:
@@ -100,6 +111,8 @@ class Terminal:
             match message.get("type"):
                 case "offset":
                     self._offset = _number(message, "offset", self._where)
+                case "received":
+                    del self._unreceived[: _number(message, "bytes", self._where)]
                 case "exit":
                     self._end = _end_of(message, self._where)
 
@@ -110,8 +123,11 @@ class Terminal:
 
         Raises `EngineUnavailable` if the connection is lost.
         """
+        self._unreceived += data
         for start in range(0, len(data), _PIECE_BYTES):
             await self._send(data[start : start + _PIECE_BYTES])
+        if not self._acknowledges:
+            self._unreceived.clear()
 
     async def resize(self, rows: int, cols: int) -> None:
         """Resize the terminal, in characters. Raises the errors of `send`."""
@@ -149,7 +165,7 @@ async def open_terminal(
     Raises `NoShell` or another `ExecError` if the command cannot start, `NoSuchProcess`, `NoTerminal`, `WrongState`,
     `NotFound`, `InvalidArgument`, `EngineUnavailable`, and `EngineStartFailed`.
     """
-    socket = await _connect(engine, f"/v1/vms/{check_ref(ref)}/pty")
+    socket = await _connect(engine, f"/v1/vms/{check_ref(ref)}/pty?acknowledge=true")
     try:
         terminal = await _begin(engine, socket, _first_message(what or ExecRequest(login=True)))
         if isinstance(what, Attach):
@@ -169,7 +185,9 @@ async def _begin(engine: EngineClient, socket: ClientConnection, first: dict[str
         raise _lost(where, error) from error
     while isinstance(answer := await _receive(engine, socket), dict):
         if answer.get("type") in ("started", "attached"):
-            return Terminal(engine, socket, _process_id(answer, where), _number(answer, "pid", where))
+            terminal = Terminal(engine, socket, _process_id(answer, where), _number(answer, "pid", where))
+            terminal._acknowledges = answer.get("acknowledges") is True  # older engines do not
+            return terminal
     raise _not_understood(where)  # output before the command has started
 
 

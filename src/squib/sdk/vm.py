@@ -241,9 +241,13 @@ class VM:
         stdin: bool = False,
         timeout: float | None = None,
         pty: bool | PtySize = False,
+        restore_signal: int | None = None,
     ) -> Process:
         """See `AsyncVM.spawn`."""
-        work = self._vm.spawn(cmd, env=env, cwd=cwd, user=user, sudo=sudo, stdin=stdin, timeout=timeout, pty=pty)
+        work = self._vm.spawn(
+            cmd, env=env, cwd=cwd, user=user, sudo=sudo, stdin=stdin, timeout=timeout, pty=pty,
+            restore_signal=restore_signal,
+        )  # fmt: skip
         return Process(self._portal, self._portal.run(work))
 
     def processes(self) -> builtins.list[ProcessInfo]:

@@ -1,6 +1,8 @@
 """Forks: each has its own identity, disk and life; and what becomes of them when their parent, or one of them, ends."""
 
 import asyncio
+import os
+import random
 
 import pytest
 
@@ -11,15 +13,18 @@ from squib.core.lifecycle.delete import delete_vm
 from squib.core.lifecycle.stop import stop_vm
 from squib.core.lifecycle.suspend import suspend_vm
 from squib.core.snapshots.fork import fork_vm
-from squib.drivers.base import SavedMemory
+from squib.core.snapshots.snapshot import create_snapshot
+from squib.drivers.base import Disk, SavedMemory
 from squib.errors import BootFailed, DiskFull, NameTaken, SquibError, WrongState
 from squib.host import files
-from squib.models import VMState
+from squib.models import VMConfig, VMState
 from squib.store.records import VMRecord
 from tests.fakes.driver import FakeMachine
 from tests.fakes.engine import Rig
 
 pytestmark = pytest.mark.anyio
+TREES = int(os.environ.get("SQUIB_TEST_TREES", "20"))
+CLONES = int(os.environ.get("SQUIB_TEST_CLONES", "200"))
 
 
 async def parent(engine: Engine, rig: Rig) -> VMRecord:
@@ -152,3 +157,65 @@ async def test_a_cancelled_fork_leaves_only_the_parent(rig: Rig) -> None:
         await until_only(engine, "web")
         assert rig.vmms() == [vm.pid]
         assert list(engine.home.snapshots.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(TREES))
+async def test_forks_of_forks_are_deleted_in_any_order_and_the_others_work(rig: Rig, seed: int) -> None:
+    chance = random.Random(seed)
+    async with rig.running() as engine:
+        family = [await parent(engine, rig)]
+        line = {family[0].vm_id: ["web"]}
+        for number in range(9):
+            source = family[-1] if seed % 4 == 0 else chance.choice(family)  # one in four is ten generations deep
+            engine.home.vm(source.vm_id).overlay.write_text("/".join(line[source.vm_id]))
+            [made] = await fork(engine, source.vm_id, ephemeral=False)
+            line[made.vm_id] = [*line[source.vm_id], str(number)]
+            family.append(made)
+        chance.shuffle(family)
+        while family:
+            await delete_vm(engine, family.pop().vm_id)
+            for vm in family:
+                await engine.running[vm.vm_id].agent.processes()
+                came_with = engine.home.vm(vm.vm_id).overlay.read_text()
+                assert came_with in ("/".join(line[vm.vm_id][:-1]), "/".join(line[vm.vm_id]))
+        assert (rig.vmms(), list(rig.home.vms.iterdir()), engine.store.leases()) == ([], [], [])
+
+
+@pytest.mark.slow
+async def test_no_two_clones_have_the_same_disk(rig: Rig) -> None:
+    """Created many at a time, by templates, forks and snapshots alike."""
+    async with asyncio.timeout(120), rig.engine() as engine:
+        try:
+            web = await parent(engine, rig)
+            await create_snapshot(engine, "web", name="s1")
+            inodes: dict[tuple[int, int], str] = {}
+            for _ in range(CLONES // 20):
+                config = rig.config
+                made = await asyncio.gather(
+                    *(create_vm(engine, config, start=True, on_progress=lambda _: None) for _ in range(5)),
+                    *(
+                        create_vm(engine, VMConfig(snapshot="s1"), start=True, on_progress=lambda _: None)
+                        for _ in range(5)
+                    ),
+                )
+                made += await fork(engine, web.vm_id, 10)
+                for vm in made:
+                    disk = engine.home.vm(vm.vm_id).overlay
+                    [used] = [disk.path for disk in launched(rig, vm) if disk.name == "overlay"]
+                    assert used == disk
+                    disk.write_text(vm.vm_id)
+                    found = disk.stat()
+                    inodes[found.st_dev, found.st_ino] = vm.vm_id
+                assert len({vm.vm_id for vm in made}) == len(made) == 20
+                assert all(engine.home.vm(vm.vm_id).overlay.read_text() == vm.vm_id for vm in made)
+                assert set(inodes.values()) >= {vm.vm_id for vm in made}
+                inodes.clear()
+                await asyncio.gather(*(delete_vm(engine, vm.vm_id) for vm in made))
+        finally:
+            rig.clean_up()
+
+
+def launched(rig: Rig, vm: VMRecord) -> tuple[Disk, ...]:
+    """The disks that a VM was launched with."""
+    return next(spec.disks for spec in rig.driver.launched if spec.vm_id == vm.vm_id)

@@ -267,3 +267,44 @@ async def test_input_for_an_engine_that_has_just_died_is_not_taken_for_sent(tmp_
         accepted[0].transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)  # now, while this task runs
         with pytest.raises(EngineUnavailable, match="broke"):
             await terminal.send(b"x")
+        assert terminal.unreceived == b"x"
+
+
+@pytest.mark.anyio
+async def test_input_that_an_engine_never_read_is_known(tmp_path: Path) -> None:
+    """As of an engine that is being killed: its socket is still open, and takes what nobody will read."""
+    home = Home(tmp_path)
+    home.engine_socket.parent.mkdir(parents=True, exist_ok=True)
+
+    async def answer(connection: ServerConnection) -> None:
+        await connection.recv()
+        await connection.send(json.dumps({"type": "started", "id": "p1", "pid": 1, "acknowledges": True}))
+        first = await connection.recv()
+        await connection.send(json.dumps({"type": "received", "bytes": len(first)}))
+        await connection.close()
+
+    async with (
+        asyncio.timeout(20),
+        serve(answer, sock=sockets.listen(home.engine_socket)),
+        EngineClient(home=home) as client,
+        open_terminal(client, "web") as terminal,
+    ):
+        await terminal.send(b"first")
+        await terminal.send(b"second")
+        with pytest.raises(EngineUnavailable):
+            async for _ in terminal.output():
+                pass
+        assert terminal.unreceived == b"second"
+
+
+@pytest.mark.anyio
+async def test_input_is_acknowledged(served: Served) -> None:
+    async def test(engine: EngineClient) -> None:
+        async with open_terminal(engine, "web") as terminal:
+            await until(terminal, b"$ ")
+            await terminal.send(b"ab")
+            assert terminal.unreceived == b"ab"
+            await until(terminal, b"ab")
+            assert terminal.unreceived == b""
+
+    await check(test)

@@ -35,6 +35,7 @@ router = APIRouter(prefix="/vms/{ref}", tags=["processes"])
 
 _FIRST_MESSAGE_S = 30.0
 _LAST_INPUT_S = 5.0
+_ACKNOWLEDGE_S = 0.1
 """How long to keep writing input that a client sent before it closed the connection."""
 _FAILED = 1011
 _FIRST_HINT = 'send {"type": "start", "rows": 24, "cols": 80} or {"type": "attach", "id": "p1"}'
@@ -43,13 +44,16 @@ M = TypeVar("M", bound=RequestModel)
 
 
 @router.websocket("/pty")
-async def pty(socket: WebSocket, engine: EngineDep, ref: Ref) -> None:
-    """Serve a terminal. The first message starts one or attaches to one."""
+async def pty(socket: WebSocket, engine: EngineDep, ref: Ref, acknowledge: bool = False) -> None:
+    """Serve a terminal. The first message starts one or attaches to one.
+
+    With ``acknowledge``, say how many bytes of input have come, before they are written.
+    """
     await socket.accept()
     try:
         try:
-            async with contextlib.aclosing(await _open(socket, engine, ref)) as terminal:
-                await _connect(socket, terminal)
+            async with contextlib.aclosing(await _open(socket, engine, ref, acknowledge)) as terminal:
+                await _connect(socket, terminal, acknowledge)
         except SquibError as error:
             await _send(socket, {"type": "error", "error": to_wire(error)})
             await socket.close(_FAILED)
@@ -59,7 +63,7 @@ async def pty(socket: WebSocket, engine: EngineDep, ref: Ref) -> None:
         pass
 
 
-async def _open(socket: WebSocket, engine: Engine, ref: str) -> TerminalAttachment:
+async def _open(socket: WebSocket, engine: Engine, ref: str, acknowledge: bool) -> TerminalAttachment:
     """Start or attach to the terminal that the first message asks for."""
     try:
         async with asyncio.timeout(_FIRST_MESSAGE_S):
@@ -79,7 +83,8 @@ async def _open(socket: WebSocket, engine: Engine, ref: str) -> TerminalAttachme
             raise InvalidArgument(f"invalid type of the first message: {kind[:40]!r}", hint=_FIRST_HINT)
     try:
         done = "started" if kind == "start" else "attached"
-        await _send(socket, {"type": done, "id": terminal.process_id, "pid": terminal.pid})
+        said: dict[str, object] = {"type": done, "id": terminal.process_id, "pid": terminal.pid}
+        await _send(socket, said | ({"acknowledges": True} if acknowledge else {}))
     except WebSocketDisconnect:
         if kind == "start":
             await terminal.kill()  # no client knows its ID
@@ -102,14 +107,16 @@ def _size(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: fields.pop(name) for name in ("rows", "cols") if name in fields}
 
 
-async def _connect(socket: WebSocket, terminal: TerminalAttachment) -> None:
+async def _connect(socket: WebSocket, terminal: TerminalAttachment, acknowledge: bool) -> None:
     """Connect client and terminal until one of them ends.
 
     Input that the client has sent is still written.
     """
     writer = InputWriter(terminal)
     printing = asyncio.create_task(_print(socket, terminal), name=f"output of {terminal.process_id}")
-    listening = asyncio.create_task(_listen(socket, terminal, writer), name=f"input of {terminal.process_id}")
+    listening = asyncio.create_task(
+        _listen(socket, terminal, writer, acknowledge), name=f"input of {terminal.process_id}"
+    )
     typing = asyncio.create_task(writer.run(), name=f"input writer of {terminal.process_id}")
     tasks = {printing, listening, typing}
     try:
@@ -148,11 +155,17 @@ async def _print(socket: WebSocket, terminal: TerminalAttachment) -> None:
                     return
 
 
-async def _listen(socket: WebSocket, terminal: TerminalAttachment, writer: InputWriter) -> None:
-    """Handle the client's messages until it closes the connection."""
+async def _listen(socket: WebSocket, terminal: TerminalAttachment, writer: InputWriter, acknowledge: bool) -> None:
+    """Handle the client's messages until it closes the connection.
+
+    Input is acknowledged before it is written: if this engine dies, the client sends again what was not, and nothing
+    is written twice.
+    """
     while True:
         message = await _receive(socket)
         if isinstance(message, bytes):
+            if acknowledge:
+                await _acknowledge(socket, len(message))
             await writer.put(message)
             continue
         kind, fields = _control(message)
@@ -165,6 +178,13 @@ async def _listen(socket: WebSocket, terminal: TerminalAttachment, writer: Input
                 await terminal.signal(_parse(SignalRequest, fields).signal)
             case _:
                 raise InvalidArgument(f"invalid message type {kind[:40]!r}", hint="use input, resize or signal")
+
+
+async def _acknowledge(socket: WebSocket, size: int) -> None:
+    """Say that input has come. A client that does not read must still be able to interrupt its command."""
+    sending = asyncio.create_task(_send(socket, {"type": "received", "bytes": size}), name="acknowledge")
+    sending.add_done_callback(lambda task: task.cancelled() or task.exception())  # `_receive` raises the same error
+    await asyncio.wait({sending}, timeout=_ACKNOWLEDGE_S)
 
 
 async def _receive(socket: WebSocket) -> bytes | str:

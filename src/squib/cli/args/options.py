@@ -336,6 +336,7 @@ def make_request(
     env: Mapping[str, str] | None,
     timeout: str | None = None,
     background: bool = False,
+    restore_signal: int | None = None,
     pty: bool = False,
 ) -> ExecRequest:
     """Make a command from the flags of ``exec``, ``run`` and ``connect``.
@@ -352,6 +353,7 @@ def make_request(
 
     values: dict[str, object] = {"login": True} if words is None else {"argv": list(words)}
     values |= {"user": user, "sudo": sudo, "cwd": workdir, "env": env or {}, "background": background}
+    values |= {"restore_signal": restore_signal}
     if pty:
         from squib.cli.terminal.rawmode import terminal_size, terminal_type
 

@@ -24,6 +24,7 @@ from squib.errors import InvalidArgument
         "tar c . | squib exec -i web tar x -C /srv",
         "squib exec -it web bash",
         "squib exec -d web ./server --port 80",
+        "squib exec -d --restore-signal USR1 web ./server",
     ],
 )
 async def exec_(
@@ -46,6 +47,14 @@ async def exec_(
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Run the command in the background, and print its ID.")
     ] = False,
+    restore_signal: Annotated[
+        str | None,
+        typer.Option(
+            "--restore-signal",
+            metavar="SIGNAL",
+            help="With -d: signal to send when the command continues in a fork or a copy, or after a suspend.",
+        ),
+    ] = None,
     detach_keys: options.DetachKeysFlag = DEFAULT_DETACH_KEYS,
 ) -> int:
     """Run a command in a running VM.
@@ -59,6 +68,7 @@ async def exec_(
     then keeps running, also if squib is killed. squib attach reattaches to it.
     """
     from squib.cli.actions.command import run_command, start_in_background
+    from squib.cli.args.signals import parse_signal
     from squib.cli.terminal.attach import AttachOptions, check_terminal, run_terminal
     from squib.cli.terminal.keys import parse_keys
     from squib.sdk.config import check_ref
@@ -72,12 +82,15 @@ async def exec_(
         raise InvalidArgument(
             "-d cannot be used together with -i or -t", hint="use squib exec -it, and ctrl-] to detach"
         )
+    if restore_signal is not None and not detach:
+        raise InvalidArgument("--restore-signal works only with -d", hint=f"squib exec -d {vm} COMMAND...")
     if tty:
         check_terminal(output, hint=f"squib exec -i {vm} passes input that is not a terminal")
     pty = tty or (interactive and not output.json and sys.stdin.isatty() and sys.stdout.isatty())
     request = options.make_request(
         words, user=user, sudo=sudo, workdir=workdir, env=options.parse_env(env, env_file), timeout=timeout,
         background=detach, pty=pty,
+        restore_signal=parse_signal(restore_signal, flag="--restore-signal") if restore_signal else None,
     )  # fmt: skip
     async with options.connect() as engine:
         if detach:

@@ -134,7 +134,6 @@ class _Attachment:
         self._modes = ModeTracker()
         self._replay = ReplayFilter()
         self._typed: asyncio.Queue[bytes] = asyncio.Queue(_MAX_TYPED_CHUNKS)
-        self._unsent = b""
         self._resized = asyncio.Event()
         self._resized.set()  # the size may have changed since it was read
         self._lost_at = 0.0
@@ -176,13 +175,16 @@ class _Attachment:
             async with asyncio.timeout(_LAST_KEYS_S):
                 await self._typed.join()
 
-    async def _send_keys(self, terminal: Terminal) -> None:
+    async def _send_keys(self, terminal: Terminal, again: bytes) -> None:
+        """Send what was typed, and first what was sent to a lost connection and not received."""
         with contextlib.suppress(EngineError):  # reading the output fails with the same error
+            await terminal.send(again)
             while True:
-                self._unsent = self._unsent or await self._typed.get()
-                await terminal.send(self._unsent)
-                self._unsent = b""
-                self._typed.task_done()
+                keys = await self._typed.get()
+                try:
+                    await terminal.send(keys)
+                finally:
+                    self._typed.task_done()
 
     async def _send_sizes(self, terminal: Terminal) -> None:
         with contextlib.suppress(EngineError):
@@ -216,23 +218,24 @@ class _Attachment:
     async def _show_all(self) -> CommandEnd:
         """Show all output, and reconnect as often as needed."""
         loop = asyncio.get_running_loop()
-        terminal = self._terminal
+        terminal, unreceived = self._terminal, b""
         async with contextlib.AsyncExitStack() as stack:
             while True:
                 began = loop.time()
                 try:
-                    return await self._show(terminal)
+                    return await self._show(terminal, unreceived)
                 except (EngineError, AgentError) as error:
                     if loop.time() - began > _STABLE_S or not self._lost_at:
                         self._lost_at = loop.time()
                     if self._output.verbose:
                         self._say(error.message)
                     await stack.aclose()
+                    unreceived = terminal.unreceived
                     terminal = await stack.enter_async_context(self._attached_again(terminal))
 
-    async def _show(self, terminal: Terminal) -> CommandEnd:
+    async def _show(self, terminal: Terminal, unreceived: bytes) -> CommandEnd:
         helpers = [
-            asyncio.create_task(self._send_keys(terminal), name="send keys"),
+            asyncio.create_task(self._send_keys(terminal, unreceived), name="send keys"),
             asyncio.create_task(self._send_sizes(terminal), name="send sizes"),
         ]
         try:
