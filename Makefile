@@ -8,6 +8,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PACKAGES := python3-venv
 TEST_PACKAGES := tmux
 NESTED_PACKAGES := strace
+ORIGIN_TESTS = $(shell grep -l shared_vm tests/vm/test_*.py)
 SOURCES := src tests bench hatch_build.py
 AGENT_SOURCES := $(shell find agent -name '*.go' -o -name go.mod)
 
@@ -16,7 +17,7 @@ missing=$$(for package in $(1); do dpkg-query -W -f='$${Status}' $$package 2>/de
   if [ -n "$$missing" ]; then $(SUDO) apt-get update -qq && $(SUDO) apt-get install -qq -y --no-install-recommends $$missing; fi
 endef
 
-.PHONY: help demo test lint fmt unit agent-test vm-test test-suites test-nested bench setup clean
+.PHONY: help demo test lint fmt unit agent-test vm-test test-origins test-suites test-nested bench setup clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
