@@ -53,10 +53,11 @@ async def reconcile(engine: Engine) -> None:
     known = {record.vm_id for record in records}
     await _release_leases_without_owner(engine, known)
     await _end_unknown_vmms(engine, known)
+    parents = {Owner.vm(vm_id).key() for vm_id in known}
     for vm in engine.store.list_vms():
         if vm.bound:
             expect_client(engine, vm.vm_id)
-        if vm.state in (VMState.STOPPED, VMState.ERROR) or _parent_is_gone(vm, known):
+        if vm.state in (VMState.STOPPED, VMState.ERROR) or vm.spec.parent not in parents:
             delete_if_ephemeral(engine, vm)
     await building.sweep(engine.home)
     firecracker.sweep(engine.home)
@@ -140,10 +141,6 @@ async def _settle(engine: Engine, record: VMRecord | BrokenRecord) -> None:
             transitions.transition(engine.store, record, VMState.STOPPED, reason="its saved memory is gone")
         case VMState.CREATED | VMState.SUSPENDED | VMState.STOPPED | VMState.ERROR:
             await release(engine, record.vm_id, RUN)
-
-
-def _parent_is_gone(vm: VMRecord, known: Collection[str]) -> bool:
-    return all(vm.spec.parent != Owner.vm(vm_id).key() for vm_id in known)
 
 
 async def _adopt(engine: Engine, record: VMRecord) -> None:

@@ -48,7 +48,6 @@ class Hello:
     agent_version: str
     boot_id: str
     kernel: str
-    set_up: bool
 
 
 @dataclass(frozen=True)
@@ -92,8 +91,7 @@ class AgentClient:
             raise AgentVersionMismatch(
                 f"the guest agent speaks protocol {version}, this squib speaks {PROTOCOL_VERSION}"
             )
-        agent_version, boot_id, kernel = (text_field(reply, name) for name in ("agent_version", "boot_id", "kernel"))
-        return Hello(agent_version, boot_id, kernel, set_up=reply.get("set_up") is not False)
+        return Hello(*(text_field(reply, name) for name in ("agent_version", "boot_id", "kernel")))
 
     async def shake_hands(self, *, timeout_s: float, retry_s: float = 0.25) -> None:
         """Wait as `connect` does, but ask for nothing: a guest that is new here needs 0.1 s for a first request."""

@@ -15,7 +15,7 @@ from squib.core.lifecycle.suspend import suspend_vm
 from squib.core.snapshots.fork import fork_vm
 from squib.core.snapshots.snapshot import create_snapshot
 from squib.drivers.base import Disk, SavedMemory
-from squib.errors import BootFailed, DiskFull, NameTaken, SquibError, WrongState
+from squib.errors import BootFailed, DiskFull, InvalidArgument, NameTaken, SquibError, WrongState
 from squib.host import files
 from squib.models import VMConfig, VMState
 from squib.store.records import VMRecord
@@ -130,6 +130,8 @@ async def test_a_fork_that_cannot_begin_makes_none(rig: Rig, monkeypatch: pytest
         vm = await parent(engine, rig)
         with pytest.raises(NameTaken):
             await fork_vm(engine, "web", name="web")
+        with pytest.raises(InvalidArgument, match="invalid name"):
+            await fork_vm(engine, "web", name="w" * 63, count=2)
         with monkeypatch.context() as patch:
             patch.setattr(FakeMachine, "save", full)
             with pytest.raises(DiskFull):

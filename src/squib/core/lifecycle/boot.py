@@ -67,8 +67,7 @@ async def boot(engine: Engine, record: VMRecord, *, boot_timeout_s: float, is_ne
 
 
 async def _boot_or_clone(engine: Engine, record: VMRecord, timeout_s: float, *, is_new: bool) -> RunningVM:
-    await in_thread(saved.take_disk, engine.home.vm(record.vm_id))
-    await in_thread(saved.discard, engine.home.vm(record.vm_id))
+    await in_thread(saved.drop_memory, engine.home.vm(record.vm_id))
     spec = await machine_spec(engine, record)
     wanted = await templates.template_id(engine, record, spec) if is_new else None
     deadline = time.monotonic() + timeout_s
@@ -96,7 +95,7 @@ async def _clone(
         return None
     overlay = engine.home.vm(record.vm_id).overlay
     try:
-        await asyncio.to_thread(templates.replace_disk, template.paths.overlay, overlay)
+        await in_thread(templates.replace_disk, template.paths.overlay, overlay)
         vm = await launch(engine, record, replace(spec, memory=template.memory))
         await vm.machine.resume()
         await _wait_until_ready(engine, record, vm, timeout_s, retry_s=_CLONE_RETRY_S)

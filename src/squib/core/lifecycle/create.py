@@ -168,12 +168,12 @@ def choose_driver(engine: Engine, config: VMConfig) -> Choice:
     return engine.drivers.choose(config.driver, needs)
 
 
-def new_id() -> str:
-    """Return a new random VM ID (40 bits), such as ``vm-7k2mq9xd``.
+def new_id(kind: str = "vm") -> str:
+    """Return a new random ID (40 bits), such as ``vm-7k2mq9xd``.
 
     No two characters of its alphabet look alike.
     """
-    return "vm-" + "".join(secrets.choice(ID_ALPHABET) for _ in range(_ID_LENGTH))
+    return f"{kind}-" + "".join(secrets.choice(ID_ALPHABET) for _ in range(_ID_LENGTH))
 
 
 async def _find_kernel(engine: Engine, driver: Driver, config: VMConfig, on_progress: OnProgress) -> AssetRef:

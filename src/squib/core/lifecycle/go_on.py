@@ -17,7 +17,7 @@ from squib.errors import SquibError
 from squib.models import VMState
 from squib.store.database import now
 from squib.store.records import VMRecord
-from squib.undo import AsyncUndo, in_thread, to_its_end
+from squib.undo import AsyncUndo, Undo, in_thread, to_its_end
 
 log = logging.getLogger("squib.boot")
 
@@ -47,11 +47,8 @@ async def go_on(engine: Engine, record: VMRecord, machine: MachineState, timeout
         await frozen.thaw(engine, record.vm_id, vm)
 
     hint = f"the VM is running and squib keeps asking its agent: squib inspect {record.name}"
-    try:
+    with Undo(lambda: frozen.wake_later(engine, record.vm_id, vm)):
         await until_set_up(record, vm, set_up(), timeout_s=timeout_s, hint=hint)
-    except BaseException:
-        frozen.wake_later(engine, record.vm_id, vm)
-        raise
 
 
 async def _let_run(engine: Engine, record: VMRecord, vm: RunningVM) -> None:

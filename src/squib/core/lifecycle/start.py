@@ -35,8 +35,7 @@ async def start_vm(
         transitions.transition(engine.store, record, VMState.STARTING)
         try:
             if cold:
-                await in_thread(saved.take_disk, engine.home.vm(vm_id))
-                await in_thread(saved.discard, engine.home.vm(vm_id))
+                await in_thread(saved.drop_memory, engine.home.vm(vm_id))
             is_new = record.state is VMState.CREATED and not record.spec.parent
             await boot(engine, record, boot_timeout_s=boot_timeout_s, is_new=is_new)
         except WrongState as error:

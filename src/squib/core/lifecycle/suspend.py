@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 
-from squib.core.engine import Engine, RunningVM
+from squib.core.engine import Engine
 from squib.core.lifecycle import transitions
 from squib.core.lifecycle.launch import machine_spec
 from squib.core.lifecycle.release import RUN, release
 from squib.core.lifecycle.verbs import Turn
-from squib.core.snapshots import frozen, saved
-from squib.core.snapshots.capture import capture
+from squib.core.snapshots import saved
+from squib.core.snapshots.capture import capture, going_on_after_errors
 from squib.core.snapshots.saved import SavedState
 from squib.models import VMState
 from squib.store.database import now
 from squib.store.records import VMRecord
-from squib.undo import Undo, to_its_end
+from squib.undo import to_its_end
 
 
 async def suspend_vm(engine: Engine, ref: str) -> VMRecord:
@@ -34,21 +34,18 @@ async def suspend_vm(engine: Engine, ref: str) -> VMRecord:
             return record
         if record.state not in transitions.UP:
             raise transitions.wrong_state(record, "suspend it")
-        vm, paths = engine.vm_of(record), engine.home.vm(vm_id)
-        async with saved.preparing(paths) as new:
+        async with saved.preparing(engine.home.vm(vm_id)) as new, going_on_after_errors(engine, record):
             spec = await machine_spec(engine, record)
             machine = await capture(engine, record, spec, new, disk=False, sync=True, go_on=False)
             state = SavedState(machine=machine, same_boot=True, created_at=now())
-            await to_its_end(asyncio.create_task(_finish(engine, record, vm, state), name=f"suspend {vm_id}"))
+            await to_its_end(asyncio.create_task(_finish(engine, record, state), name=f"suspend {vm_id}"))
         return engine.store.get_vm(vm_id)
 
     return await engine.verbs.run(vm_id, "suspend", suspend)
 
 
-async def _finish(engine: Engine, record: VMRecord, vm: RunningVM, state: SavedState) -> None:
+async def _finish(engine: Engine, record: VMRecord, state: SavedState) -> None:
     """Make the saved state the VM's, and end its VMM: both or, after an error, none."""
-    vm_id = record.vm_id
-    with Undo(lambda: frozen.wake_later(engine, vm_id, vm)):
-        await asyncio.to_thread(saved.commit, engine.home.vm(vm_id), state, durable=True)
-    await release(engine, vm_id, RUN)
+    await asyncio.to_thread(saved.commit, engine.home.vm(record.vm_id), state, durable=True)
+    await release(engine, record.vm_id, RUN)
     transitions.transition(engine.store, record, VMState.SUSPENDED, pid=None, stopped_at=now())

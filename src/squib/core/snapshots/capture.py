@@ -18,12 +18,12 @@ from squib.core.snapshots import frozen
 from squib.core.snapshots.frozen import Needs
 from squib.core.snapshots.saved import MachineState
 from squib.drivers.base import Complete, MachineSpec
-from squib.errors import AgentLost, SquibError, Unsupported
+from squib.errors import SquibError, Unsupported
 from squib.host import files
 from squib.models import VMState
 from squib.paths import SavedPaths
 from squib.store.records import VMRecord
-from squib.undo import in_thread
+from squib.undo import AsyncUndo, in_thread
 
 log = logging.getLogger("squib.capture")
 
@@ -42,8 +42,9 @@ async def capture(
 ) -> MachineState:
     """Save a VM's memory and devices, and with ``disk`` its disk, as new files.
 
-    With ``sync`` the disk alone has all that commands have written. The VM then goes on as before; without ``go_on`` it
-    stays paused, with its commands frozen. After an error it always goes on. The caller has the VM's turn.
+    With ``sync`` the disk alone has all that commands have written. The VM then goes on as before, also after an error.
+    Without ``go_on`` it stays paused, with its commands frozen, even after an error: use `going_on_after_errors`. The
+    caller has the VM's turn.
 
     Raises `Unsupported`, `DiskFull`, `HostError`, `AgentError`, and `ToolFailed` if the VMM does not answer.
     """
@@ -55,12 +56,7 @@ async def capture(
         complete = await vm.machine.save(paths.memory, paths.devices, size_mib=record.spec.mem_size_mib)
         if disk:
             await _copy_disk(engine, record, paths)
-    try:
-        await complete()
-    except BaseException:
-        if not go_on:
-            await asyncio.shield(go_on_again(engine, record))
-        raise
+    await complete()
     return MachineState(mem_size_mib=record.spec.mem_size_mib, fingerprint=fingerprint)
 
 
@@ -92,28 +88,30 @@ async def _standing_still(
     paths = engine.home.vm(record.vm_id)
     if not frozen.is_marked(paths):  # else it still needs what the mark says
         frozen.mark(paths, Needs.THAW)
-    stays = False
     try:
         if record.state is VMState.PAUSED:
             await vm.machine.resume()  # for a moment, for its agent
         await vm.agent.freeze(sync=sync)
         await vm.machine.pause()
         yield
-        stays = not go_on
     finally:
-        if not stays:
-            await asyncio.shield(go_on_again(engine, record))
+        if go_on:
+            await asyncio.shield(_go_on_again(engine, record))
 
 
-async def go_on_again(engine: Engine, record: VMRecord) -> None:
+def going_on_after_errors(engine: Engine, record: VMRecord) -> AsyncUndo:
+    """Let a VM that `capture` has left standing still go on if the block fails."""
+    return AsyncUndo(lambda: asyncio.shield(_go_on_again(engine, record)))
+
+
+async def _go_on_again(engine: Engine, record: VMRecord) -> None:
     """Let a VM go on as before: paused if it was. Its commands are thawed when it runs.
 
-    If that fails, it is tried again in the background. The caller has the VM's turn.
+    If that fails, it is tried again in the background.
     """
-    try:
-        vm = engine.vm_of(record)
-    except AgentLost:
-        return  # it has ended
+    vm = engine.running.get(record.vm_id)
+    if vm is None or not frozen.is_marked(engine.home.vm(record.vm_id)):
+        return  # it has ended, or does not stand still
     try:
         if record.state is VMState.PAUSED:
             await vm.machine.pause()  # a resume thaws

@@ -117,7 +117,7 @@ def _each(home: Home) -> list[Snapshot | RecordCorrupt]:
 def _read(paths: SavedPaths) -> Snapshot | RecordCorrupt:
     try:
         manifest = SnapshotManifest.model_validate(json.loads(paths.manifest.read_bytes()))
-        if missing := saved.has_files(paths, machine=manifest.machine is not None):
+        if missing := saved.missing_file(paths, machine=manifest.machine is not None):
             raise ValueError(f"{missing.name} is missing")
     except (OSError, ValueError) as error:
         return RecordCorrupt(

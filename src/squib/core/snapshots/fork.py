@@ -17,10 +17,11 @@ from squib.core.snapshots import catalog
 from squib.core.snapshots.capture import capture
 from squib.core.snapshots.from_snapshot import fill_from
 from squib.core.snapshots.saved import MachineState
-from squib.errors import HostError, SquibError
+from squib.errors import HostError, InvalidArgument, SquibError
 from squib.models import check_name
 from squib.paths import SavedPaths, VMPaths
 from squib.store.records import Owner, VMRecord
+from squib.undo import AsyncUndo
 
 _COPIES_AT_ONCE = 2
 
@@ -45,7 +46,7 @@ async def fork_vm(
     """
     vm_id = engine.store.get_vm(ref).vm_id
     ids = [new_id() for _ in range(count)]
-    names = [_name(vm_id, name, number, count) for number, vm_id in enumerate(ids, 1)]
+    names = _names(ids, name)
     for fork_id, fork_name in zip(ids, names, strict=True):
         engine.store.check_free(fork_id, fork_name)
     async with catalog.filling(engine.home) as paths:
@@ -66,12 +67,9 @@ async def fork_vm(
             )
             for fork_id, fork_name in zip(ids, names, strict=True)
         ]
-        try:
+        async with AsyncUndo(lambda: asyncio.shield(_remove_all(engine, making))):
             await asyncio.wait(making)
             return [task.result() for task in making]
-        except BaseException:  # a cancellation, or a fault of squib
-            await asyncio.shield(_remove_all(engine, making))
-            raise
 
 
 @dataclass(frozen=True)
@@ -83,10 +81,16 @@ class _Source:
     """Limits how many disks are copied at once: all copies together are as slow, and other VMs need threads too."""
 
 
-def _name(vm_id: str, name: str | None, number: int, count: int) -> str:
+def _names(ids: list[str], name: str | None) -> list[str]:
+    """Return the names of the forks. Raises `InvalidArgument`."""
+    if len(ids) == 1:
+        return [name or ids[0]]
     if name is None:
-        return vm_id
-    return check_name(name if count == 1 else f"{name}-{number}")
+        return ids
+    try:
+        return [check_name(f"{name}-{number}") for number in range(1, len(ids) + 1)]
+    except ValueError as error:
+        raise InvalidArgument(str(error), hint="use a shorter name") from None
 
 
 async def _remove_all(engine: Engine, making: list[asyncio.Task[VMRecord | SquibError]]) -> None:

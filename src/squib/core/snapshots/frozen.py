@@ -1,7 +1,7 @@
 """VMs whose commands are frozen, or may be: a mark in the VM's directory says so, and what lets them go on.
 
 The mark is there from before the freeze until the guest has got what it needs to go on. So an engine that is killed in
-between is followed by one that lets the guest go on (`wake`).
+between is followed by one that lets the guest go on (`wake_later`).
 """
 
 from __future__ import annotations

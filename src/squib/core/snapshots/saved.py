@@ -100,7 +100,7 @@ async def preparing(vm: VMPaths) -> AsyncIterator[SavedPaths]:
 
 
 def commit(vm: VMPaths, state: SavedState, *, durable: bool) -> None:
-    """Make the directory of `prepare` the state that the VM goes on from, in one step.
+    """Make the directory of `preparing` the state that the VM goes on from, in one step.
 
     ``durable``: it is still there after a power failure. If this fails, the VM has no saved state.
 
@@ -165,6 +165,12 @@ def discard(vm: VMPaths) -> None:
         files.remove_tree(vm.saved.root)
 
 
+def drop_memory(vm: VMPaths) -> None:
+    """Remove a VM's saved state, if it has one, but for its disk. Idempotent."""
+    take_disk(vm)
+    discard(vm)
+
+
 def size_bytes(paths: SavedPaths) -> int:
     """Return the space that a saved state takes on the disk."""
     total = 0
@@ -174,7 +180,7 @@ def size_bytes(paths: SavedPaths) -> int:
     return total
 
 
-def has_files(paths: SavedPaths, *, machine: bool) -> Path | None:
+def missing_file(paths: SavedPaths, *, machine: bool) -> Path | None:
     """Return a file that is missing in a saved state with a disk of its own, or ``None``."""
     wanted = paths.files if machine else (paths.overlay,)
     return next((path for path in wanted if not path.is_file()), None)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import secrets
 from functools import partial
 
 from squib.core import references
 from squib.core.engine import Engine
 from squib.core.lifecycle import transitions
-from squib.core.lifecycle.create import ID_ALPHABET
+from squib.core.lifecycle.create import new_id
 from squib.core.lifecycle.launch import machine_spec
 from squib.core.lifecycle.verbs import Turn
 from squib.core.snapshots import catalog, saved
-from squib.core.snapshots.capture import capture, capture_disk, go_on_again
+from squib.core.snapshots.capture import capture, capture_disk, going_on_after_errors
 from squib.core.snapshots.catalog import Snapshot, SnapshotManifest
 from squib.core.snapshots.saved import MachineState
 from squib.host import files
@@ -21,10 +19,8 @@ from squib.models import VMState
 from squib.paths import SavedPaths
 from squib.store.database import now
 from squib.store.records import Owner, VMRecord
-from squib.undo import AsyncUndo, in_thread
+from squib.undo import in_thread
 from squib.version import VERSION
-
-_ID_LENGTH = 8
 
 
 async def create_snapshot(
@@ -38,14 +34,14 @@ async def create_snapshot(
     Raises `NameTaken`, `WrongState`, `NotFound`, `Unsupported`, `DiskFull`, `HostError`, `AgentError`.
     """
     vm_id = engine.store.get_vm(ref).vm_id
-    snapshot_id = "snap-" + "".join(secrets.choice(ID_ALPHABET) for _ in range(_ID_LENGTH))
+    snapshot_id = new_id("snap")
     catalog.check_free(engine.home, snapshot_id, name or snapshot_id)
     with references.choosing(engine):
         async with catalog.filling(engine.home) as paths:
 
             async def snapshot(turn: Turn) -> Snapshot:
                 record = engine.store.get_vm(vm_id)
-                async with AsyncUndo(lambda: asyncio.shield(_go_on_again(engine, record))):
+                async with going_on_after_errors(engine, record):
                     machine = await _save(engine, record, paths, disk_only=disk_only, go_on=go_on)
                     manifest = SnapshotManifest(
                         snapshot_id=snapshot_id,
@@ -66,11 +62,6 @@ async def create_snapshot(
                 return made
 
             return await engine.verbs.run(vm_id, "snapshot", snapshot)
-
-
-async def _go_on_again(engine: Engine, record: VMRecord) -> None:
-    if record.state in transitions.UP:
-        await go_on_again(engine, record)
 
 
 async def _save(

@@ -26,6 +26,7 @@ from typing import Literal
 from squib.artifacts.building import Build, building
 from squib.artifacts.stamp import Stamp
 from squib.core.engine import Engine, RunningVM
+from squib.core.snapshots import saved
 from squib.core.snapshots.making import Making
 from squib.drivers.base import MachineSpec, SavedMemory
 from squib.errors import SquibError
@@ -78,7 +79,7 @@ class Template:
     @property
     def size_bytes(self) -> int:
         """The space that it takes on the disk."""
-        return sum(path.stat().st_blocks * 512 for path in self.paths.files)
+        return saved.size_bytes(self.paths)
 
     @property
     def used_at(self) -> float:
@@ -202,8 +203,7 @@ def _finish(engine: Engine, build: Build, template_id: str, record: VMRecord) ->
     """Flush a template's files to the disk, then describe them, then give the template its name."""
     paths = SavedPaths(build.folder)
     target = engine.home.templates / f"{template_id}.{secrets.token_hex(_GENERATION_BYTES)}"
-    for path in paths.files:
-        files.sync(path)
+    saved.sync_all(paths)
     manifest = Manifest(
         driver=record.driver,
         runtime=record.spec.runtime,
