@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from squib.sdk.client import EngineClient
 
 Ref = Annotated[str, typer.Argument(metavar="VM", help="ID or name of a VM.", show_default=False)]
+SnapshotRef = Annotated[
+    str, typer.Argument(metavar="SNAPSHOT", help="ID or name of a snapshot: squib snapshot ls.", show_default=False)
+]
+SnapshotRefs = Annotated[
+    list[str], typer.Argument(metavar="SNAPSHOT...", help="IDs or names of snapshots.", show_default=False)
+]
 Refs = Annotated[list[str], typer.Argument(metavar="VM...", help="IDs or names of VMs.", show_default=False)]
 Name = Annotated[
     str | None,
@@ -362,6 +368,13 @@ def make_request(
         return ExecRequest.model_validate(values | {"timeout_s": parse_timeout(timeout)})
     except ValidationError as error:
         raise InvalidArgument(describe(error, names=_FLAG_OF_FIELD)) from None
+
+
+def parse_boot_timeout(text: str) -> float:
+    """Parse the value of ``--boot-timeout``; return seconds. Raises `InvalidArgument`."""
+    from squib.models.vm import MAX_VERB_TIMEOUT_S
+
+    return parse_duration_s(text, flag="--boot-timeout", max_s=MAX_VERB_TIMEOUT_S)
 
 
 def parse_timeout(text: str | None) -> float | None:

@@ -56,17 +56,15 @@ async def create(
     The VM is ready for commands when this returns. If it does not boot, it is removed again.
     """
     from squib.cli.actions.launch import check_driver
-    from squib.cli.args.units import parse_duration_s
     from squib.cli.progress import late_steps
     from squib.cli.terminal.attach import check_terminal, open_shell
     from squib.cli.terminal.keys import parse_keys
-    from squib.models.vm import MAX_VERB_TIMEOUT_S
 
     if connect and no_start:
         raise InvalidArgument("--connect and --no-start cannot be used together", hint="use one of them")
     if connect:
         check_terminal(output, hint="squib create, then squib exec -i VM sh")
-    boot_timeout_s = parse_duration_s(boot_timeout, flag="--boot-timeout", max_s=MAX_VERB_TIMEOUT_S)
+    boot_timeout_s = options.parse_boot_timeout(boot_timeout)
     config = options.make_vm_config(
         name=name, project=project, vcpus=vcpus, memory=memory, disk=disk, runtime=runtime, kernel=kernel,
         rootfs=rootfs, boot_args=boot_args, nested=nested, env=env, env_file=env_file, user=user, workdir=workdir,

@@ -32,10 +32,8 @@ async def fork(
     Each fork continues from the VM's current memory and disk, with a name, an identity and random numbers of its own.
     The VM is paused briefly. The forks are removed when they stop or when VM is removed; --persistent keeps them.
     """
-    from squib.cli.args.units import parse_duration_s
     from squib.cli.progress import waiting
     from squib.models import MAX_FORKS
-    from squib.models.vm import MAX_VERB_TIMEOUT_S
     from squib.protocol.errors import to_wire
     from squib.sdk.config import check_ref
 
@@ -45,7 +43,7 @@ async def fork(
         )
     for ref in filter(None, (vm, name)):
         check_ref(ref)
-    boot_timeout_s = parse_duration_s(boot_timeout, flag="--boot-timeout", max_s=MAX_VERB_TIMEOUT_S)
+    boot_timeout_s = options.parse_boot_timeout(boot_timeout)
     async with options.connect() as engine, waiting(output, f"forking VM {vm}"):
         results = await engine.fork_vm(
             vm,

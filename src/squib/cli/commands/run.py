@@ -69,11 +69,9 @@ async def run(
     """
     from squib.cli.actions import launch
     from squib.cli.actions.command import run_command
-    from squib.cli.args.units import parse_duration_s
     from squib.cli.runner import shielded
     from squib.cli.terminal.attach import AttachOptions, check_terminal, run_terminal
     from squib.cli.terminal.keys import DetachKeys, parse_keys
-    from squib.models.vm import MAX_VERB_TIMEOUT_S
 
     if not words:
         raise InvalidArgument("no command given", hint="squib run -- COMMAND...   (squib create only creates a VM)")
@@ -82,7 +80,7 @@ async def run(
         check_terminal(output, hint="squib run -i passes input that is not a terminal")
     pty = tty or (interactive and not output.json and sys.stdin.isatty() and sys.stdout.isatty())
     request = options.make_request(words, user=user, sudo=sudo, workdir=workdir, env=None, timeout=timeout, pty=pty)
-    boot_timeout_s = parse_duration_s(boot_timeout, flag="--boot-timeout", max_s=MAX_VERB_TIMEOUT_S)
+    boot_timeout_s = options.parse_boot_timeout(boot_timeout)
     config = options.make_vm_config(
         name=name, project=project, vcpus=vcpus, memory=memory, disk=disk, runtime=runtime, kernel=kernel,
         rootfs=rootfs, boot_args=boot_args, nested=nested, env=env, env_file=env_file, driver=driver,

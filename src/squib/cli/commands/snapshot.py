@@ -23,10 +23,6 @@ _COLUMNS = (
     Column("MADE", right=True),
 )
 
-_Ref = Annotated[
-    str, typer.Argument(metavar="SNAPSHOT", help="ID or name of a snapshot: squib snapshot ls.", show_default=False)
-]
-
 
 @command(
     "create",
@@ -95,7 +91,7 @@ async def list_snapshots(output: Output) -> None:
 
 
 @command("inspect", group=snapshot, examples=["squib snapshot inspect before-upgrade"])
-async def inspect(output: Output, snapshots: Annotated[list[str], typer.Argument(metavar="SNAPSHOT...")]) -> int:
+async def inspect(output: Output, snapshots: options.SnapshotRefs) -> int:
     """Show the details of snapshots as JSON."""
     from squib.cli.actions.each import for_each
 
@@ -105,7 +101,7 @@ async def inspect(output: Output, snapshots: Annotated[list[str], typer.Argument
 
 
 @command("delete", group=snapshot, aliases=["rm"], examples=["squib snapshot rm before-upgrade"])
-async def delete(output: Output, snapshots: Annotated[list[str], typer.Argument(metavar="SNAPSHOT...")]) -> int:
+async def delete(output: Output, snapshots: options.SnapshotRefs) -> int:
     """Delete snapshots. VMs created from them keep running."""
     from squib.cli.actions.each import for_each
     from squib.sdk.client import EngineClient

@@ -25,10 +25,8 @@ async def start(
     Suspended VMs resume. A VM that is already running is left alone.
     """
     from squib.cli.actions.each import change_each
-    from squib.cli.args.units import parse_duration_s
-    from squib.models.vm import MAX_VERB_TIMEOUT_S
 
-    boot_timeout_s = parse_duration_s(boot_timeout, flag="--boot-timeout", max_s=MAX_VERB_TIMEOUT_S)
+    boot_timeout_s = options.parse_boot_timeout(boot_timeout)
     return await change_each(
         output, vms, "starting", lambda engine, ref: engine.start_vm(ref, boot_timeout_s=boot_timeout_s, cold=cold)
     )

@@ -80,11 +80,9 @@ async def build(
 
     A VM is booted, saved and deleted. If the template exists, it is kept.
     """
-    from squib.cli.args.units import parse_duration_s
     from squib.cli.progress import steps
-    from squib.models.vm import MAX_VERB_TIMEOUT_S
 
-    boot_timeout_s = parse_duration_s(boot_timeout, flag="--boot-timeout", max_s=MAX_VERB_TIMEOUT_S)
+    boot_timeout_s = options.parse_boot_timeout(boot_timeout)
     config = options.make_vm_config(
         name=None, project=None, vcpus=vcpus, memory=memory, disk=disk, runtime=runtime, kernel=kernel,
         rootfs=rootfs, boot_args=boot_args, nested=nested, env=None, env_file=None, driver=driver,
