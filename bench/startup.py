@@ -47,7 +47,7 @@ _STEPS: tuple[tuple[object, str, Callable[..., str]], ...] = (
     (ApiClient, "request", lambda _, asked, **__: f"API: {asked.method} {asked.path}"),
     (templates, "replace_disk", lambda *_, **__: "copy the template's disk"),
     (templates, "leave", lambda *_, **__: "leave a template"),
-    (AgentClient, "connect", lambda *_, **__: "until the agent answers"),
+    (AgentClient, "shake_hands", lambda *_, **__: "until the agent answers"),
     (AgentClient, "setup", lambda *_, **__: "set the guest up"),
 )
 _OTHER = "everything else"
