@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import select
 import shutil
 import signal
@@ -27,6 +28,8 @@ from squib.sdk.client import EngineClient
 from tests.processes import engines, kill_engines, parent, until, watchdogs
 
 CGROUPS = Path("/sys/fs/cgroup")
+SEED = int(os.environ.get("SQUIB_TEST_SEED") or random.SystemRandom().randrange(1 << 32))
+"""Of the moments at which something is killed; a test that fails shows it."""
 PATIENCE = float(os.environ.get("SQUIB_TEST_PATIENCE", "1"))
 """How many times as long as usual engines and VMs may take. `tests.nested` sets it: its host is emulated."""
 

@@ -12,10 +12,9 @@ import pytest
 
 from squib import VM, SquibError, VMState
 from squib.paths import Home
-from tests.vm.conftest import PATIENCE, end_engine, engine_pids, resources
+from tests.vm.conftest import PATIENCE, SEED, end_engine, engine_pids, resources
 
 ROUNDS = max(2, round(20 / PATIENCE))
-SEED = int(os.environ.get("SQUIB_TEST_SEED") or random.SystemRandom().randrange(1 << 32))
 PROGRAM = """
 from squib import VM
 while True:

@@ -11,12 +11,11 @@ from pathlib import Path
 
 from squib import VM, SquibError, VMState
 from squib.paths import Home
-from tests.vm.conftest import wait_for_state
+from tests.vm.conftest import SEED, wait_for_state
 
 ROUNDS = 4
 FILES = 30
 FIND = "find / -xdev -name '.squib-*'"
-SEED = int(os.environ.get("SQUIB_TEST_SEED") or random.SystemRandom().randrange(1 << 32))
 
 
 def kill(vm: VM) -> None:

@@ -39,7 +39,7 @@ class SnapshotInfo(ResponseModel):
 
 
 class ForkResult(ResponseModel):
-    """One of the VMs that were asked for: the VM, or why there is none."""
+    """The result of one fork: the new VM, or the error."""
 
     vm: VMInfo | None = None
     error: WireError | None = None

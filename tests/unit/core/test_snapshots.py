@@ -1,7 +1,6 @@
 """Snapshots, VMs made from them, rollback and the tree."""
 
 import asyncio
-import os
 from pathlib import Path
 
 import pytest
@@ -309,7 +308,6 @@ async def test_the_files_of_a_snapshot_belong_to_the_user_alone(rig: Rig) -> Non
         made = await create_snapshot(engine, "web")
         assert made.paths.root.stat().st_mode & 0o077 == 0
         assert made.paths.manifest.stat().st_mode & 0o077 == 0
-        assert os.path.commonpath([made.paths.root, rig.home.root]) == str(rig.home.root)
 
 
 async def test_a_tree_with_a_loop_shows_all(rig: Rig) -> None:

@@ -347,7 +347,7 @@ async def test_a_vmm_that_hangs_while_it_is_saved_delays_its_vm_for_a_while(
     original = getattr(FakeMachine, step)
 
     async def hangs(self: FakeMachine, *paths: Path, **options: int) -> None:
-        await original(self, *paths, **options)  # it does what it is told, but does not answer
+        await original(self, *paths, **options)  # the VM is paused, but the answer is lost
         await asyncio.Event().wait()
 
     monkeypatch.setattr(FakeMachine, step, hangs)

@@ -247,7 +247,7 @@ async def test_a_connection_that_is_lost_says_that_the_command_goes_on(rig: Rig,
 
 @pytest.mark.anyio
 async def test_input_for_an_engine_that_has_just_died_is_not_taken_for_sent(tmp_path: Path) -> None:
-    """Typed before the client has noticed: whoever types sends it again, to the next engine."""
+    """The engine's socket is closed, and the client has not noticed yet."""
     home = Home(tmp_path)
     home.engine_socket.parent.mkdir(parents=True, exist_ok=True)
     accepted: list[ServerConnection] = []
