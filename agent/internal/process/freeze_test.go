@@ -105,7 +105,7 @@ func TestARestoredCommandGetsItsSignalFirst(t *testing.T) {
 
 func TestAFreezeThatFailsChangesNothing(t *testing.T) {
 	m := newManager(t, nil)
-	p := start(t, m, background("read x"))
+	p := start(t, m, background("exec sleep 1000"))
 	if err := m.Freeze(); err == nil || !strings.Contains(err.Error(), "cgroups") {
 		t.Errorf("got %v", err)
 	}
