@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -40,15 +41,24 @@ class AsyncUndo:
 async def to_its_end(running: asyncio.Future[T], on_cancel: Callable[[], None] = lambda: None) -> T:
     """Wait for ``running``.
 
-    On cancellation, call ``on_cancel`` and still wait until it finishes.
+    On cancellation, call ``on_cancel`` and still wait until it finishes, however often it is cancelled.
     """
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
         on_cancel()
-        await asyncio.wait({running})
+        await _until_done(running)
         running.exception()
         raise
+
+
+async def _until_done(running: asyncio.Future[T]) -> None:
+    from anyio import CancelScope  # it takes long to import, and few programs need it
+
+    with CancelScope(shield=True):  # anyio cancels a task again at each step
+        while not running.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({running})
 
 
 async def in_thread(work: Callable[..., T], *args: object) -> T:

@@ -2,9 +2,10 @@
 
 import asyncio
 
+import anyio
 import pytest
 
-from squib.undo import AsyncUndo, Undo
+from squib.undo import AsyncUndo, Undo, to_its_end
 
 REASONS = [ValueError, KeyboardInterrupt, SystemExit, GeneratorExit, StopIteration, asyncio.CancelledError]
 
@@ -47,3 +48,30 @@ async def test_a_block_that_succeeds_is_not_undone() -> None:
     async with AsyncUndo(undo):
         pass
     assert undone == []
+
+
+@pytest.mark.anyio
+async def test_work_is_waited_for_however_often_it_is_cancelled() -> None:
+    may_end = asyncio.Event()
+    running = asyncio.create_task(may_end.wait())
+    waiting = asyncio.create_task(to_its_end(running))
+    for _ in range(3):
+        await asyncio.sleep(0)
+        waiting.cancel()
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert running.done()
+
+
+@pytest.mark.anyio
+async def test_work_is_waited_for_in_a_scope_that_is_cancelled() -> None:
+    may_end = asyncio.Event()
+    running = asyncio.create_task(may_end.wait())
+    with anyio.CancelScope() as scope:
+        asyncio.get_running_loop().call_later(0.05, may_end.set)
+        scope.cancel()
+        await to_its_end(running)
+    assert running.done()

@@ -207,9 +207,11 @@ class EngineClient(HTTPClient):
         try:
             yield binding
         finally:
-            await asyncio.wait({binding}, timeout=_HOLD_END_S)  # the request ends when the VM is deleted
-            binding.cancel()
-            await asyncio.wait({binding})
+            try:
+                await asyncio.wait({binding}, timeout=_HOLD_END_S)  # the request ends when the VM is deleted
+            finally:  # also if this is cancelled: a request that goes on would use a client that is closed
+                binding.cancel()
+                await asyncio.wait({binding})
 
     async def _bind(self, ref: str, if_bound: bool) -> None:
         path = f"{_vm_path(ref)}/hold" + ("?if_bound=true" if if_bound else "")

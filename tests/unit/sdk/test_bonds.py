@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import random
 import signal
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator
 import anyio
 import pytest
 
-from squib import VM, AsyncVM, VMState
+from squib import VM, AsyncVM, EngineClient, VMState
 from squib.core.engine import Engine
 from squib.core.lifecycle import bonds
 from squib.store.records import VMRecord
@@ -71,6 +72,7 @@ def bound(served: Served, short_grace: None) -> Iterator[Served]:
     yield served
     for record in others(served):
         VM.from_id(record).delete()
+    gc.collect()  # a connection that nobody has closed fails the test: ResourceWarning
 
 
 def records(served: Served) -> list[VMRecord]:
@@ -189,6 +191,23 @@ async def test_tasks_that_are_cancelled_at_any_moment_leave_no_vm(bound: Served)
             task.cancel()
         await asyncio.wait(tasks)
     await asyncio.to_thread(nothing_is_left, bound)
+
+
+@pytest.mark.anyio
+async def test_a_hold_ends_if_its_end_is_cancelled(bound: Served) -> None:
+    async with AsyncVM(bound.rig.config) as vm, EngineClient() as engine:
+        held: list[asyncio.Task[None]] = []
+
+        async def hold() -> None:
+            async with engine.bind_lifetime(vm.vm_id) as binding:
+                held.append(binding)
+
+        holding = asyncio.create_task(hold())
+        while not held:
+            await asyncio.sleep(0)
+        holding.cancel()
+        await asyncio.wait({holding})
+        assert held[0].done()
 
 
 @pytest.mark.slow
