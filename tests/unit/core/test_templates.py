@@ -18,6 +18,7 @@ from squib.core.lifecycle.stop import stop_vm
 from squib.core.snapshots import manage, templates
 from squib.drivers.base import Capabilities, SavedMemory
 from squib.errors import BootTimeout, DiskFull, NotFound, Superseded, ToolFailed, Unsupported
+from squib.guest.agent import AgentClient
 from squib.host import files
 from squib.models import TemplateInfo, VMState
 from squib.paths import SavedPaths
@@ -59,6 +60,29 @@ async def test_the_first_vm_of_a_configuration_boots_and_the_others_are_its_clon
     async with rig.running() as engine:  # the next engine has them too
         await create(engine, rig)
         assert kinds(rig)[-1] == "clone"
+
+
+@pytest.mark.anyio
+async def test_a_template_has_run_a_command_and_is_frozen(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+
+    def note(owner: type, name: str) -> None:
+        function = getattr(owner, name)
+
+        def noted(*arguments: object, **options: object) -> object:
+            steps.append(name)
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    for name in ("setup", "exec", "freeze", "end_session"):
+        note(AgentClient, name)
+    note(FakeMachine, "save")
+    async with rig.running() as engine:
+        await create(engine, rig)
+        assert steps == ["setup", "exec", "freeze", "end_session", "save", "setup"]
+        await create(engine, rig)
+        assert (kinds(rig), steps[6:]) == (["boot", "clone"], ["setup"])
 
 
 @pytest.mark.anyio

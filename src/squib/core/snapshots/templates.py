@@ -29,9 +29,10 @@ from squib.core.engine import Engine, RunningVM
 from squib.core.snapshots import saved
 from squib.core.snapshots.making import Making
 from squib.drivers.base import MachineSpec, SavedMemory
-from squib.errors import SquibError
+from squib.errors import ExecError, SquibError
+from squib.guest.agent import Identity
 from squib.host import files
-from squib.models import StoredModel
+from squib.models import ExecRequest, StoredModel
 from squib.paths import SavedPaths
 from squib.store.database import now
 from squib.store.records import VMRecord
@@ -48,6 +49,8 @@ SPARE_BYTES = 256 << 20
 _FORMAT_VERSION = 1
 _END_SESSION_TIMEOUT_S = 5.0
 _GENERATION_BYTES = 4
+_NOBODY = Identity("template", "template", "0" * 32)
+_MAX_FRAMES_BYTES = 1 << 16
 
 
 class Manifest(StoredModel):
@@ -186,9 +189,10 @@ async def finished(engine: Engine, template_id: str = "") -> Making | None:
 async def _capture(engine: Engine, build: Build, record: VMRecord, vm: RunningVM) -> None:
     """Save the paused guest's memory, devices and disk.
 
-    The agent is left as after a boot: without a session, waiting for the host.
+    The agent is left without a session, and frozen: it serves a clone only after a setup.
     """
     paths = SavedPaths(build.folder)
+    await _warm_up(vm)
     await vm.agent.end_session(timeout_s=_END_SESSION_TIMEOUT_S)
     try:
         await vm.machine.pause()
@@ -197,6 +201,19 @@ async def _capture(engine: Engine, build: Build, record: VMRecord, vm: RunningVM
     finally:
         await vm.machine.resume()
     await complete()
+
+
+async def _warm_up(vm: RunningVM) -> None:
+    """Do once what every clone does first, and freeze the guest.
+
+    A clone then finds in its memory what this has read from the disk, and starts its first command in two thirds of the
+    time.
+    """
+    await vm.agent.setup(_NOBODY, env={})
+    with contextlib.suppress(ExecError):  # not every image has a shell
+        async with await vm.agent.exec(ExecRequest(argv=["/bin/sh", "-c", "/bin/true"])) as response:
+            await response.read(max_bytes=_MAX_FRAMES_BYTES)
+    await vm.agent.freeze(sync=False)
 
 
 def _finish(engine: Engine, build: Build, template_id: str, record: VMRecord) -> None:
