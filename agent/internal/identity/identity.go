@@ -4,6 +4,7 @@ package identity
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -47,14 +48,14 @@ func (g Guest) SetHostname(name string) error {
 
 // WriteHostname writes the name to /etc/hostname and /etc/hosts.
 func (g Guest) WriteHostname(name string) error {
-	if err := g.write("etc/hostname", name+"\n", 0o644); err != nil {
+	if err := g.update("etc/hostname", name+"\n", 0o644); err != nil {
 		return err
 	}
 	old, err := guestfile.Read(g.path("etc/hosts"))
 	if err != nil && !os.IsNotExist(err) {
 		return err
 	}
-	return g.write("etc/hosts", hosts(string(old), name), 0o644)
+	return g.update("etc/hosts", hosts(string(old), name), 0o644)
 }
 
 // hosts returns the contents of /etc/hosts with the agent's line replaced. It adds localhost if
@@ -95,7 +96,7 @@ func (g Guest) SetMachineID(id string) error {
 	if err := CheckMachineID(id); err != nil {
 		return err
 	}
-	return g.write("etc/machine-id", id+"\n", 0o444)
+	return g.update("etc/machine-id", id+"\n", 0o444)
 }
 
 // bootIDForm is that of /proc/sys/kernel/random/boot_id: a UUID in lower case.
@@ -164,6 +165,38 @@ func (Guest) SetClock(now time.Time) error {
 }
 
 func (g Guest) path(name string) string { return filepath.Join("/", g.Root, name) }
+
+// mostInPlace is the largest content that the disk takes as a whole or not at all: a block.
+const mostInPlace = 4096
+
+// update gives a file this content. An emulated guest that is new needs 0.1 s to replace one for the first time, and
+// less than half of that to write to one that is there. No command runs meanwhile, so none reads a part of it.
+func (g Guest) update(name, content string, mode os.FileMode) error {
+	if g.overwrite(name, content) == nil {
+		return nil
+	}
+	return g.write(name, content, mode)
+}
+
+// overwrite writes to a small regular file that has no other name. It fails for any other, and changes nothing.
+func (g Guest) overwrite(name, content string) error {
+	f, err := os.OpenFile(g.path(name), os.O_WRONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var info syscall.Stat_t
+	if err := syscall.Fstat(int(f.Fd()), &info); err != nil {
+		return err
+	}
+	if info.Mode&syscall.S_IFMT != syscall.S_IFREG || info.Nlink != 1 || max(info.Size, int64(len(content))) > mostInPlace {
+		return errors.New("it has to be replaced")
+	}
+	if _, err := f.WriteAt([]byte(content), 0); err != nil || info.Size <= int64(len(content)) {
+		return err
+	}
+	return f.Truncate(int64(len(content)))
+}
 
 // write replaces a file by rename. Readers never see an incomplete file, and a symbolic link in its
 // place is not followed.

@@ -1,8 +1,10 @@
 package identity
 
 import (
+	"errors"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -51,6 +53,47 @@ func TestFilesAreReplacedAndLinksNotFollowed(t *testing.T) {
 	}
 	if entries, _ := os.ReadDir(root + "/etc"); len(entries) != 3 {
 		t.Errorf("left over: %v", entries)
+	}
+}
+
+func TestFilesAreUpdatedInPlaceUnlessTheyAreSomethingElse(t *testing.T) {
+	const long, short = "a-name-that-is-long", "short"
+	large := strings.Repeat("x", mostInPlace+1)
+	for kind, c := range map[string]struct {
+		prepare func(path string) error
+		inPlace bool
+	}{
+		"a file":       {func(path string) error { return os.WriteFile(path, []byte(long), 0o640) }, true},
+		"a large file": {func(path string) error { return os.WriteFile(path, []byte(large), 0o644) }, false},
+		"a pipe":       {func(path string) error { return syscall.Mkfifo(path, 0o644) }, false},
+		"nothing":      {func(string) error { return nil }, false},
+		"a second name": {func(path string) error {
+			return errors.Join(os.WriteFile(path+".other", []byte(long), 0o644), os.Link(path+".other", path))
+		}, false},
+	} {
+		t.Run(kind, func(t *testing.T) {
+			root := t.TempDir()
+			path := root + "/file"
+			if err := c.prepare(path); err != nil {
+				t.Fatal(err)
+			}
+			before, _ := os.Lstat(path)
+			for _, content := range []string{short, long, short} {
+				if err := (Guest{root}).update("file", content, 0o644); err != nil {
+					t.Fatal(err)
+				}
+				if got, _ := os.ReadFile(path); string(got) != content {
+					t.Fatalf("got %q, want %q", got, content)
+				}
+				after, _ := os.Lstat(path)
+				if c.inPlace != os.SameFile(before, after) || c.inPlace && after.Mode() != before.Mode() {
+					t.Fatalf("in place: %v, want %v; mode %v, before %v", !c.inPlace, c.inPlace, after.Mode(), before.Mode())
+				}
+			}
+			if other, err := os.ReadFile(path + ".other"); err == nil && string(other) != long {
+				t.Fatalf("the other name has %q", other)
+			}
+		})
 	}
 }
 

@@ -49,7 +49,7 @@ SPARE_BYTES = 256 << 20
 _FORMAT_VERSION = 1
 _END_SESSION_TIMEOUT_S = 5.0
 _GENERATION_BYTES = 4
-_NOBODY = Identity("template", "template", "0" * 32)
+_NOBODY = Identity("vm-template", "vm-template", "0" * 32)
 _MAX_FRAMES_BYTES = 1 << 16
 
 
