@@ -26,6 +26,7 @@ from squib.core.startup import open_engine
 from squib.drivers.firecracker import driver as firecracker
 from squib.drivers.firecracker.api import ApiClient
 from squib.drivers.qemu import driver as qemu
+from squib.drivers.qemu import memories
 from squib.drivers.qemu.qmp import QMP
 from squib.drivers.registry import find_drivers
 from squib.guest.agent import AgentClient
@@ -36,10 +37,11 @@ from squib.paths import Home
 Steps = dict[str, float]
 """Seconds by step, in the order in which the steps began."""
 _STEPS: tuple[tuple[object, str, Callable[..., str]], ...] = (
-    (qemu.QemuDriver, "_open", lambda *_, **__: "open files, make or load the guest's memory"),
+    (qemu.QemuDriver, "_open", lambda *_, **__: "open files"),
     (jail, "start", lambda *_, **__: "make the jail, start QEMU"),
+    (memories.LoadingMemory, "loaded", lambda *_, **__: "load the guest's memory"),
     (QMP, "connect", lambda *_, **__: "wait for QEMU's monitor"),
-    (qemu, "_wait_until_loaded", lambda *_, **__: "load the state of the devices"),
+    (qemu, "_load_devices", lambda *_, **__: "load the state of the devices"),
     (jail.Confined, "seal", lambda *_, **__: "seal the jail"),
     (QMP, "execute", lambda _, command, *__, **___: f"monitor: {command}"),
     (chroot, "run", lambda *_, **__: "make the chroot, run the jailer"),

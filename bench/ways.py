@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from asyncio.subprocess import DEVNULL
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -212,23 +212,28 @@ async def _start(
     """Start a VMM that has loaded what ``saved`` holds; return its pid. It ends with ``children``."""
     paths = QemuPaths(saved / name)
     paths.root.mkdir()
-    memory = SavedMemory(_MEM_SIZE_MIB, saved / "memory", saved / "devices")
-    is_stream = name.startswith("stream")
-    spec = replace(spec, memory=FreshMemory(_MEM_SIZE_MIB) if is_stream else memory)
+    fresh = replace(spec, memory=FreshMemory(_MEM_SIZE_MIB))
+    mapped = replace(spec, memory=SavedMemory(_MEM_SIZE_MIB, saved / "memory", saved / "devices"))
+    is_memfd, is_stream = name.startswith("memfd"), name.startswith("stream")
     with contextlib.ExitStack() as opened:
-        fds = await driver._open(spec, paths, opened, private=False)
+        fds, loading = driver._open(mapped if is_memfd else fresh, paths, opened, private=False)
         if is_stream:
             fds = replace(fds, devices=_opened(saved / "stream", os.O_RDONLY, opened))
-        elif name.startswith("file"):
-            fds = replace(fds, memory=_opened(saved / "memory", os.O_RDWR, opened))
-        argv = command_line(spec, fds, driver._acceleration, program=PROGRAM)
+        elif not is_memfd:
+            memory = _opened(saved / "memory", os.O_RDWR, opened)
+            fds = replace(fds, memory=memory, devices=_opened(saved / "devices", os.O_RDONLY, opened))
+        argv = command_line(fresh if is_stream else mapped, fds, driver._acceleration, program=PROGRAM)
         if is_stream:
-            argv = list(_without(argv, _NO_CONFIGURATION))
+            argv = _without(argv, _NO_CONFIGURATION)
         process = await asyncio.create_subprocess_exec(*argv, pass_fds=fds.all(), stdout=DEVNULL, stderr=DEVNULL)
         children.push_async_callback(process.wait)
         children.callback(process.kill)
+    if loading:
+        await loading.loaded()
     qmp = await QMP.connect(paths.qmp_socket, timeout_s=_TIMEOUT_S)
     children.callback(qmp.close)
+    assert fds.devices is not None
+    await qmp.execute("migrate-incoming", {"uri": f"fd:{fds.devices}"})
     while cast(dict[str, Any], await qmp.execute("query-status"))["status"] == "inmigrate":
         await asyncio.sleep(_POLL_S)
     return process.pid
@@ -240,10 +245,10 @@ def _opened(path: Path, flags: int, opened: contextlib.ExitStack) -> int:
     return fd
 
 
-def _without(words: list[str], pair: list[str]) -> Iterator[str]:
+def _without(words: list[str], pair: list[str]) -> list[str]:
     """Return ``words`` without the first two that are this ``pair``."""
     at = next(at for at, two in enumerate(itertools.pairwise(words)) if list(two) == pair)
-    return itertools.chain(words[:at], words[at + 2 :])
+    return words[:at] + words[at + 2 :]
 
 
 if __name__ == "__main__":

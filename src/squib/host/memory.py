@@ -29,25 +29,23 @@ _SCAN_PAGES = 1 << 16
 _COPY_BYTES = 1 << 20
 
 
-def fresh(size_mib: int) -> int:
+def fresh(size_bytes: int) -> int:
     """Return a memfd of zeros, whose size cannot change while it is mapped. The caller closes it."""
     fd = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, size_mib << 20)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-    return fd
-
-
-def filled(source: Path) -> int:
-    """Return a sealed memfd with the content of a file: no process can write to it. The caller closes it.
-
-    Raises `OSError`.
-    """
-    fd = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with Undo(lambda: os.close(fd)):
-        with source.open("rb") as file:
-            copy_file(file.fileno(), fd)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
+        os.ftruncate(fd, size_bytes)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
     return fd
+
+
+def fill(memfd: OwnedFd, source: Path) -> None:
+    """Give a memfd of zeros the content of a file of its size, and seal it: no process can write to it from then on.
+
+    It may be mapped privately meanwhile. Raises `OSError`.
+    """
+    with source.open("rb") as file:
+        copy_file(file.fileno(), memfd.fileno())
+    fcntl.fcntl(memfd.fileno(), fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
 
 
 @dataclass(frozen=True)

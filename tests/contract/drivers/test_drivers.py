@@ -1,8 +1,11 @@
 """What every driver does: launch, connect, pause, resume, end, detach, adopt, and leave nothing behind."""
 
 import asyncio
+import contextlib
 import os
 import signal
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +14,11 @@ import pytest
 from squib.drivers.base import ExitKind, Nic, SavedMemory
 from squib.errors import BootFailed, Unsupported, WrongState
 from squib.guest.agent import AgentClient
+from squib.host import memory
+from squib.host.files import OwnedFd
 from squib.models import ExecRequest
 from squib.protocol.frames import CommandEnd, FrameDecoder, FrameKind
-from tests.contract.drivers.implementations import BOOT_TIMEOUT_S, Subject, agent_of, broken
+from tests.contract.drivers.implementations import BOOT_TIMEOUT_S, Subject, agent_of, broken, subject
 
 pytestmark = pytest.mark.anyio
 
@@ -227,3 +232,38 @@ async def test_a_driver_describes_itself(machine: Subject) -> None:
     assert driver.name and driver.accelerator
     assert driver.memory_overhead_mib(machine.spec) > 0
     assert all(check.name for check in await driver.checks())
+
+
+def maps_memory(pid: int) -> bool:
+    """Whether a process has mapped a guest's memory."""
+    with contextlib.suppress(OSError):  # it has ended
+        return "memfd:squib-memory" in Path(f"/proc/{pid}/maps").read_text()
+    return False
+
+
+@pytest.mark.vm
+async def test_qemu_starts_while_its_memory_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It maps the memory before there is anything in it, and writes nothing there."""
+    fill, has_mapped = memory.fill, threading.Event()
+
+    def late(memfd: OwnedFd, path: Path) -> None:
+        while not any(map(maps_memory, qemu.processes())):
+            time.sleep(0.01)
+        has_mapped.set()
+        fill(memfd, path)
+
+    monkeypatch.setattr(memory, "fill", late)
+    async with subject("qemu", tmp_path) as qemu:
+        vmm = await qemu.launch()
+        async with agent_of(vmm) as agent:
+            assert await run(agent, "true") == 0
+        await vmm.pause()
+        saved = SavedMemory(qemu.spec.memory.size_mib, tmp_path / "memory", tmp_path / "devices")
+        await (await vmm.save(saved.memory, saved.devices, size_mib=saved.size_mib))()
+        await vmm.kill()
+        clone = await qemu.launch(replace(qemu.spec, memory=saved))
+        assert has_mapped.is_set()
+        await clone.resume()
+        async with agent_of(clone) as agent:
+            assert await run(agent, "true") == 0
+        await clone.kill()

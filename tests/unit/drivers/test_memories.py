@@ -1,6 +1,7 @@
 """The memfds of saved memories: each file is loaded once, and none is kept for nothing."""
 
 import asyncio
+import gc
 import os
 import threading
 from pathlib import Path
@@ -8,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from squib.drivers.qemu import memories
-from squib.drivers.qemu.memories import SavedMemories
+from squib.drivers.qemu.memories import LoadingMemory, SavedMemories
 from squib.errors import HostError
 from squib.host import memory
+from squib.host.files import OwnedFd
 
 pytestmark = pytest.mark.anyio
 
@@ -34,16 +36,19 @@ def memfds() -> int:
     return count
 
 
+async def content(loading: LoadingMemory) -> bytes:
+    """The first bytes of a memory, as soon as it is loaded."""
+    await loading.loaded()
+    return os.pread(loading.memfd.fileno(), 9, 0)
+
+
 async def test_a_file_is_loaded_once(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[Path] = []
-    filled = memory.filled
-    monkeypatch.setattr(memory, "filled", lambda path: loaded.append(path) or filled(path))
+    fill = memory.fill
+    monkeypatch.setattr(memory, "fill", lambda memfd, path: loaded.append(path) or fill(memfd, path))
     saved = SavedMemories()
-    fds = await asyncio.gather(*(saved.open(files[0]) for _ in range(5)))
-    assert loaded == [files[0]]
-    for fd in fds:
-        assert os.pread(fd, 9, 0) == bytes(9)
-        os.close(fd)
+    found = await asyncio.gather(*(content(saved.open(files[3])) for _ in range(5)))
+    assert (loaded, found) == ([files[3]], [b"\3" * 9] * 5)
 
 
 async def test_only_the_last_ones_are_kept_and_none_of_a_file_that_is_gone(
@@ -51,12 +56,12 @@ async def test_only_the_last_ones_are_kept_and_none_of_a_file_that_is_gone(
 ) -> None:
     saved, before = SavedMemories(), memfds()
     for path in files:
-        os.close(await saved.open(path))
+        await content(saved.open(path))
     assert memfds() == before + memories._KEPT
     for path in files[:-1]:
         path.unlink()
     monkeypatch.setattr(memories, "_KEPT_S", 0.01)
-    os.close(await saved.open(files[-1]))
+    await content(saved.open(files[-1]))
     async with asyncio.timeout(5):
         while memfds() != before + 1:
             await asyncio.sleep(0.01)
@@ -64,35 +69,47 @@ async def test_only_the_last_ones_are_kept_and_none_of_a_file_that_is_gone(
 
 async def test_a_link_to_a_file_has_its_memory(files: list[Path], tmp_path: Path) -> None:
     saved, before = SavedMemories(), memfds()
-    os.close(await saved.open(files[0]))
+    await content(saved.open(files[0]))
     (tmp_path / "link").hardlink_to(files[0])
     files[0].unlink()
-    os.close(await saved.open(tmp_path / "link"))
+    await content(saved.open(tmp_path / "link"))
     assert memfds() == before + 1
 
 
-async def test_a_load_that_is_cancelled_leaves_nothing(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    filled, started, go = memory.filled, threading.Event(), threading.Event()
+async def test_a_load_whose_caller_is_cancelled_goes_on(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    fill, started, go = memory.fill, threading.Event(), threading.Event()
 
-    def slow(path: Path) -> int:
+    def slow(memfd: OwnedFd, path: Path) -> None:
         started.set()
         go.wait(10)
-        return filled(path)
+        fill(memfd, path)
 
-    monkeypatch.setattr(memory, "filled", slow)
+    monkeypatch.setattr(memory, "fill", slow)
     saved, before = SavedMemories(), memfds()
-    opening = asyncio.create_task(saved.open(files[0]))
+    waiting = asyncio.create_task(content(saved.open(files[5])))
     await asyncio.to_thread(started.wait, 10)
-    opening.cancel()
-    await asyncio.wait({opening})
-    assert opening.cancelled()
+    waiting.cancel()
+    await asyncio.wait({waiting})
+    assert waiting.cancelled()
     go.set()
-    os.close(await saved.open(files[0]))
-    async with asyncio.timeout(10):
-        while memfds() != before + 1:  # the one that is kept
-            await asyncio.sleep(0.01)
+    assert await content(saved.open(files[5])) == b"\5" * 9
+    del saved, waiting
+    gc.collect()
+    assert memfds() == before
 
 
 async def test_a_file_that_is_missing_is_an_error_with_its_name(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="nosuch cannot be loaded"):
-        await SavedMemories().open(tmp_path / "nosuch")
+        SavedMemories().open(tmp_path / "nosuch")
+
+
+async def test_a_load_that_fails_is_an_error_and_is_tried_again(
+    files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = SavedMemories()
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "fill", lambda memfd, path: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        for _ in range(2):
+            with pytest.raises(HostError, match=r"memory-4 cannot be loaded: Input/output error"):
+                await content(saved.open(files[4]))
+    assert await content(saved.open(files[4])) == b"\4" * 9

@@ -12,6 +12,7 @@ import pytest
 
 from squib.errors import HostError
 from squib.host import memory
+from squib.host.files import OwnedFd
 
 MIB = 1 << 20
 SIZE_MIB = 16
@@ -49,6 +50,13 @@ class Guest:
         self.process.communicate()
 
 
+def filled(source: Path) -> int:
+    """A sealed memfd with the content of a file."""
+    memfd = OwnedFd(memory.fresh(source.stat().st_size))
+    memory.fill(memfd, source)
+    return os.dup(memfd.fileno())
+
+
 @pytest.fixture
 def guests() -> Iterator[list[Guest]]:
     started: list[Guest] = []
@@ -62,7 +70,7 @@ def page(content: bytes, number: int) -> bytes:
 
 
 def test_of_fresh_memory_all_that_was_written_is_saved(guests: list[Guest], tmp_path: Path) -> None:
-    guests.append(Guest(memory.fresh(SIZE_MIB), "MAP_SHARED", [0, 100, 4095]))
+    guests.append(Guest(memory.fresh(SIZE_MIB << 20), "MAP_SHARED", [0, 100, 4095]))
     saved = guests[0].save(tmp_path / "saved")
     assert len(saved) == SIZE_MIB * MIB
     assert [page(saved, number) for number in (0, 100, 4095)] == [b"mine"] * 3
@@ -73,7 +81,7 @@ def test_of_fresh_memory_all_that_was_written_is_saved(guests: list[Guest], tmp_
 def test_of_a_clones_memory_only_its_own_pages_are_saved(guests: list[Guest], tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(b"base" * (SIZE_MIB * MIB // 4))
-    guests.append(Guest(memory.filled(source), "MAP_PRIVATE", [1, 2, 4095]))
+    guests.append(Guest(filled(source), "MAP_PRIVATE", [1, 2, 4095]))
     saved = guests[0].save(tmp_path / "saved")
     assert len(saved) == SIZE_MIB * MIB
     assert [page(saved, number) for number in (0, 1, 2, 8, 4095)] == [bytes(4), b"mine", b"mine", bytes(4), b"mine"]
@@ -90,7 +98,7 @@ def test_of_a_clones_memory_only_its_own_pages_are_saved(guests: list[Guest], tm
 def test_pages_of_zeros_that_a_clone_has_written_stay_zeros(guests: list[Guest], tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(b"base" * (SIZE_MIB * MIB // 4))
-    guests.append(Guest(memory.filled(source), "MAP_PRIVATE", [], zeros=7))
+    guests.append(Guest(filled(source), "MAP_PRIVATE", [], zeros=7))
     guests[0].save(tmp_path / "saved")
     guests[0].shared.add_to(tmp_path / "saved")
     assert page((tmp_path / "saved").read_bytes(), 7) == bytes(4)
@@ -98,7 +106,7 @@ def test_pages_of_zeros_that_a_clone_has_written_stay_zeros(guests: list[Guest],
 
 def test_a_filled_memory_cannot_be_changed(tmp_path: Path) -> None:
     (tmp_path / "source").write_bytes(b"base" * 1024)
-    fd = memory.filled(tmp_path / "source")
+    fd = filled(tmp_path / "source")
     for change in (
         lambda: os.write(fd, b"x"),
         lambda: os.ftruncate(fd, 0),
@@ -113,14 +121,14 @@ def test_a_filled_memory_cannot_be_changed(tmp_path: Path) -> None:
 def test_a_process_with_other_memory_than_its_guest_should_have_is_refused(
     guests: list[Guest], tmp_path: Path, size_mib: int, maps: int
 ) -> None:
-    guests.append(Guest(memory.fresh(SIZE_MIB), "MAP_SHARED", [0], maps))
+    guests.append(Guest(memory.fresh(SIZE_MIB << 20), "MAP_SHARED", [0], maps))
     with pytest.raises(HostError, match=f"maps {SIZE_MIB} MiB.* as a guest's memory, not {size_mib} MiB"):
         guests[0].save(tmp_path / "saved", size_mib)
     assert (tmp_path / "saved").stat().st_size == 0
 
 
 def test_a_process_that_is_gone_cannot_be_saved(guests: list[Guest], tmp_path: Path) -> None:
-    guests.append(Guest(memory.fresh(SIZE_MIB), "MAP_SHARED", [0]))
+    guests.append(Guest(memory.fresh(SIZE_MIB << 20), "MAP_SHARED", [0]))
     guests[0].end()
     with pytest.raises(HostError, match="cannot be read"):
         guests[0].save(tmp_path / "saved")
@@ -132,7 +140,7 @@ def test_a_write_that_is_cut_short_is_continued(
     """As on a disk that is nearly full."""
     source = tmp_path / "source"
     source.write_bytes(bytes(SIZE_MIB * MIB))
-    guests.append(Guest(memory.filled(source), "MAP_PRIVATE", [1, 2, 3]))
+    guests.append(Guest(filled(source), "MAP_PRIVATE", [1, 2, 3]))
     pwrite = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: pwrite(fd, data[:5000], offset))
     saved = guests[0].save(tmp_path / "saved")
@@ -145,7 +153,7 @@ def test_a_full_disk_is_no_fault_of_the_process(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    guests.append(Guest(memory.fresh(SIZE_MIB), "MAP_SHARED", [0]))
+    guests.append(Guest(memory.fresh(SIZE_MIB << 20), "MAP_SHARED", [0]))
     monkeypatch.setattr(memory, "copy_file", full)
     with pytest.raises(OSError, match="No space") as caught:
         guests[0].save(tmp_path / "saved")

@@ -158,13 +158,16 @@ def _device_options(spec: MachineSpec, fds: Descriptors) -> list[str]:
 
 
 def _restore_options(fds: Descriptors) -> list[str]:
-    """Return the options that load the state of the devices, as a migration that has no memory in it.
+    """Return the options for a state of the devices, which is a migration that has no memory in it.
+
+    QEMU loads it when the engine tells it to (``migrate-incoming``). It may read the memory then, which is loaded while
+    QEMU starts.
 
     `squib.drivers.qemu.machine.QemuMachine.save` wrote it, with a header that has no description of the machine.
     """
     if fds.devices is None:
         return []
-    return ["-global", "migration.send-configuration=off", "-incoming", f"fd:{fds.devices}"]
+    return ["-global", "migration.send-configuration=off", "-incoming", "defer"]
 
 
 def _chardev(name: str, fd: int) -> list[str]:

@@ -20,7 +20,7 @@ from squib.drivers.machine import remove_endpoints
 from squib.drivers.qemu import console
 from squib.drivers.qemu.command import Acceleration, Descriptors, command_line
 from squib.drivers.qemu.machine import QemuMachine
-from squib.drivers.qemu.memories import SavedMemories
+from squib.drivers.qemu.memories import LoadingMemory, SavedMemories
 from squib.drivers.qemu.qmp import QMP, TIMEOUT_S
 from squib.errors import BootFailed, DependencyMissing, HostError, ToolFailed, WrongState
 from squib.host import jail, logs, memory, proc, processes, sockets
@@ -131,7 +131,7 @@ class QemuDriver:
                     raise WrongState(f"a VMM of VM {spec.vm_id} is still running", hint=f"squib stop {spec.vm_id}")
                 undo.callback(remove_endpoints, paths)
                 undo.callback(processes.kill, identity)
-                fds = await self._open(spec, paths, opened, private=credentials is not None)
+                fds, loading = self._open(spec, paths, opened, private=credentials is not None)
                 argv = command_line(spec, fds, self._acceleration, program=PROGRAM)
                 # QEMU discards output while no client is connected, so connect before it starts.
                 connection = undo.enter_context(sockets.connect(paths.console_socket))
@@ -148,10 +148,13 @@ class QemuDriver:
             logs.remove(paths.console_log)
             serial = console.pump_console(connection, paths)
             undo.callback(serial.close)
+            if loading:
+                await loading.loaded()  # while QEMU starts
             try:
                 qmp = await QMP.connect(paths.qmp_socket, timeout_s=_MONITOR_TIMEOUT_S)
                 undo.callback(qmp.close)
-                await _wait_until_loaded(qmp)
+                if fds.devices is not None:
+                    await _load_devices(qmp, fds.devices)
                 await confined.seal()
                 if isinstance(spec.memory, FreshMemory):
                     await qmp.execute("cont")
@@ -160,17 +163,20 @@ class QemuDriver:
             undo.pop_all()
             return QemuMachine(confined.process, paths, qmp, serial, output)
 
-    async def _open(
+    def _open(
         self, spec: MachineSpec, paths: QemuPaths, opened: contextlib.ExitStack, *, private: bool
-    ) -> Descriptors:
-        """Open and create the files that QEMU inherits. ``private``: QEMU runs as another user than this process."""
+    ) -> tuple[Descriptors, LoadingMemory | None]:
+        """Open and create the files that QEMU inherits; return them, and its memory if that is still being loaded.
+
+        ``private``: QEMU runs as another user than this process.
+        """
         if isinstance(spec.memory, FreshMemory):
-            fd = memory.fresh(spec.memory.size_mib)
+            fd = memory.fresh(spec.memory.size_mib << 20)
             opened.callback(os.close, fd)
-            return _open(spec, paths, opened, fd, private=private)
-        fd = await self._saved.open(spec.memory.memory)
-        opened.callback(os.close, fd)
-        return _open(spec, paths, opened, fd, devices=spec.memory.devices, private=private)
+            return _open(spec, paths, opened, fd, private=private), None
+        loading = self._saved.open(spec.memory.memory)
+        fd = loading.memfd.fileno()
+        return _open(spec, paths, opened, fd, devices=spec.memory.devices, private=private), loading
 
     def _devices(self) -> tuple[str, ...]:
         return (str(KVM_DEVICE),) if self._acceleration.kvm else ()
@@ -270,11 +276,12 @@ def _memory_copy(source: int, name: str, opened: contextlib.ExitStack) -> int:
     return fd
 
 
-async def _wait_until_loaded(qmp: QMP) -> None:
-    """Wait until QEMU has loaded the saved state of its devices, if there is any.
+async def _load_devices(qmp: QMP, fd: int) -> None:
+    """Let QEMU load the saved state of its devices from a descriptor that it has inherited, and wait for that.
 
     Raises `ToolFailed` if QEMU ends, as it does if it cannot load them, or if that takes too long.
     """
+    await qmp.execute("migrate-incoming", {"uri": f"fd:{fd}"})
     try:
         async with asyncio.timeout(_MONITOR_TIMEOUT_S):
             while await _status(qmp) == "inmigrate":

@@ -7,7 +7,6 @@ of the file: no process can write to that.
 from __future__ import annotations
 
 import asyncio
-import os
 import weakref
 from pathlib import Path
 
@@ -21,38 +20,58 @@ _KEPT_S = 20.0
 """How long the memory of a file that was removed is kept: the other forks of a VM may be about to use it."""
 
 
+class LoadingMemory:
+    """A memfd that is being filled with the content of a file. It may be mapped before it is `loaded`, but not used."""
+
+    def __init__(self, path: Path, size_bytes: int) -> None:
+        self.path = path
+        """The file, by the name that was used last."""
+        self.memfd = OwnedFd(memory.fresh(size_bytes))
+        self.filling = asyncio.ensure_future(asyncio.to_thread(memory.fill, self.memfd, path))
+
+    async def loaded(self) -> None:
+        """Wait until the memfd has its content. Raises `HostError` if the file cannot be read."""
+        try:
+            await asyncio.shield(self.filling)
+        except OSError as error:
+            raise _cannot_load(self.path, error) from error
+
+
 class SavedMemories:
     """The memfds of the files that were used last. Links to one file have one memfd."""
 
     def __init__(self) -> None:
-        self._loaded: dict[tuple[int, ...], tuple[Path, OwnedFd]] = {}
-        """The memfds, and the path that each was used by last."""
-        self._loading = asyncio.Lock()
+        self._kept: dict[tuple[int, ...], LoadingMemory] = {}
 
-    async def open(self, path: Path) -> int:
-        """Return a descriptor of a memfd with the content of the file ``path``, which never changes.
+    def open(self, path: Path) -> LoadingMemory:
+        """Return the memfd for the file ``path``, which never changes. It is filled in the background.
 
-        The caller closes it.
-
-        Raises `HostError` if the file cannot be read.
+        Raises `HostError` if there is no such file.
         """
         try:
             found = path.stat()
             key = found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-            async with self._loading:
-                memfd = self._loaded.pop(key)[1] if key in self._loaded else OwnedFd(await _load(path))
-                self._loaded[key] = path, memfd  # the last one used is the last one forgotten
-                while len(self._loaded) > _KEPT:
-                    del self._loaded[next(iter(self._loaded))]
-                asyncio.get_running_loop().call_later(_KEPT_S, _forget_removed, weakref.ref(self))
-                return os.dup(memfd.fileno())
+            loading = self._kept.pop(key, None)
+            if loading is None:
+                loading = LoadingMemory(path, found.st_size)
+                loading.filling.add_done_callback(lambda filling: self._forget_failed(key, filling))
         except OSError as error:
-            raise HostError(f"the saved memory {path} cannot be loaded: {error.strerror}") from error
+            raise _cannot_load(path, error) from error
+        loading.path = path
+        self._kept[key] = loading  # the last one used is the last one forgotten
+        while len(self._kept) > _KEPT:
+            del self._kept[next(iter(self._kept))]
+        asyncio.get_running_loop().call_later(_KEPT_S, _forget_removed, weakref.ref(self))
+        return loading
+
+    def _forget_failed(self, key: tuple[int, ...], filling: asyncio.Future[None]) -> None:
+        if filling.cancelled() or filling.exception() is not None:
+            self._kept.pop(key, None)
 
     def _forget_removed(self) -> None:
-        for key, (path, _) in list(self._loaded.items()):
-            if not path.exists():
-                del self._loaded[key]
+        for key, loading in list(self._kept.items()):
+            if not loading.path.exists():
+                del self._kept[key]
 
 
 def _forget_removed(saved: weakref.ref[SavedMemories]) -> None:
@@ -60,16 +79,5 @@ def _forget_removed(saved: weakref.ref[SavedMemories]) -> None:
         found._forget_removed()
 
 
-async def _load(path: Path) -> int:
-    """Load a file in a thread. If this is cancelled, the thread's memfd is closed when it is there."""
-    loading = asyncio.ensure_future(asyncio.to_thread(memory.filled, path))
-    try:
-        return await asyncio.shield(loading)
-    except asyncio.CancelledError:
-        loading.add_done_callback(_close_result)
-        raise
-
-
-def _close_result(loading: asyncio.Future[int]) -> None:
-    if not loading.cancelled() and loading.exception() is None:
-        os.close(loading.result())
+def _cannot_load(path: Path, error: OSError) -> HostError:
+    return HostError(f"the saved memory {path} cannot be loaded: {error.strerror}")
