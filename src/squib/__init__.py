@@ -78,6 +78,7 @@ if TYPE_CHECKING:
         FileType,
         ProcessInfo,
         PtySize,
+        SnapshotInfo,
         VMConfig,
         VMInfo,
         VMState,
@@ -91,6 +92,7 @@ if TYPE_CHECKING:
     from squib.sdk.images import AsyncImages, Images
     from squib.sdk.process import Process
     from squib.sdk.result import CopyResult, ExecResult
+    from squib.sdk.snapshots import AsyncSnapshots, Snapshots
     from squib.sdk.syncfiles import Files
     from squib.sdk.vm import VM
     from squib.sdk.watching import AsyncWatch, Watch
@@ -110,6 +112,7 @@ __all__ = [
     "AsyncFiles",
     "AsyncImages",
     "AsyncProcess",
+    "AsyncSnapshots",
     "AsyncVM",
     "AsyncWatch",
     "BadWorkingDirectory",
@@ -169,6 +172,8 @@ __all__ = [
     "ProcessInfo",
     "PtySize",
     "RecordCorrupt",
+    "SnapshotInfo",
+    "Snapshots",
     "SquibError",
     "StdinClosed",
     "Superseded",
@@ -190,6 +195,7 @@ _HOME = {
     "AsyncFiles": "squib.sdk.files",
     "AsyncImages": "squib.sdk.images",
     "AsyncProcess": "squib.sdk.aio_process",
+    "AsyncSnapshots": "squib.sdk.snapshots",
     "AsyncVM": "squib.sdk.aio",
     "AsyncWatch": "squib.sdk.watching",
     "CommandEnd": "squib.protocol.frames",
@@ -208,6 +214,8 @@ _HOME = {
     "Process": "squib.sdk.process",
     "ProcessInfo": "squib.models",
     "PtySize": "squib.models",
+    "SnapshotInfo": "squib.models",
+    "Snapshots": "squib.sdk.snapshots",
     "VMConfig": "squib.models",
     "VMInfo": "squib.models",
     "VMState": "squib.models",

@@ -18,11 +18,11 @@ from squib.models import OLDER_CLIENT
 from squib.protocol.headers import CLIENT_HEADER
 
 MAX_BODY_BYTES = 16 << 20
-"""The limit for every request except streams of bytes into a guest, which are passed on as they come.
+"""The limit for every request except streams of bytes into a guest or a snapshot, which are taken as they come.
 
 Linux takes 2 MiB of arguments and environment. In JSON a byte may be escaped to six.
 """
-_STREAMED = re.compile(r"POST .*/stdin|PUT .*/files(/tar)?")
+_STREAMED = re.compile(r"POST .*/stdin|PUT .*/files(/tar)?|POST /v1/snapshots/import")
 _POLICY_VIOLATION = 1008
 _OLDER_AGENT = "python-httpx/"
 """How the User-Agent of squib 0.1.0 begins, which does not send `CLIENT_HEADER`."""

@@ -1,4 +1,4 @@
-"""Streamed responses: bytes from a guest, and progress of long operations."""
+"""Streamed responses: bytes, and progress of long operations."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Protocol
 
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from squib.api.schema import ProgressEvent
-from squib.core.guestio.files import GuestStream
 from squib.errors import SquibError
 from squib.models import OnProgress, Progress, WireError
 from squib.protocol.errors import to_wire
@@ -25,13 +25,27 @@ Work = Callable[[OnProgress], Awaitable[ProgressEvent]]
 """A long operation. It reports its steps and returns the event that ends the stream."""
 
 
-class ProxyResponse(StreamingResponse):
-    """Pass a guest's bytes on to the client as they come.
+class ByteStream(Protocol):
+    """Bytes for a client, from a guest or from files. ``length`` is their number if it is known in advance."""
 
-    If the guest fails, the connection closes before the response ends, so that no client takes it for complete.
+    @property
+    def length(self) -> int | None:
+        """Return how many bytes there are, ``None`` if that is not known."""
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """Yield the bytes."""
+
+    def close(self) -> None:
+        """Release what they come from. Idempotent."""
+
+
+class ProxyResponse(StreamingResponse):
+    """Pass bytes on to the client as they come.
+
+    If their source fails, the connection closes before the response ends, so that no client takes it for complete.
     """
 
-    def __init__(self, stream: GuestStream, media_type: str) -> None:
+    def __init__(self, stream: ByteStream, media_type: str) -> None:
         headers = {} if stream.length is None else {"content-length": str(stream.length)}
         super().__init__(stream.chunks(), headers=headers, media_type=media_type)
         self._stream = stream

@@ -179,8 +179,8 @@ class ArtifactCache:
         Raises `NotFound`.
         """
         with self._index():
-            if _is_digest(ref):
-                digest, names = _check_digest(ref), self._names_of(ref)
+            if records.is_digest(ref):
+                digest, names = records.check_digest(ref), self._names_of(ref)
             else:
                 pointer = self._pointer(_check_name(ref))
                 digest, names = pointer.digest if pointer else "", (ref,)
@@ -197,6 +197,23 @@ class ArtifactCache:
             wanted = {self.folder(digest) for digest in {*self.named_digests(), *keep}}
             for folder in set(self._root.glob("sha256-*")) - wanted:
                 self._discard(folder)
+
+    def add(self, digest: str, content: Path, info: dict[str, str]) -> None:
+        """Store a content that was built elsewhere, under no name, and take its directory. One that is there stays.
+
+        Its files are hashed. Raises `ImageCorrupt` if it is not the content with this digest.
+        """
+        manifest = records.seal(content, info)
+        if manifest.digest != digest or not self._info_keys <= info.keys():
+            raise ImageCorrupt(f"the {self._kind} is {manifest.digest}, not {digest}")
+        files.write_atomic(content / self._manifest_name, manifest.model_dump_json().encode())
+        with self._index():
+            try:
+                self.get(digest)
+            except (NotFound, ImageCorrupt):
+                self._discard(self.folder(digest))
+                content.rename(self.folder(digest))
+            files.sync(self._root)
 
     def _install(self, name: str, recipe: str, content: Path, info: dict[str, str]) -> None:
         manifest = records.seal(content, info)
@@ -248,8 +265,8 @@ class ArtifactCache:
         Raises `NotFound`, `ImageCorrupt`.
         """
         try:
-            if _is_digest(ref):
-                folder = self.folder(_check_digest(ref))
+            if records.is_digest(ref):
+                folder = self.folder(records.check_digest(ref))
                 if not folder.exists():
                     raise self._not_found(ref)
                 manifest = self._manifest(folder)
@@ -319,15 +336,15 @@ class ArtifactCache:
         return Artifact(artifact.name, artifact.digest, artifact.built_at, artifact.folder, manifest)
 
     def _not_found(self, ref: str) -> NotFound:
-        if _is_digest(ref):
+        if records.is_digest(ref):
             return NotFound(f"no {self._kind} with the digest {ref}", hint=f"squib {self._kind} ls")
         hint = self._build_hint.format(name=ref)
         return NotFound(f"no {self._kind} named {ref} is in the cache", hint=hint)
 
     def _corrupt(self, ref: str, reason: str) -> ImageCorrupt:
-        names = self._names_of(ref) if _is_digest(ref) else (ref,)
+        names = self._names_of(ref) if records.is_digest(ref) else (ref,)
         hint = "; ".join(self._repair_hint.format(name=name) for name in names)
-        effect = "; VMs made from it cannot start" if _is_digest(ref) else ""
+        effect = "; VMs made from it cannot start" if records.is_digest(ref) else ""
         return ImageCorrupt(f"{self._kind} {ref} is damaged: {reason}{effect}", hint=hint)
 
     def _all_names(self) -> tuple[str, ...]:
@@ -339,7 +356,7 @@ class ArtifactCache:
 
     def _digests(self) -> set[str]:
         names = {path.name.replace("-", ":", 1) for path in self._root.glob("sha256-*")}
-        return {name for name in names if _is_valid_digest(name)}
+        return {name for name in names if records.is_valid_digest(name)}
 
     def _pointer_path(self, name: str) -> Path:
         return self._names / f"{name}.json"
@@ -372,18 +389,3 @@ def _check_name(name: str) -> str:
         return check_name(name)
     except ValueError as error:
         raise InvalidArgument(str(error)) from None
-
-
-def _is_digest(ref: str) -> bool:
-    return ref.startswith("sha256:")
-
-
-def _is_valid_digest(digest: str) -> bool:
-    value = digest.removeprefix("sha256:")
-    return _is_digest(digest) and len(value) == 64 and set(value) <= set("0123456789abcdef")
-
-
-def _check_digest(digest: str) -> str:
-    if not _is_valid_digest(digest):
-        raise InvalidArgument(f"invalid digest {digest!r}: use sha256: and 64 hex digits")
-    return digest

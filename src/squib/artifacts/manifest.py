@@ -10,6 +10,7 @@ from typing import Annotated, TypeVar
 from pydantic import Field, ValidationError
 
 from squib.artifacts.stamp import Stamp
+from squib.errors import InvalidArgument
 from squib.host import files
 from squib.models import StoredModel
 
@@ -128,3 +129,21 @@ def visible_damage(folder: Path, file: StoredFile) -> str:
     if stamp is None:
         return f"{path} is missing"
     return "" if stamp.size == file.stamp.size else f"{path} has {stamp.size} bytes instead of {file.stamp.size}"
+
+
+def is_digest(ref: str) -> bool:
+    """Return whether a reference is meant as a digest, not as a name."""
+    return ref.startswith("sha256:")
+
+
+def is_valid_digest(digest: str) -> bool:
+    """Return whether a digest is ``sha256:`` and 64 hex digits."""
+    value = digest.removeprefix("sha256:")
+    return is_digest(digest) and len(value) == 64 and set(value) <= set("0123456789abcdef")
+
+
+def check_digest(digest: str) -> str:
+    """Return a digest. Raises `InvalidArgument` if it is none."""
+    if not is_valid_digest(digest):
+        raise InvalidArgument(f"invalid digest {digest!r}: use sha256: and 64 hex digits")
+    return digest

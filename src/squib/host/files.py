@@ -85,20 +85,28 @@ def copy_file(src: int, dst: int) -> None:
 
 def copy_extents(src: int, dst: int, start: int, stop: int) -> None:
     """Copy a file's data between two offsets. Holes are left out."""
+    for offset, end in data_ranges(src, start, stop):
+        os.lseek(dst, offset, os.SEEK_SET)
+        while offset < end:
+            sent = os.sendfile(dst, src, offset, end - offset)
+            if sent == 0:
+                raise OSError(errno.EIO, "the file became shorter while it was copied")
+            offset += sent
+
+
+def data_ranges(fd: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Yield the start and the end of each part of a file that is data, not a hole, between two offsets."""
     while start < stop:
         try:
-            start = os.lseek(src, start, os.SEEK_DATA)
+            start = os.lseek(fd, start, os.SEEK_DATA)
         except OSError as error:
             if error.errno == errno.ENXIO:  # only a hole is left
                 return
             raise
-        end = min(os.lseek(src, start, os.SEEK_HOLE), stop)
-        os.lseek(dst, start, os.SEEK_SET)
-        while start < end:
-            sent = os.sendfile(dst, src, start, end - start)
-            if sent == 0:
-                raise OSError(errno.EIO, "the file became shorter while it was copied")
-            start += sent
+        end = min(os.lseek(fd, start, os.SEEK_HOLE), stop)
+        if start < end:
+            yield start, end
+        start = end
 
 
 class OwnedFd:

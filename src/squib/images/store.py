@@ -63,6 +63,17 @@ class ImageStore:
         """Return the image as `get` does, but hash its file."""
         return _image(self._cache.verify(ref))
 
+    def content(self, digest: str) -> Artifact:
+        """Return the files of the image with this digest. Raises `NotFound`, `ImageCorrupt`."""
+        return self._cache.get(digest)
+
+    def add(self, digest: str, content: Path, info: dict[str, str]) -> None:
+        """Store an image that was built elsewhere; its directory is taken.
+
+        Raises `ImageCorrupt` if it is not the image with this digest.
+        """
+        self._cache.add(digest, content, info)
+
     def named_digests(self) -> set[str]:
         """Return the digests of the images that have a name."""
         return self._cache.named_digests()

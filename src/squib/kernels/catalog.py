@@ -93,6 +93,17 @@ class KernelStore:
         """Return a kernel as `get` does, but hash its files."""
         return _kernel(self._cache.verify(ref))
 
+    def content(self, digest: str) -> Artifact:
+        """Return the files of the kernel with this digest. Raises `NotFound`, `ImageCorrupt`."""
+        return self._cache.get(digest)
+
+    def add(self, digest: str, content: Path, info: dict[str, str]) -> None:
+        """Store a kernel that was built elsewhere; its directory is taken.
+
+        Raises `ImageCorrupt` if it is not the kernel with this digest.
+        """
+        self._cache.add(digest, content, info)
+
     def named_digests(self) -> set[str]:
         """Return the digests of the kernels that have a name."""
         return self._cache.named_digests()

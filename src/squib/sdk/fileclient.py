@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -20,6 +19,7 @@ from squib.protocol.guestfiles import (
 )
 from squib.sdk.client import EngineClient
 from squib.sdk.config import check_ref
+from squib.sdk.content import send
 from squib.sdk.result import CopyResult
 
 _MAX_MODE = 0o7777
@@ -166,13 +166,7 @@ class FileClient:
         return _copy_result(await self._put(f"/tar{query}", chunks))
 
     async def _put(self, url: str, chunks: AsyncGenerator[bytes, None]) -> dict[str, Any]:
-        content = _Content(chunks)
-        try:
-            async with aclosing(chunks), self._engine.stream("PUT", self._url + url, content) as response:
-                return parse_line(await response.aread())
-        except _ContentError:
-            assert content.error
-            raise content.error from None
+        return parse_line(await send(self._engine, "PUT", self._url + url, chunks))
 
     async def stat(self, path: GuestPath, *, follow: bool = True) -> FileInfo:
         """Return a file's metadata."""
@@ -202,37 +196,6 @@ class FileClient:
 
     def _acting(self) -> dict[str, str]:
         return {} if self._user is None else {"as_user": self._user}
-
-
-class _ContentError(Exception):
-    """The caller's content has raised an exception."""
-
-
-class _Content:
-    """The content of an upload.
-
-    If it raises, it ends with a `_ContentError`, and ``error`` is what was raised.
-
-    The caller's exception must not pass through the libraries: they take a GeneratorExit for the end of their own
-    generators.
-    """
-
-    def __init__(self, chunks: AsyncGenerator[bytes, None]) -> None:
-        self._chunks = chunks
-        self.error: BaseException | None = None
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        while True:
-            try:
-                chunk = await anext(self._chunks)
-            except StopAsyncIteration:
-                return
-            except asyncio.CancelledError:
-                raise
-            except BaseException as error:  # the caller's code may raise anything
-                self.error = error
-                raise _ContentError from error
-            yield chunk
 
 
 def octal(mode: int | None) -> str | None:

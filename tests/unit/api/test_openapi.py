@@ -60,6 +60,7 @@ def test_every_route_is_there(document: Any) -> None:
         "delete /v1/kernels/{kernel}",
         "post /v1/vms/{ref}/suspend", "post /v1/vms/{ref}/fork", "post /v1/vms/{ref}/rollback", "get /v1/snapshots",
         "post /v1/snapshots", "get /v1/snapshots/{ref}", "delete /v1/snapshots/{ref}", "get /v1/tree",
+        "post /v1/snapshots/import", "get /v1/snapshots/{ref}/export",
         "get /v1/templates", "post /v1/templates", "delete /v1/templates/{ref}", "post /v1/templates/prune",
     }  # fmt: skip
 

@@ -83,6 +83,7 @@ ROUTES = [
     ("POST", "/v1/vms/{}/rollback", b'{"snapshot": "s"}'),
     ("GET", "/v1/snapshots/{}", b""),
     ("DELETE", "/v1/snapshots/{}", b""),
+    ("GET", "/v1/snapshots/{}/export", b""),
 ]
 
 

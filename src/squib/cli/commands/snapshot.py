@@ -59,6 +59,62 @@ async def create(
         output.line(made.snapshot_id)
 
 
+@command(
+    "export",
+    group=snapshot,
+    examples=[
+        "squib snapshot export before-upgrade before.tar",
+        "squib snapshot export before-upgrade - | zstd > before.tar.zst",
+    ],
+)
+async def export(
+    output: Output,
+    snapshot: options.SnapshotRef,
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="A new local file, or '-' for standard output.", show_default=False)
+    ],
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace FILE if it exists.")] = False,
+) -> None:
+    """Write a snapshot to a file (a tar) that another machine can import.
+
+    The file has the memory and the disk, with all secrets in them, and the kernel and the image that they need. FILE
+    appears when it is complete, and only you can read it. Holes of memory and disk take no space in it.
+    """
+    from squib.cli.actions.moving import export_snapshot
+
+    async with options.connect() as engine:
+        await export_snapshot(output, engine, snapshot, file, replace=force)
+
+
+@command(
+    "import",
+    group=snapshot,
+    examples=[
+        "squib snapshot import before.tar --name before",
+        "ssh other squib snapshot export before - | squib snapshot import -",
+    ],
+)
+async def import_(
+    output: Output,
+    file: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="An exported snapshot, or '-' for standard input.", show_default=False),
+    ],
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the snapshot. By default the name that it had.")
+    ] = None,
+) -> None:
+    """Store an exported snapshot as a new snapshot of this machine, and print its ID.
+
+    A file that is damaged, truncated or not a snapshot is refused, and leaves nothing. If this machine cannot resume
+    the memory (another QEMU, or another CPU with KVM), create --snapshot says so, and --cold boots from the disk.
+    """
+    from squib.cli.actions.moving import import_snapshot
+
+    async with options.connect() as engine:
+        await import_snapshot(output, engine, file, name=name)
+
+
 @command("list", group=snapshot, aliases=["ls"])
 async def list_snapshots(output: Output) -> None:
     """List the snapshots, oldest first."""

@@ -138,6 +138,13 @@ def sync_all(paths: SavedPaths) -> None:
     files.sync_directory(paths.root)
 
 
+def flush(paths: SavedPaths) -> dict[str, str]:
+    """Flush the files of a saved state to the disk; return their digests by name. Raises `DiskFull`, `OSError`."""
+    with files.disk_errors(paths.root):
+        sync_all(paths)
+    return {path.name: files.sparse_sha256(path) for path in paths.files if path.exists()}
+
+
 def link(source: SavedPaths, target: SavedPaths, *, disk: bool, machine: bool) -> None:
     """Give ``target`` the files of ``source``: a copy of the disk, and links to the memory and the devices.
 

@@ -52,7 +52,7 @@ async def create_snapshot(
                         accelerator=record.accelerator,
                         spec=record.spec,
                         machine=machine,
-                        digests=await in_thread(_flush, paths),
+                        digests=await in_thread(saved.flush, paths),
                         squib_version=VERSION,
                         created_at=now(),
                     )
@@ -86,13 +86,6 @@ async def _save(
         if machine:
             await in_thread(partial(saved.link, vm.saved, paths, disk=False, machine=True))
     return machine
-
-
-def _flush(paths: SavedPaths) -> dict[str, str]:
-    """Flush the files to the disk; return their digests. Raises `DiskFull`."""
-    with files.disk_errors(paths.root):
-        saved.sync_all(paths)
-    return {path.name: files.sparse_sha256(path) for path in paths.files if path.exists()}
 
 
 async def delete_snapshot(engine: Engine, ref: str) -> None:
