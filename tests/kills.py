@@ -140,6 +140,7 @@ async def check_and_clean(rig: Rig, timeout_s: float) -> None:
         for kind in set(OwnerKind) - {OwnerKind.VM}:
             assert not engine.directory(Owner(kind, "x")).exists()
         assert helpers(rig) == []
+        assert all(entry.name for entry in (*engine.images.list(), *engine.kernels.list()))
 
 
 def helpers(rig: Rig) -> list[str]:

@@ -23,6 +23,8 @@ from squib.sdk.transfer.localfiles import escaped, local_errors
 from squib.sdk.transfer.newfile import NewFile
 from squib.sdk.transfer.targets import Counter, LocalPath, counted
 
+_GATHERED = 64
+"""How many chunks of a response, of at most 64 KiB, are written at once."""
 _COMPRESSED = {b"\x28\xb5\x2f\xfd": "zstd", b"\x1f\x8b": "gzip", b"\xfd7zXZ\0": "xz"}
 """How compressed files begin, and what decompresses them."""
 
@@ -70,8 +72,13 @@ class AsyncSnapshots:
         file = await blocking(lambda: NewFile(Path(path), replace=replace))
         with file:
             async with aclosing(counted(self._receive(ref, counter), counter.add)) as chunks:
+                gathered: list[bytes] = []
                 async for chunk in chunks:
-                    await blocking(file.write, chunk)
+                    gathered.append(chunk)
+                    if len(gathered) >= _GATHERED:
+                        await blocking(file.write, b"".join(gathered))
+                        gathered.clear()
+            await blocking(file.write, b"".join(gathered))
             await blocking(file.finish)
         return counter.done
 
@@ -88,7 +95,7 @@ class AsyncSnapshots:
                 started = True
                 length = response.headers.get("content-length", "")
                 counter.total = int(length) if length.isdecimal() else None
-                async for chunk in response.aiter_bytes(CHUNK_BYTES):
+                async for chunk in response.aiter_raw():
                     yield chunk
         except EngineUnavailable as error:
             if started:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from squib.core.snapshots import catalog
 from squib.core.snapshots.snapshot import delete_snapshot
 from squib.sdk.transfer import newfile
 from tests.fakes.served import Served
+from tests.processes import until
 from tests.unit.cli.conftest import Ended, Squib
 
 
@@ -143,6 +145,29 @@ def test_a_reader_that_goes_away_ends_the_export(engine: Served) -> None:
     ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment, timeout=20)
     os.close(writer)
     assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+def test_an_export_that_is_killed_leaves_no_file(here: Path) -> None:
+    if (child := os.fork()) == 0:
+        newfile.NewFile(here / "s1.tar", replace=False).write(b"data")
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert os.listdir(here) == []  # noqa: PTH208
+
+
+def test_an_import_that_is_killed_leaves_nothing(squib: Squib, here: Path, engine: Served) -> None:
+    done(squib("snapshot", "export", "s1", "s1.tar"))
+    environment = os.environ | {"SQUIB_HOME": str(engine.rig.home.root)}
+    command = [sys.executable, "-m", "squib", "snapshot", "import", "-", "--name", "s2"]
+    snapshots = engine.rig.home.snapshots
+    with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment) as importing:
+        assert importing.stdin
+        importing.stdin.write((here / "s1.tar").read_bytes()[:-600])
+        importing.stdin.flush()
+        until(lambda: len(list(snapshots.iterdir())) == 2, "it does not arrive", within_s=20)
+        importing.kill()
+    until(lambda: len(list(snapshots.iterdir())) == 1, "it stays", within_s=20)
+    assert names(squib) == ["s1"]
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,20 @@ from squib.core.lifecycle.release import release_owner
 from squib.core.lifecycle.start import start_vm
 from squib.core.lifecycle.stop import stop_vm
 from squib.core.lifecycle.suspend import suspend_vm
+from squib.core.snapshots.exporting import open_export
 from squib.core.snapshots.fork import fork_vm
+from squib.core.snapshots.importing import receiving
 from squib.core.snapshots.rollback import rollback_vm
 from squib.core.snapshots.snapshot import create_snapshot, delete_snapshot
 from squib.host import cgroup, proc
 from squib.host.locks import FileLock
 from squib.host.processes import Process
+from squib.images import store as images
 from squib.images.overlay import OverlayStore
+from squib.kernels import catalog
 from squib.models import VMConfig
 from squib.store.records import LeaseKind, Owner, OwnerKind
+from tests.fakes import assets
 from tests.fakes.engine import Rig, StubRig, write_overlay
 from tests.kills import Life, check_every_change_of_a_directory, check_every_write, helpers
 
@@ -48,6 +53,23 @@ async def life_of_saved_states(engine: Engine, rig: Rig) -> None:
     for name in ("first", "fork", "copy"):
         await delete_vm(engine, name)
     await delete_snapshot(engine, "s1")
+
+
+async def life_of_a_moved_snapshot(engine: Engine, rig: Rig) -> None:
+    """It goes into a file, and comes back when its kernel and its image are gone."""
+    config = VMConfig(vm_id="first", disk_size_mib=16, cold=True)
+    await create_vm(engine, config, start=True, on_progress=lambda _: None)
+    await create_snapshot(engine, "first", name="s1")
+    export = await open_export(engine, "s1")
+    await delete_vm(engine, "first")
+    await delete_snapshot(engine, "s1")
+    engine.images.remove("base")
+    engine.kernels.remove()
+    async with receiving(engine, export.chunks()) as received:
+        await received.publish()
+    await create_vm(engine, VMConfig(name="copy", snapshot="s1"), start=True, on_progress=lambda _: None)
+    await delete_snapshot(engine, "s1")
+    await delete_vm(engine, "copy")
 
 
 async def life_of_other_owners(engine: Engine, rig: Rig) -> None:
@@ -98,6 +120,15 @@ def test_whatever_the_write_that_was_the_last(rig: Rig, life: Life, after: bool)
 @pytest.mark.slow
 def test_whatever_the_change_of_a_directory_that_was_the_last(rig: Rig) -> None:
     assert check_every_change_of_a_directory(rig, life_of_saved_states) > 60
+
+
+@pytest.mark.slow
+def test_whatever_the_change_of_a_directory_that_was_the_last_when_a_snapshot_is_moved(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "build_rootfs", assets.build_rootfs)
+    monkeypatch.setattr(catalog, "_make", assets.build_kernel)
+    assert check_every_change_of_a_directory(rig, life_of_a_moved_snapshot) > 60
 
 
 @pytest.mark.parametrize("killed", ROLES)
