@@ -295,3 +295,62 @@ def test_create_and_connect_leaves_the_vm(home: Home, terminal: Tmux) -> None:
         assert VM.from_id("web2").run("true").ok
     finally:
         subprocess.run([sys.executable, "-m", "squib", "rm", "web2"], check=True)
+
+
+def test_a_running_program_goes_on_through_a_fork_and_its_copy_can_be_attached_to(web: VM, open_terminal: Open) -> None:
+    if web.info.driver != "qemu":
+        pytest.skip(f"{web.info.driver} saves no VMs")
+    parent = open_terminal()
+    connected(parent)
+    parent.type("secret=parent; n=0; while read -r line; do n=$((n+1)); echo $n-$line; done; echo over=$secret")
+    parent.type_line("one")
+    parent.shows("^1-one$")
+    [process] = web.processes()
+    [fork] = web.fork(name="copied")
+    try:
+        parent.type_line("two")
+        parent.shows("^2-two$")
+        [copy] = fork.processes()
+        assert (copy.id, copy.running, bool(copy.pty), copy.readers) == (process.id, True, True, 0)
+
+        child = open_terminal()
+        child.type(f"{SQUIB} attach copied {copy.id}")
+        child.shows("^1-one$")  # its scrollback
+        child.type_line("three")
+        child.shows("^2-three$")  # it goes on from the fork, not from the parent
+        assert "2-two" not in child.screen()
+        child.press("C-d")
+        child.shows("^over=parent$")
+        child.type("exit 5")
+        child.ends_sane(5)
+        assert [found.running for found in fork.processes()] in ([], [False])
+        assert fork.run("pgrep bash").stdout == ""
+
+        parent.type_line("four")
+        parent.shows("^3-four$")
+        parent.press("C-d")
+        parent.shows("^over=parent$")
+        parent.type("exit 6")
+        parent.ends_sane(6)
+    finally:
+        fork.delete()
+
+
+def test_a_terminal_that_was_copied_into_a_fork_can_be_killed_there(web: VM, terminal: Tmux) -> None:
+    if web.info.driver != "qemu":
+        pytest.skip(f"{web.info.driver} saves no VMs")
+    connected(terminal)
+    terminal.type("echo begun; sleep 12345")
+    terminal.shows("^begun$")
+    [fork] = web.fork()
+    try:
+        [copy] = fork.processes()
+        fork.process(copy.id).kill()
+        assert fork.processes() == []
+        assert fork.run("pgrep -f '^sleep 12345'").stdout == ""
+        assert web.run("pgrep -f '^sleep 12345'").ok
+        terminal.press("C-c")
+        terminal.type("exit")
+        terminal.ends_sane(130)
+    finally:
+        fork.delete()
