@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import random
 import select
@@ -12,7 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from squib.sdk import liveness, local
 from squib.sdk.client import EngineClient
 from tests.processes import engines, kill_engines, parent, until, watchdogs
 
+LIBC = ctypes.CDLL(None, use_errno=True)
+MNT_DETACH = 2
 CGROUPS = Path("/sys/fs/cgroup")
 SEED = int(os.environ.get("SQUIB_TEST_SEED") or random.SystemRandom().randrange(1 << 32))
 """Of the moments at which something is killed; a test that fails shows it."""
@@ -194,6 +197,33 @@ def shared_vm(home: Home) -> Iterator[VM]:
         else:
             assert origin in ("boot", "clone")
         yield vm
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Home]]:
+    """Makes a state directory on a disk of some MiB of its own, with the images and kernels of the session."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    place = tmp_path / "small"
+    place.mkdir()
+    made: list[Home] = []
+
+    def make(size_mib: int) -> Home:
+        options = f"size={size_mib}m".encode()
+        assert LIBC.mount(b"squib-test", os.fsencode(place), b"tmpfs", 0, options) == 0, os.strerror(ctypes.get_errno())
+        own = Home(place / "own")
+        made.append(own)
+        own.root.mkdir()
+        own.cache.mkdir()
+        for name in ("images", "kernels"):
+            (own.cache / name).symlink_to(home.cache / name)
+        monkeypatch.setenv("SQUIB_HOME", str(own.root))
+        return own
+
+    yield make
+    for own in made:
+        end_engine(own)
+        assert LIBC.umount2(os.fsencode(place), MNT_DETACH) == 0, os.strerror(ctypes.get_errno())
 
 
 def wait_for_state(vm: VM, *states: VMState, within_s: float) -> float:

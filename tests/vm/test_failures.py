@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ctypes
 import io
 import os
 import shutil
@@ -37,9 +36,6 @@ from squib.kernels import bzimage
 from squib.paths import Home
 from tests.processes import until
 from tests.vm.conftest import Resources, end_engine, link_or_copy, resources, wait_for_state
-
-LIBC = ctypes.CDLL(None, use_errno=True)
-MNT_DETACH = 2
 
 
 @pytest.fixture
@@ -179,33 +175,6 @@ def test_no_qemu(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             assert resources(own) == Resources([], [], [], [], [], [], [], [])
 
     asyncio.run(main())
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Home]]:
-    """Makes a state directory on a disk of some MiB of its own, with the images and kernels of the session."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small file system")
-    place = tmp_path / "small"
-    place.mkdir()
-    made: list[Home] = []
-
-    def make(size_mib: int) -> Home:
-        options = f"size={size_mib}m".encode()
-        assert LIBC.mount(b"squib-test", os.fsencode(place), b"tmpfs", 0, options) == 0, os.strerror(ctypes.get_errno())
-        own = Home(place / "own")
-        made.append(own)
-        own.root.mkdir()
-        own.cache.mkdir()
-        for name in ("images", "kernels"):
-            (own.cache / name).symlink_to(home.cache / name)
-        monkeypatch.setenv("SQUIB_HOME", str(own.root))
-        return own
-
-    yield make
-    for own in made:
-        end_engine(own)
-        assert LIBC.umount2(os.fsencode(place), MNT_DETACH) == 0, os.strerror(ctypes.get_errno())
 
 
 def test_a_full_disk(small_disk: Callable[[int], Home]) -> None:

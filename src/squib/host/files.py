@@ -19,6 +19,9 @@ from squib.undo import Undo
 
 _FICLONE = 0x40049409  # linux/fs.h
 _BLOCK_BYTES = 64 << 10
+_KEPT_BYTES = 256 << 20
+_KEPT_SHARE = 20
+"""What copies leave free on a disk: the smaller of the fixed amount and 1/20 of the disk."""
 
 
 @contextmanager
@@ -41,11 +44,28 @@ def disk_full(path: Path) -> DiskFull:
     """Return the error for a full disk under ``path``."""
     while not path.exists():
         path = path.parent
-    free_mib = shutil.disk_usage(path).free // (1 << 20)
+    disk = os.statvfs(path)
     return DiskFull(
-        f"no space left on the disk of {path} ({free_mib} MiB free)",
+        f"no space left on the disk of {path} ({disk.f_bavail * disk.f_frsize >> 20} MiB free; "
+        f"{_kept_bytes(disk) >> 20} MiB are kept for running VMs)",
         hint="free space: squib rm VM, squib image rm NAME; or use another disk: SQUIB_HOME=/other/disk/squib",
     )
+
+
+def check_room(fd: int, size: int) -> None:
+    """Check that ``size`` more bytes fit on the disk of an open file, and leave room for running VMs.
+
+    A guest that writes to a full disk gets I/O errors, and may lose data. So no copy may ever fill it.
+
+    Raises `OSError` (ENOSPC), as a write to a full disk does.
+    """
+    disk = os.fstatvfs(fd)
+    if size + _kept_bytes(disk) > disk.f_bavail * disk.f_frsize:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _kept_bytes(disk: os.statvfs_result) -> int:
+    return min(_KEPT_BYTES, disk.f_blocks * disk.f_frsize // _KEPT_SHARE)
 
 
 def sparse_copy(source: Path, target: Path) -> None:
@@ -60,6 +80,7 @@ def sparse_copy(source: Path, target: Path) -> None:
         try:
             fcntl.ioctl(dst.fileno(), _FICLONE, src.fileno())
         except OSError:
+            check_room(dst.fileno(), data_bytes(src.fileno()))
             copy_file(src.fileno(), dst.fileno())
 
 
@@ -74,6 +95,11 @@ def link_or_copy(source: Path, target: Path) -> None:
         if error.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP):
             raise
         sparse_copy(source, target)
+
+
+def data_bytes(fd: int) -> int:
+    """Return the space that a file takes on the disk."""
+    return os.fstat(fd).st_blocks * 512
 
 
 def copy_file(src: int, dst: int) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from squib.errors import HostError
-from squib.host.files import OwnedFd, copy_extents, copy_file
+from squib.host.files import OwnedFd, check_room, copy_extents, copy_file, data_bytes
 from squib.undo import Undo
 
 _NAME = "squib-memory"
@@ -81,6 +81,7 @@ def save(pid: int, size_mib: int, target: int) -> SharedPages:
         source = OwnedFd(os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC))
     except OSError as error:
         raise HostError(f"the memory of process {pid} cannot be read: {error.strerror}") from error
+    check_room(target, data_bytes(memfd.fileno()) + sum(end - start for start, end in written))
     if mapping.shared:
         copy_file(memfd.fileno(), target)
         return SharedPages()

@@ -74,6 +74,8 @@ class AsyncSnapshots:
             async with aclosing(counted(self._receive(ref, counter), counter.add)) as chunks:
                 gathered: list[bytes] = []
                 async for chunk in chunks:
+                    if not counter.done:
+                        await blocking(file.reserve, counter.total or 0, ref)
                     gathered.append(chunk)
                     if len(gathered) >= _GATHERED:
                         await blocking(file.write, b"".join(gathered))

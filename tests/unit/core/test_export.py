@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from squib.core.engine import Engine
 from squib.core.lifecycle.create import create_vm
 from squib.core.lifecycle.delete import delete_vm
-from squib.core.snapshots import archive, catalog, exporting, importing
+from squib.core.snapshots import archive, catalog, exporting
 from squib.core.snapshots.catalog import Snapshot
 from squib.core.snapshots.exporting import open_export
 from squib.core.snapshots.importing import receiving
@@ -301,7 +301,7 @@ async def test_a_full_disk_leaves_nothing(rig: Rig, other: Rig, monkeypatch: pyt
                     await imported(engine, data)
             assert left(engine) == [], function
         with monkeypatch.context() as patch:
-            patch.setattr(importing, "_free_bytes", lambda _: 1000)
+            patch.setattr(files, "_kept_bytes", lambda disk: disk.f_bavail * disk.f_frsize - 1000)
             with pytest.raises(DiskFull):
                 await imported(engine, data)
         assert left(engine) == []

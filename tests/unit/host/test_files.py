@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from squib.errors import DiskFull
 from squib.host import files
 
 
@@ -66,3 +67,18 @@ def test_a_file_is_replaced_with_its_mode_and_flushed_with_its_directory(
     assert written.parent == tmp_path
     assert directory == tmp_path
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_copy_leaves_room_for_vms_that_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest whose disk is on a full one gets I/O errors, so no copy fills it, not even for a moment."""
+    write_sparse(tmp_path / "file", 1 << 30, {5: b"first"})
+    disk = os.statvfs(tmp_path)
+    monkeypatch.setattr(files, "_kept_bytes", lambda _: disk.f_bavail * disk.f_frsize - (1 << 20))
+    monkeypatch.setattr(files, "_FICLONE", 0)
+    files.sparse_copy(tmp_path / "file", tmp_path / "copy")  # one block
+    write_sparse(tmp_path / "large", 1 << 30, {0: bytes(range(256)) * 8192})
+    written = []
+    monkeypatch.setattr(files, "copy_file", lambda *_: written.append("copied"))
+    with pytest.raises(DiskFull, match=r"no space left on the disk of .* are kept for running VMs"):
+        files.sparse_copy(tmp_path / "large", tmp_path / "other")
+    assert (written, (tmp_path / "other").exists()) == ([], False)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from squib.errors import HostError
-from squib.host import memory
+from squib.host import files, memory
 from squib.host.files import OwnedFd
 
 MIB = 1 << 20
@@ -158,3 +158,15 @@ def test_a_full_disk_is_no_fault_of_the_process(
     with pytest.raises(OSError, match="No space") as caught:
         guests[0].save(tmp_path / "saved")
     assert not isinstance(caught.value, HostError)
+
+
+@pytest.mark.parametrize("mode", ["MAP_SHARED", "MAP_PRIVATE"])
+def test_a_memory_that_would_fill_the_disk_is_not_written(
+    guests: list[Guest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """A guest whose disk is on a full one gets I/O errors, so no copy fills it, not even for a moment."""
+    guests.append(Guest(memory.fresh(SIZE_MIB << 20), mode, [0]))
+    monkeypatch.setattr(files, "_kept_bytes", lambda disk: disk.f_bavail * disk.f_frsize - 1)
+    with pytest.raises(OSError, match="No space"):
+        guests[0].save(tmp_path / "saved")
+    assert (tmp_path / "saved").stat().st_blocks == 0

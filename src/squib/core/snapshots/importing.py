@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,20 +186,15 @@ async def _receive(reader: ArchiveReader, member: Member, target: Path | None) -
         for batch in archive.batches(member.extents):
             await reader.read(_bytes_in(batch))
     else:
-        if member.data_bytes > _free_bytes(target.parent):
-            raise files.disk_full(target.parent)
         fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
+            files.check_room(fd, member.data_bytes)
             os.ftruncate(fd, member.size)
             for batch in archive.batches(member.extents):
                 await in_thread(_write, fd, batch, await reader.read(_bytes_in(batch)))
         finally:
             os.close(fd)
     await reader.read(archive.padding(member.data_bytes))
-
-
-def _free_bytes(folder: Path) -> int:
-    return shutil.disk_usage(folder).free
 
 
 def _bytes_in(batch: list[Extent]) -> int:

@@ -10,7 +10,7 @@ from typing import Self
 
 from squib.errors import FileExists, IsADirectory, NotAFile
 from squib.host.files import sync_directory
-from squib.sdk.transfer.localfiles import escaped, local_errors
+from squib.sdk.transfer.localfiles import check_room, escaped, local_errors
 
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
 
@@ -38,6 +38,11 @@ class NewFile:
                     raise
                 self._fd = os.open(self._temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
                 self._has_name = True
+
+    def reserve(self, size: int, what: str) -> None:
+        """Raise `DiskFull` if a file of ``size`` bytes would leave too little free space."""
+        with local_errors(self._place):
+            check_room(self._fd, size, what, self._place)
 
     def write(self, data: bytes) -> None:
         """Write ``data`` at the end."""
