@@ -211,6 +211,25 @@ async def test_another_vmm_refuses_the_memory_by_name_and_the_disk_can_be_used(r
         assert disk(engine, await from_snapshot(engine, "s1", cold=True)) == "first"
 
 
+async def test_a_driver_that_this_machine_does_not_have_is_named(rig: Rig, other: Rig) -> None:
+    async with rig.running() as engine:
+        data = await saved(engine, disk_only=True)
+    async with other.running() as engine:
+        await imported(engine, rewritten(data, set_manifest("snapshot.driver", "other")))
+        for cold in (False, True):
+            with pytest.raises(Unsupported, match="this host has no driver 'other'"):
+                await from_snapshot(engine, "s1", cold=cold)
+        assert engine.store.all_vms() == []
+
+
+async def test_an_accelerator_of_another_machine_is_not_the_vms(rig: Rig, other: Rig) -> None:
+    async with rig.running() as engine:
+        data = await saved(engine, disk_only=True)
+    async with other.running() as engine:
+        await imported(engine, rewritten(data, set_manifest("snapshot.accelerator", "kvm")))
+        assert (await from_snapshot(engine, "s1")).accelerator == other.driver.accelerator
+
+
 async def test_names(rig: Rig) -> None:
     async with rig.running() as engine:
         data = await saved(engine)
@@ -482,6 +501,7 @@ async def test_a_hostile_file_is_refused_with_the_reason_and_leaves_nothing(rig:
             with pytest.raises(InvalidArgument, match=reason) as caught:
                 await imported(engine, rewritten(data, change))
             assert caught.value.message.startswith("the file cannot be imported as a snapshot: ")
+            assert caught.value.message.count("snapshot: ") == 1
             assert left(engine) == [], reason
 
 

@@ -63,18 +63,18 @@ async def create_vm(
         if config.snapshot:
             snapshot = catalog.find(engine.home, config.snapshot)
             spec = from_snapshot.spec(config, snapshot.manifest)
-            driver, accelerator = snapshot.manifest.driver, snapshot.manifest.accelerator
+            driver = engine.drivers.get(snapshot.manifest.driver)
         else:
             snapshot = None
             choice = choose_driver(engine, config)
-            driver, accelerator = choice.driver.name, choice.driver.accelerator
+            driver = choice.driver
             spec = _spec(
                 config,
                 choice,
-                kernel=await _find_kernel(engine, choice.driver, config, on_progress),
+                kernel=await _find_kernel(engine, driver, config, on_progress),
                 rootfs=await _find_rootfs(engine, config, on_progress),
             )
-        record = new_record(vm_id, config.name or vm_id, spec, driver, accelerator, bound=bound)
+        record = new_record(vm_id, config.name or vm_id, spec, driver.name, driver.accelerator, bound=bound)
         if snapshot and not config.cold:
             await from_snapshot.check(engine, snapshot, record)
 

@@ -218,11 +218,15 @@ async def _read_manifest(reader: ArchiveReader) -> ExportManifest:
         refuse(f"its {MANIFEST} has {member.size} bytes")
     text = await reader.read(member.size)
     await reader.read(archive.padding(member.size))
+    return await in_thread(_parsed, text)
+
+
+def _parsed(text: bytes) -> ExportManifest:
     try:
         fields = json.loads(text)
-        if not isinstance(fields, dict) or fields.get("format") != FORMAT:
-            refuse(f"its format is {str(fields.get('format'))[:20] if isinstance(fields, dict) else 'unknown'}, "
-                   f"and this squib reads format {FORMAT}")  # fmt: skip
+        found = fields.get("format") if isinstance(fields, dict) else "unknown"
+        if found != FORMAT:
+            raise ValueError(f"its format is {str(found)[:20]}, and this squib reads format {FORMAT}")
         manifest = ExportManifest.model_validate(fields)
         _check_snapshot(manifest.snapshot)
         _check_kernel(manifest.kernel)
