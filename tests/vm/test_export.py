@@ -15,7 +15,7 @@ from squib.host.processes import ProcessIdentity
 from squib.paths import Home
 from tests.processes import until
 from tests.vm.conftest import PATIENCE, end_engine
-from tests.vm.test_snapshots import COUNT, count, goes_on_counting
+from tests.vm.test_snapshots import COUNT, READ_COUNT, count, goes_on_counting
 
 pytestmark = pytest.mark.nested
 
@@ -69,10 +69,10 @@ def test_a_snapshot_goes_on_another_machine(vm: VM, home: Home, other: Home, tmp
     try:
         assert squib(other, "exec", "copy", "cat", "/root/file") == "saved\n"
         assert squib(other, "exec", "copy", "sha256sum", "/root/data") == digest
-        first = int(squib(other, "exec", "copy", "cat", "/dev/shm/count"))
+        first = int(squib(other, "exec", "copy", "--", "sh", "-c", READ_COUNT))
         assert first >= before
         until(
-            lambda: int(squib(other, "exec", "copy", "cat", "/dev/shm/count")) > first,
+            lambda: int(squib(other, "exec", "copy", "--", "sh", "-c", READ_COUNT)) > first,
             "it stands still", within_s=20 * PATIENCE,
         )  # fmt: skip
         squib(other, "create", "--snapshot", "moved", "--cold", "--name", "booted")

@@ -20,6 +20,8 @@ from tests.vm.conftest import PATIENCE, SEED, end_engine, resources
 
 pytestmark = pytest.mark.nested
 
+READ_COUNT = "until read -r n < /dev/shm/count; do :; done; echo $n"
+"""The file is empty for a moment each time it is written."""
 COUNT = "i=0; while :; do i=$((i+1)); echo $i > /dev/shm/count; sleep 0.02; done"
 IDENTITY = """
 cat /proc/sys/kernel/random/boot_id /proc/sys/kernel/random/uuid /etc/machine-id
@@ -47,7 +49,7 @@ def remove_snapshot(name: str) -> None:
 
 
 def count(vm: VM) -> int:
-    return int(vm.run("cat /dev/shm/count", check=True).stdout)
+    return int(vm.run(READ_COUNT, check=True).stdout)
 
 
 def goes_on_counting(vm: VM, at_least: int) -> None:
