@@ -21,6 +21,7 @@ _FLUSH = b"\xff" * (MAX_FRAME_BYTES + 9)
 _MAX_LINE_BYTES = 128
 _READ_BYTES = 4096
 _LAST_RETRY_S = 2.0
+_CLOSED_RETRIES, _CLOSED_PAUSE_S = 5, 0.02
 Connect = Callable[[], Awaitable[socket.socket]]
 """Connects to a guest agent: returns a connected, non-blocking stream socket. Raises `OSError` or `AgentLost`."""
 
@@ -37,15 +38,25 @@ async def open_channel(
     Returns the non-blocking socket and the HTTP/2 bytes received so far. If the guest does not answer within
     ``retry_s``, flushes the HTTP/2 connection that the guest may still be in and sends a new nonce; then tries again on
     a new connection, until ``timeout_s`` has passed. (A booting guest takes long to answer and has nothing to flush.)
+    If the guest closes the connection, tries again a few times: under Firecracker, a guest that goes on from a saved
+    memory ends all its connections, and may have accepted this one before it does.
 
     Raises `AgentLost`, `AgentTimeout`, `AgentVersionMismatch`.
     """
+    tries = 1 + _CLOSED_RETRIES
     try:
         async with asyncio.timeout(timeout_s):
             while True:
                 connection = await _connect(connect)
-                with Undo(connection.close):
-                    received = await _shake_hands(connection, budget, retry_s, go=go)
+                try:
+                    with Undo(connection.close):
+                        received = await _shake_hands(connection, budget, retry_s, go=go)
+                except ConnectionError as error:
+                    tries -= 1
+                    if not tries:
+                        raise AgentLost("the guest closed the connection during the handshake") from error
+                    await asyncio.sleep(_CLOSED_PAUSE_S)
+                    continue
                 if received is not None:
                     return connection, received
                 connection.close()
@@ -54,8 +65,6 @@ async def open_channel(
         raise
     except TimeoutError:
         raise AgentTimeout(f"the guest agent did not respond within {timeout_s:g} s") from None
-    except ConnectionError as error:
-        raise AgentLost("the guest closed the connection during the handshake") from error
 
 
 async def _connect(connect: Connect) -> socket.socket:

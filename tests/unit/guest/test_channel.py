@@ -145,6 +145,21 @@ async def test_a_guest_that_never_answers_is_given_up(tmp_path: Path) -> None:
         await with_guest(tmp_path / "s", guest, timeout_s=0.2)
 
 
+async def test_a_guest_that_closes_a_connection_gets_a_new_one(tmp_path: Path) -> None:
+    connections = 0
+
+    async def guest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        nonce = await read_sync(reader)
+        if connections == 3:
+            writer.write(b"SQUIB-OK 1 %s\n" % nonce)
+            await reader.readuntil(b"\n")
+            writer.write(b"third\n")
+
+    assert await with_guest(tmp_path / "s", guest, retry_s=5) == b"third\n"
+
+
 async def test_a_port_that_closes_is_unreachable(tmp_path: Path) -> None:
     async def guest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
