@@ -2,6 +2,7 @@
 
 If this host's KVM works, they run here. Otherwise squib boots a nested VM, installs itself in it, and runs them there.
 ``SQUIB_TEST_FIRECRACKER=DIR`` names a directory with ``firecracker`` and ``jailer``; without it Firecracker is skipped.
+``SQUIB_DRIVER=qemu`` or ``firecracker`` runs them on that one only.
 Arguments replace the selection of tests: ``python -m tests.nested tests/vm/test_exec.py -x``.
 ``python -m tests.nested bench.startup`` runs that benchmark instead.
 """
@@ -44,11 +45,12 @@ PATIENCE = "10"
 def main(arguments: list[str]) -> int:
     """Run the tests on each driver, or the benchmark; return 0 if all passed."""
     firecracker = os.environ.get(FIRECRACKER)
+    only = os.environ.pop("SQUIB_DRIVER", "")  # it is not for the nested VM itself
     summary = []
     with here() if asyncio.run(probe_kvm()).usable else nested_vm(firecracker) as run:
         if arguments[:1] == [BENCH]:
             return run(["-m", *arguments, "--boot-timeout", f"{BOOT_TIMEOUT_S:g}"], {})
-        for driver in ("qemu", "firecracker"):
+        for driver in [only] if only else ["qemu", "firecracker"]:
             if driver == "firecracker" and not firecracker:
                 summary.append(f"{driver}: SKIPPED, no test ran: set {FIRECRACKER} to a directory with its programs")
                 continue

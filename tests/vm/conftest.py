@@ -35,6 +35,8 @@ SEED = int(os.environ.get("SQUIB_TEST_SEED") or random.SystemRandom().randrange(
 """Of the moments at which something is killed; a test that fails shows it."""
 PATIENCE = float(os.environ.get("SQUIB_TEST_PATIENCE", "1"))
 """How many times as long as usual engines and VMs may take. `tests.nested` sets it: its host is emulated."""
+SAVED_MEMORY = r"/(?:memfd:squib-memory|memory)"
+"""How a VMM's maps name the memory that a clone runs from, as a pattern. QEMU also names fresh memory so."""
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,7 +13,7 @@ from squib import VM
 from squib.core.snapshots import templates
 from squib.paths import Home
 from tests.processes import until
-from tests.vm.conftest import PATIENCE, end_engine
+from tests.vm.conftest import PATIENCE, SAVED_MEMORY, end_engine
 
 pytestmark = pytest.mark.nested
 
@@ -32,11 +32,9 @@ def template(home: Home) -> Path:
     for folder in home.templates.glob("*"):
         (folder / "manifest.json").unlink()
     with VM() as vm:
-        if vm.info.driver != "qemu":
-            pytest.skip(f"{vm.info.driver} makes no templates")
         until(lambda: len(list(home.templates.glob("*/manifest.json"))) == 1, "there is no template")
         opened = [os.readlink(fd) for fd in Path(f"/proc/{vm.info.pid}/fd").iterdir()]  # noqa: PTH115
-        assert [path for path in opened if "template" in path] == []  # QEMU holds none of its files
+        assert [path for path in opened if "template" in path] == []  # the VMM holds none of its files
     [manifest] = home.templates.glob("*/manifest.json")
     return manifest.parent
 
@@ -44,8 +42,7 @@ def template(home: Home) -> Path:
 def is_clone(vm: VM) -> bool:
     """Whether a VM's memory is mapped privately, as only a clone's is."""
     maps = Path(f"/proc/{vm.info.pid}/maps").read_text()
-    [mode] = re.findall(r" rw-(.) .*/memfd:squib-memory", maps)
-    return bool(mode == "p")
+    return re.findall(rf" rw-(.) .*{SAVED_MEMORY}\b", maps) == ["p"]
 
 
 def identity_of_a_clone(_: int) -> tuple[str, ...]:
@@ -95,7 +92,7 @@ def test_a_cold_vm_is_no_clone(template: Path) -> None:
 
 
 def test_a_damaged_template_is_no_error(template: Path, home: Home) -> None:
-    """The stamp of its files says that they are whole; only QEMU finds the damage."""
+    """The stamp of its files says that they are whole; only the VMM finds the damage."""
     with (template / "devices").open("r+b") as file:
         file.write(b"no devices")
     manifest = templates.Manifest.model_validate_json((template / "manifest.json").read_bytes())

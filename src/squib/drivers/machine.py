@@ -6,8 +6,11 @@ import asyncio
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from squib.drivers.base import ExitReason
+from squib.drivers.base import Complete, ExitReason
 from squib.host import logs
+from squib.host import memory as guest_memory
+from squib.host.files import disk_errors
+from squib.host.memory import Find, SharedPages
 from squib.host.processes import Process
 from squib.paths import DriverPaths
 
@@ -41,6 +44,22 @@ class ProcessMachine(ABC):
 
     def console_tail(self, max_bytes: int = 1 << 20, *, lines: int | None = None) -> bytes:
         return logs.tail(self._paths.console_log, max_bytes, lines=lines)
+
+    async def _save_memory(self, path: Path, size_mib: int, find: Find) -> Complete:
+        """Write the memory of the paused guest to a new file, as `squib.drivers.base.Machine.save` does."""
+
+        def save() -> SharedPages:
+            with path.open("xb") as file:
+                return guest_memory.save(self.pid, size_mib, file.fileno(), find)
+
+        with disk_errors(path.parent):
+            shared = await asyncio.to_thread(save)
+
+        async def complete() -> None:
+            with disk_errors(path.parent):
+                await asyncio.to_thread(shared.add_to, path)
+
+        return complete
 
     async def _watch(self) -> ExitReason:
         await self._wait_for_end()

@@ -1,7 +1,8 @@
 """A guest's memory: created as a memfd, read out of the VMM's process, and given to clones copy-on-write.
 
 A VMM maps a memfd of this module: a fresh one *shared*, so that the memfd is the memory, or a filled one *private*.
-Then only the pages that the guest has written since are the process's own.
+Then only the pages that the guest has written since are the process's own. A VMM can also map memory of its own
+*private*, or a file that never changes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import contextlib
 import fcntl
 import os
 import re
-from collections.abc import Iterable, Iterator
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +28,8 @@ _ENTRY_BYTES = 8
 _PRESENT, _SWAPPED, _OF_FILE = 1 << 63, 1 << 62, 1 << 61
 """Bits of an entry of /proc/PID/pagemap (Linux, Documentation/admin-guide/mm/pagemap.rst)."""
 _SCAN_PAGES = 1 << 16
-_COPY_BYTES = 1 << 20
+_COPY_BYTES = 1 << 18
+_ZEROS = bytes(_COPY_BYTES)
 
 
 def fresh(size_bytes: int) -> int:
@@ -49,8 +52,29 @@ def fill(memfd: OwnedFd, source: Path) -> None:
 
 
 @dataclass(frozen=True)
+class Mapping:
+    """A part of a guest's memory in its VMM's address space, which is at ``offset`` in the whole memory.
+
+    ``inode`` is that of the file that is mapped; 0 if there is none.
+    """
+
+    start: int
+    size: int
+    offset: int
+    shared: bool
+    inode: int
+
+
+Find = Callable[[int, int], Sequence[Mapping]]
+"""Finds a guest's memory: takes the VMM's pid and a size in bytes, and returns all parts in the order of their offsets.
+
+Raises `HostError` if the VMM has no such memory, and `OSError`.
+"""
+
+
+@dataclass(frozen=True)
 class SharedPages:
-    """The pages of a guest's memory that are those of the memfd ``source``, which never changes.
+    """The pages of a guest's memory that are those of the file ``source``, which never changes.
 
     ``extents`` are offsets. Holes of a file would not tell: a filesystem's blocks may be larger than pages.
     """
@@ -66,29 +90,49 @@ class SharedPages:
                     copy_extents(self.source.fileno(), target.fileno(), start, end)
 
 
-def save(pid: int, size_mib: int, target: int) -> SharedPages:
+def find_memfd(pid: int, size: int) -> Sequence[Mapping]:
+    """Find the memfd of this module that process ``pid`` has mapped. `Find`."""
+    found = [
+        Mapping(int(start, 16), int(end, 16) - int(start, 16), 0, shared == "s", int(inode))
+        for start, end, shared, inode in _MAPPING.findall(Path(f"/proc/{pid}/maps").read_text())
+    ]
+    if [mapping.size for mapping in found] != [size]:
+        raise not_found(pid, size, found)
+    return found
+
+
+def not_found(pid: int, size: int, found: Sequence[Mapping]) -> HostError:
+    """Return the error for a process that has not exactly the memory that its guest should have."""
+    sizes = ", ".join(f"{mapping.size >> 20} MiB" for mapping in found)
+    return HostError(f"process {pid} maps {sizes or 'nothing'} as a guest's memory, not {size >> 20} MiB")
+
+
+def save(pid: int, size_mib: int, target: int, find: Find = find_memfd) -> SharedPages:
     """Write the memory of the guest in process ``pid`` to the file ``target``. Both have ``size_mib``.
 
-    What the guest has never written stays a hole. Of memory that was mapped from a filled memfd, only the pages that
+    What the guest has never written stays a hole. Of memory that was mapped privately from a file, only the pages that
     the guest has written since are copied; the others are returned. The guest must not run.
 
     Raises `HostError` if the process has no such memory or cannot be read, `OSError` if ``target`` cannot be written.
     """
+    size = size_mib << 20
     try:
-        mapping = _find(pid, size_mib << 20)
-        memfd = _memfd(pid, mapping)
-        written = [] if mapping.shared else list(_written(pid, mapping))
+        mappings = find(pid, size)
+        file = _file(pid, mappings[0].inode, size) if mappings[0].inode else None
+        written = [] if mappings[0].shared else [(part, list(_written(pid, part))) for part in mappings]
         source = OwnedFd(os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC))
     except OSError as error:
         raise HostError(f"the memory of process {pid} cannot be read: {error.strerror}") from error
-    check_room(target, data_bytes(memfd.fileno()) + sum(end - start for start, end in written))
-    if mapping.shared:
-        copy_file(memfd.fileno(), target)
+    own = [(part.offset + start, part.offset + end) for part, extents in written for start, end in extents]
+    check_room(target, (data_bytes(file.fileno()) if file else 0) + sum(end - start for start, end in own))
+    if file and mappings[0].shared:
+        copy_file(file.fileno(), target)
         return SharedPages()
-    os.ftruncate(target, mapping.size)
-    for start, end in written:
-        _copy(source.fileno(), mapping.start + start, target, start, end - start)
-    return SharedPages(memfd, tuple(_between(written, mapping.size)))
+    os.ftruncate(target, size)
+    for part, extents in written:
+        for start, end in extents:
+            _copy(source.fileno(), part.start + start, target, part.offset + start, end - start)
+    return SharedPages(file, tuple(_between(own, size))) if file else SharedPages()
 
 
 def _between(extents: Iterable[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
@@ -100,49 +144,26 @@ def _between(extents: Iterable[tuple[int, int]], size: int) -> Iterator[tuple[in
         at = end
 
 
-@dataclass(frozen=True)
-class _Mapping:
-    start: int
-    size: int
-    shared: bool
-    inode: int
+def _file(pid: int, inode: int, size: int) -> OwnedFd:
+    """Open the file that process ``pid`` has mapped, and still has open.
 
-
-def _find(pid: int, size: int) -> _Mapping:
-    """Find the mapping of the guest's memory.
-
-    Raises `HostError` if there is not exactly one, of this size, and `OSError`.
-    """
-    found = [
-        _Mapping(int(start, 16), int(end, 16) - int(start, 16), shared == "s", int(inode))
-        for start, end, shared, inode in _MAPPING.findall(Path(f"/proc/{pid}/maps").read_text())
-    ]
-    if [mapping.size for mapping in found] != [size]:
-        sizes = ", ".join(f"{mapping.size >> 20} MiB" for mapping in found)
-        raise HostError(f"process {pid} maps {sizes or 'nothing'} as a guest's memory, not {size >> 20} MiB")
-    return found[0]
-
-
-def _memfd(pid: int, mapping: _Mapping) -> OwnedFd:
-    """Open the memfd that process ``pid`` has mapped.
-
-    Unlike the page table, the memfd also knows pages that are swapped out.
+    Unlike the page table, the file also knows pages that are swapped out.
     """
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):
-            if not _is_memfd(entry.stat(), mapping):
+            if not _is_file(entry.stat(), inode, size):
                 continue
             file = OwnedFd(os.open(entry, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
-            if _is_memfd(os.fstat(file.fileno()), mapping):  # the process may have put another file there
+            if _is_file(os.fstat(file.fileno()), inode, size):  # the process may have put another file there
                 return file
     raise HostError(f"process {pid} has closed its guest's memory")
 
 
-def _is_memfd(found: os.stat_result, mapping: _Mapping) -> bool:
-    return found.st_ino == mapping.inode and found.st_size == mapping.size
+def _is_file(found: os.stat_result, inode: int, size: int) -> bool:
+    return stat.S_ISREG(found.st_mode) and found.st_ino == inode and found.st_size == size
 
 
-def _written(pid: int, mapping: _Mapping) -> Iterator[tuple[int, int]]:
+def _written(pid: int, mapping: Mapping) -> Iterator[tuple[int, int]]:
     """Yield the extents of pages that are the process's own, as offsets from the start of a private mapping."""
     begin = end = 0
     with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:  # noqa: PTH123
@@ -168,5 +189,6 @@ def _copy(source: int, at: int, target: int, offset: int, size: int) -> None:
         data = os.pread(source, min(size, _COPY_BYTES), at)
         if not data:
             raise HostError("the process has ended while its memory was read")
-        written = os.pwrite(target, data, offset)  # less if the disk is full; the next call then fails
+        is_hole = data == _ZEROS[: len(data)]  # a process's pages can be there without having been written
+        written = len(data) if is_hole else os.pwrite(target, data, offset)  # less on a full disk; the next call fails
         at, offset, size = at + written, offset + written, size - written

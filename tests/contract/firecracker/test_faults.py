@@ -28,6 +28,11 @@ BODIES: dict[str, Any] = {
     "PUT /serial": {},
     "PUT /actions": START,
     "PATCH /vm": {"state": "Paused"},
+    "PUT /snapshot/create": {"snapshot_path": "devices", "mem_file_path": "memory"},
+    "PUT /snapshot/load": {
+        "snapshot_path": "devices",
+        "mem_backend": {"backend_type": "File", "backend_path": "memory"},
+    },
 }
 CALLS = [f"{operation.method} {operation.path.replace('{drive_id}', 'disk')}" for operation in OPERATIONS]
 
@@ -47,6 +52,8 @@ def prepare(vmm: Vmm, call: str) -> None:
         vmm.ok("PUT", "/drives/disk", DISK)
     if operation.phase == "after":
         vmm.boot()
+        if operation.path == "/snapshot/create":
+            vmm.ok("PATCH", "/vm", {"state": "Paused"})
     elif call == "PUT /actions":
         vmm.ok("PUT", "/boot-source", BOOT)
 

@@ -11,7 +11,7 @@ from tests.contract.firecracker.test_faults import BODIES
 from tests.contract.firecracker.vmm import running
 from tests.fakes.firecracker import schema, spec
 from tests.fakes.firecracker.install import Stub
-from tests.fakes.firecracker.schema import OPERATIONS, Boolean, Enum, Operation, String, Struct, Unsigned
+from tests.fakes.firecracker.schema import OPERATIONS, Array, Boolean, Enum, Operation, String, Struct, Unsigned
 
 NEWEST = (1, 16)
 LOOSER = {"PATCH /machine-config"}
@@ -51,6 +51,9 @@ def assert_same(kind: Any, part: dict[str, Any], *, name: str, required: bool = 
             assert part["type"] == "integer", name
             assert part.get("minimum", kind.minimum) == kind.minimum, name
             assert part.get("maximum", kind.maximum) == kind.maximum, name
+        case Array():
+            assert part["type"] == "array", name
+            assert_same(kind.item, part["items"], name=f"{name}[]")
         case Boolean():
             assert part["type"] == "boolean", name
         case String():
@@ -78,6 +81,8 @@ def sample(kind: Any, *, full: bool) -> Any:
             return kind.values[0]
         case Unsigned():
             return max(kind.minimum, 1)
+        case Array():
+            return [sample(kind.item, full=full)]
         case Boolean():
             return True
         case _:
@@ -95,6 +100,8 @@ def wrong_values(kind: Any) -> list[Any]:
         case Unsigned():
             beyond = [kind.minimum - 1] if kind.minimum else []
             return [value for value in values if value != 5] + beyond + ([33] if kind.maximum == 32 else [])
+        case Array():
+            return [value for value in values if value != []]
         case Boolean():
             return [value for value in values if value is not True]
         case _:

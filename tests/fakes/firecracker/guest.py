@@ -32,7 +32,10 @@ restarts after a panic only with ``panic=``, and instead of a power-off only wit
 
 
 class Guest:
-    """A guest with this vsock listener and console; ``on_exit`` is called with the VMM's exit status."""
+    """A guest with this vsock listener and console; ``on_exit`` is called with the VMM's exit status.
+
+    One that is ``restored`` has booted before, and stands still.
+    """
 
     def __init__(
         self,
@@ -41,6 +44,8 @@ class Guest:
         console: int,
         boot_args: list[str],
         on_exit: Callable[[int], None],
+        *,
+        restored: bool = False,
     ) -> None:
         self._context, self._listener, self._console, self._on_exit = context, listener, console, on_exit
         self._boot_args = boot_args
@@ -48,9 +53,11 @@ class Guest:
         self._port = _FIRST_PORT - 1
         self._loop: asyncio.AbstractEventLoop | None = None
         self._gated = False
+        self._restored = self._loses_connections = restored
         self._links: set[asyncio.StreamWriter] = set()
         self._running, self._frozen = threading.Event(), threading.Event()
-        self._running.set()
+        if not restored:
+            self._running.set()
 
     def start(self) -> None:
         """Boot."""
@@ -69,8 +76,21 @@ class Guest:
     def resume(self) -> None:
         """Let the guest go on."""
         self._running.set()
+        if self._loop and self._loses_connections:
+            self._loop.call_soon_threadsafe(self._lose_connections)
         if self._loop and self._context.settings.values["gates_vsock"]:
             self._loop.call_soon_threadsafe(self._gate)
+
+    def lose_connections(self) -> None:
+        """End all connections when the guest goes on, and the first new one: saving it has sent it an event for that.
+
+        A real guest may accept connections before it has noticed the event.
+        """
+        self._loses_connections = True
+
+    def _lose_connections(self) -> None:
+        for link in self._links:
+            link.transport.abort()
 
     def _gate(self) -> None:
         self._gated = True
@@ -91,17 +111,21 @@ class Guest:
             write_all(self._console, text.encode() + b"\r\n")
 
     def _run(self) -> None:
-        self._print("[    0.000000] Linux version 6.0-fake")
-        if self._behaviour == "crash":
-            self._on_exit(1)
-            return
-        if self._behaviour == "panic":
-            self._panic()
+        if not self._restored and not self._boot():
             return
         load_guest(self._context.settings)
         import asyncio
 
         asyncio.run(self._serve())
+
+    def _boot(self) -> bool:
+        """Begin to boot; return whether the guest gets beyond its kernel."""
+        self._print("[    0.000000] Linux version 6.0-fake")
+        if self._behaviour == "crash":
+            self._on_exit(1)
+        elif self._behaviour == "panic":
+            self._panic()
+        return self._behaviour not in ("crash", "panic")
 
     def _panic(self) -> None:
         self._print("[    0.500000] Kernel panic - not syncing: fake")
@@ -142,7 +166,8 @@ class Guest:
                 writer.close()
 
         server = await asyncio.start_unix_server(connected, sock=self._listener) if self._listener else None
-        self._print("[    0.700000] fake agent")
+        if not self._restored:
+            self._print("[    0.700000] fake agent")
         await agent.poweroff.wait()
         if server:
             server.close()
@@ -165,6 +190,9 @@ class Guest:
             return False
         writer.write(b"OK %d\n" % self._port)
         await writer.drain()
+        if self._loses_connections:
+            self._loses_connections = False
+            return False
         if self._behaviour == "hang":
             await asyncio.Event().wait()
         return await self._obey("after", writer)

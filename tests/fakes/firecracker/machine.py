@@ -10,6 +10,7 @@ from typing import Any
 from tests.fakes.firecracker.guest import Guest
 from tests.fakes.firecracker.process import Context, host_path, open_nonblocking, reason, write_all
 from tests.fakes.firecracker.schema import INVALID_VCPU_COUNT, Operation
+from tests.fakes.firecracker.snapshot import Memory, Unloadable, read_devices, write_devices
 
 AFTER_BOOT = "The requested operation is not supported after starting the microVM."
 BEFORE_BOOT = "The requested operation is not supported before starting the microVM."
@@ -17,6 +18,9 @@ _TOO_SMALL = "The memory size (MiB) is smaller than the previously set balloon d
 _BAD_SIZE = "The memory size (MiB) is either 0, or not a multiple of the configured page size."
 _BAD_METRICS = "Metrics error: Cannot initialize the metrics system due to bad user input:"
 _NO_BALLOON = "No balloon device found."
+_NOT_PAUSED = "Cannot save the microVM state: Operation not allowed: save/restore unavailable while running"
+_NOT_FRESH = "Loading a microVM snapshot not allowed after configuring boot-specific resources."
+_BOOT_SPECIFIC = {"/machine-config", "/boot-source", "/drives/{drive_id}", "/vsock", "/entropy", "/balloon"}
 
 
 class Refused(Exception):
@@ -41,6 +45,9 @@ class Machine:
         self._listener: socket.socket | None = None
         self._metrics: int | None = None
         self._guest: Guest | None = None
+        self._memory: Memory | None = None
+        self._marks: list[str] = []
+        self._is_fresh = True
 
     def perform(self, operation: Operation, body: dict[str, Any]) -> Any:
         """Perform an operation, and return the body of its answer or ``None``; raise `Refused`."""
@@ -49,6 +56,8 @@ class Machine:
             raise Refused(BEFORE_BOOT)
         if operation.phase == "before" and started:
             self._check_hotplug(operation, body)
+        if operation.method != "GET" and operation.path in _BOOT_SPECIFIC:
+            self._is_fresh = False
         action = getattr(self, "_" + operation.method.lower() + _NAMES[operation.path])
         return action(body)
 
@@ -247,10 +256,60 @@ class Machine:
                 console = open_nonblocking(self._serial)
             except OSError as error:
                 raise Refused(f"Start microvm error: Could not attach device: {reason(error)}") from None
-        boot_args = self._boot.get("boot_args", "reboot=k panic=1").split()
-        self._guest = Guest(self._context, self._listener, console, boot_args, self._on_exit)
-        self._guest.start()
+        self._memory = Memory(self._config["mem_size_mib"])
+        self._run_guest(console)
         self.state = "Running"
+
+    def _run_guest(self, console: int, *, restored: bool = False) -> None:
+        boot_args = self._boot.get("boot_args", "reboot=k panic=1").split()
+        self._guest = Guest(self._context, self._listener, console, boot_args, self._on_exit, restored=restored)
+        self._guest.start()
+
+    def _put_snapshot(self, body: dict[str, Any]) -> None:
+        """Write the devices, then the whole memory, whatever the ``snapshot_type`` is."""
+        if self.state != "Paused":
+            raise Refused(f"Create snapshot error: {_NOT_PAUSED}")
+        assert self._memory and self._guest
+        self._marks.append(self._memory.mark(len(self._marks)))
+        self._guest.lose_connections()
+        state = {
+            "marks": self._marks, "config": self._config, "boot": self._boot, "drives": self._drives,
+            "vsock": self._vsock, "entropy": self._entropy, "balloon": self._balloon,
+        }  # fmt: skip
+        kind = "snapshot"
+        try:
+            write_devices(body["snapshot_path"], self._context.version, state)
+            kind = "memory"
+            self._memory.write_to(body["mem_file_path"])
+        except OSError as error:
+            failed = f"Create snapshot error: Cannot perform open on the {kind} backing file:"
+            raise Refused(f"{failed} {reason(error)}") from None
+
+    def _put_load(self, body: dict[str, Any]) -> None:
+        """Load what `_put_snapshot` has written. A failure ends the VMM."""
+        if not self._is_fresh:
+            raise Refused(f"Load snapshot error: {_NOT_FRESH}")
+        try:
+            self._load(body["snapshot_path"], body["mem_backend"]["backend_path"])
+        except (Unloadable, Refused, OSError) as error:
+            self._on_exit(1)
+            text = reason(error) if isinstance(error, OSError) else str(error)
+            raise Refused(f"Load snapshot error: Failed to restore from snapshot: {text}") from None
+        self._run_guest(1, restored=True)
+        self.state = "Paused"
+        if body.get("resume_vm"):
+            self._patch_vm({"state": "Resumed"})
+
+    def _load(self, devices: str, memory: str) -> None:
+        state = read_devices(devices, self._context.version)
+        self._config, self._boot, self._marks = state["config"], state["boot"], state["marks"]
+        self._entropy, self._balloon = state["entropy"], state["balloon"]
+        self._memory = Memory(self._config["mem_size_mib"], memory)
+        self._memory.check(self._marks)
+        for drive in state["drives"]:
+            self._put_drive(drive)
+        if state["vsock"]:
+            self._put_vsock(state["vsock"])
 
     def _patch_vm(self, body: dict[str, Any]) -> None:
         assert self._guest
@@ -266,7 +325,8 @@ _NAMES = {
     "/": "_instance", "/version": "_version", "/vm/config": "_config", "/machine-config": "_machine",
     "/boot-source": "_boot", "/drives/{drive_id}": "_drive", "/vsock": "_vsock", "/entropy": "_entropy",
     "/balloon": "_balloon", "/balloon/statistics": "_statistics", "/logger": "_logger", "/metrics": "_metrics",
-    "/serial": "_serial", "/actions": "_action", "/vm": "_vm",
+    "/serial": "_serial", "/actions": "_action", "/vm": "_vm", "/snapshot/create": "_snapshot",
+    "/snapshot/load": "_load",
 }  # fmt: skip
 
 

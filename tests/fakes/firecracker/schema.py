@@ -1,6 +1,6 @@
 """The API's requests as data, and the check of one request against them.
 
-Only what squib may use is here: no networks, snapshots or metadata. Where Firecracker accepts more than its OpenAPI
+Only what squib may use is here: no networks or metadata. Where Firecracker accepts more than its OpenAPI
 file documents (null for a missing field, other spellings of log levels), the stub follows the file. ``since`` is the
 version that has a field or an operation first; 1.10 is the oldest that squib supports.
 """
@@ -34,8 +34,12 @@ class Enum(NamedTuple):
     values: tuple[str, ...]
 
 
+class Array(NamedTuple):
+    item: Struct
+
+
 class Field(NamedTuple):
-    type: String | Boolean | Unsigned | Enum | Struct
+    type: String | Boolean | Unsigned | Enum | Array | Struct
     required: bool = False
     since: tuple[int, int] = OLDEST
 
@@ -143,6 +147,33 @@ METRICS = Struct("MetricsConfig", {"metrics_path": Field(STRING, True)})
 SERIAL = Struct("SerialConfig", {"serial_out_path": Field(STRING), "rate_limiter": Field(_BUCKET, since=(1, 16))})
 ACTION = Struct("ActionBody", {"action_type": Field(Enum(("FlushMetrics", "InstanceStart", "SendCtrlAltDel")), True)})
 VM = Struct("Vm", {"state": Field(Enum(("Paused", "Resumed")), True)})
+SNAPSHOT_CREATE = Struct(
+    "CreateSnapshotParams",
+    {
+        "snapshot_type": Field(Enum(("Diff", "Full"))),
+        "snapshot_path": Field(STRING, True),
+        "mem_file_path": Field(STRING, True),
+    },
+)
+_MEM_BACKEND = Struct(
+    "MemBackendConfig",
+    {"backend_path": Field(STRING, True), "backend_type": Field(Enum(("File", "Uffd")), True)},
+)
+_NETWORK_OVERRIDE = Struct("NetworkOverride", {"iface_id": Field(STRING, True), "host_dev_name": Field(STRING, True)})
+SNAPSHOT_LOAD = Struct(
+    "LoadSnapshotConfig",
+    {
+        "snapshot_path": Field(STRING, True),
+        "mem_file_path": Field(STRING),
+        "mem_backend": Field(_MEM_BACKEND),
+        "enable_diff_snapshots": Field(BOOLEAN),
+        "track_dirty_pages": Field(BOOLEAN, since=(1, 13)),
+        "resume_vm": Field(BOOLEAN),
+        "network_overrides": Field(Array(_NETWORK_OVERRIDE), since=(1, 12)),
+        "vsock_override": Field(Struct("VsockOverride", {"uds_path": Field(STRING, True)}), since=(1, 16)),
+        "clock_realtime": Field(BOOLEAN, since=(1, 16)),
+    },
+)
 
 OPERATIONS = (
     Operation("GET", "/", "any"),
@@ -166,6 +197,8 @@ OPERATIONS = (
     Operation("PUT", "/serial", "before", SERIAL, since=(1, 14)),
     Operation("PUT", "/actions", "any", ACTION),
     Operation("PATCH", "/vm", "after", VM),
+    Operation("PUT", "/snapshot/create", "after", SNAPSHOT_CREATE),
+    Operation("PUT", "/snapshot/load", "before", SNAPSHOT_LOAD),
 )
 
 
@@ -259,6 +292,11 @@ def _check_value(value: Any, kind: Any, version: tuple[int, int], text: str, nam
                 raise Invalid(INVALID_VCPU_COUNT)
             if not kind.minimum <= value <= kind.maximum:
                 raise _serde(f"invalid value: integer `{value}`, expected {kind.name}", text, offset)
+        case Array():
+            if not isinstance(value, list):
+                raise _serde(f"invalid type: {_shown(value)}, expected a sequence", text, offset)
+            for item in value:
+                _check_value(item, kind.item, version, text, name)
         case Boolean() if not isinstance(value, bool):
             raise _serde(f"invalid type: {_shown(value)}, expected a boolean", text, offset)
         case String() if not isinstance(value, str):

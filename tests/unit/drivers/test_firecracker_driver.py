@@ -55,7 +55,7 @@ def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_these_are_all_calls_of_a_launch(machine: Subject) -> None:
-    files = plan.chroot_files(machine.spec)
+    files = plan.guest_files(machine.spec)
     made = [f"{request.method} {request.path}" for request in configuration(machine.spec, files, pci=True)]
     assert [*made, f"{START.method} {START.path} InstanceStart"] == CALLS
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from squib.drivers.base import SavedMemory
 from squib.drivers.firecracker import plan
 from squib.drivers.firecracker.programs import Programs
-from squib.drivers.firecracker.requests import GuestFiles, configuration, kernel_command_line
+from squib.drivers.firecracker.requests import configuration, kernel_command_line, load
 from squib.host.chroot import SharedFile
 from squib.host.jail import Credentials
 from squib.paths import FirecrackerPaths
@@ -17,7 +18,7 @@ from tests.fakes.machines import machine_spec
 SPEC = machine_spec(
     "vm_1.x", kernel=Path("/k/vmlinux"), initramfs=Path("/i.cpio"), base=Path("/b.squashfs"), overlay=Path("/o.ext4")
 )
-FILES = GuestFiles("/kernel", "/initramfs", ("/disk-base", "/disk-overlay"), "agent.sock", "/metrics")
+FILES = plan.guest_files(SPEC)
 PATHS = FirecrackerPaths(Path("/home/vms/vm_1.x/firecracker"))
 CGROUPS = (Path("/sys/fs/cgroup/squib/1/vm_1.x"),)
 
@@ -44,7 +45,7 @@ def test_a_machine_is_configured_as_its_spec_says() -> None:
     assert requests["/boot-source"]["initrd_path"] == "/initramfs"
     assert requests["/drives/base"]["path_on_host"] == "/disk-base" and requests["/drives/base"]["is_read_only"]
     assert requests["/drives/overlay"]["cache_type"] == "Writeback" and not requests["/drives/overlay"]["is_read_only"]
-    assert requests["/vsock"] == {"guest_cid": 3, "uds_path": "agent.sock"}
+    assert requests["/vsock"] == {"guest_cid": 3, "uds_path": "/agent.sock"}
     assert {"/entropy", "/balloon", "/metrics"} <= requests.keys()
 
 
@@ -94,4 +95,19 @@ def test_without_the_jailer_sockets_are_named_from_the_drivers_directory(program
     made = plan.bare_plan(SPEC, PATHS, programs, CGROUPS)
     assert made.cwd == str(PATHS.root) and made.mode == "none"
     assert made.argv[made.argv.index("--api-sock") + 1] == "api.sock"
-    assert plan.bare_files(SPEC, PATHS).kernel == "/k/vmlinux"
+    files = plan.guest_files(replace(SPEC, jailer=False))
+    assert (files.kernel, files.disks) == ("kernel", ("disk-base", "disk-overlay"))
+
+
+def test_a_saved_memory_is_read_only_and_is_all_that_is_loaded(programs: Programs, overlay: Path) -> None:
+    saved = SavedMemory(128, Path("/s/memory"), Path("/s/devices"))
+    spec = replace(SPEC, memory=saved, disks=(SPEC.disks[0], replace(SPEC.disks[1], path=overlay)))
+    files = plan.chroot_plan(spec, PATHS, programs, Credentials(70001, 70001), ()).files
+    assert SharedFile("/s/memory", "memory", read_only=True) in files
+    assert SharedFile("/s/devices", "devices", read_only=True) in files
+    metrics, loaded = load(FILES)
+    assert (metrics.path, loaded.path) == ("/metrics", "/snapshot/load")
+    assert loaded.body == {
+        "snapshot_path": "/devices", "mem_backend": {"backend_type": "File", "backend_path": "/memory"},
+        "resume_vm": False,
+    }  # fmt: skip

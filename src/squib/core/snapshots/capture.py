@@ -30,10 +30,13 @@ log = logging.getLogger("squib.capture")
 
 def check_can_save(engine: Engine, record: VMRecord) -> None:
     """Check that a VM's driver can save its memory. Raises `Unsupported`."""
-    if not engine.drivers.get(record.driver).capabilities.save:
+    able = engine.drivers.get(record.driver).capabilities
+    if not able.save:
+        reason = f": {able.no_save}" if able.no_save else ""
+        disk_only = f"squib snapshot create --disk-only {record.name} saves its disk"
         raise Unsupported(
-            f"the driver {record.driver} cannot save the memory of VM {record.name}",
-            hint=f"squib snapshot create --disk-only {record.name} saves its disk",
+            f"the driver {record.driver} cannot save the memory of VM {record.name}{reason}",
+            hint=f"{able.save_hint}; {disk_only}" if able.save_hint else disk_only,
         )
 
 

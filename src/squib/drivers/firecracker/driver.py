@@ -4,27 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import json
 import os
 import stat
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from squib.drivers.base import NO_BZIMAGE, Capabilities, Disk, MachineSpec, Problem, check_supported, unsupported
+from squib.drivers.base import (
+    NO_BZIMAGE,
+    Capabilities,
+    Disk,
+    FreshMemory,
+    MachineSpec,
+    Problem,
+    SavedMemory,
+    check_supported,
+    unsupported,
+)
 from squib.drivers.firecracker import plan
 from squib.drivers.firecracker.api import ApiClient
 from squib.drivers.firecracker.checks import check_all
-from squib.drivers.firecracker.machine import Endpoint, FirecrackerMachine, Pumps, describe
+from squib.drivers.firecracker.machine import READABLE, Endpoint, FirecrackerMachine, Pumps, describe
 from squib.drivers.firecracker.programs import Programs
-from squib.drivers.firecracker.requests import START, configuration
-from squib.drivers.firecracker.version import CANNOT_RESUME
+from squib.drivers.firecracker.requests import START, Request, configuration, load
+from squib.drivers.firecracker.version import CANNOT_RESUME, CANNOT_RESUME_BECAUSE, OTHER_VERSION, show_version
 from squib.drivers.machine import remove_endpoints
-from squib.errors import BootFailed, HostError, InvalidArgument, ToolFailed, Unsupported, WrongState
+from squib.errors import BootFailed, HostError, InvalidArgument, ToolFailed, WrongState
 from squib.host import chroot, jail, logs, processes
 from squib.host.files import open_regular
 from squib.host.jail import Credentials
 from squib.host.locks import FileLock
 from squib.host.logs import BoundedLog, LogPump
-from squib.host.probe import KVMProbe
+from squib.host.probe import KVMProbe, host_cpu
 from squib.host.processes import Process, ProcessIdentity, describe_exit
 from squib.models import Check
 from squib.paths import API_SOCKET, FirecrackerPaths
@@ -63,8 +76,13 @@ class FirecrackerDriver:
     @property
     def capabilities(self) -> Capabilities:
         programs = self._find_programs()
-        pause = isinstance(programs, Programs) and programs.version not in CANNOT_RESUME
-        return Capabilities(pause=pause, no_jailer=True, max_vcpus=_MAX_VCPUS, bzimage=False)
+        able = Capabilities(no_jailer=True, max_vcpus=_MAX_VCPUS, bzimage=False)
+        if isinstance(programs, Problem):
+            return able
+        if programs.version in CANNOT_RESUME:
+            reason = f"Firecracker {show_version(programs.version)} is installed, and {CANNOT_RESUME_BECAUSE}"
+            return replace(able, no_save=reason, save_hint=OTHER_VERSION)
+        return replace(able, pause=True, save=True)
 
     def problem(self, *, jailer: bool = True) -> Problem | None:
         found = self._usable_programs(jailer=jailer)
@@ -120,10 +138,8 @@ class FirecrackerDriver:
                 if spec.jailer:
                     assert credentials is not None  # `problem` requires root, whose VMs have users of their own
                     process = await _jailed(spec, paths, programs, identity, credentials, lock, pumps)
-                    files = plan.chroot_files(spec)
                 else:
                     process = await _bare(spec, paths, programs, identity, lock)
-                    files = plan.bare_files(spec, paths)
             undo.callback(process.forget)
             undo.push_async_callback(process.kill)
             on_spawned(process.pid)
@@ -133,9 +149,8 @@ class FirecrackerDriver:
                 api = ApiClient(endpoint.api)
                 undo.callback(api.close)
                 await _wait_for_api(endpoint, process)
-                for request in configuration(spec, files, pci=programs.has_pci):
+                for request in _requests(spec, programs):
                     await api.request(request)
-                await api.request(START)
             except (HostError, ToolFailed) as error:
                 raise await _launch_failed(process, pumps, paths, error) from error
             undo.pop_all()
@@ -168,10 +183,28 @@ class FirecrackerDriver:
             return FirecrackerMachine(process, paths, endpoint, api, pumps)
 
     async def fingerprint(self, spec: MachineSpec) -> dict[str, str]:
-        raise Unsupported(f"the driver {self.name} does not save machines")
+        programs = self._find_programs()
+        if isinstance(programs, Problem):
+            raise unsupported(self.name, programs)
+        same = replace(spec, vm_id="vm", memory=FreshMemory(spec.memory.size_mib))
+        requests = [asdict(request) for request in _requests(same, programs)]
+        return {
+            "VMM": f"Firecracker {show_version(programs.version)}",
+            "accelerator": self.accelerator,
+            "machine": hashlib.sha256(json.dumps(requests).encode()).hexdigest()[:16],
+            "host CPU": host_cpu(),
+        }
 
     async def checks(self) -> list[Check]:
         return await asyncio.to_thread(check_all, self._find_programs(), self._kvm, self._jailer_lacks)
+
+
+def _requests(spec: MachineSpec, programs: Programs) -> list[Request]:
+    """Return the requests after which the guest runs, or is paused if it runs from a saved memory."""
+    files = plan.guest_files(spec)
+    if isinstance(spec.memory, SavedMemory):
+        return load(files)
+    return [*configuration(spec, files, pci=programs.has_pci), START]
 
 
 async def _jailed(
@@ -186,6 +219,8 @@ async def _jailed(
     """Run the jailer, and return the process of the Firecracker that it started."""
     for path in (spec.kernel, spec.initramfs, *(disk.path for disk in spec.disks if disk.read_only)):
         _check_readable(path)
+    if isinstance(spec.memory, SavedMemory):
+        _make_readable(spec.memory.memory, spec.memory.devices)
     for disk in spec.disks:
         _give_to_vmm(disk, credentials)
     paths.jail.mkdir(mode=0o700, exist_ok=True)
@@ -207,6 +242,10 @@ async def _bare(
     spec: MachineSpec, paths: FirecrackerPaths, programs: Programs, identity: ProcessIdentity, lock: FileLock
 ) -> Process:
     """Start Firecracker without its jailer."""
+    for file in plan.shared_files(spec, paths):
+        link = paths.root / file.name
+        link.unlink(missing_ok=True)
+        link.symlink_to(file.source)
     wanted = plan.bare_plan(spec, paths, programs, identity.cgroups)
     confined = await jail.start(wanted, lock=lock, log_path=paths.log_pipe, stdout_path=paths.console_pipe)
     await confined.seal()
@@ -224,6 +263,16 @@ def _check_readable(path: Path) -> None:
     """Check that every user may read a file that VMs share. Raises `InvalidArgument`."""
     if not path.stat().st_mode & stat.S_IROTH:
         raise InvalidArgument(f"the VM's own user cannot read {path}", hint=f"chmod o+r {path}, or use --driver qemu")
+
+
+def _make_readable(*saved: Path) -> None:
+    """Let every user read a saved state. Others cannot reach it: its directory is private. Raises `HostError`."""
+    for path in saved:
+        try:
+            if not path.stat().st_mode & stat.S_IROTH:  # it is a copy, on another disk; else leave its times alone
+                path.chmod(READABLE)
+        except OSError as error:
+            raise HostError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _give_to_vmm(disk: Disk, credentials: Credentials) -> None:

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import os
 import re
 import socket
+import stat
+import weakref
 from pathlib import Path
 from typing import NamedTuple
 
 from squib.drivers.base import Complete, ExitReason
 from squib.drivers.firecracker.api import ApiClient
 from squib.drivers.firecracker.exit import Evidence, exit_reason
-from squib.drivers.firecracker.requests import DESCRIBE, PAUSE, RESUME
-from squib.drivers.firecracker.version import CANNOT_RESUME, Version, parse_version, show_version
+from squib.drivers.firecracker.memory import find, low_bytes
+from squib.drivers.firecracker.requests import DESCRIBE, NO_MEMORY_FILE, PAUSE, RESUME, SAVE_DEVICES, SAVED_DEVICES
+from squib.drivers.firecracker.version import (
+    CANNOT_RESUME,
+    CANNOT_RESUME_BECAUSE,
+    OTHER_VERSION,
+    Version,
+    parse_version,
+    show_version,
+)
 from squib.drivers.machine import ProcessMachine
 from squib.errors import AgentLost, ToolFailed, Unsupported
 from squib.host import sockets
+from squib.host.files import disk_errors
 from squib.host.logs import LogPump
 from squib.host.processes import Process
 from squib.paths import AGENT_SOCKET, API_SOCKET, FirecrackerPaths
@@ -28,6 +41,10 @@ _MAX_LINE_BYTES = 32
 _RETRY_S = 0.005
 _HALT = re.compile(rb"\[ *\d+\.\d+\] reboot: (System halted|Power down)\r?\n")
 _HALT_BYTES = 256
+_SAVE_TIMEOUT_S = 30.0
+_MAX_DEVICES_BYTES = 2 << 20  # it needs 30 KiB per vCPU
+READABLE = 0o644
+"""The mode of saved states: the users of other VMs' VMMs read them. Only root gets into their directories."""
 
 
 class Endpoint:
@@ -40,6 +57,7 @@ class Endpoint:
     def __init__(self, folder: int) -> None:
         """Take over the descriptor ``folder``."""
         self._folder = folder
+        self._agents: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
     def api(self) -> socket.socket:
         """Connect to the API. Raises `OSError`."""
@@ -51,6 +69,7 @@ class Endpoint:
         Firecracker closes the connection if nothing listens there yet. Raises `OSError`.
         """
         connection = sockets.connect_in(self._folder, AGENT_SOCKET)
+        self._agents.add(connection)
         with Undo(connection.close):
             loop = asyncio.get_running_loop()
             await loop.sock_sendall(connection, b"CONNECT %d\n" % _AGENT_PORT)
@@ -63,6 +82,25 @@ class Endpoint:
             if not line.startswith(_CONNECTED):
                 raise ConnectionRefusedError("Firecracker refused the connection to the agent")
         return connection
+
+    def hang_up(self) -> None:
+        """End all connections to the agent."""
+        for connection in list(self._agents):
+            with contextlib.suppress(OSError):  # it is closed
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def take(self, name: str, max_bytes: int) -> bytes:
+        """Return the content of a file that Firecracker has written, and remove it.
+
+        It is Firecracker's directory, so it may be any kind of file. Raises `ToolFailed`, `OSError`.
+        """
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._folder)
+        with os.fdopen(fd, "rb") as file:
+            content = file.read(max_bytes + 1) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+        if not 0 < len(content) <= max_bytes:
+            raise ToolFailed(f"Firecracker did not write a file of at most {max_bytes >> 20} MiB as {name}")
+        os.unlink(name, dir_fd=self._folder)
+        return content
 
     def close(self) -> None:
         """Close the descriptor. Idempotent."""
@@ -96,33 +134,63 @@ class FirecrackerMachine(ProcessMachine):
         self._pumps = pumps
         self._halted: asyncio.Task[None] | None = None
         self._console_end = b""
+        self._is_saved = False
+        """Whether the guest stands still since it was saved, or while it is."""
         super().__init__(process, paths)
         pumps.console.on_data = self._look_for_halt
         self._look_for_halt(self.console_tail(_HALT_BYTES))  # it may have halted while no engine looked
 
     async def connect_agent(self) -> socket.socket:
-        """Connect to the agent. While it boots, wait until it listens."""
+        """Connect to the agent. While it boots, wait until it listens; while it is saved, until it goes on."""
         while self._process.running:
-            try:
-                return await self._endpoint.agent()
-            except (ConnectionError, BlockingIOError):  # nothing listens yet, or too many connect at once
-                await asyncio.sleep(_RETRY_S)
+            with contextlib.suppress(ConnectionError, BlockingIOError):  # nothing listens yet, or too many connect
+                if not self._is_saved:
+                    return await self._endpoint.agent()
+            await asyncio.sleep(_RETRY_S)
         raise AgentLost("Firecracker has ended")
 
     async def pause(self) -> None:
-        version = await self._version()
-        if version in CANNOT_RESUME:
-            raise Unsupported(
-                f"Firecracker {show_version(version)} cannot pause a VM: after a resume it cannot reach the guest",
-                hint="squib install firecracker --version 1.17.0, then stop the VM and start it",
-            )
+        await self._check_resumable("pause")
         await self._api.request(PAUSE)
 
     async def resume(self) -> None:
         await self._api.request(RESUME)
+        self._is_saved = False
 
     async def save(self, memory: Path, devices: Path, *, size_mib: int) -> Complete:
-        raise Unsupported("the driver firecracker does not save machines")
+        # What the host sends to the guest's vsock would change its memory after the devices were saved. The guest ends
+        # all connections when it goes on, so they are ended now. Firecracker has noticed when it answers again.
+        self._is_saved = True
+        self._endpoint.hang_up()
+        version = await self._check_resumable("save")
+        await self._save_devices(devices)
+        complete = await self._save_memory(memory, size_mib, functools.partial(find, low=low_bytes(version)))
+        memory.chmod(READABLE)
+        return complete
+
+    async def _save_devices(self, path: Path) -> None:
+        try:
+            await self._api.request(SAVE_DEVICES, timeout_s=_SAVE_TIMEOUT_S)
+        except ToolFailed as error:
+            if NO_MEMORY_FILE not in error.message:
+                raise
+        try:
+            content = self._endpoint.take(SAVED_DEVICES, _MAX_DEVICES_BYTES)
+        except OSError as error:
+            raise ToolFailed(f"the state of Firecracker's devices cannot be read: {error.strerror}") from error
+        with disk_errors(path.parent), path.open("xb") as file:
+            file.write(content)
+            os.fchmod(file.fileno(), READABLE)
+
+    async def _check_resumable(self, verb: str) -> Version:
+        """Return Firecracker's version. Raises `Unsupported` if this one does not run on after a pause."""
+        version = await self._version()
+        if version in CANNOT_RESUME:
+            raise Unsupported(
+                f"Firecracker {show_version(version)} cannot {verb} a VM: {CANNOT_RESUME_BECAUSE}",
+                hint=f"{OTHER_VERSION}, then stop the VM and start it",
+            )
+        return version
 
     async def is_paused(self) -> bool:
         return await describe(self._api, "state") == "Paused"

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from squib.drivers.base import MachineSpec
+from squib.drivers.base import MachineSpec, SavedMemory
 from squib.drivers.firecracker.programs import Programs
 from squib.drivers.firecracker.requests import GuestFiles
 from squib.host.chroot import ChrootPlan, SharedFile
@@ -19,6 +19,7 @@ from squib.paths import AGENT_SOCKET, API_SOCKET, FirecrackerPaths
 LOG, METRICS = "log", "metrics"
 """Names of the pipes in the chroot."""
 _KERNEL, _INITRAMFS, _DISK = "kernel", "initramfs", "disk-"
+_MEMORY, _DEVICES = "memory", "devices"
 _CHROOT_MIB = 2
 """What a chroot holds besides the copy of Firecracker that its jailer makes."""
 _MAX_FILES = 2048
@@ -49,13 +50,7 @@ def chroot_plan(
         base=str(paths.jail),
         root=str(paths.jail / name / instance_id(spec.vm_id) / "root"),
         size_mib=chroot_size_mib(programs),
-        files=(
-            SharedFile(str(spec.kernel), _KERNEL, read_only=True),
-            SharedFile(str(spec.initramfs), _INITRAMFS, read_only=True),
-            *(SharedFile(str(disk.path), _DISK + disk.name, read_only=disk.read_only) for disk in spec.disks),
-            SharedFile(str(paths.log_pipe), LOG, read_only=False),
-            SharedFile(str(paths.metrics_pipe), METRICS, read_only=False),
-        ),
+        files=shared_files(spec, paths),
         cgroups=tuple(map(str, cgroups)),
     )
 
@@ -65,14 +60,41 @@ def instance_id(vm_id: str) -> str:
     return re.sub("[^A-Za-z0-9-]", "-", vm_id)
 
 
-def chroot_files(spec: MachineSpec) -> GuestFiles:
-    """Return the paths of a machine's files in the chroot."""
+def shared_files(spec: MachineSpec, paths: FirecrackerPaths) -> tuple[SharedFile, ...]:
+    """Return the host's files that Firecracker opens, with their names in its root.
+
+    These are the same for all VMs: a saved state holds the names of disks and sockets.
+    """
+    saved: tuple[SharedFile, ...] = ()
+    if isinstance(spec.memory, SavedMemory):
+        saved = (
+            SharedFile(str(spec.memory.memory), _MEMORY, read_only=True),
+            SharedFile(str(spec.memory.devices), _DEVICES, read_only=True),
+        )
+    return (
+        SharedFile(str(spec.kernel), _KERNEL, read_only=True),
+        SharedFile(str(spec.initramfs), _INITRAMFS, read_only=True),
+        *(SharedFile(str(disk.path), _DISK + disk.name, read_only=disk.read_only) for disk in spec.disks),
+        *saved,
+        SharedFile(str(paths.log_pipe), LOG, read_only=False),
+        SharedFile(str(paths.metrics_pipe), METRICS, read_only=False),
+    )
+
+
+def guest_files(spec: MachineSpec) -> GuestFiles:
+    """Return the paths by which Firecracker opens a machine's files.
+
+    In its jail they are in its root directory, without it in its working directory.
+    """
+    root = "/" if spec.jailer else ""
     return GuestFiles(
-        kernel=f"/{_KERNEL}",
-        initramfs=f"/{_INITRAMFS}",
-        disks=tuple(f"/{_DISK}{disk.name}" for disk in spec.disks),
-        agent_socket=f"/{AGENT_SOCKET}",
-        metrics=f"/{METRICS}",
+        kernel=root + _KERNEL,
+        initramfs=root + _INITRAMFS,
+        disks=tuple(f"{root}{_DISK}{disk.name}" for disk in spec.disks),
+        agent_socket=root + AGENT_SOCKET,
+        metrics=root + METRICS,
+        memory=root + _MEMORY,
+        devices=root + _DEVICES,
     )
 
 
@@ -84,22 +106,11 @@ def chroot_size_mib(programs: Programs) -> int:
 def bare_plan(spec: MachineSpec, paths: FirecrackerPaths, programs: Programs, cgroups: Sequence[Path]) -> Plan:
     """Plan a Firecracker without its jailer, as the engine's user.
 
-    Its sockets are in the driver's directory, by names that fit into a socket's address.
+    Its sockets are in the driver's directory, by names that fit into a socket's address. Links there lead to its files.
     """
     arguments = _arguments(programs, log=str(paths.log_pipe), api_socket=API_SOCKET)
     argv = (programs.vmm.name, "--id", instance_id(spec.vm_id), *arguments)
     return Plan(JailMode.NONE.value, str(programs.vmm), argv, tuple(map(str, cgroups)), cwd=str(paths.root))
-
-
-def bare_files(spec: MachineSpec, paths: FirecrackerPaths) -> GuestFiles:
-    """Return the paths of a machine's files without the jailer."""
-    return GuestFiles(
-        kernel=str(spec.kernel),
-        initramfs=str(spec.initramfs),
-        disks=tuple(str(disk.path) for disk in spec.disks),
-        agent_socket=AGENT_SOCKET,
-        metrics=str(paths.metrics_pipe),
-    )
 
 
 def _arguments(programs: Programs, *, log: str, api_socket: str) -> list[str]:

@@ -51,12 +51,39 @@ class GuestFiles:
     disks: tuple[str, ...]
     agent_socket: str
     metrics: str
+    memory: str
+    devices: str
 
 
 START = Request("PUT", "/actions", {"action_type": "InstanceStart"})
 PAUSE = Request("PATCH", "/vm", {"state": "Paused"})
 RESUME = Request("PATCH", "/vm", {"state": "Resumed"})
 DESCRIBE = Request("GET", "/")
+SAVED_DEVICES = "saved-devices"
+"""The file in its working directory to which a paused Firecracker writes the state of its devices (`SAVE_DEVICES`)."""
+SAVE_DEVICES = Request("PUT", "/snapshot/create", {"snapshot_path": SAVED_DEVICES, "mem_file_path": "/"})
+"""Firecracker writes the devices' state first, and then *refuses* this, because the memory cannot be written to ``/``.
+
+It would write all memory, and the engine reads only what the guest has used (`squib.host.memory`). The refusal is
+`NO_MEMORY_FILE`.
+"""
+NO_MEMORY_FILE = "Cannot perform open on the memory backing file"
+
+
+def load(files: GuestFiles) -> list[Request]:
+    """Return the requests that load a saved machine. It is then paused."""
+    return [
+        Request("PUT", "/metrics", {"metrics_path": files.metrics}),
+        Request(
+            "PUT",
+            "/snapshot/load",
+            {
+                "snapshot_path": files.devices,
+                "mem_backend": {"backend_type": "File", "backend_path": files.memory},
+                "resume_vm": False,
+            },
+        ),
+    ]
 
 
 def configuration(spec: MachineSpec, files: GuestFiles, *, pci: bool) -> list[Request]:

@@ -18,6 +18,9 @@ Seen with 1.16.1. Later versions do not stop the delivery (``fix(vsock): do not 
 resume`` in Firecracker's repository).
 """
 
+CANNOT_RESUME_BECAUSE = "after a resume it cannot reach the guest"
+OTHER_VERSION = "squib install firecracker --version 1.17.0"
+
 _VERSION = re.compile(r"(?<![\w.])v?(\d{1,6})\.(\d{1,6})\.(\d{1,6})(?![\w.])")
 
 

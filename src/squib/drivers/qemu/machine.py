@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from pathlib import Path
 
@@ -11,11 +10,10 @@ from squib.drivers.machine import ProcessMachine
 from squib.drivers.qemu.exit import Evidence, exit_reason
 from squib.drivers.qemu.qmp import QMP
 from squib.errors import ToolFailed
-from squib.host import memory as guest_memory
 from squib.host import sockets
 from squib.host.files import disk_errors
 from squib.host.logs import LogPump
-from squib.host.memory import SharedPages
+from squib.host.memory import find_memfd
 from squib.host.processes import Process
 from squib.paths import QemuPaths
 
@@ -50,16 +48,9 @@ class QemuMachine(ProcessMachine):
             await self._monitor().execute("remove-fd", {"fdset-id": self._lent_files.pop()})
 
     async def save(self, memory: Path, devices: Path, *, size_mib: int) -> Complete:
-        with disk_errors(memory.parent):
-            with devices.open("xb") as file:
-                await self._save_devices(file.fileno())
-            shared = await asyncio.to_thread(self._save_memory, memory, size_mib)
-
-        async def complete() -> None:
-            with disk_errors(memory.parent):
-                await asyncio.to_thread(shared.add_to, memory)
-
-        return complete
+        with disk_errors(devices.parent), devices.open("xb") as file:
+            await self._save_devices(file.fileno())
+        return await self._save_memory(memory, size_mib, find_memfd)
 
     async def _save_devices(self, fd: int) -> None:
         """Let QEMU write the state of all devices, without the memory.
@@ -74,10 +65,6 @@ class QemuMachine(ProcessMachine):
         self._lent_files.append(number)
         arguments = {"filename": f"/dev/fdset/{number}", "live": False}
         await monitor.execute("xen-save-devices-state", arguments, timeout_s=_SAVE_TIMEOUT_S)
-
-    def _save_memory(self, path: Path, size_mib: int) -> SharedPages:
-        with path.open("xb") as file:
-            return guest_memory.save(self.pid, size_mib, file.fileno())
 
     async def is_paused(self) -> bool:
         status = await self._monitor().execute("query-status")

@@ -1,0 +1,76 @@
+"""The guest's memory, mapped as Firecracker maps it, and the file with the state of the devices.
+
+A stub's guest keeps nothing in its memory. But each time that it is saved, the stub writes a page of it and notes that
+in the devices, and a load checks all these pages: so a memory that is not whole, or that of another moment, is found.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import secrets
+from typing import Any
+
+from tests.fakes.firecracker.process import host_path, reason
+
+_FORMAT = "stub snapshot 1"
+_NORESERVE = 0x4000  # asm-generic/mman.h
+
+
+class Unloadable(Exception):
+    """A snapshot that cannot be loaded; the text is Firecracker's or, for what only the stub checks, its own."""
+
+
+class Memory:
+    """A guest's memory: anonymous, or that of a file, and with what the guest writes in this process only."""
+
+    def __init__(self, size_mib: int, path: str | None = None) -> None:
+        """Map it. Raises `OSError`."""
+        self.size = size_mib << 20
+        protection, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | _NORESERVE
+        if path is None:
+            self._pages = mmap.mmap(-1, self.size, flags=flags | mmap.MAP_ANONYMOUS, prot=protection)
+            return
+        with open(host_path(path), "rb") as file:  # noqa: PTH123 (of a chroot; the mapping keeps it open)
+            self._pages = mmap.mmap(file.fileno(), self.size, flags=flags, prot=protection)
+
+    def mark(self, number: int) -> str:
+        """Write a page; return what is on it."""
+        text = secrets.token_hex(16)
+        self._pages[number * mmap.PAGESIZE : number * mmap.PAGESIZE + len(text)] = text.encode()
+        return text
+
+    def check(self, marks: list[str]) -> None:
+        """Check all pages that were written. Raises `Unloadable`."""
+        for number, text in enumerate(marks):
+            if self._pages[number * mmap.PAGESIZE :][: len(text)] != text.encode():
+                raise Unloadable(f"page {number} of the memory is not as it was when the devices were saved")
+
+    def write_to(self, path: str) -> None:
+        """Write a file. Raises `OSError`, after what could not be done with it."""
+        fd = os.open(host_path(path), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        os.pwrite(fd, self._pages, 0)
+        os.close(fd)
+
+
+def write_devices(path: str, version: str, state: dict[str, Any]) -> None:
+    """Write the state of the devices. Raises `OSError`."""
+    fd = os.open(host_path(path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    os.write(fd, json.dumps({"format": _FORMAT, "version": version} | state).encode())
+    os.close(fd)
+
+
+def read_devices(path: str, version: str) -> dict[str, Any]:
+    """Read what `write_devices` has written. Raises `Unloadable`."""
+    failed = "Failed to get snapshot state from file:"
+    try:
+        with open(host_path(path), "rb") as file:  # noqa: PTH123
+            state: dict[str, Any] = json.load(file)
+    except OSError as error:
+        raise Unloadable(f"{failed} Failed to open snapshot file: {reason(error)}") from None
+    except ValueError:
+        raise Unloadable(f"{failed} Failed to load snapshot state from file: CRC64 validation failed: 0") from None
+    if state["version"] != version:
+        raise Unloadable(f"{failed} Failed to load snapshot state from file: Invalid data version: {state['version']}")
+    return state
