@@ -101,9 +101,11 @@ async def test_a_vm_that_does_not_run_cannot_be_suspended(rig: Rig) -> None:
 async def test_a_driver_that_cannot_save_says_so_and_the_vm_goes_on(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     async with rig.running() as engine:
         vm = await running(engine, rig)
-        monkeypatch.setattr(FakeDriver, "capabilities", property(lambda _: Capabilities(pause=True)))
-        with pytest.raises(Unsupported, match="cannot save the memory of VM web"):
+        able = Capabilities(pause=True, no_save="it is a fake", save_hint="squib install fake")
+        monkeypatch.setattr(FakeDriver, "capabilities", property(lambda _: able))
+        with pytest.raises(Unsupported, match="cannot save the memory of VM web: it is a fake") as raised:
             await suspend_vm(engine, "web")
+        assert raised.value.hint == "squib install fake; squib snapshot create --disk-only web saves its disk"
         await until_served(engine, vm)
 
 

@@ -1,17 +1,19 @@
 """The Firecracker driver on a stub that fails at every call: each fault is a clear error, and nothing is left."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from squib.drivers.base import ExitKind
+from squib.drivers.base import ExitKind, MachineSpec, SavedMemory
 from squib.drivers.firecracker import api, driver, plan
-from squib.drivers.firecracker.requests import START, Request, configuration
+from squib.drivers.firecracker.programs import Programs
+from squib.drivers.firecracker.requests import NO_MEMORY_FILE, SAVED_DEVICES, START, Request, configuration
 from squib.errors import BootFailed, SquibError, ToolFailed, Unsupported
-from tests.contract.drivers.implementations import Subject, agent_of, subject
+from tests.contract.drivers.implementations import WORKS, Subject, agent_of, subject
 from tests.fakes.firecracker import install, spec
 from tests.fakes.firecracker.install import Stub
 
@@ -187,6 +189,133 @@ async def test_a_firecracker_that_cannot_be_watched_is_ended(machine: Subject) -
     assert (machine.processes(), machine.sockets()) == ([], [])
 
 
+@dataclass
+class Saved:
+    """A machine of the stub that was saved, in a directory."""
+
+    spec: MachineSpec
+    memory: SavedMemory
+
+
+@pytest.fixture
+async def saved(machine: Subject, tmp_path: Path) -> Saved:
+    vmm = await machine.launch()
+    await vmm.pause()
+    memory = SavedMemory(machine.spec.memory.size_mib, tmp_path / "memory", tmp_path / "devices")
+    await (await vmm.save(memory.memory, memory.devices, size_mib=memory.size_mib))()
+    await vmm.kill()
+    return Saved(replace(machine.spec, memory=memory), memory)
+
+
+async def test_only_what_was_written_of_a_memory_is_saved(saved: Saved) -> None:
+    found = saved.memory.memory.stat()
+    assert found.st_size == saved.memory.size_mib << 20
+    assert found.st_blocks * 512 < 1 << 20
+
+
+@pytest.mark.parametrize(("do", "details", "text"), FAULTS, ids=["refuse", "400", "hang", "exit", "killed"])
+@pytest.mark.parametrize("call", ["PUT /metrics", "PUT /snapshot/load"])
+async def test_a_fault_while_a_saved_machine_is_loaded_is_a_failed_boot(
+    machine: Subject,
+    saved: Saved,
+    stub: Stub,
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+    do: str,
+    details: dict[str, object],
+    text: str,
+) -> None:
+    stub.fail(call, do, **details)
+    with monkeypatch.context() as changed, pytest.raises(BootFailed, match=text):
+        if do == "hang":
+            changed.setattr(api, "TIMEOUT_S", 1.0)
+        await machine.launch(saved.spec)
+    assert (machine.processes(), machine.sockets()) == ([], [])
+
+
+@pytest.mark.parametrize("name", ["memory", "devices"])
+async def test_a_damaged_saved_state_is_a_failed_boot(machine: Subject, saved: Saved, name: str) -> None:
+    with (saved.memory.memory.parent / name).open("r+b") as file:
+        file.write(b"damaged")
+    with pytest.raises(BootFailed, match="before the guest ran") as raised:
+        await machine.launch(saved.spec)
+    assert "Failed to restore from snapshot" in raised.value.detail
+    assert (machine.processes(), machine.sockets()) == ([], [])
+
+
+async def test_a_saved_state_that_is_gone_is_an_error(machine: Subject, saved: Saved) -> None:
+    saved.memory.devices.unlink()
+    with pytest.raises(SquibError):
+        await machine.launch(saved.spec)
+    assert (machine.processes(), machine.sockets()) == ([], [])
+
+
+@pytest.mark.parametrize(("do", "details"), [("answer", {"status": 400, "message": "no"}), ("refuse", {})])
+async def test_a_machine_goes_on_after_a_failed_save(
+    machine: Subject, stub: Stub, tmp_path: Path, do: str, details: dict[str, object]
+) -> None:
+    vmm = await machine.launch()
+    await vmm.pause()
+    stub.fail("PUT /snapshot/create", do, times=1, **details)
+    with pytest.raises(ToolFailed):
+        await vmm.save(tmp_path / "memory", tmp_path / "devices", size_mib=128)
+    await vmm.resume()
+    async with agent_of(vmm):
+        pass
+    await vmm.kill()
+
+
+@pytest.mark.parametrize("kind", ["nothing", "empty", "link", "fifo", "folder", "large"])
+async def test_what_a_hostile_firecracker_leaves_as_its_devices_is_not_read(
+    machine: Subject, stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr("squib.drivers.firecracker.machine._MAX_DEVICES_BYTES", 1000)
+    vmm = await machine.launch()
+    await vmm.pause()
+    stub.fail("PUT /snapshot/create", "answer", status=400, message=NO_MEMORY_FILE)  # it writes none itself
+    left = machine.folder / SAVED_DEVICES
+    match kind:
+        case "empty":
+            left.touch()
+        case "link":
+            left.symlink_to(machine.spec.kernel)
+        case "fifo":
+            os.mkfifo(left)
+        case "folder":
+            left.mkdir()
+        case "large":
+            left.write_bytes(bytes(1001))
+    async with asyncio.timeout(20):
+        with pytest.raises(ToolFailed, match="devices"):
+            await vmm.save(tmp_path / "memory", tmp_path / "devices", size_mib=128)
+    assert not (tmp_path / "devices").exists()
+    await vmm.kill()
+
+
+async def test_connections_end_when_a_machine_is_saved_and_new_ones_wait_until_it_goes_on(
+    machine: Subject, tmp_path: Path
+) -> None:
+    vmm = await machine.launch()
+    async with agent_of(vmm) as agent:
+        await vmm.pause()
+        await vmm.save(tmp_path / "memory", tmp_path / "devices", size_mib=128)
+        connecting = asyncio.create_task(vmm.connect_agent())
+        done, _ = await asyncio.wait({connecting}, timeout=0.2)
+        assert not done
+        await vmm.resume()
+        (await connecting).close()
+        await agent.thaw()  # over a new connection
+    await vmm.kill()
+
+
+async def test_a_version_that_loses_its_guest_at_a_resume_is_not_saved(machine: Subject, tmp_path: Path) -> None:
+    for version, able in (((1, 16, 0), False), ((1, 16, 1), False), ((1, 15, 1), True)):
+        programs = Programs(tmp_path / "firecracker", tmp_path / "jailer", version)
+        found = driver.FirecrackerDriver(lambda programs=programs: programs, WORKS, jailer_lacks="").capabilities
+        assert (found.pause, found.save) == (able, able)
+        assert ("after a resume" in found.no_save) != able
+
+
 async def test_a_version_that_loses_its_guest_at_a_resume_is_not_paused(machine: Subject, stub: Stub) -> None:
     stub.configure(version="1.16.1")
     vmm = await machine.launch()
@@ -228,15 +357,21 @@ async def test_a_kernel_that_is_no_elf_is_refused(machine: Subject, tmp_path: Pa
     assert "--driver qemu" in raised.value.hint
 
 
-async def test_every_request_is_one_that_firecrackers_own_description_allows(machine: Subject, stub: Stub) -> None:
+async def test_every_request_is_one_that_firecrackers_own_description_allows(
+    machine: Subject, stub: Stub, saved: Saved, tmp_path: Path
+) -> None:
     spec.load()  # or skip the test
     stub.configure(record=True)
-    vmm = await machine.launch()
-    await vmm.pause()
-    assert await vmm.is_paused()
-    await vmm.resume()
-    made = install.requests(machine.folder / "api.sock")
-    await vmm.kill()
-    assert {f"{request['method']} {request['path']}" for request in made} >= {"PATCH /vm", "GET /", "PUT /actions"}
+    made = []
+    for number, machines_spec in enumerate((machine.spec, saved.spec)):
+        vmm = await machine.launch(machines_spec)
+        await vmm.pause()
+        assert await vmm.is_paused()
+        await vmm.save(tmp_path / f"memory-{number}", tmp_path / f"devices-{number}", size_mib=128)
+        await vmm.resume()
+        made += install.requests(machine.folder / "api.sock")
+        await vmm.kill()
+    calls = {f"{request['method']} {request['path']}" for request in made}
+    assert calls >= {"PATCH /vm", "GET /", "PUT /actions", "PUT /snapshot/create", "PUT /snapshot/load"}
     for request in made:
         spec.validate(request["method"], request["path"], request["body"])

@@ -7,6 +7,7 @@ saved memory see that.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,8 +21,8 @@ _LOW_BYTES = ((1, 13), 3072 << 20), ((0,), 3328 << 20)
 
 What does not fit below it is a second region of memory.
 """
-_TOP_DOWN = 1 << 46
-"""Above it are mappings that Linux places from the top of the address space down, below it those from the bottom up."""
+_RSDP_AT, _RSDP = 0xE_0000, b"RSD PTR "
+"""Where Firecracker writes the root of the ACPI tables, and how that begins. Guests do not use this page otherwise."""
 
 
 def low_bytes(version: Version) -> int:
@@ -36,6 +37,8 @@ def find(pid: int, size: int, low: int) -> Sequence[Mapping]:
     """
     mappings = list(_private(pid))
     candidates = [*_files(mappings, size), *_anonymous(mappings, size, low)]
+    if len(candidates) > 1:
+        candidates = [parts for parts in candidates if _begins_with_a_guests_memory(pid, parts[0])]
     if len(candidates) != 1:
         raise not_found(pid, size, [part for parts in candidates for part in parts])
     return candidates[0]
@@ -59,20 +62,23 @@ def _files(mappings: list[Mapping], size: int) -> Iterator[list[Mapping]]:
 
 
 def _anonymous(mappings: list[Mapping], size: int, low: int) -> Iterator[list[Mapping]]:
-    """Yield memory that could be a guest's. Linux joins two regions that are next to each other to one mapping."""
+    """Yield memory that could be a guest's.
+
+    Two regions may be next to each other, in any order. Linux then shows them as one mapping.
+    """
     parts = [part for part in mappings if not part.inode]
     if size <= low:
-        yield from ([Mapping(part.start, size, 0, False, 0)] for part in parts if part.size == size)
+        yield from ([part] for part in parts if part.size == size)
         return
     high = size - low
-    for part in parts:
-        if part.size == size:
-            first, second = (
-                (part.start + high, part.start) if part.start > _TOP_DOWN else (part.start, part.start + low)
-            )
+    whole = [part.start for part in parts if part.size == size]
+    starts = [(start, start + low) for start in whole] + [(start + high, start) for start in whole]
+    starts += [(one.start, two.start) for one in parts for two in parts if (one.size, two.size) == (low, high)]
+    for first, second in starts:
+        if first != second:
             yield [Mapping(first, low, 0, False, 0), Mapping(second, high, low, False, 0)]
-    if low != high:
-        yield from (
-            [Mapping(one.start, low, 0, False, 0), Mapping(two.start, high, low, False, 0)]
-            for one in parts for two in parts if (one.size, two.size) == (low, high)
-        )  # fmt: skip
+
+
+def _begins_with_a_guests_memory(pid: int, part: Mapping) -> bool:
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:  # noqa: PTH123
+        return os.pread(memory.fileno(), len(_RSDP), part.start + _RSDP_AT) == _RSDP
