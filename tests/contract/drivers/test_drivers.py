@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from squib.drivers.base import ExitKind, Nic, SavedMemory
+from squib.drivers.base import ExitKind, FreshMemory, Nic, SavedMemory
 from squib.errors import BootFailed, Unsupported, WrongState
 from squib.guest.agent import AgentClient
 from squib.host import memory
@@ -77,11 +77,19 @@ async def test_a_paused_machine_stands_still_and_goes_on(machine: Subject) -> No
     await vmm.kill()
 
 
-async def test_a_saved_machine_runs_again_from_there_and_so_do_its_clones(machine: Subject, tmp_path: Path) -> None:
+def skip_unless_it_can_save(machine: Subject) -> None:
+    """Skip the test on a driver without this capability."""
     if not machine.driver.capabilities.save:
         pytest.skip(f"this {machine.driver.name} cannot save")
-    spec = machine.spec
-    for generation in range(3):
+
+
+@pytest.mark.parametrize(("mem_size_mib", "generations"), [(128, 3), (4096, 2)])
+async def test_a_saved_machine_runs_again_from_there_and_so_do_its_clones(
+    machine: Subject, tmp_path: Path, mem_size_mib: int, generations: int
+) -> None:
+    skip_unless_it_can_save(machine)
+    spec = replace(machine.spec, memory=FreshMemory(mem_size_mib))
+    for generation in range(generations):
         vmm = await machine.launch(spec)
         if isinstance(spec.memory, SavedMemory):
             assert await vmm.is_paused()
@@ -102,6 +110,36 @@ async def test_a_saved_machine_runs_again_from_there_and_so_do_its_clones(machin
     fingerprint = await machine.driver.fingerprint(spec)
     assert fingerprint != await machine.driver.fingerprint(replace(spec, vcpu_count=2))
     assert fingerprint == await machine.driver.fingerprint(replace(spec, vm_id="other"))
+
+
+async def test_a_loaded_machine_that_has_not_run_yet_is_adopted_and_runs(machine: Subject, tmp_path: Path) -> None:
+    skip_unless_it_can_save(machine)
+    vmm = await machine.launch()
+    async with agent_of(vmm):
+        pass
+    await vmm.pause()
+    saved = SavedMemory(machine.spec.memory.size_mib, tmp_path / "memory", tmp_path / "devices")
+    await (await vmm.save(saved.memory, saved.devices, size_mib=saved.size_mib))()
+    await vmm.kill()
+    first = await machine.launch(replace(machine.spec, memory=saved))
+    saved.memory.unlink()
+    saved.devices.unlink()
+    await first.detach()
+    second = await machine.adopt()
+    assert second is not None and second.pid == first.pid
+    assert await second.is_paused()
+    await second.resume()
+    async with agent_of(second) as agent:
+        assert await run(agent, "true") == 0
+    await second.pause()  # what it runs from has no name any more, and can be saved all the same
+    again = SavedMemory(saved.size_mib, tmp_path / "memory-2", tmp_path / "devices-2")
+    await (await second.save(again.memory, again.devices, size_mib=again.size_mib))()
+    await second.kill()
+    third = await machine.launch(replace(machine.spec, memory=again))
+    await third.resume()
+    async with agent_of(third) as agent:
+        assert await run(agent, "true") == 0
+    await third.kill()
 
 
 async def test_killing_ends_a_machine_at_once_and_twice(machine: Subject) -> None:

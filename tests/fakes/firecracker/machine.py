@@ -256,7 +256,7 @@ class Machine:
                 console = open_nonblocking(self._serial)
             except OSError as error:
                 raise Refused(f"Start microvm error: Could not attach device: {reason(error)}") from None
-        self._memory = Memory(self._config["mem_size_mib"])
+        self._memory = Memory(self._config["mem_size_mib"], self._context.release)
         self._run_guest(console)
         self.state = "Running"
 
@@ -304,7 +304,7 @@ class Machine:
         state = read_devices(devices, self._context.version)
         self._config, self._boot, self._marks = state["config"], state["boot"], state["marks"]
         self._entropy, self._balloon = state["entropy"], state["balloon"]
-        self._memory = Memory(self._config["mem_size_mib"], memory)
+        self._memory = Memory(self._config["mem_size_mib"], self._context.release, memory)
         self._memory.check(self._marks)
         for drive in state["drives"]:
             self._put_drive(drive)

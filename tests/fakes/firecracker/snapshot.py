@@ -16,6 +16,7 @@ from tests.fakes.firecracker.process import host_path, reason
 
 _FORMAT = "stub snapshot 1"
 _NORESERVE = 0x4000  # asm-generic/mman.h
+_RSDP_AT, _RSDP = 0xE_0000, b"RSD PTR "
 
 
 class Unloadable(Exception):
@@ -23,35 +24,45 @@ class Unloadable(Exception):
 
 
 class Memory:
-    """A guest's memory: anonymous, or that of a file, and with what the guest writes in this process only."""
+    """A guest's memory: anonymous, or that of a file, and with what the guest writes in this process only.
 
-    def __init__(self, size_mib: int, path: str | None = None) -> None:
+    What does not fit below the addresses of devices is a second region, as in Firecracker.
+    """
+
+    def __init__(self, size_mib: int, release: tuple[int, int], path: str | None = None) -> None:
         """Map it. Raises `OSError`."""
-        self.size = size_mib << 20
-        protection, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | _NORESERVE
+        low = min(size_mib, 3072 if release >= (1, 13) else 3328) << 20
+        sizes = [low, (size_mib << 20) - low] if size_mib << 20 > low else [low]
+        fd, flags = (-1, mmap.MAP_ANONYMOUS) if path is None else (os.open(host_path(path), os.O_RDONLY), 0)
+        protection, flags = mmap.PROT_READ | mmap.PROT_WRITE, flags | mmap.MAP_PRIVATE | _NORESERVE
+        self._regions = [
+            mmap.mmap(fd, size, flags=flags, prot=protection, offset=0 if path is None else at)
+            for at, size in zip((0, low), sizes, strict=False)
+        ]  # each keeps the file open
         if path is None:
-            self._pages = mmap.mmap(-1, self.size, flags=flags | mmap.MAP_ANONYMOUS, prot=protection)
-            return
-        with open(host_path(path), "rb") as file:  # noqa: PTH123 (of a chroot; the mapping keeps it open)
-            self._pages = mmap.mmap(file.fileno(), self.size, flags=flags, prot=protection)
+            self._regions[0][_RSDP_AT : _RSDP_AT + len(_RSDP)] = _RSDP
+        else:
+            os.close(fd)
 
     def mark(self, number: int) -> str:
-        """Write a page; return what is on it."""
+        """Write a page of each region; return what is on it."""
         text = secrets.token_hex(16)
-        self._pages[number * mmap.PAGESIZE : number * mmap.PAGESIZE + len(text)] = text.encode()
+        for region in self._regions:
+            region[number * mmap.PAGESIZE : number * mmap.PAGESIZE + len(text)] = text.encode()
         return text
 
     def check(self, marks: list[str]) -> None:
         """Check all pages that were written. Raises `Unloadable`."""
         for number, text in enumerate(marks):
-            if self._pages[number * mmap.PAGESIZE :][: len(text)] != text.encode():
+            at = number * mmap.PAGESIZE
+            if any(region[at : at + len(text)] != text.encode() for region in self._regions):
                 raise Unloadable(f"page {number} of the memory is not as it was when the devices were saved")
 
     def write_to(self, path: str) -> None:
-        """Write a file. Raises `OSError`, after what could not be done with it."""
+        """Write a file. Raises `OSError`."""
         fd = os.open(host_path(path), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        os.pwrite(fd, self._pages, 0)
-        os.close(fd)
+        with os.fdopen(fd, "wb") as file:
+            file.writelines(self._regions)
 
 
 def write_devices(path: str, version: str, state: dict[str, Any]) -> None:
