@@ -308,6 +308,18 @@ async def test_connections_end_when_a_machine_is_saved_and_new_ones_wait_until_i
     await vmm.kill()
 
 
+async def test_a_guest_that_goes_on_and_misses_a_connection_gets_a_new_one(
+    machine: Subject, saved: Saved, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("squib.drivers.firecracker.machine._ANSWER_S", 0.1)
+    vmm = await machine.launch(saved.spec)
+    await vmm.resume()
+    stub.fail("vsock", "hang", times=2)
+    async with asyncio.timeout(20), agent_of(vmm):
+        pass
+    await vmm.kill()
+
+
 async def test_a_version_that_loses_its_guest_at_a_resume_is_not_saved(machine: Subject, tmp_path: Path) -> None:
     for version, able in (((1, 16, 0), False), ((1, 16, 1), False), ((1, 15, 1), True)):
         programs = Programs(tmp_path / "firecracker", tmp_path / "jailer", version)

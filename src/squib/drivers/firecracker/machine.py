@@ -39,6 +39,12 @@ _AGENT_PORT = 1024
 _CONNECTED = b"OK "
 _MAX_LINE_BYTES = 32
 _RETRY_S = 0.005
+_ANSWER_S, _LONGEST_ANSWER_S = 0.02, 5.0
+"""How long a guest that goes on may take to answer, before and after some tries.
+
+Firecracker before 1.15 numbers its connections anew when it loads a saved state. A request that has the number of one
+that the guest has not closed yet is lost.
+"""
 _HALT = re.compile(rb"\[ *\d+\.\d+\] reboot: (System halted|Power down)\r?\n")
 _HALT_BYTES = 256
 _SAVE_TIMEOUT_S = 30.0
@@ -136,16 +142,24 @@ class FirecrackerMachine(ProcessMachine):
         self._console_end = b""
         self._is_saved = False
         """Whether the guest stands still since it was saved, or while it is."""
+        self._has_booted = False
+        """Whether the guest is known to have booted, so that its kernel answers at once."""
         super().__init__(process, paths)
         pumps.console.on_data = self._look_for_halt
         self._look_for_halt(self.console_tail(_HALT_BYTES))  # it may have halted while no engine looked
 
     async def connect_agent(self) -> socket.socket:
         """Connect to the agent. While it boots, wait until it listens; while it is saved, until it goes on."""
+        answer_s = _ANSWER_S if self._has_booted else None
         while self._process.running:
-            with contextlib.suppress(ConnectionError, BlockingIOError):  # nothing listens yet, or too many connect
+            try:
                 if not self._is_saved:
-                    return await self._endpoint.agent()
+                    async with asyncio.timeout(answer_s):
+                        return await self._endpoint.agent()
+            except TimeoutError:
+                answer_s = answer_s and min(2 * answer_s, _LONGEST_ANSWER_S)
+            except (ConnectionError, BlockingIOError):  # nothing listens yet, or too many connect at once
+                pass
             await asyncio.sleep(_RETRY_S)
         raise AgentLost("Firecracker has ended")
 
@@ -155,7 +169,7 @@ class FirecrackerMachine(ProcessMachine):
 
     async def resume(self) -> None:
         await self._api.request(RESUME)
-        self._is_saved = False
+        self._is_saved, self._has_booted = False, True
 
     async def save(self, memory: Path, devices: Path, *, size_mib: int) -> Complete:
         # What the host sends to the guest's vsock would change its memory after the devices were saved. The guest ends
