@@ -96,14 +96,15 @@ async def test_a_saved_machine_runs_again_from_there_and_so_do_its_clones(
             await vmm.resume()
         async with agent_of(vmm) as agent:
             assert await run(agent, "true") == 0
-        await vmm.pause()
-        saved = SavedMemory(spec.memory.size_mib, tmp_path / f"memory-{generation}", tmp_path / f"devices-{generation}")
-        complete = await vmm.save(saved.memory, saved.devices, size_mib=saved.size_mib)
-        assert await vmm.is_paused()
-        await complete()
-        if generation:  # a saved machine goes on too
-            await vmm.resume()
-            async with agent_of(vmm) as agent:
+            await vmm.pause()
+            names = (tmp_path / f"{name}-{generation}" for name in ("memory", "devices"))
+            saved = SavedMemory(spec.memory.size_mib, *names)
+            complete = await vmm.save(saved.memory, saved.devices, size_mib=saved.size_mib)
+            assert await vmm.is_paused()
+            await complete()
+            if generation:  # a saved machine goes on too; the connection to its agent may have ended
+                await vmm.resume()
+                await agent.thaw()
                 assert await run(agent, "true") == 0
         await vmm.kill()
         spec = replace(spec, memory=saved)
