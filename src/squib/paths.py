@@ -92,6 +92,11 @@ class FirecrackerPaths(DriverPaths):
         return self.root / "metrics.pipe"
 
     @property
+    def devices(self) -> Path:
+        """Return the state of the devices that Firecracker has loaded, or is about to load."""
+        return self.root / "loaded-devices"
+
+    @property
     def jail(self) -> Path:
         """Return the directory on which the chroot is mounted.
 

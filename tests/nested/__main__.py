@@ -34,6 +34,7 @@ BENCH = "bench.startup"
 TESTS = ["tests/contract/drivers", "tests/vm", "-m", "nested"]
 PYTEST = ["-m", "pytest", "-v", "--durations=10"]
 PROBE = "import asyncio, sys; from squib.host.probe import probe_kvm; kvm = asyncio.run(probe_kvm()); "
+IMAGES = ("base", "python3.13")
 GUEST_PROJECT, GUEST_HOME, GUEST_FIRECRACKER = "/root/squib", "/root/.squib", "/root/firecracker"
 MEMORY_MIB = 5 * 1024
 BOOT_TIMEOUT_S = 180.0
@@ -96,17 +97,15 @@ def nested_vm(firecracker: str | None) -> Iterator[Run]:
 
 
 def install(vm: VM, home: Home, firecracker: str | None) -> None:
-    """Install squib, its tests, its kernel and its image, and Firecracker."""
+    """Install squib, its tests, its kernel and its images, and Firecracker."""
     with tempfile.TemporaryDirectory() as scratch:
         pip_install(Path(scratch), ["--no-deps", "--no-build-isolation", str(ROOT)])
         vm.files.upload(list(Path(scratch).iterdir()), SITE)
     for name in ("bench", "hatch_build.py", "tests", "pyproject.toml"):
         vm.files.upload(ROOT / name, f"{GUEST_PROJECT}/{name}")
     guest = Home(Path(GUEST_HOME))
-    for folder, target, name in (
-        (ImageStore(home).get("base").path.parent, guest.images, "base"),
-        (KernelStore(home).get().path.parent, guest.kernels, "debian-cloud"),
-    ):
+    cached = [(asyncio.run(ImageStore(home).ensure(name)).path.parent, guest.images, name) for name in IMAGES]
+    for folder, target, name in (*cached, (KernelStore(home).get().path.parent, guest.kernels, "debian-cloud")):
         vm.files.upload(folder, target / folder.name)
         vm.files.upload(folder.parent / "names" / f"{name}.json", target / "names" / f"{name}.json")
     vm.run(["python3", "-m", "compileall", "-q", f"{SITE}/squib", f"{GUEST_PROJECT}/tests"], check=True)

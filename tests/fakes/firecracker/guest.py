@@ -34,7 +34,8 @@ restarts after a panic only with ``panic=``, and instead of a power-off only wit
 class Guest:
     """A guest with this vsock listener and console; ``on_exit`` is called with the VMM's exit status.
 
-    One that is ``restored`` has booted before, and stands still.
+    One that is ``restored`` has booted before, and stands still. It takes a connection from ``busy_port`` for one of
+    before.
     """
 
     def __init__(
@@ -46,11 +47,14 @@ class Guest:
         on_exit: Callable[[int], None],
         *,
         restored: bool = False,
+        busy_port: int = 0,
     ) -> None:
         self._context, self._listener, self._console, self._on_exit = context, listener, console, on_exit
         self._boot_args = boot_args
         self._behaviour = context.settings.values["guest"]
-        self._port = _FIRST_PORT - 1
+        self.port = _FIRST_PORT - 1
+        """The host's end of the last connection."""
+        self._busy_port = busy_port
         self._loop: asyncio.AbstractEventLoop | None = None
         self._gated = False
         self._restored = self._loses_connections = restored
@@ -185,10 +189,12 @@ class Guest:
             await asyncio.Event().wait()
         if len(words) != 2 or words[0].lower() != b"connect" or not words[1].isdigit():
             return False
-        self._port += 1
+        self.port += 1
+        if self.port == self._busy_port and int(words[1]) == AGENT_PORT:
+            await asyncio.Event().wait()
         if int(words[1]) != AGENT_PORT or self._behaviour == "no-agent" or not await self._obey("before", writer):
             return False
-        writer.write(b"OK %d\n" % self._port)
+        writer.write(b"OK %d\n" % self.port)
         await writer.drain()
         if self._loses_connections:
             self._loses_connections = False

@@ -260,9 +260,11 @@ class Machine:
         self._run_guest(console)
         self.state = "Running"
 
-    def _run_guest(self, console: int, *, restored: bool = False) -> None:
+    def _run_guest(self, console: int, *, restored: bool = False, busy_port: int = 0) -> None:
         boot_args = self._boot.get("boot_args", "reboot=k panic=1").split()
-        self._guest = Guest(self._context, self._listener, console, boot_args, self._on_exit, restored=restored)
+        self._guest = Guest(
+            self._context, self._listener, console, boot_args, self._on_exit, restored=restored, busy_port=busy_port
+        )
         self._guest.start()
 
     def _put_snapshot(self, body: dict[str, Any]) -> None:
@@ -274,7 +276,7 @@ class Machine:
         self._guest.lose_connections()
         state = {
             "marks": self._marks, "config": self._config, "boot": self._boot, "drives": self._drives,
-            "vsock": self._vsock, "entropy": self._entropy, "balloon": self._balloon,
+            "vsock": self._vsock, "entropy": self._entropy, "balloon": self._balloon, "port": self._guest.port,
         }  # fmt: skip
         kind = "snapshot"
         try:
@@ -290,17 +292,17 @@ class Machine:
         if not self._is_fresh:
             raise Refused(f"Load snapshot error: {_NOT_FRESH}")
         try:
-            self._load(body["snapshot_path"], body["mem_backend"]["backend_path"])
+            port = self._load(body["snapshot_path"], body["mem_backend"]["backend_path"])
         except (Unloadable, Refused, OSError) as error:
             self._on_exit(1)
             text = reason(error) if isinstance(error, OSError) else str(error)
             raise Refused(f"Load snapshot error: Failed to restore from snapshot: {text}") from None
-        self._run_guest(1, restored=True)
+        self._run_guest(1, restored=True, busy_port=port if self._context.release < (1, 15) else 0)
         self.state = "Paused"
         if body.get("resume_vm"):
             self._patch_vm({"state": "Resumed"})
 
-    def _load(self, devices: str, memory: str) -> None:
+    def _load(self, devices: str, memory: str) -> int:
         state = read_devices(devices, self._context.version)
         self._config, self._boot, self._marks = state["config"], state["boot"], state["marks"]
         self._entropy, self._balloon = state["entropy"], state["balloon"]
@@ -310,6 +312,7 @@ class Machine:
             self._put_drive(drive)
         if state["vsock"]:
             self._put_vsock(state["vsock"])
+        return int(state["port"])
 
     def _patch_vm(self, body: dict[str, Any]) -> None:
         assert self._guest

@@ -320,6 +320,26 @@ async def test_a_guest_that_goes_on_and_misses_a_connection_gets_a_new_one(
     await vmm.kill()
 
 
+async def test_no_connection_gets_the_number_of_one_that_the_guest_may_still_have(
+    machine: Subject, stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("squib.drivers.firecracker.machine._ANSWER_S", 60.0)  # a request that is lost stays lost
+    stub.configure(version="1.10.1")
+    programs = Programs(stub.firecracker, stub.jailer, (1, 10, 1))
+    machine.driver = driver.FirecrackerDriver(lambda: programs, WORKS, jailer_lacks="")
+    made = machine.spec
+    for generation in range(4):
+        vmm = await machine.launch(made)
+        await vmm.resume()
+        async with asyncio.timeout(20), agent_of(vmm):
+            await vmm.pause()
+            paths = (tmp_path / f"{name}-{generation}" for name in ("memory", "devices"))
+            memory = SavedMemory(made.memory.size_mib, *paths)
+            await (await vmm.save(memory.memory, memory.devices, size_mib=memory.size_mib))()
+        await vmm.kill()
+        made = replace(made, memory=memory)
+
+
 async def test_a_version_that_loses_its_guest_at_a_resume_is_not_saved(machine: Subject, tmp_path: Path) -> None:
     for version, able in (((1, 16, 0), False), ((1, 16, 1), False), ((1, 15, 1), True)):
         programs = Programs(tmp_path / "firecracker", tmp_path / "jailer", version)

@@ -26,10 +26,23 @@ from squib.drivers.base import (
 from squib.drivers.firecracker import plan
 from squib.drivers.firecracker.api import ApiClient
 from squib.drivers.firecracker.checks import check_all
-from squib.drivers.firecracker.machine import READABLE, Endpoint, FirecrackerMachine, Pumps, describe
+from squib.drivers.firecracker.machine import (
+    READABLE,
+    Endpoint,
+    FirecrackerMachine,
+    Pumps,
+    describe,
+    unpack_devices,
+)
 from squib.drivers.firecracker.programs import Programs
 from squib.drivers.firecracker.requests import START, Request, configuration, load
-from squib.drivers.firecracker.version import CANNOT_RESUME, CANNOT_RESUME_BECAUSE, OTHER_VERSION, show_version
+from squib.drivers.firecracker.version import (
+    CANNOT_RESUME,
+    CANNOT_RESUME_BECAUSE,
+    KEEPS_NUMBERS_SINCE,
+    OTHER_VERSION,
+    show_version,
+)
 from squib.drivers.machine import remove_endpoints
 from squib.errors import BootFailed, HostError, InvalidArgument, ToolFailed, WrongState
 from squib.host import chroot, jail, logs, processes
@@ -135,6 +148,10 @@ class FirecrackerDriver:
                 undo.callback(processes.kill, identity)
                 _make_pipes(paths, credentials)
                 pumps = _open_pumps(paths, undo)
+                number = 0
+                if isinstance(spec.memory, SavedMemory):
+                    number = unpack_devices(spec.memory.devices, paths.devices)
+                    spec = replace(spec, memory=replace(spec.memory, devices=paths.devices))
                 if spec.jailer:
                     assert credentials is not None  # `problem` requires root, whose VMs have users of their own
                     process = await _jailed(spec, paths, programs, identity, credentials, lock, pumps)
@@ -151,6 +168,8 @@ class FirecrackerDriver:
                 await _wait_for_api(endpoint, process)
                 for request in _requests(spec, programs):
                     await api.request(request)
+                if programs.version < KEEPS_NUMBERS_SINCE:
+                    endpoint.skip_numbers(number)
             except (HostError, ToolFailed) as error:
                 raise await _launch_failed(process, pumps, paths, error) from error
             undo.pop_all()
@@ -220,7 +239,7 @@ async def _jailed(
     for path in (spec.kernel, spec.initramfs, *(disk.path for disk in spec.disks if disk.read_only)):
         _check_readable(path)
     if isinstance(spec.memory, SavedMemory):
-        _make_readable(spec.memory.memory, spec.memory.devices)
+        _make_readable(spec.memory.memory)
     for disk in spec.disks:
         _give_to_vmm(disk, credentials)
     paths.jail.mkdir(mode=0o700, exist_ok=True)
@@ -265,14 +284,13 @@ def _check_readable(path: Path) -> None:
         raise InvalidArgument(f"the VM's own user cannot read {path}", hint=f"chmod o+r {path}, or use --driver qemu")
 
 
-def _make_readable(*saved: Path) -> None:
-    """Let every user read a saved state. Others cannot reach it: its directory is private. Raises `HostError`."""
-    for path in saved:
-        try:
-            if not path.stat().st_mode & stat.S_IROTH:  # it is a copy, on another disk; else leave its times alone
-                path.chmod(READABLE)
-        except OSError as error:
-            raise HostError(f"{path} cannot be read: {error.strerror}") from error
+def _make_readable(memory: Path) -> None:
+    """Let every user read a saved memory. Others cannot reach it: its directory is private. Raises `HostError`."""
+    try:
+        if not memory.stat().st_mode & stat.S_IROTH:  # it is a copy, on another disk; else leave its times alone
+            memory.chmod(READABLE)
+    except OSError as error:
+        raise HostError(f"{memory} cannot be read: {error.strerror}") from error
 
 
 def _give_to_vmm(disk: Disk, credentials: Credentials) -> None:

@@ -27,7 +27,7 @@ from squib.drivers.firecracker.version import (
     show_version,
 )
 from squib.drivers.machine import ProcessMachine
-from squib.errors import AgentLost, ToolFailed, Unsupported
+from squib.errors import AgentLost, HostError, ToolFailed, Unsupported
 from squib.host import sockets
 from squib.host.files import disk_errors
 from squib.host.logs import LogPump
@@ -39,12 +39,13 @@ _AGENT_PORT = 1024
 _CONNECTED = b"OK "
 _MAX_LINE_BYTES = 32
 _RETRY_S = 0.005
-_ANSWER_S, _LONGEST_ANSWER_S = 0.02, 5.0
-"""How long a guest that goes on may take to answer, before and after some tries.
-
-Firecracker before 1.15 numbers its connections anew when it loads a saved state. A request that has the number of one
-that the guest has not closed yet is lost.
-"""
+_ANSWER_S, _LONGEST_ANSWER_S = 0.1, 5.0
+"""How long a guest that goes on may take to answer, before and after some tries. It can miss a request."""
+_FIRST_NUMBER = 1 << 30
+_NUMBER_BYTES = 4
+_MAX_SKIPPED = 64
+_NO_PORT = 1
+"""A port on which no guest listens."""
 _HALT = re.compile(rb"\[ *\d+\.\d+\] reboot: (System halted|Power down)\r?\n")
 _HALT_BYTES = 256
 _SAVE_TIMEOUT_S = 30.0
@@ -64,6 +65,8 @@ class Endpoint:
         """Take over the descriptor ``folder``."""
         self._folder = folder
         self._agents: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self.number = 0
+        """The number that Firecracker has given to the last connection to the agent; 0 if unknown."""
 
     def api(self) -> socket.socket:
         """Connect to the API. Raises `OSError`."""
@@ -87,7 +90,22 @@ class Endpoint:
                     raise ConnectionResetError("Firecracker closed the connection to the agent")
             if not line.startswith(_CONNECTED):
                 raise ConnectionRefusedError("Firecracker refused the connection to the agent")
+            number = line.removeprefix(_CONNECTED).strip()
+            self.number = int(number) - _FIRST_NUMBER + 1 if number.isdigit() else 0
         return connection
+
+    def skip_numbers(self, number: int) -> None:
+        """Let Firecracker use up all numbers of connections to ``number``.
+
+        If there were many connections, the first numbers are free again. Raises `ToolFailed`.
+        """
+        self.number = number
+        try:
+            for _ in range(number if number <= _MAX_SKIPPED else 0):
+                with sockets.connect_in(self._folder, AGENT_SOCKET) as connection:
+                    connection.send(b"CONNECT %d\n" % _NO_PORT)
+        except OSError as error:
+            raise ToolFailed(f"Firecracker does not accept connections to its guest: {error.strerror}") from error
 
     def hang_up(self) -> None:
         """End all connections to the agent."""
@@ -192,9 +210,9 @@ class FirecrackerMachine(ProcessMachine):
             content = self._endpoint.take(SAVED_DEVICES, _MAX_DEVICES_BYTES)
         except OSError as error:
             raise ToolFailed(f"the state of Firecracker's devices cannot be read: {error.strerror}") from error
-        with disk_errors(path.parent), path.open("xb") as file:
-            file.write(content)
-            os.fchmod(file.fileno(), READABLE)
+        number = min(max(0, self._endpoint.number), _MAX_SKIPPED + 1)
+        with disk_errors(path.parent):
+            path.write_bytes(content + number.to_bytes(_NUMBER_BYTES))
 
     async def _check_resumable(self, verb: str) -> Version:
         """Return Firecracker's version. Raises `Unsupported` if this one does not run on after a pause."""
@@ -236,6 +254,22 @@ class FirecrackerMachine(ProcessMachine):
         self._pumps.close()
         self._api.close()
         self._endpoint.close()
+
+
+def unpack_devices(saved: Path, devices: Path) -> int:
+    """Write the saved state of devices for Firecracker, and return the number of the last connection before.
+
+    Raises `HostError`, `DiskFull`, `OSError`.
+    """
+    try:
+        content = saved.read_bytes()
+    except OSError as error:
+        raise HostError(f"the saved state {saved} cannot be read: {error.strerror}") from error
+    devices.unlink(missing_ok=True)
+    with disk_errors(devices.parent), devices.open("xb") as file:
+        file.write(content[:-_NUMBER_BYTES])
+        os.fchmod(file.fileno(), READABLE)
+    return min(int.from_bytes(content[-_NUMBER_BYTES:]), _MAX_SKIPPED + 1)
 
 
 async def describe(api: ApiClient, name: str, *, timeout_s: float | None = None) -> str:

@@ -21,6 +21,13 @@ resume`` in Firecracker's repository).
 CANNOT_RESUME_BECAUSE = "after a resume it cannot reach the guest"
 OTHER_VERSION = "squib install firecracker --version 1.17.0"
 
+KEEPS_NUMBERS_SINCE = (1, 15)
+"""The first version that saves how many connections to the guest's vsock there were.
+
+Older ones number them anew when they load a saved state. So they mistake what the guest sends to a connection of before
+for what it sends to a new one, and the guest does the same.
+"""
+
 _VERSION = re.compile(r"(?<![\w.])v?(\d{1,6})\.(\d{1,6})\.(\d{1,6})(?![\w.])")
 
 
