@@ -117,6 +117,17 @@ def stray_watchdogs(home: Home) -> list[int]:
     return strays()
 
 
+def unfinished_builds(home: Home) -> list[str]:
+    """What is still being built. A template is finished in the background, which may be after its test."""
+
+    def found() -> list[str]:
+        return sorted(path.name for path in home.building.glob("*"))
+
+    with contextlib.suppress(AssertionError):
+        until(lambda: not found(), "they stay", within_s=10)
+    return found()
+
+
 @dataclass(frozen=True)
 class Resources:
     """Everything that VMs of a state directory have on this host."""
@@ -137,6 +148,7 @@ class Resources:
 
 def resources(home: Home) -> Resources:
     """Return the resources that exist now."""
+    building = unfinished_builds(home)
     folders = sorted(home.vms.iterdir()) if home.vms.is_dir() else []
     leases, vms = [], []
     if home.database.exists():
@@ -156,7 +168,7 @@ def resources(home: Home) -> Resources:
             if path.is_dir()
         ),
         sockets=sorted(str(path) for path in home.vms.glob("*/*.sock")),
-        building=sorted(path.name for path in home.building.glob("*")),
+        building=building,
         stray_watchdogs=stray_watchdogs(home),
     )
 
