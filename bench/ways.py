@@ -43,6 +43,11 @@ _WRITE = "head -c 100M /dev/urandom > /dev/shm/file; sync"
 _CHILDREN = 6
 _POLL_S = 0.002
 _TIMEOUT_S = 60.0
+_STARTS = {
+    "memfd": "private mapping of a sealed memfd (squib)",
+    "file": "private mapping of the file",
+    "stream": "incoming migration",
+}
 _NO_CONFIGURATION = ["-global", "migration.send-configuration=off"]
 """What squib's own saved devices need; a migration has that section."""
 
@@ -189,17 +194,12 @@ async def _compare_starts(driver: QemuDriver, machine: QemuMachine, spec: Machin
     await complete()
     print(f"\nstart {_CHILDREN} VMMs from it (the first; the median of the others; PSS of each)\n")
     print("| way | first | next | memory |\n| --- | --: | --: | --: |")
-    for name in ("memfd", "file", "stream"):
-        label = {
-            "memfd": "private mapping of a sealed memfd (squib)",
-            "file": "private mapping of the file",
-            "stream": "incoming migration",
-        }[name]
+    for way, label in _STARTS.items():
         async with contextlib.AsyncExitStack() as children:
             times, pids = [], []
             for number in range(_CHILDREN):
                 began = time.perf_counter()
-                pids.append(await _start(driver, spec, folder, f"{name}-{number}", children))
+                pids.append(await _start(driver, spec, folder, way, number, children))
                 times.append(time.perf_counter() - began)
             each = sum(read_kib(f"/proc/{pid}/smaps_rollup", "Pss") for pid in pids) / len(pids) / 1024
             first, following = times[0] * 1000, statistics.median(times[1:]) * 1000
@@ -207,14 +207,14 @@ async def _compare_starts(driver: QemuDriver, machine: QemuMachine, spec: Machin
 
 
 async def _start(
-    driver: QemuDriver, spec: MachineSpec, saved: Path, name: str, children: contextlib.AsyncExitStack
+    driver: QemuDriver, spec: MachineSpec, saved: Path, way: str, number: int, children: contextlib.AsyncExitStack
 ) -> int:
-    """Start a VMM that has loaded what ``saved`` holds; return its pid. It ends with ``children``."""
-    paths = QemuPaths(saved / name)
+    """Start a VMM that has loaded what ``saved`` holds in this way; return its pid. It ends with ``children``."""
+    paths = QemuPaths(saved / f"{way}-{number}")
     paths.root.mkdir()
     fresh = replace(spec, memory=FreshMemory(_MEM_SIZE_MIB))
     mapped = replace(spec, memory=SavedMemory(_MEM_SIZE_MIB, saved / "memory", saved / "devices"))
-    is_memfd, is_stream = name.startswith("memfd"), name.startswith("stream")
+    is_memfd, is_stream = way == "memfd", way == "stream"
     with contextlib.ExitStack() as opened:
         fds, loading = driver._open(mapped if is_memfd else fresh, paths, opened, private=False)
         if is_stream:

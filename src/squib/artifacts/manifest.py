@@ -143,7 +143,7 @@ def is_valid_digest(digest: str) -> bool:
 
 
 def check_digest(digest: str) -> str:
-    """Return a digest. Raises `InvalidArgument` if it is none."""
+    """Return ``digest`` if it is valid. Otherwise raise `InvalidArgument`."""
     if not is_valid_digest(digest):
         raise InvalidArgument(f"invalid digest {digest!r}: use sha256: and 64 hex digits")
     return digest

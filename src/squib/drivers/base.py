@@ -94,9 +94,8 @@ class Capabilities:
     ``save``: its machines can be saved, and run again from that.
 
     If ``nested`` is false, ``no_nested`` may say why, and ``nested_hint`` the command that enables it; likewise
-    ``no_save`` and ``save_hint``. ``no_jailer``:
-    it can run a VMM without its jail, for development. ``max_vcpus`` is the largest number of virtual CPUs.
-    ``bzimage``: it boots compressed kernels too, not only ELF ones.
+    ``no_save`` and ``save_hint``. ``no_jailer``: it can run a VMM without its jail, for development. ``max_vcpus`` is
+    the largest number of virtual CPUs. ``bzimage``: it boots compressed kernels too, not only ELF ones.
     """
 
     pause: bool = False

@@ -55,7 +55,7 @@ def fill(memfd: OwnedFd, source: Path) -> None:
 class Mapping:
     """A part of a guest's memory in its VMM's address space, which is at ``offset`` in the whole memory.
 
-    ``inode`` is that of the file that is mapped; 0 if there is none.
+    ``inode`` is the mapped file's, or 0 for anonymous memory.
     """
 
     start: int

@@ -8,23 +8,15 @@ from pathlib import Path
 from squib.images.packing import pack_rootfs
 from squib.models import ImageInfo, OnProgress
 from squib.sdk.client import EngineClient
+from squib.sdk.part import EnginePart
 from squib.sdk.portal import Portal
 
 
-class AsyncImages:
+class AsyncImages(EnginePart):
     """An engine's root filesystem images, for asyncio programs.
 
     ``engine`` defaults to the engine at ``$SQUIB_URL``, or to the local one.
     """
-
-    def __init__(self, *, engine: EngineClient | None = None) -> None:
-        self._engine = engine or EngineClient()
-        self._owns_engine = engine is None
-
-    async def close(self) -> None:
-        """Close this object's connections. Idempotent."""
-        if self._owns_engine:
-            await self._engine.close()
 
     async def list(self) -> list[ImageInfo]:
         """List the images in the cache."""

@@ -16,6 +16,7 @@ from squib.protocol.guestfiles import encode_query
 from squib.sdk.client import EngineClient
 from squib.sdk.config import check_ref
 from squib.sdk.content import send
+from squib.sdk.part import EnginePart
 from squib.sdk.portal import Portal
 from squib.sdk.responses import not_understood, read_value
 from squib.sdk.transfer.chunks import CHUNK_BYTES, Data, blocking, chunks_of, in_thread
@@ -29,20 +30,11 @@ _COMPRESSED = {b"\x28\xb5\x2f\xfd": "zstd", b"\x1f\x8b": "gzip", b"\xfd7zXZ\0": 
 """How compressed files begin, and what decompresses them."""
 
 
-class AsyncSnapshots:
+class AsyncSnapshots(EnginePart):
     """An engine's snapshots, for asyncio programs. `AsyncVM.snapshot` makes them.
 
     ``engine`` defaults to the engine at ``$SQUIB_URL``, or to the local one.
     """
-
-    def __init__(self, *, engine: EngineClient | None = None) -> None:
-        self._engine = engine or EngineClient()
-        self._owns_engine = engine is None
-
-    async def close(self) -> None:
-        """Close this object's connections. Idempotent."""
-        if self._owns_engine:
-            await self._engine.close()
 
     async def list(self) -> list[SnapshotInfo]:
         """List the snapshots, oldest first."""

@@ -24,7 +24,7 @@ class Unloadable(Exception):
 
 
 class Memory:
-    """A guest's memory: anonymous, or that of a file, and with what the guest writes in this process only.
+    """A guest's memory: anonymous, or a private mapping of a file, whose changes stay in this process.
 
     What does not fit below the addresses of devices is a second region, as in Firecracker.
     """

@@ -150,7 +150,7 @@ def test_the_snapshot_may_be_deleted_while_it_is_exported(snapshots: Snapshots, 
     assert snapshots.import_stream(data).name == "s1"
 
 
-NAMES = sorted(name for name in vars(AsyncSnapshots) if not name.startswith("_"))
+NAMES = sorted(name for name in dir(AsyncSnapshots) if not name.startswith("_"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -159,4 +159,4 @@ def test_a_method_has_the_same_signature_in_both(name: str) -> None:
     assert list(inspect.signature(sync).parameters.values()) == list(
         inspect.signature(asynchronous).parameters.values()
     )
-    assert sorted(name for name in vars(Snapshots) if not name.startswith("_")) == NAMES
+    assert sorted(name for name in dir(Snapshots) if not name.startswith("_")) == NAMES

@@ -35,8 +35,9 @@ router = APIRouter(prefix="/vms/{ref}", tags=["processes"])
 
 _FIRST_MESSAGE_S = 30.0
 _LAST_INPUT_S = 5.0
-_ACKNOWLEDGE_S = 0.1
 """How long to keep writing input that a client sent before it closed the connection."""
+_ACKNOWLEDGE_S = 0.1
+"""How long to wait for a client that does not read acknowledgements."""
 _FAILED = 1011
 _FIRST_HINT = 'send {"type": "start", "rows": 24, "cols": 80} or {"type": "attach", "id": "p1"}'
 

@@ -31,7 +31,9 @@ def low_bytes(version: Version) -> int:
 
 
 def find(pid: int, size: int, low: int) -> Sequence[Mapping]:
-    """Find the memory in process ``pid``: all of it, or the two regions of which the first has ``low`` bytes.
+    """Find the memory of the guest in process ``pid``.
+
+    If it has more than ``low`` bytes, it is in two regions, and the first of them has ``low`` bytes.
 
     As `squib.host.memory.Find`.
     """
@@ -53,7 +55,7 @@ def _private(pid: int) -> Iterator[Mapping]:
 
 
 def _files(mappings: list[Mapping], size: int) -> Iterator[list[Mapping]]:
-    """Yield the files of which mappings have all ``size`` bytes."""
+    """Yield the parts of each file that is mapped whole: ``size`` bytes from its start, without a gap."""
     for inode in {part.inode for part in mappings} - {0}:
         parts = sorted((part for part in mappings if part.inode == inode), key=lambda part: part.offset)
         ends = [0, *(part.offset + part.size for part in parts)]

@@ -85,13 +85,14 @@ def write_sparse(fd: int, data: bytes) -> None:
         if end == at:
             at += len(_HOLE)
             continue
-        _write_all(fd, data[start:at])
+        write_all(fd, data[start:at])
         os.lseek(fd, end - at, os.SEEK_CUR)
         start = at = end
-    _write_all(fd, data[start:])
+    write_all(fd, data[start:])
 
 
-def _write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes) -> None:
+    """Write ``data``, also if the system takes it in parts. Raises `OSError`."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]

@@ -10,7 +10,7 @@ from typing import Self
 
 from squib.errors import FileExists, IsADirectory, NotAFile
 from squib.host.files import sync_directory
-from squib.sdk.transfer.localfiles import check_room, escaped, local_errors
+from squib.sdk.transfer.localfiles import check_room, escaped, local_errors, write_all
 
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
 
@@ -47,9 +47,7 @@ class NewFile:
     def write(self, data: bytes) -> None:
         """Write ``data`` at the end."""
         with local_errors(self._place):
-            view = memoryview(data)
-            while view:
-                view = view[os.write(self._fd, view) :]
+            write_all(self._fd, data)
 
     def finish(self) -> None:
         """Flush the file to the disk, and give it its name."""
